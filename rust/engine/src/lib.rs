@@ -1,0 +1,1 @@
+//! One trait with the shape of Hypervisor.framework, and its providers.

@@ -1,0 +1,1 @@
+//! OCI layers to one read-only EROFS image, streamed.

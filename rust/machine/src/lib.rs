@@ -1,0 +1,1 @@
+//! A virtual machine: memory, devices, vCPUs and boot.

@@ -1,0 +1,326 @@
+//! What host and guest agent say to each other, over virtio-vsock.
+//!
+//! At boot the agent connects to [`HOST_CID`]:[`BOOT_PORT`] and says [`BootEvent::Hello`]; the host answers with
+//! [`BootCommand::Configure`]; the agent mounts the root, listens on [`REQUEST_PORT`] and says
+//! [`BootEvent::Ready`]. That connection stays open for what concerns the guest as a whole.
+//!
+//! Each request is a connection of its own to [`REQUEST_PORT`]: the host sends one [`Request`]. For
+//! [`Request::Exec`] the host then sends [`ExecInput`] and receives [`ExecOutput`] until
+//! [`ExecOutput::Exited`] or [`ExecOutput::Failed`]; closing the connection kills the process group. For
+//! [`Request::Files`] the host sends [`FileCommand`]s, one at a time, each answered by one [`FileReply`] (or
+//! several, where the command says so).
+
+use serde::{Deserialize, Serialize};
+
+/// The host's vsock context id.
+pub const HOST_CID: u32 = 2;
+/// The guest's vsock context id.
+pub const GUEST_CID: u32 = 3;
+/// Host port that the agent connects to at boot.
+pub const BOOT_PORT: u32 = 1024;
+/// Guest port that the agent serves requests on.
+pub const REQUEST_PORT: u32 = 1025;
+/// Bytes of stdin the host may send beyond what [`ExecOutput::StdinConsumed`] has acknowledged.
+pub const STDIN_WINDOW: u32 = 256 * 1024;
+
+/// Bytes of a stream or a file; at most [`crate::frame::MAX_DATA`] in one message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+impl From<Vec<u8>> for Chunk {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
+/// Agent to host, on the boot connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BootEvent {
+    /// The first message. `version` is [`crate::VERSION`].
+    Hello { version: u32, kernel: String },
+    /// The root is mounted and requests are served. Answers [`BootCommand::Configure`].
+    Ready,
+    /// The guest could not be made ready (a mount failed …); the guest powers off after it.
+    Failed { message: String },
+    /// Answers [`BootCommand::Renew`]: every step is confirmed.
+    Renewed,
+    /// Answers [`BootCommand::Shutdown`]: processes are gone, file systems are synced; power-off follows.
+    Stopping,
+}
+
+/// Host to agent, on the boot connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BootCommand {
+    Configure(Configure),
+    /// After a restore, before anything of the user's runs: new identity, entropy and wall clock.
+    Renew(Identity),
+    /// SIGTERM to every process, SIGKILL after `grace_ms` milliseconds, sync, unmount, power off.
+    Shutdown {
+        grace_ms: u32,
+    },
+}
+
+/// What makes this guest different from every other that runs the same image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub hostname: String,
+    /// Written as 32 hexadecimal digits to /etc/machine-id where the image has that file.
+    pub machine_id: [u8; 16],
+    /// 64 bytes of fresh host entropy, credited to the kernel's pool (RNDADDENTROPY, then RNDRESEEDCRNG).
+    pub entropy: Chunk,
+    /// Nanoseconds since 1970 (CLOCK_REALTIME on the host as the message is sent).
+    pub wall_clock_ns: u64,
+}
+
+/// How the guest's root comes about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configure {
+    pub identity: Identity,
+    pub root: Root,
+    /// Lines for /etc/hosts and /etc/resolv.conf are written only when the image's files are empty or absent.
+    pub nameservers: Vec<String>,
+    /// Size limit of the tmpfs upper layer in bytes; 0 for the kernel's default (half of memory).
+    pub upper_bytes: u64,
+    /// Further mounts, made after the root in this order.
+    pub mounts: Vec<Mount>,
+}
+
+/// The root file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// The initramfs itself: for tests of kernel and agent.
+    Initramfs,
+    /// A read-only file system (`fs`, "erofs") on block device `device` ("/dev/vda") below an overlay whose upper
+    /// layer is a tmpfs.
+    Overlay { device: String, fs: String },
+}
+
+/// A block device to mount at a path inside the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub device: String,
+    pub fs: String,
+    pub target: String,
+    pub read_only: bool,
+}
+
+/// First message of the host on a connection to [`REQUEST_PORT`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    Exec(Exec),
+    /// File commands follow.
+    Files,
+    /// The connection becomes a byte stream to a TCP port on the guest's loopback; the agent answers with one
+    /// [`FileReply::Done`] or [`FileReply::Failed`] first.
+    Forward {
+        port: u16,
+    },
+}
+
+/// A process to start. Strings are bytes because arguments, environment and paths are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Program and arguments. The program is searched in PATH of `env` when it holds no slash.
+    pub args: Vec<Chunk>,
+    /// The whole environment, `NAME=value`. HOME is added from the user's passwd entry when absent, PATH with
+    /// docker's default when absent, HOSTNAME when absent, TERM=xterm when absent and `tty` is set.
+    pub env: Vec<Chunk>,
+    /// Working directory; created when absent (as docker does for WORKDIR). Empty: "/".
+    pub cwd: Chunk,
+    /// As docker's USER: "", "name", "uid", "name:group", "uid:gid" …, resolved in the guest's own files.
+    pub user: String,
+    /// A terminal of this size in place of three pipes; then all output is `Stdout`.
+    pub tty: Option<WindowSize>,
+    /// Whether stdin is a pipe from the host; otherwise it is /dev/null.
+    pub stdin: bool,
+    /// Milliseconds after which the whole process group is killed; 0 for never.
+    pub timeout_ms: u64,
+}
+
+/// Size of a terminal in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    pub rows: u16,
+    pub cols: u16,
+}
+
+/// Host to agent after [`Request::Exec`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecInput {
+    Stdin(Chunk),
+    /// No more stdin.
+    StdinEnd,
+    /// A Linux signal number for the process group.
+    Signal(i32),
+    Resize(WindowSize),
+}
+
+/// Agent to host after [`Request::Exec`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecOutput {
+    Started {
+        pid: u32,
+    },
+    Stdout(Chunk),
+    Stderr(Chunk),
+    /// So many bytes of stdin more have been taken by the process (or dropped because it closed its end).
+    StdinConsumed(u32),
+    /// The last message: the process has exited and its output has been sent whole. Output that its orphans may
+    /// still write after it is not waited for longer than 100 ms.
+    Exited(ExitStatus),
+    /// The last message: the process could not be started.
+    Failed {
+        kind: ExecError,
+        message: String,
+    },
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    Code(i32),
+    Signal(i32),
+    /// The agent killed it because [`Exec::timeout_ms`] had passed.
+    TimedOut,
+}
+
+/// Why a process could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecError {
+    /// The program does not exist (a shell would say 127).
+    NotFound,
+    /// The program cannot be executed (a shell would say 126).
+    NotExecutable,
+    /// The user or group is not in the guest's passwd or group file.
+    UnknownUser,
+    /// The working directory cannot be entered.
+    BadDirectory,
+    /// The request itself cannot be served (empty arguments, a NUL inside a string …).
+    Invalid,
+    /// Anything else of the kernel's (out of processes, out of memory …).
+    Other,
+}
+
+/// Host to agent after [`Request::Files`]. Paths are absolute, in the guest's root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileCommand {
+    /// Answered by [`FileReply::Stat`].
+    Stat {
+        path: Chunk,
+        follow: bool,
+    },
+    /// Answered by [`FileReply::Entries`], as often as needed, then [`FileReply::Done`].
+    List {
+        path: Chunk,
+    },
+    /// Answered by [`FileReply::Data`] as often as needed, then [`FileReply::Done`]. `length` 0 is to the end.
+    Read {
+        path: Chunk,
+        offset: u64,
+        length: u64,
+    },
+    /// Answered by [`FileReply::Done`] once open; then the host sends [`FileCommand::WriteData`] (not answered) and
+    /// [`FileCommand::WriteEnd`], which is answered by [`FileReply::Done`] or the first failure.
+    Write {
+        path: Chunk,
+        mode: u32,
+        how: WriteMode,
+    },
+    WriteData(Chunk),
+    WriteEnd,
+    MakeDir {
+        path: Chunk,
+        mode: u32,
+        parents: bool,
+        exist_ok: bool,
+    },
+    /// A file or symbolic link.
+    Unlink {
+        path: Chunk,
+    },
+    RemoveDir {
+        path: Chunk,
+    },
+    /// A directory with all that is in it, or a file.
+    RemoveTree {
+        path: Chunk,
+    },
+    Rename {
+        from: Chunk,
+        to: Chunk,
+    },
+    Symlink {
+        target: Chunk,
+        path: Chunk,
+    },
+    Link {
+        target: Chunk,
+        path: Chunk,
+    },
+    /// Answered by [`FileReply::Target`].
+    ReadLink {
+        path: Chunk,
+    },
+    /// The canonical path; answered by [`FileReply::Target`].
+    Resolve {
+        path: Chunk,
+    },
+    Chmod {
+        path: Chunk,
+        mode: u32,
+    },
+    /// An id of `u32::MAX` leaves that id as it is.
+    Chown {
+        path: Chunk,
+        uid: u32,
+        gid: u32,
+        follow: bool,
+    },
+    SetTimes {
+        path: Chunk,
+        atime_ns: i64,
+        mtime_ns: i64,
+    },
+}
+
+/// How [`FileCommand::Write`] opens the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WriteMode {
+    /// Create or truncate.
+    Truncate,
+    /// Create or append.
+    Append,
+    /// Create; fails with EEXIST.
+    CreateNew,
+}
+
+/// Agent to host after [`Request::Files`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileReply {
+    Done,
+    Stat(Stat),
+    Entries(Vec<(Chunk, Stat)>),
+    Data(Chunk),
+    Target(Chunk),
+    /// A Linux errno of the guest's.
+    Failed {
+        errno: i32,
+    },
+}
+
+/// As stat(2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stat {
+    pub dev: u64,
+    pub ino: u64,
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u64,
+    pub size: u64,
+    pub blocks: u64,
+    pub atime_ns: i64,
+    pub mtime_ns: i64,
+    pub ctime_ns: i64,
+}

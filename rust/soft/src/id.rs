@@ -1,0 +1,113 @@
+//! Register ids as Hypervisor.framework numbers them (hv_vcpu_types.h, hv_gic_types.h of the macOS 15 SDK).
+
+/// `hv_reg_t`: X0…X30 are 0…30, then PC, FPCR, FPSR, CPSR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reg(pub u32);
+
+impl Reg {
+    pub const FP: Self = Self(29);
+    pub const LR: Self = Self(30);
+    pub const PC: Self = Self(31);
+    pub const FPCR: Self = Self(32);
+    pub const FPSR: Self = Self(33);
+    pub const CPSR: Self = Self(34);
+
+    /// X`n`, `n` from 0 to 30.
+    pub const fn x(n: u32) -> Self {
+        assert!(n < 31);
+        Self(n)
+    }
+}
+
+/// `hv_simd_fp_reg_t`: Q0…Q31 are 0…31.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SimdReg(pub u32);
+
+/// `hv_sys_reg_t`: the register's encoding, `op0 << 14 | op1 << 11 | CRn << 7 | CRm << 3 | op2` (Arm ARM, C5.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SysReg(pub u16);
+
+impl SysReg {
+    /// The id of the register that MRS and MSR name by these five fields.
+    pub const fn new(op0: u16, op1: u16, crn: u16, crm: u16, op2: u16) -> Self {
+        Self(op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2)
+    }
+}
+
+macro_rules! sys_regs {
+    ($($name:ident = $op0:literal $op1:literal $crn:literal $crm:literal $op2:literal;)*) => {
+        impl SysReg {
+            $(pub const $name: Self = Self::new($op0, $op1, $crn, $crm, $op2);)*
+        }
+    };
+}
+
+// Those that a snapshot holds, in the order in which it holds them, so that one list serves both.
+sys_regs! {
+    MPIDR_EL1 = 3 0 0 0 5;
+    SCTLR_EL1 = 3 0 1 0 0;
+    CPACR_EL1 = 3 0 1 0 2;
+    TCR_EL1 = 3 0 2 0 2;
+    TTBR0_EL1 = 3 0 2 0 0;
+    TTBR1_EL1 = 3 0 2 0 1;
+    MAIR_EL1 = 3 0 10 2 0;
+    AMAIR_EL1 = 3 0 10 3 0;
+    VBAR_EL1 = 3 0 12 0 0;
+    CONTEXTIDR_EL1 = 3 0 13 0 1;
+    TPIDR_EL1 = 3 0 13 0 4;
+    SPSR_EL1 = 3 0 4 0 0;
+    ELR_EL1 = 3 0 4 0 1;
+    SP_EL0 = 3 0 4 1 0;
+    SP_EL1 = 3 4 4 1 0;
+    ESR_EL1 = 3 0 5 2 0;
+    FAR_EL1 = 3 0 6 0 0;
+    PAR_EL1 = 3 0 7 4 0;
+    TPIDR_EL0 = 3 3 13 0 2;
+    TPIDRRO_EL0 = 3 3 13 0 3;
+    CNTKCTL_EL1 = 3 0 14 1 0;
+    CSSELR_EL1 = 3 2 0 0 0;
+    MDSCR_EL1 = 2 0 0 2 2;
+    APIAKEYLO_EL1 = 3 0 2 1 0;
+    APIAKEYHI_EL1 = 3 0 2 1 1;
+    APIBKEYLO_EL1 = 3 0 2 1 2;
+    APIBKEYHI_EL1 = 3 0 2 1 3;
+    APDAKEYLO_EL1 = 3 0 2 2 0;
+    APDAKEYHI_EL1 = 3 0 2 2 1;
+    APDBKEYLO_EL1 = 3 0 2 2 2;
+    APDBKEYHI_EL1 = 3 0 2 2 3;
+    APGAKEYLO_EL1 = 3 0 2 3 0;
+    APGAKEYHI_EL1 = 3 0 2 3 1;
+    CNTV_CTL_EL0 = 3 3 14 3 1;
+    CNTV_CVAL_EL0 = 3 3 14 3 2;
+    CNTP_CTL_EL0 = 3 3 14 2 1;
+    CNTP_CVAL_EL0 = 3 3 14 2 2;
+}
+
+/// `hv_gic_icc_reg_t`: the encoding of the ICC system register, as [`SysReg`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IccReg(pub u16);
+
+macro_rules! icc_regs {
+    ($($name:ident = $crn:literal $crm:literal $op2:literal;)*) => {
+        impl IccReg {
+            $(pub const $name: Self = Self(SysReg::new(3, 0, $crn, $crm, $op2).0);)*
+        }
+    };
+}
+
+icc_regs! {
+    PMR_EL1 = 4 6 0;
+    BPR0_EL1 = 12 8 3;
+    BPR1_EL1 = 12 12 3;
+    AP0R0_EL1 = 12 8 4;
+    AP1R0_EL1 = 12 9 0;
+    RPR_EL1 = 12 11 3;
+    CTLR_EL1 = 12 12 4;
+    SRE_EL1 = 12 12 5;
+    IGRPEN0_EL1 = 12 12 6;
+    IGRPEN1_EL1 = 12 12 7;
+}
+
+/// `hv_gic_redistributor_reg_t`: the offset from the redistributor's base (SGI frame at 0x10000).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RedistReg(pub u32);
