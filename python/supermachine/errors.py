@@ -1,0 +1,202 @@
+"""Every error that this package raises on purpose.
+
+All of them derive from :class:`SupermachineError`, and each is also the builtin exception that it means, so
+``except FileNotFoundError`` works without importing anything from here.
+
+========== ==========================================================================================================
+``code``   a constant, dotted, one per class; stable across releases, for programs to compare
+``cause``  what happened underneath (an operating system or HTTP message), or ``None``
+``hint``   what to do about it, or ``None``
+``str(e)`` one sentence: what failed, on what
+========== ==========================================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class SupermachineError(Exception):
+    """The base of every error here; `message` is one sentence that names what failed."""
+
+    default_code: ClassVar[str] = "supermachine.error"
+    default_hint: ClassVar[str | None] = None
+
+    code: str
+    cause: str | None
+    hint: str | None
+
+    # OSError's own __new__ would look at the arguments and choose another class by errno; ours takes exactly one.
+    def __new__(cls, message: str = "", *_args: Any, **_kwargs: Any) -> SupermachineError:
+        return super().__new__(cls, message)
+
+    def __init__(self, message: str = "", *, cause: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = self.default_code
+        self.cause = cause
+        self.hint = hint if hint is not None else self.default_hint
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keyword-only arguments and OSError's own reduction do not survive pickling otherwise (multiprocessing).
+        return (_rebuild, (type(self), self.message, dict(self.__dict__)))
+
+
+def _rebuild(cls: type[SupermachineError], message: str, state: dict[str, Any]) -> SupermachineError:
+    error = cls.__new__(cls, message)
+    SupermachineError.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(SupermachineError, ValueError):
+    """An option, an environment variable or a combination of them makes no sense."""
+
+    default_code = "configuration.invalid"
+
+
+class HardwareRequired(SupermachineError, RuntimeError):
+    """Hardware isolation was asked for and this host has none that is usable."""
+
+    default_code = "engine.hardware-required"
+    default_hint = "run `supermachine doctor` to see what this host lacks"
+
+
+# Images: what is named, where it is, and whether it is what it claims to be.
+
+
+class InvalidReference(SupermachineError, ValueError):
+    """A string is not an image reference, nor a path that holds an image."""
+
+    default_code = "image.reference-invalid"
+
+
+class ImageNotFound(SupermachineError, FileNotFoundError):
+    """The registry, the layout, the archive or the cache does not have the image."""
+
+    default_code = "image.not-found"
+
+
+class PlatformNotFound(SupermachineError, LookupError):
+    """The image exists, but not for the platform that was asked for."""
+
+    default_code = "image.platform-not-found"
+
+
+class UnsupportedMediaType(SupermachineError, ValueError):
+    """A manifest, a configuration or a layer has a type that is not an image's."""
+
+    default_code = "image.media-type-unsupported"
+
+
+class InvalidImage(SupermachineError, ValueError):
+    """A manifest, a configuration, a layer or an archive is malformed."""
+
+    default_code = "image.invalid"
+
+
+class DigestMismatch(SupermachineError, ValueError):
+    """The bytes are not those that their digest or size promises."""
+
+    default_code = "image.digest-mismatch"
+
+
+class ImageTooLarge(SupermachineError, ValueError):
+    """An image, or a part of it, exceeds a limit."""
+
+    default_code = "image.too-large"
+
+
+class DiskFull(SupermachineError, OSError):
+    """There is no room left (or the quota is used up) where the cache lives."""
+
+    default_code = "cache.disk-full"
+    default_hint = "free some space, run `supermachine prune`, or point SUPERMACHINE_CACHE to another disk"
+
+
+class CacheError(SupermachineError, OSError):
+    """The cache directory cannot be used as one."""
+
+    default_code = "cache.unusable"
+
+
+class CacheTimeout(SupermachineError, TimeoutError):
+    """Another process held a lock of the cache for longer than was allowed."""
+
+    default_code = "cache.lock-timeout"
+
+
+# Registries.
+
+
+class RegistryError(SupermachineError, ConnectionError):
+    """A registry could not be reached, or answered with something that is not the distribution protocol."""
+
+    default_code = "registry.error"
+
+
+class RegistryUnauthorized(SupermachineError, PermissionError):
+    """The registry wants credentials, or does not accept (401) or allow (403) those it was given."""
+
+    default_code = "registry.unauthorized"
+
+
+class RegistryTimeout(SupermachineError, TimeoutError):
+    """The registry stopped answering."""
+
+    default_code = "registry.timeout"
+
+
+class RegistryRateLimited(RegistryError):
+    """The registry asked for fewer requests (429) for longer than we were willing to wait."""
+
+    default_code = "registry.rate-limited"
+
+
+class CredentialError(SupermachineError, PermissionError):
+    """A credential file or a credential helper could not be used."""
+
+    default_code = "registry.credentials"
+
+
+# Virtual machines.
+
+
+class VMExited(SupermachineError, ConnectionError):
+    """The virtual machine is gone: `reason` says why, `console_tail` is the end of its console output."""
+
+    default_code = "vm.exited"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: str = "unknown",
+        console_tail: str = "",
+        cause: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, cause=cause, hint=hint)
+        self.reason = reason
+        self.console_tail = console_tail
+
+
+class VMTimeout(SupermachineError, TimeoutError):
+    """The virtual machine did not do something in the time it was given."""
+
+    default_code = "vm.timeout"
+
+
+class CommandNotFound(SupermachineError, FileNotFoundError):
+    """The guest has no such command; a shell would say 127."""
+
+    default_code = "command.not-found"
+
+
+class CommandNotExecutable(SupermachineError, PermissionError):
+    """The guest has the file but may not execute it; a shell would say 126."""
+
+    default_code = "command.not-executable"
