@@ -1,6 +1,32 @@
-//! The extension module `supermachine._core`.
+//! The extension module `supermachine._core`: what the Python package cannot do fast or safely by itself.
+//!
+//! Every call that may wait gives up the GIL and looks for Python signals at least every
+//! [`sys::SIGNAL_INTERVAL_MS`] milliseconds, and ends when the VM does.
+
+mod connection;
+mod errors;
+mod exec;
+mod files;
+mod pump;
+mod sys;
+mod worker;
 
 use pyo3::prelude::*;
 
 #[pymodule]
-mod _core {}
+mod _core {
+    #[pymodule_export]
+    use crate::exec::Exec;
+    #[pymodule_export]
+    use crate::files::Files;
+    #[pymodule_export]
+    use crate::worker::Worker;
+
+    /// Version of the messages this build speaks with workers and agents.
+    #[pymodule_export]
+    const PROTOCOL_VERSION: u32 = supermachine_proto::VERSION;
+
+    /// Version of this build.
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+}

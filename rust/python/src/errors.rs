@@ -1,0 +1,54 @@
+//! From Rust's errors to the classes of `supermachine.errors`.
+
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::worker::Exit;
+
+/// An instance of a class of `supermachine.errors`, ready to raise.
+fn instance(
+    py: Python<'_>,
+    class: &str,
+    message: &str,
+    fill: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>,
+) -> PyErr {
+    let make = || -> PyResult<PyErr> {
+        let class = py.import("supermachine.errors")?.getattr(class)?;
+        let keywords = PyDict::new(py);
+        fill(&keywords)?;
+        Ok(PyErr::from_value(class.call((message,), Some(&keywords))?))
+    };
+    make().unwrap_or_else(|error| error)
+}
+
+/// `VMExited`: the VM ended while something waited for it.
+pub fn vm_exited(py: Python<'_>, exit: &Exit) -> PyErr {
+    instance(py, "VMExited", &exit.message, |k| {
+        k.set_item("reason", exit.reason)?;
+        k.set_item("console_tail", &exit.console_tail)
+    })
+}
+
+/// `AgentError`: the guest's agent closed a connection or broke the protocol while the VM goes on.
+pub fn agent(py: Python<'_>, message: &str) -> PyErr {
+    instance(py, "AgentError", message, |_| Ok(()))
+}
+
+/// `ExecFailed` and its subclasses: a process could not be started in the guest. `kind` names the case.
+pub fn exec_failed(py: Python<'_>, kind: &str, message: &str) -> PyErr {
+    instance(py, "ExecFailed", message, |k| k.set_item("kind", kind))
+}
+
+/// The `OSError` subclass that Python gives this errno, with the path it happened at.
+pub fn os_error(errno: i32, path: &[u8]) -> PyErr {
+    Python::attach(|py| {
+        let make = || -> PyResult<PyErr> {
+            let text = py.import("os")?.getattr("strerror")?.call1((errno,))?;
+            let path = String::from_utf8_lossy(path);
+            let class = py.get_type::<PyOSError>();
+            Ok(PyErr::from_value(class.call1((errno, text, path))?))
+        };
+        make().unwrap_or_else(|error| error)
+    })
+}

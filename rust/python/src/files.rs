@@ -1,0 +1,272 @@
+//! `Files`: the guest's file system over one connection.
+
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use supermachine_proto::agent::{Chunk, FileCommand, FileReply, REQUEST_PORT, Request, Stat, WriteMode};
+use supermachine_proto::frame::MAX_DATA;
+
+use crate::connection::Connection;
+use crate::errors;
+use crate::worker::{Worker, closed};
+
+/// A file's status in the order of the fields of [`Stat`].
+type StatTuple = (u64, u64, u32, u32, u32, u32, u64, u64, u64, (i64, i64, i64));
+
+fn tuple(s: &Stat) -> StatTuple {
+    (
+        s.dev,
+        s.ino,
+        s.mode,
+        s.nlink,
+        s.uid,
+        s.gid,
+        s.rdev,
+        s.size,
+        s.blocks,
+        (s.atime_ns, s.mtime_ns, s.ctime_ns),
+    )
+}
+
+struct Inner {
+    connection: Connection,
+    /// The path of the file that `write_open` has opened.
+    writing: Option<Vec<u8>>,
+    /// An answer is outstanding, or the connection failed.
+    spoilt: bool,
+}
+
+/// File operations in the guest, one at a time. Paths are absolute bytes.
+#[pyclass(frozen, module = "supermachine._core")]
+pub struct Files {
+    inner: Mutex<Option<Inner>>,
+}
+
+fn unexpected(py: Python<'_>) -> PyErr {
+    errors::agent(py, "the agent gave an answer that does not fit the file command")
+}
+
+impl Inner {
+    fn ask(&mut self, py: Python<'_>, command: &FileCommand, path: &[u8]) -> PyResult<FileReply> {
+        self.spoilt = true;
+        self.connection.send(py, command)?;
+        self.answer(py, path)
+    }
+
+    fn answer(&mut self, py: Python<'_>, path: &[u8]) -> PyResult<FileReply> {
+        self.spoilt = true;
+        let reply = self.connection.receive(py)?;
+        self.spoilt = false;
+        match reply {
+            FileReply::Failed { errno } => Err(errors::os_error(errno, path)),
+            reply => Ok(reply),
+        }
+    }
+}
+
+impl Files {
+    fn with<T>(&self, work: impl FnOnce(&mut Inner) -> PyResult<T>) -> PyResult<T> {
+        // Two threads never share a connection (the pool above lends it to one), so this lock does not wait.
+        let mut inner = self.inner.try_lock().map_err(|e| match e {
+            std::sync::TryLockError::Poisoned(_) => closed("the connection"),
+            std::sync::TryLockError::WouldBlock => closed("the connection is in use; it"),
+        })?;
+        work(inner.as_mut().ok_or_else(|| closed("the connection"))?)
+    }
+
+    fn done(&self, py: Python<'_>, command: &FileCommand, path: &[u8]) -> PyResult<()> {
+        self.with(|inner| match inner.ask(py, command, path)? {
+            FileReply::Done => Ok(()),
+            _ => Err(unexpected(py)),
+        })
+    }
+
+    fn target<'py>(
+        &self,
+        py: Python<'py>,
+        command: &FileCommand,
+        path: &[u8],
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        self.with(|inner| match inner.ask(py, command, path)? {
+            FileReply::Target(target) => Ok(PyBytes::new(py, &target.0)),
+            _ => Err(unexpected(py)),
+        })
+    }
+}
+
+#[pymethods]
+impl Files {
+    /// Connects to the agent.
+    #[staticmethod]
+    fn open(py: Python<'_>, worker: &Bound<'_, Worker>) -> PyResult<Self> {
+        let (stream, vm) = worker.get().open(py, REQUEST_PORT)?;
+        let mut connection = Connection::new(stream, vm)?;
+        connection.send(py, &Request::Files)?;
+        let inner = Inner { connection, writing: None, spoilt: false };
+        Ok(Self { inner: Mutex::new(Some(inner)) })
+    }
+
+    /// Whether the connection can be used for another command.
+    #[getter]
+    fn reusable(&self) -> bool {
+        self.inner.try_lock().is_ok_and(|i| {
+            i.as_ref().is_some_and(|i| !i.spoilt && i.writing.is_none() && i.connection.idle())
+        })
+    }
+
+    fn close(&self) {
+        *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn stat(&self, py: Python<'_>, path: Vec<u8>, follow: bool) -> PyResult<StatTuple> {
+        let command = FileCommand::Stat { path: Chunk(path.clone()), follow };
+        self.with(|inner| match inner.ask(py, &command, &path)? {
+            FileReply::Stat(stat) => Ok(tuple(&stat)),
+            _ => Err(unexpected(py)),
+        })
+    }
+
+    /// Names and status of a directory's entries, without "." and "..".
+    fn list<'py>(&self, py: Python<'py>, path: Vec<u8>) -> PyResult<Vec<(Bound<'py, PyBytes>, StatTuple)>> {
+        self.with(|inner| {
+            let mut entries = Vec::new();
+            let mut reply = inner.ask(py, &FileCommand::List { path: Chunk(path.clone()) }, &path)?;
+            loop {
+                match reply {
+                    FileReply::Entries(part) => {
+                        entries.extend(part.iter().map(|(n, s)| (PyBytes::new(py, &n.0), tuple(s))));
+                    }
+                    FileReply::Done => return Ok(entries),
+                    _ => {
+                        inner.spoilt = true;
+                        return Err(unexpected(py));
+                    }
+                }
+                reply = inner.answer(py, &path)?;
+            }
+        })
+    }
+
+    /// Reads a file from `offset`, `length` bytes or, for 0, to the end, and calls `write` with each piece.
+    fn read(
+        &self,
+        py: Python<'_>,
+        path: Vec<u8>,
+        offset: u64,
+        length: u64,
+        write: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        self.with(|inner| {
+            let command = FileCommand::Read { path: Chunk(path.clone()), offset, length };
+            let mut reply = inner.ask(py, &command, &path)?;
+            loop {
+                match reply {
+                    FileReply::Data(part) => {
+                        // More is under way until Done: a failing `write` spoils the connection.
+                        inner.spoilt = true;
+                        write.call1((PyBytes::new(py, &part.0),))?;
+                    }
+                    FileReply::Done => return Ok(()),
+                    _ => {
+                        inner.spoilt = true;
+                        return Err(unexpected(py));
+                    }
+                }
+                reply = inner.answer(py, &path)?;
+            }
+        })
+    }
+
+    /// Opens a file for `write`. `how` is "truncate", "append" or "create" (which fails when it exists).
+    fn write_open(&self, py: Python<'_>, path: Vec<u8>, mode: u32, how: &str) -> PyResult<()> {
+        let how = match how {
+            "truncate" => WriteMode::Truncate,
+            "append" => WriteMode::Append,
+            "create" => WriteMode::CreateNew,
+            _ => return Err(closed("a way to write other than truncate, append and create")),
+        };
+        self.done(py, &FileCommand::Write { path: Chunk(path.clone()), mode, how }, &path)?;
+        self.with(|inner| {
+            inner.writing = Some(path);
+            Ok(())
+        })
+    }
+
+    /// Appends to the open file. A failure in the guest shows in `write_end`.
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
+        self.with(|inner| {
+            if inner.writing.is_none() {
+                return Err(closed("the file"));
+            }
+            for part in data.as_bytes().chunks(MAX_DATA) {
+                inner.connection.send(py, &FileCommand::WriteData(Chunk(part.to_vec())))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Closes the open file: all of it is written, or an `OSError` says why not.
+    fn write_end(&self, py: Python<'_>) -> PyResult<()> {
+        let path = self.with(|inner| inner.writing.take().ok_or_else(|| closed("the file")))?;
+        self.done(py, &FileCommand::WriteEnd, &path)
+    }
+
+    fn make_dir(
+        &self,
+        py: Python<'_>,
+        path: Vec<u8>,
+        mode: u32,
+        parents: bool,
+        exist_ok: bool,
+    ) -> PyResult<()> {
+        self.done(py, &FileCommand::MakeDir { path: Chunk(path.clone()), mode, parents, exist_ok }, &path)
+    }
+
+    fn unlink(&self, py: Python<'_>, path: Vec<u8>) -> PyResult<()> {
+        self.done(py, &FileCommand::Unlink { path: Chunk(path.clone()) }, &path)
+    }
+
+    fn remove_dir(&self, py: Python<'_>, path: Vec<u8>) -> PyResult<()> {
+        self.done(py, &FileCommand::RemoveDir { path: Chunk(path.clone()) }, &path)
+    }
+
+    fn remove_tree(&self, py: Python<'_>, path: Vec<u8>) -> PyResult<()> {
+        self.done(py, &FileCommand::RemoveTree { path: Chunk(path.clone()) }, &path)
+    }
+
+    fn rename(&self, py: Python<'_>, source: Vec<u8>, target: Vec<u8>) -> PyResult<()> {
+        self.done(py, &FileCommand::Rename { from: Chunk(source.clone()), to: Chunk(target) }, &source)
+    }
+
+    fn symlink(&self, py: Python<'_>, target: Vec<u8>, path: Vec<u8>) -> PyResult<()> {
+        self.done(py, &FileCommand::Symlink { target: Chunk(target), path: Chunk(path.clone()) }, &path)
+    }
+
+    fn link(&self, py: Python<'_>, target: Vec<u8>, path: Vec<u8>) -> PyResult<()> {
+        self.done(py, &FileCommand::Link { target: Chunk(target), path: Chunk(path.clone()) }, &path)
+    }
+
+    fn read_link<'py>(&self, py: Python<'py>, path: Vec<u8>) -> PyResult<Bound<'py, PyBytes>> {
+        self.target(py, &FileCommand::ReadLink { path: Chunk(path.clone()) }, &path)
+    }
+
+    /// The canonical path.
+    fn resolve<'py>(&self, py: Python<'py>, path: Vec<u8>) -> PyResult<Bound<'py, PyBytes>> {
+        self.target(py, &FileCommand::Resolve { path: Chunk(path.clone()) }, &path)
+    }
+
+    fn chmod(&self, py: Python<'_>, path: Vec<u8>, mode: u32) -> PyResult<()> {
+        self.done(py, &FileCommand::Chmod { path: Chunk(path.clone()), mode }, &path)
+    }
+
+    /// An id of 2**32 - 1 leaves that id as it is.
+    fn chown(&self, py: Python<'_>, path: Vec<u8>, uid: u32, gid: u32, follow: bool) -> PyResult<()> {
+        self.done(py, &FileCommand::Chown { path: Chunk(path.clone()), uid, gid, follow }, &path)
+    }
+
+    /// Access and modification time in nanoseconds since 1970.
+    fn set_times(&self, py: Python<'_>, path: Vec<u8>, atime_ns: i64, mtime_ns: i64) -> PyResult<()> {
+        self.done(py, &FileCommand::SetTimes { path: Chunk(path.clone()), atime_ns, mtime_ns }, &path)
+    }
+}

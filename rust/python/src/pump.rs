@@ -1,0 +1,483 @@
+//! Moves the bytes of one running process between its connection and the caller's descriptors or buffers.
+//!
+//! One thread per process polls everything at once. A reader that does not read holds back only its own stream
+//! up to [`HELD`] bytes; beyond that the connection is not read either, and the guest's process blocks on its
+//! pipe as it would here.
+
+use std::collections::VecDeque;
+use std::io::{self, PipeReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use supermachine_proto::agent::{Chunk, ExecInput, ExecOutput, ExitStatus, STDIN_WINDOW};
+use supermachine_proto::frame::{self, Decoder, MAX_DATA};
+
+use crate::sys::{self, Interest};
+use crate::worker::{Exit, Shared};
+
+/// Bytes of one output stream that are held for a reader that does not read.
+const HELD: usize = 1024 * 1024;
+/// Bytes that poll(2)'s POLLOUT promises to take from a blocking descriptor (PIPE_BUF on Linux; 512 on macOS is
+/// the least POSIX allows, but its pipes take this many as well).
+const SURE_WRITE: usize = 4096;
+/// How long the VM may take to say why it ended once a connection has.
+const EXIT_GRACE: Duration = Duration::from_millis(300);
+
+/// Where an output stream goes.
+pub enum Sink {
+    /// Nowhere.
+    Null,
+    /// Into memory, at most so many bytes; what is beyond is dropped and noted.
+    Buffer { limit: usize },
+    /// To a descriptor. `own`: the writing end of a pipe made here, which is non-blocking.
+    Fd { fd: OwnedFd, own: bool },
+}
+
+/// Where stdin comes from.
+pub enum Source {
+    None,
+    Bytes(Vec<u8>),
+    Fd(OwnedFd),
+}
+
+/// How a process ended, as far as the host can know.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    Exited(ExitStatus),
+    Failed {
+        kind: &'static str,
+        message: String,
+    },
+    /// The VM ended first.
+    VmExited(Exit),
+    /// The connection ended, the VM goes on.
+    Lost(String),
+}
+
+#[derive(Default)]
+struct Progress {
+    pid: Option<u32>,
+    outcome: Option<Outcome>,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    truncated: bool,
+    commands: VecDeque<Command>,
+    bells: Vec<io::PipeWriter>,
+}
+
+/// What a caller can ask of a running pump.
+pub enum Command {
+    Input(ExecInput),
+    /// Close the connection; the agent kills the process group.
+    Close,
+}
+
+/// The caller's side of a pump.
+pub struct Handle {
+    progress: Mutex<Progress>,
+    changed: Condvar,
+    wake: Mutex<io::PipeWriter>,
+}
+
+impl Handle {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn wait<T>(&self, timeout: Duration, mut ready: impl FnMut(&mut Progress) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + timeout;
+        let mut progress = self.lock();
+        loop {
+            if let Some(value) = ready(&mut progress) {
+                return Some(value);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            progress = self.changed.wait_timeout(progress, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The outcome, once it is known and the caller's descriptors have all output.
+    pub fn outcome(&self, timeout: Duration) -> Option<Outcome> {
+        self.wait(timeout, |p| p.outcome.clone())
+    }
+
+    /// The process id in the guest, or the outcome when it came first.
+    pub fn started(&self, timeout: Duration) -> Option<Result<u32, Outcome>> {
+        self.wait(timeout, |p| match (p.pid, &p.outcome) {
+            (Some(pid), _) => Some(Ok(pid)),
+            (None, Some(outcome)) => Some(Err(outcome.clone())),
+            (None, None) => None,
+        })
+    }
+
+    /// Process id in the guest, once it has one.
+    pub fn pid(&self) -> Option<u32> {
+        self.lock().pid
+    }
+
+    /// Output collected so far, taken out: stdout, stderr, and whether some was dropped at the limit.
+    pub fn take_output(&self) -> (Vec<u8>, Vec<u8>, bool) {
+        let mut progress = self.lock();
+        (std::mem::take(&mut progress.stdout), std::mem::take(&mut progress.stderr), progress.truncated)
+    }
+
+    /// Queues a command. Without effect once the process has ended.
+    pub fn command(&self, command: Command) {
+        self.lock().commands.push_back(command);
+        // A full pipe wakes the pump as well as one byte more would.
+        let _ = self.wake.lock().unwrap_or_else(PoisonError::into_inner).write(&[1]);
+    }
+
+    /// A pipe that ends when the outcome is known.
+    pub fn bell(&self) -> io::Result<PipeReader> {
+        let (reader, writer) = io::pipe()?;
+        let mut progress = self.lock();
+        if progress.outcome.is_none() {
+            progress.bells.push(writer);
+        }
+        Ok(reader)
+    }
+}
+
+/// An output stream's sink, with what is held for it.
+struct Out {
+    sink: Sink,
+    held: VecDeque<u8>,
+    regular: bool,
+    broken: bool,
+    signalled: bool,
+}
+
+impl Out {
+    fn new(sink: Sink) -> Self {
+        let regular = matches!(&sink, Sink::Fd { fd, .. } if sys::is_regular(fd));
+        Self { sink, held: VecDeque::new(), regular, broken: false, signalled: false }
+    }
+
+    fn interest(&self) -> Interest {
+        match &self.sink {
+            Sink::Fd { fd, .. } => Interest::when(!self.held.is_empty(), fd, libc::POLLOUT),
+            _ => Interest::none(),
+        }
+    }
+
+    /// Writes what the descriptor takes without blocking.
+    fn flush(&mut self) {
+        let Sink::Fd { fd, own } = &self.sink else { return };
+        while !self.held.is_empty() {
+            let most = if *own || self.regular { MAX_DATA } else { SURE_WRITE };
+            let (front, _) = self.held.as_slices();
+            match sys::write(fd, &front[..front.len().min(most)]) {
+                Ok(n) => drop(self.held.drain(..n)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.broken = true;
+                    self.held.clear();
+                }
+            }
+            // POLLOUT has promised one write only to a descriptor that blocks.
+            if !*own && !self.regular {
+                return;
+            }
+        }
+    }
+}
+
+/// One process's pump; [`Pump::run`] is its thread.
+pub struct Pump {
+    stream: UnixStream,
+    handle: Arc<Handle>,
+    vm: Arc<Shared>,
+    wake: PipeReader,
+    decoder: Decoder,
+    outgoing: VecDeque<u8>,
+    source: Source,
+    source_position: usize,
+    /// Bytes of stdin that may still be sent.
+    window: usize,
+    stdout: Out,
+    stderr: Out,
+    ended: Option<Outcome>,
+    closing: bool,
+}
+
+impl Pump {
+    /// A pump over a connection, with the first message already encoded in `request`.
+    pub fn new(
+        stream: UnixStream,
+        vm: Arc<Shared>,
+        request: Vec<u8>,
+        source: Source,
+        stdout: Sink,
+        stderr: Sink,
+    ) -> io::Result<(Self, Arc<Handle>)> {
+        stream.set_nonblocking(true)?;
+        let (wake, waker) = io::pipe()?;
+        sys::set_nonblocking(std::os::fd::AsFd::as_fd(&wake))?;
+        sys::set_nonblocking(std::os::fd::AsFd::as_fd(&waker))?;
+        let handle =
+            Arc::new(Handle { progress: Mutex::default(), changed: Condvar::new(), wake: Mutex::new(waker) });
+        let pump = Self {
+            stream,
+            handle: handle.clone(),
+            vm,
+            wake,
+            decoder: Decoder::default(),
+            outgoing: request.into(),
+            source,
+            source_position: 0,
+            window: STDIN_WINDOW as usize,
+            stdout: Out::new(stdout),
+            stderr: Out::new(stderr),
+            ended: None,
+            closing: false,
+        };
+        Ok((pump, handle))
+    }
+
+    /// Moves bytes until the process has ended and its output is delivered.
+    pub fn run(mut self) {
+        let mut buffer = vec![0; MAX_DATA];
+        loop {
+            let reading =
+                self.ended.is_none() && self.stdout.held.len() < HELD && self.stderr.held.len() < HELD;
+            if self.ended.is_some() && self.stdout.held.is_empty() && self.stderr.held.is_empty() {
+                break;
+            }
+            // A VM that has ended delivers what it sent and no more; a reader that stands still must not keep
+            // those who wait from hearing of it.
+            if self.ended.is_none() && !reading && self.vm.exit().is_some() {
+                self.end(None);
+            }
+            let mut stream_events = if reading { libc::POLLIN } else { 0 };
+            if !self.outgoing.is_empty() && self.ended.is_none() {
+                stream_events |= libc::POLLOUT;
+            }
+            let interests = [
+                Interest::when(stream_events != 0, &self.stream, stream_events),
+                Interest::when(true, &self.wake, libc::POLLIN),
+                match &self.source {
+                    Source::Fd(fd) => Interest::when(self.may_send(), fd, libc::POLLIN),
+                    _ => Interest::none(),
+                },
+                self.stdout.interest(),
+                self.stderr.interest(),
+            ];
+            let timeout = (!reading).then_some(Duration::from_millis(50));
+            let Ok([stream, wake, source, out, err]) = sys::poll(interests, timeout) else {
+                self.end(Some("poll failed".to_owned()));
+                break;
+            };
+            if wake != 0 {
+                let _ = sys::read(&self.wake, &mut buffer);
+            }
+            self.take_commands();
+            if out != 0 {
+                self.stdout.flush();
+            }
+            if err != 0 {
+                self.stderr.flush();
+            }
+            if reading && stream & !libc::POLLOUT != 0 {
+                self.receive(&mut buffer);
+            }
+            if self.ended.is_some() {
+                self.publish();
+                continue;
+            }
+            self.feed(source != 0, &mut buffer);
+            self.transmit();
+        }
+        self.publish();
+        // The pipes end here, after the outcome is known: whoever reads to the end finds it at once.
+    }
+
+    fn may_send(&self) -> bool {
+        self.ended.is_none() && self.window > 0 && self.outgoing.len() < 2 * MAX_DATA
+    }
+
+    fn take_commands(&mut self) {
+        let commands = std::mem::take(&mut self.handle.lock().commands);
+        for command in commands {
+            match command {
+                Command::Input(input) => self.post(&input),
+                Command::Close => {
+                    self.closing = true;
+                    let _ = self.stream.shutdown(std::net::Shutdown::Both);
+                }
+            }
+        }
+    }
+
+    fn post(&mut self, input: &ExecInput) {
+        let mut bytes = Vec::new();
+        // An input is at most MAX_DATA and some bytes, which always fits a frame.
+        if frame::encode(input, &mut bytes).is_ok() {
+            self.outgoing.extend(bytes);
+        }
+    }
+
+    fn feed(&mut self, readable: bool, buffer: &mut [u8]) {
+        while self.may_send() {
+            let most = self.window.min(MAX_DATA);
+            match &mut self.source {
+                Source::None => return,
+                Source::Bytes(bytes) => {
+                    let rest = &bytes[self.source_position..];
+                    if rest.is_empty() {
+                        self.source = Source::None;
+                        self.post(&ExecInput::StdinEnd);
+                        return;
+                    }
+                    let part = rest[..rest.len().min(most)].to_vec();
+                    self.source_position += part.len();
+                    self.window -= part.len();
+                    self.post(&ExecInput::Stdin(Chunk(part)));
+                }
+                Source::Fd(fd) => {
+                    if !readable {
+                        return;
+                    }
+                    match sys::read(fd, &mut buffer[..most]) {
+                        Ok(n) if n > 0 => {
+                            self.window -= n;
+                            let part = buffer[..n].to_vec();
+                            self.post(&ExecInput::Stdin(Chunk(part)));
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        _ => {
+                            self.source = Source::None;
+                            self.post(&ExecInput::StdinEnd);
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn transmit(&mut self) {
+        while !self.outgoing.is_empty() {
+            let (front, _) = self.outgoing.as_slices();
+            match (&self.stream).write(front) {
+                Ok(n) => drop(self.outgoing.drain(..n)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The reading side tells what became of the connection, with what was sent before it.
+                Err(_) => return self.outgoing.clear(),
+            }
+        }
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) {
+        match sys::read(&self.stream, buffer) {
+            Ok(0) => return self.end(None),
+            Ok(n) => self.decoder.push(&buffer[..n]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => return self.end(None),
+        }
+        loop {
+            match self.decoder.next::<ExecOutput>() {
+                Ok(Some(message)) => self.handle_message(message),
+                Ok(None) => return,
+                Err(error) => return self.end(Some(error.to_string())),
+            }
+            if self.ended.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn handle_message(&mut self, message: ExecOutput) {
+        match message {
+            ExecOutput::Started { pid } => self.handle.update(|p| p.pid = Some(pid)),
+            ExecOutput::Stdout(chunk) => self.output(false, &chunk.0),
+            ExecOutput::Stderr(chunk) => self.output(true, &chunk.0),
+            ExecOutput::StdinConsumed(n) => {
+                self.window = self.window.saturating_add(n as usize).min(STDIN_WINDOW as usize);
+            }
+            ExecOutput::Exited(status) => self.ended = Some(Outcome::Exited(status)),
+            ExecOutput::Failed { kind, message } => {
+                self.ended = Some(Outcome::Failed { kind: kind_name(kind), message });
+            }
+        }
+    }
+
+    fn output(&mut self, stderr: bool, bytes: &[u8]) {
+        let out = if stderr { &mut self.stderr } else { &mut self.stdout };
+        match out.sink {
+            Sink::Null => {}
+            Sink::Buffer { limit } => self.handle.update(|p| {
+                let buffer = if stderr { &mut p.stderr } else { &mut p.stdout };
+                let room = limit.saturating_sub(buffer.len());
+                buffer.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                p.truncated |= bytes.len() > room;
+            }),
+            Sink::Fd { own, .. } => {
+                if !out.broken {
+                    out.held.extend(bytes);
+                    if own || out.regular {
+                        out.flush();
+                    }
+                }
+                if out.broken && !out.signalled {
+                    // What the kernel does to a process that writes to a pipe nobody reads.
+                    out.signalled = true;
+                    self.post(&ExecInput::Signal(libc::SIGPIPE));
+                }
+            }
+        }
+    }
+
+    /// The connection has ended without an outcome: finds out why.
+    fn end(&mut self, trouble: Option<String>) {
+        let outcome = match (trouble, self.closing) {
+            (Some(trouble), _) => Outcome::Lost(format!("the agent broke the protocol: {trouble}")),
+            (None, true) => Outcome::Exited(ExitStatus::Signal(libc::SIGKILL)),
+            (None, false) => match self.vm.wait_exit(EXIT_GRACE) {
+                Some(exit) => Outcome::VmExited(exit),
+                None => Outcome::Lost("the agent closed the connection of a running process".to_owned()),
+            },
+        };
+        self.ended = Some(outcome);
+    }
+
+    /// Tells the outcome as soon as nothing that a caller could look at is missing. A pipe made here may still
+    /// hold output: whoever has the other end reads it, before or after.
+    fn publish(&mut self) {
+        let waiting = |out: &Out| !out.held.is_empty() && matches!(out.sink, Sink::Fd { own: false, .. });
+        let dead = matches!(self.ended, Some(Outcome::VmExited(_)));
+        if !dead && (waiting(&self.stdout) || waiting(&self.stderr)) {
+            return;
+        }
+        let Some(outcome) = self.ended.clone() else { return };
+        self.handle.update(|p| {
+            if p.outcome.is_none() {
+                p.outcome = Some(outcome);
+                p.bells.clear();
+            }
+        });
+    }
+}
+
+fn kind_name(kind: supermachine_proto::agent::ExecError) -> &'static str {
+    use supermachine_proto::agent::ExecError;
+    match kind {
+        ExecError::NotFound => "not-found",
+        ExecError::NotExecutable => "not-executable",
+        ExecError::UnknownUser => "unknown-user",
+        ExecError::BadDirectory => "bad-directory",
+        ExecError::Invalid => "invalid",
+        ExecError::Other => "other",
+    }
+}
