@@ -1,1 +1,39 @@
-//! virtio-mmio transport and devices.
+//! The virtio-mmio transport and the devices behind it: blk, console, rng, vsock; and a UART for the earliest output.
+//!
+//! A guest that breaks the rules of its device gets that device marked as needing a reset ([`Broken`]); the host goes on.
+
+pub mod blk;
+pub mod console;
+pub mod mmio;
+pub mod pl011;
+pub mod rng;
+pub mod tail;
+pub mod vsock;
+
+pub use mmio::{Device, Line, Transport};
+
+/// Guest memory as devices see it.
+pub type Memory = vm_memory::GuestMemoryMmap<()>;
+
+/// What a guest did that its device cannot go on from.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    #[error("queue {queue} lies outside guest memory or its ring indices are impossible")]
+    Queue { queue: usize },
+    #[error("a descriptor chain is malformed: {0}")]
+    Chain(String),
+    #[error("the guest left its {what} behind")]
+    Overrun { what: &'static str },
+}
+
+impl From<virtio_queue::Error> for Broken {
+    fn from(error: virtio_queue::Error) -> Self {
+        Self::Chain(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Broken {
+    fn from(error: std::io::Error) -> Self {
+        Self::Chain(error.to_string())
+    }
+}

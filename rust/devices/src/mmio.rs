@@ -1,0 +1,285 @@
+//! The virtio-mmio transport, version 2 (virtio 1.2, 4.2).
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_mmio::*;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+
+use crate::{Broken, Memory};
+
+/// "virt".
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "SMVM": whose devices these are; drivers do not look at it.
+const VENDOR: u32 = 0x4d56_4d53;
+const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
+
+/// Sets the level of a device's interrupt.
+pub type Line = Arc<dyn Fn(bool) + Send + Sync>;
+
+/// What a device is, beyond how it is reached. All calls come with the transport's lock held.
+pub trait Device: Send {
+    /// Virtio device id (virtio 1.2, 5).
+    fn id(&self) -> u32;
+    /// The most entries of each queue; powers of two.
+    fn queue_sizes(&self) -> &'static [u16];
+    /// Feature bits of the device's own; those of transport and ring are added.
+    fn features(&self) -> u64;
+    /// The device's configuration space.
+    fn config(&self) -> &[u8];
+    /// The guest has put something into queue `index`.
+    fn notify(&mut self, index: usize, rings: &mut Rings) -> Result<(), Broken>;
+    /// The driver starts over.
+    fn reset(&mut self);
+}
+
+/// A device's queues in guest memory, and its interrupt.
+pub struct Rings {
+    memory: Memory,
+    queues: Vec<Queue>,
+    line: Line,
+    interrupt_status: u32,
+    active: bool,
+}
+
+impl Rings {
+    /// Takes the next chain of queue `index`; `None` when the guest has offered no more, or the driver is not up.
+    pub fn pop(&mut self, index: usize) -> Result<Option<DescriptorChain<&Memory>>, Broken> {
+        let queue = &mut self.queues[index];
+        if !self.active || !queue.ready() {
+            return Ok(None);
+        }
+        let mut chains = queue.iter(&self.memory).map_err(|_| Broken::Queue { queue: index })?;
+        Ok(chains.next())
+    }
+
+    /// The memory that chains lie in; cheap to clone.
+    pub fn memory(&self) -> Memory {
+        self.memory.clone()
+    }
+
+    /// Gives a chain back with `length` bytes written, and interrupts the guest if it wants that.
+    pub fn push(&mut self, index: usize, head: u16, length: u32) -> Result<(), Broken> {
+        let queue = &mut self.queues[index];
+        let broken = |_| Broken::Queue { queue: index };
+        queue.add_used(&self.memory, head, length).map_err(broken)?;
+        if queue.needs_notification(&self.memory).map_err(broken)? {
+            self.interrupt(VIRTIO_MMIO_INT_VRING);
+        }
+        Ok(())
+    }
+
+    /// Asks to be notified of new chains in queue `index`; `true` when some have come in the meantime.
+    pub fn enable_notification(&mut self, index: usize) -> Result<bool, Broken> {
+        let queue = &mut self.queues[index];
+        if !self.active || !queue.ready() {
+            return Ok(false);
+        }
+        queue.enable_notification(&self.memory).map_err(|_| Broken::Queue { queue: index })
+    }
+
+    fn interrupt(&mut self, cause: u32) {
+        self.interrupt_status |= cause;
+        (self.line)(true);
+    }
+}
+
+/// A device behind its register window.
+pub struct Transport<D> {
+    pub device: D,
+    pub rings: Rings,
+    status: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+}
+
+impl<D: Device> Transport<D> {
+    pub fn new(device: D, memory: Memory, line: Line) -> Self {
+        let queues =
+            device.queue_sizes().iter().map(|size| Queue::new(*size).expect("a power of two")).collect();
+        Self {
+            device,
+            rings: Rings { memory, queues, line, interrupt_status: 0, active: false },
+            status: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+        }
+    }
+
+    /// Features that the driver has accepted.
+    pub fn driver_features(&self) -> u64 {
+        self.driver_features
+    }
+
+    /// Whether the guest broke the device; only a reset by its driver mends it.
+    pub fn is_broken(&self) -> bool {
+        self.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+    }
+
+    /// Does something with device and queues, as a notification would.
+    pub fn with<T: Default>(&mut self, work: impl FnOnce(&mut D, &mut Rings) -> Result<T, Broken>) -> T {
+        work(&mut self.device, &mut self.rings).unwrap_or_else(|_| {
+            self.mark_broken();
+            T::default()
+        })
+    }
+
+    /// Reads `data.len()` bytes at `offset`: registers are 32 bits wide, the configuration space is bytes.
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(at) = offset.checked_sub(CONFIG) {
+            let config = self.device.config().get(at as usize..).unwrap_or_default();
+            for (to, from) in data.iter_mut().zip(config) {
+                *to = *from;
+            }
+        } else if data.len() == 4 {
+            data.copy_from_slice(&self.register(offset as u32).to_le_bytes());
+        }
+    }
+
+    /// Writes a register. The configuration spaces here are read-only.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (Ok(value), true) = (data.try_into().map(u32::from_le_bytes), offset < CONFIG) {
+            self.set_register(offset as u32, value);
+        }
+    }
+
+    fn register(&self, offset: u32) -> u32 {
+        let queue = self.rings.queues.get(self.queue_select as usize);
+        match offset {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => self.device.id(),
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => half(self.features(), self.device_features_select),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.max_size().into()),
+            VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(QueueT::ready).into(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.rings.interrupt_status,
+            VIRTIO_MMIO_STATUS => self.status,
+            // No shared memory regions: length and base are all ones.
+            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            _ => 0,
+        }
+    }
+
+    fn set_register(&mut self, offset: u32, value: u32) {
+        match offset {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES if self.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 => {
+                let shift = match self.driver_features_select {
+                    0 => 0,
+                    1 => 32,
+                    _ => return,
+                };
+                let kept = self.driver_features & !(0xffff_ffff << shift);
+                self.driver_features = (kept | u64::from(value) << shift) & self.features();
+            }
+            VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
+            VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value as usize),
+            VIRTIO_MMIO_INTERRUPT_ACK => {
+                self.rings.interrupt_status &= !value;
+                (self.rings.line)(self.rings.interrupt_status != 0);
+            }
+            VIRTIO_MMIO_STATUS => self.set_status(value),
+            _ => self.set_queue_register(offset, value),
+        }
+    }
+
+    fn set_queue_register(&mut self, offset: u32, value: u32) {
+        let event_idx = self.driver_features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1;
+        let Some(queue) = self.rings.queues.get_mut(self.queue_select as usize) else { return };
+        // A queue in use does not move.
+        if queue.ready() && offset != VIRTIO_MMIO_QUEUE_READY {
+            return;
+        }
+        match offset {
+            VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_READY => {
+                queue.set_event_idx(event_idx);
+                queue.set_ready(value == 1);
+                if value == 1 && !queue.is_valid(&self.rings.memory) {
+                    queue.set_ready(false);
+                    self.mark_broken();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        let mut added = value & !self.status;
+        let before = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
+        let version_1 = self.driver_features >> VIRTIO_F_VERSION_1 & 1 == 1;
+        if added & VIRTIO_CONFIG_S_FEATURES_OK != 0
+            && !(version_1 && (self.status | value) & before == before)
+        {
+            // The driver reads the bit back to learn that its features are not accepted (virtio 1.2, 3.1.1).
+            added &= !VIRTIO_CONFIG_S_FEATURES_OK;
+        }
+        self.status |= added;
+        let live = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+        self.rings.active = self.status & live == live && !self.is_broken();
+    }
+
+    fn reset(&mut self) {
+        self.status = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.driver_features = 0;
+        self.queue_select = 0;
+        self.rings.active = false;
+        self.rings.interrupt_status = 0;
+        (self.rings.line)(false);
+        self.rings.queues.iter_mut().for_each(QueueT::reset);
+        self.device.reset();
+    }
+
+    fn notify(&mut self, index: usize) {
+        if self.rings.active && index < self.rings.queues.len() {
+            self.with(|device, rings| device.notify(index, rings));
+        }
+    }
+
+    fn mark_broken(&mut self) {
+        self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        self.rings.active = false;
+        if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.rings.interrupt(VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
+    fn features(&self) -> u64 {
+        self.device.features()
+            | 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    }
+}
+
+fn half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}

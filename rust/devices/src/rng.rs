@@ -1,0 +1,65 @@
+//! virtio-rng (virtio 1.2, 5.4): the host's random numbers.
+
+use std::io::Write;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+
+use crate::Broken;
+use crate::mmio::{Device, Rings};
+
+/// Most bytes that one request gets; the guest asks again for more.
+const MAX: usize = 4096;
+
+/// An entropy source.
+pub struct Rng;
+
+impl Device for Rng {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[16]
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+
+    fn notify(&mut self, index: usize, rings: &mut Rings) -> Result<(), Broken> {
+        let memory = rings.memory();
+        loop {
+            while let Some(chain) = rings.pop(index)? {
+                let head = chain.head_index();
+                let mut writer = chain.writer(&memory)?;
+                let mut bytes = [0; MAX];
+                let bytes = &mut bytes[..writer.available_bytes().min(MAX)];
+                fill(bytes)?;
+                writer.write_all(bytes)?;
+                let length = bytes.len() as u32;
+                rings.push(index, head, length)?;
+            }
+            if !rings.enable_notification(index)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn reset(&mut self) {}
+}
+
+/// Fills `bytes` from the host kernel.
+fn fill(bytes: &mut [u8]) -> std::io::Result<()> {
+    // 256 bytes at once are never interrupted and work on macOS as well (getentropy(2)).
+    for part in bytes.chunks_mut(256) {
+        // SAFETY: the pointer and length are those of `part`.
+        if unsafe { libc::getentropy(part.as_mut_ptr().cast(), part.len()) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! One connection: its socket, its credit in both directions, and what is left to be written.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use super::BUFFER;
+
+/// What names a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    pub host: u32,
+    pub guest: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The guest has not yet answered the host's request.
+    Requested,
+    Established,
+}
+
+pub struct Connection {
+    pub stream: UnixStream,
+    pub token: u64,
+    pub state: State,
+    /// The socket may have bytes, or its end.
+    pub readable: bool,
+    /// The host will send no more.
+    pub host_ended: bool,
+    /// The host's end is closed altogether.
+    pub hung_up: bool,
+    /// Shutdown flags of the guest's.
+    pub guest_shutdown: u32,
+    /// Bytes from the guest that the socket has taken, modulo 2³²; and that number as the guest last heard it.
+    pub forwarded: u32,
+    pub announced: u32,
+    /// Bytes sent to the guest, modulo 2³².
+    pub sent: u32,
+    guest_buffer: u32,
+    guest_forwarded: u32,
+    waiting: Vec<u8>,
+    written: usize,
+}
+
+impl Connection {
+    pub fn new(stream: UnixStream, token: u64, state: State) -> Self {
+        Self {
+            stream,
+            token,
+            state,
+            readable: false,
+            host_ended: false,
+            hung_up: false,
+            guest_shutdown: 0,
+            forwarded: 0,
+            announced: 0,
+            sent: 0,
+            guest_buffer: 0,
+            guest_forwarded: 0,
+            waiting: Vec::new(),
+            written: 0,
+        }
+    }
+
+    /// The guest says how much room it has.
+    pub fn credit(&mut self, buffer: u32, forwarded: u32) {
+        self.guest_buffer = buffer;
+        self.guest_forwarded = forwarded;
+    }
+
+    /// Bytes that may be sent to the guest now.
+    pub fn guest_room(&self) -> u32 {
+        self.guest_buffer.saturating_sub(self.sent.wrapping_sub(self.guest_forwarded))
+    }
+
+    pub fn can_read(&self) -> bool {
+        self.readable && self.state == State::Established && self.guest_room() > 0
+    }
+
+    /// Whether everything from the guest is in the socket.
+    pub fn is_drained(&self) -> bool {
+        self.written == self.waiting.len()
+    }
+
+    /// Takes `length` bytes from the guest; `false` when it had no credit for them.
+    pub fn take(&mut self, length: usize, data: &mut impl Read) -> io::Result<bool> {
+        let waiting = self.waiting.len() - self.written;
+        if self.state != State::Established || waiting + length > BUFFER as usize {
+            return Ok(false);
+        }
+        if self.written > 0 {
+            self.waiting.drain(..self.written);
+            self.written = 0;
+        }
+        self.waiting.resize(waiting + length, 0);
+        data.read_exact(&mut self.waiting[waiting..])?;
+        Ok(true)
+    }
+
+    /// Writes as much as the socket takes.
+    pub fn flush(&mut self) -> io::Result<()> {
+        while !self.is_drained() {
+            match self.stream.write(&self.waiting[self.written..]) {
+                Ok(n) => {
+                    self.written += n;
+                    self.forwarded = self.forwarded.wrapping_add(n as u32);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.waiting.clear();
+        self.written = 0;
+        Ok(())
+    }
+
+    /// The guest will send no more.
+    pub fn end_writing(&self) {
+        // A socket that is gone already has nothing left to end.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+}

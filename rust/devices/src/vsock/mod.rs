@@ -1,0 +1,453 @@
+//! virtio-vsock (virtio 1.2, 5.10): stream sockets between guest and host.
+//!
+//! Each connection of the guest's is joined to a Unix stream socket of the host's. Bytes from the guest go to that
+//! socket at once, or wait in a buffer of at most [`BUFFER`] bytes, which is the credit the guest gets. Bytes
+//! from the socket are read only when the guest has room for them. An I/O thread waits for the sockets; all the
+//! rest happens under the transport's lock.
+
+mod connection;
+mod packet;
+mod poller;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+
+use crate::Broken;
+use crate::mmio::{Device, Rings, Transport};
+use connection::{Connection, Key, State};
+use packet::*;
+use poller::Poller;
+
+/// Bytes of one connection that the host keeps for a socket that does not take them yet.
+pub const BUFFER: u32 = 256 * 1024;
+/// Bytes of one packet to the guest.
+const MAX_PACKET: usize = 64 * 1024;
+/// Connections at once; further ones are refused.
+const MAX_CONNECTIONS: usize = 4096;
+/// Packets without data that wait for the guest's buffers. Each answers one of the guest's own, or belongs to a
+/// connection, so a guest that goes beyond does not take what it asked for.
+const MAX_CONTROL: usize = 4 * MAX_CONNECTIONS;
+/// Host ports from here on are given to connections that the host makes.
+const FIRST_EPHEMERAL: u32 = 1 << 30;
+const HOST_CID: u64 = 2;
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+/// Takes the host's end of a connection that the guest has made.
+pub type Accept = Box<dyn FnMut(OwnedFd) + Send>;
+
+/// The device.
+pub struct Vsock {
+    config: [u8; 8],
+    poller: Arc<Poller>,
+    listeners: BTreeMap<u32, Accept>,
+    connections: BTreeMap<Key, Connection>,
+    /// The poller's names of connections.
+    tokens: BTreeMap<u64, Key>,
+    next_token: u64,
+    next_port: u32,
+    control: VecDeque<Header>,
+    /// Where the search for a connection with something to read starts, so that each has its turn.
+    turn: Option<Key>,
+    buffer: Box<[u8]>,
+    closed: bool,
+}
+
+impl Vsock {
+    fn new(guest_cid: u64) -> io::Result<Self> {
+        Ok(Self {
+            config: guest_cid.to_le_bytes(),
+            poller: Arc::new(Poller::new()?),
+            listeners: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            next_token: 0,
+            next_port: FIRST_EPHEMERAL,
+            control: VecDeque::new(),
+            turn: None,
+            buffer: vec![0; MAX_PACKET].into(),
+            closed: false,
+        })
+    }
+
+    fn header(&self, key: Key, op: u16, flags: u32) -> Header {
+        let fwd_cnt = self.connections.get(&key).map_or(0, |c| c.forwarded);
+        Header {
+            src_cid: HOST_CID.into(),
+            dst_cid: u64::from_le_bytes(self.config).into(),
+            src_port: key.host.into(),
+            dst_port: key.guest.into(),
+            len: 0.into(),
+            kind: TYPE_STREAM.into(),
+            op: op.into(),
+            flags: flags.into(),
+            buf_alloc: BUFFER.into(),
+            fwd_cnt: fwd_cnt.into(),
+        }
+    }
+
+    fn send(&mut self, key: Key, op: u16, flags: u32) -> Result<(), Broken> {
+        if self.control.len() >= MAX_CONTROL {
+            return Err(Broken::Overrun { what: "vsock answers" });
+        }
+        let header = self.header(key, op, flags);
+        self.control.push_back(header);
+        if let Some(connection) = self.connections.get_mut(&key) {
+            connection.announced = connection.forwarded;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, key: Key, stream: UnixStream, state: State) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let token = self.next_token;
+        self.next_token += 1;
+        self.poller.add(&stream, token)?;
+        self.tokens.insert(token, key);
+        self.connections.insert(key, Connection::new(stream, token, state));
+        Ok(())
+    }
+
+    /// Forgets a connection; its socket closes, and the host's side sees the end of the stream.
+    fn remove(&mut self, key: Key) {
+        if let Some(connection) = self.connections.remove(&key) {
+            self.tokens.remove(&connection.token);
+            self.poller.remove(&connection.stream);
+        }
+    }
+
+    fn reset_connection(&mut self, key: Key) -> Result<(), Broken> {
+        self.remove(key);
+        self.send(key, OP_RST, 0)
+    }
+
+    /// Starts a connection to a guest port for a socket of the host's.
+    fn connect(&mut self, guest_port: u32, stream: UnixStream) -> Result<(), Broken> {
+        if self.closed || self.connections.len() >= MAX_CONNECTIONS {
+            return Ok(());
+        }
+        let mut key = Key { host: self.next_port, guest: guest_port };
+        while self.connections.contains_key(&key) {
+            key.host = key.host.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
+        }
+        self.next_port = key.host.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
+        match self.add(key, stream, State::Requested) {
+            Ok(()) => self.send(key, OP_REQUEST, 0),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// A packet of the guest's.
+    fn receive(&mut self, header: &Header, data: &mut impl Read) -> Result<(), Broken> {
+        let key = Key { host: header.dst_port.into(), guest: header.src_port.into() };
+        let op = u16::from(header.op);
+        if u64::from(header.dst_cid) != HOST_CID || u16::from(header.kind) != TYPE_STREAM {
+            return if op == OP_RST { Ok(()) } else { self.send(key, OP_RST, 0) };
+        }
+        if op == OP_REQUEST {
+            return self.accept(key, header);
+        }
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return if op == OP_RST { Ok(()) } else { self.send(key, OP_RST, 0) };
+        };
+        connection.credit(header.buf_alloc.into(), header.fwd_cnt.into());
+        match op {
+            OP_RESPONSE if connection.state == State::Requested => connection.state = State::Established,
+            OP_RST => self.remove(key),
+            OP_SHUTDOWN => {
+                connection.guest_shutdown |= u32::from(header.flags) & SHUTDOWN_BOTH;
+                return self.after_write(key);
+            }
+            OP_RW => {
+                if !connection.take(u32::from(header.len) as usize, data)? {
+                    return self.reset_connection(key);
+                }
+                return self.after_write(key);
+            }
+            OP_CREDIT_UPDATE => {}
+            OP_CREDIT_REQUEST => return self.send(key, OP_CREDIT_UPDATE, 0),
+            _ => return self.reset_connection(key),
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, key: Key, header: &Header) -> Result<(), Broken> {
+        let refused =
+            self.closed || self.connections.len() >= MAX_CONNECTIONS || self.connections.contains_key(&key);
+        let pair = match self.listeners.contains_key(&key.host) && !refused {
+            true => UnixStream::pair().ok(),
+            false => None,
+        };
+        let Some((ours, theirs)) = pair else { return self.reset_connection(key) };
+        if self.add(key, ours, State::Established).is_err() {
+            return self.reset_connection(key);
+        }
+        if let Some(connection) = self.connections.get_mut(&key) {
+            connection.credit(header.buf_alloc.into(), header.fwd_cnt.into());
+        }
+        if let Some(accept) = self.listeners.get_mut(&key.host) {
+            accept(theirs.into());
+        }
+        self.send(key, OP_RESPONSE, 0)
+    }
+
+    /// Writes what the guest has sent on to the socket, and does what follows from its having been written.
+    fn after_write(&mut self, key: Key) -> Result<(), Broken> {
+        let Some(connection) = self.connections.get_mut(&key) else { return Ok(()) };
+        if connection.flush().is_err() {
+            return self.reset_connection(key);
+        }
+        if connection.is_drained() {
+            match connection.guest_shutdown {
+                SHUTDOWN_BOTH => return self.reset_connection(key),
+                SHUTDOWN_SEND => connection.end_writing(),
+                _ => {}
+            }
+        }
+        // Half a buffer: seldom enough to be cheap, early enough that the guest does not wait.
+        if connection.forwarded.wrapping_sub(connection.announced) >= BUFFER / 2 {
+            return self.send(key, OP_CREDIT_UPDATE, 0);
+        }
+        self.poller.watch(self.connections.get(&key));
+        Ok(())
+    }
+
+    /// Fills the guest's receive buffers: packets without data first, then what the sockets hold, in turn.
+    fn fill(&mut self, rings: &mut Rings) -> Result<(), Broken> {
+        let memory = rings.memory();
+        loop {
+            while !self.control.is_empty() || self.next_readable().is_some() {
+                let Some(chain) = rings.pop(RECEIVE)? else { break };
+                let head = chain.head_index();
+                let mut writer = chain.writer(&memory)?;
+                let room = writer.available_bytes().checked_sub(HEADER_BYTES);
+                let room =
+                    room.ok_or_else(|| Broken::Chain("a vsock buffer does not hold a header".into()))?;
+                let written = match self.control.pop_front() {
+                    Some(header) => {
+                        writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
+                        HEADER_BYTES
+                    }
+                    None => self.read_socket(&mut writer, room)?,
+                };
+                // A chain of length zero is one that the driver takes back unused.
+                rings.push(RECEIVE, head, written as u32)?;
+            }
+            // While nothing is to be sent the guest need not say that it has added buffers.
+            if self.control.is_empty() && self.next_readable().is_none() {
+                return Ok(());
+            }
+            if !rings.enable_notification(RECEIVE)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One packet from the next socket that has something; the packet's length.
+    fn read_socket(&mut self, writer: &mut impl Write, room: usize) -> Result<usize, Broken> {
+        loop {
+            let Some(key) = self.next_readable() else { return self.filler(writer) };
+            self.turn = Some(key);
+            let Some(connection) = self.connections.get_mut(&key) else { continue };
+            let limit = room.min(MAX_PACKET).min(connection.guest_room() as usize);
+            match connection.stream.read(&mut self.buffer[..limit]) {
+                Ok(0) => {
+                    connection.readable = false;
+                    connection.host_ended = true;
+                    let flags = if connection.hung_up { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
+                    let header = self.header(key, OP_SHUTDOWN, flags);
+                    writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
+                    self.poller.watch(self.connections.get(&key));
+                    return Ok(HEADER_BYTES);
+                }
+                Ok(n) => {
+                    connection.sent = connection.sent.wrapping_add(n as u32);
+                    connection.announced = connection.forwarded;
+                    let mut header = self.header(key, OP_RW, 0);
+                    header.len = (n as u32).into();
+                    writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
+                    writer.write_all(&self.buffer[..n])?;
+                    return Ok(HEADER_BYTES + n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    connection.readable = false;
+                    self.poller.watch(self.connections.get(&key));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.remove(key);
+                    let header = self.header(key, OP_RST, 0);
+                    writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
+                    return Ok(HEADER_BYTES);
+                }
+            }
+        }
+    }
+
+    /// For a buffer that was taken when the sockets turned out to be empty: a packet that changes nothing.
+    fn filler(&self, writer: &mut impl Write) -> Result<usize, Broken> {
+        let Some(key) = self.connections.keys().next().copied() else {
+            let header = self.header(Key { host: 0, guest: 0 }, OP_RST, 0);
+            writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
+            return Ok(HEADER_BYTES);
+        };
+        let header = self.header(key, OP_CREDIT_UPDATE, 0);
+        writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
+        Ok(HEADER_BYTES)
+    }
+
+    /// The next connection whose socket may have bytes that the guest has room for.
+    fn next_readable(&self) -> Option<Key> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let after = self.turn.map_or(Unbounded, Excluded);
+        let can_read = |(key, connection): (&Key, &Connection)| connection.can_read().then_some(*key);
+        self.connections
+            .range((after, Unbounded))
+            .find_map(can_read)
+            .or_else(|| self.connections.iter().find_map(can_read))
+    }
+
+    /// A socket is ready, says the poller.
+    fn ready(&mut self, event: poller::Event) -> Result<(), Broken> {
+        let Some(key) = self.tokens.get(&event.token).copied() else { return Ok(()) };
+        let Some(connection) = self.connections.get_mut(&key) else { return Ok(()) };
+        connection.hung_up |= event.hung_up;
+        connection.readable |= event.readable && !connection.host_ended;
+        if event.hung_up && connection.host_ended {
+            // Nothing can be read from it or written to it any more.
+            return self.reset_connection(key);
+        }
+        match event.writable {
+            true => self.after_write(key),
+            false => Ok(()),
+        }
+    }
+
+    fn drop_all(&mut self) {
+        for key in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.remove(key);
+        }
+        self.control.clear();
+    }
+}
+
+impl Device for Vsock {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[128, 128, 16]
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn notify(&mut self, index: usize, rings: &mut Rings) -> Result<(), Broken> {
+        if index == TRANSMIT {
+            let memory = rings.memory();
+            loop {
+                while let Some(chain) = rings.pop(TRANSMIT)? {
+                    let head = chain.head_index();
+                    let mut reader = chain.reader(&memory)?;
+                    let header: Header = reader.read_obj()?;
+                    if u32::from(header.len) as usize > reader.available_bytes() {
+                        return Err(Broken::Chain("a vsock packet is shorter than it says".into()));
+                    }
+                    self.receive(&header, &mut reader)?;
+                    rings.push(TRANSMIT, head, 0)?;
+                }
+                if !rings.enable_notification(TRANSMIT)? {
+                    break;
+                }
+            }
+        }
+        self.fill(rings)
+    }
+
+    fn reset(&mut self) {
+        self.drop_all();
+    }
+}
+
+/// The host's side: makes and takes connections, from any thread.
+pub struct Host {
+    transport: Arc<Mutex<Transport<Vsock>>>,
+    poller: Arc<Poller>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Host {
+    /// Makes the device with this guest CID and starts its I/O thread.
+    pub fn start(
+        guest_cid: u32,
+        memory: crate::Memory,
+        line: crate::Line,
+    ) -> io::Result<(Self, Arc<Mutex<Transport<Vsock>>>)> {
+        let device = Vsock::new(guest_cid.into())?;
+        let poller = device.poller.clone();
+        let transport = Arc::new(Mutex::new(Transport::new(device, memory, line)));
+        let (waits, serves) = (poller.clone(), transport.clone());
+        let thread = std::thread::Builder::new().name("vsock".into()).spawn(move || {
+            while let Some(events) = waits.wait() {
+                lock(&serves).with(|device, rings| {
+                    for event in events {
+                        device.ready(event)?;
+                    }
+                    device.fill(rings)
+                });
+            }
+        })?;
+        let host = Self { transport: transport.clone(), poller, thread: Mutex::new(Some(thread)) };
+        Ok((host, transport))
+    }
+
+    /// Takes connections that the guest makes to this host port.
+    pub fn listen(&self, port: u32, accept: Accept) {
+        lock(&self.transport).device.listeners.insert(port, accept);
+    }
+
+    /// Joins a stream socket to a port that the guest listens on. When the guest refuses, or the VM ends, the
+    /// socket's other end sees the end of the stream.
+    pub fn connect(&self, port: u32, fd: OwnedFd) {
+        lock(&self.transport).with(|device, rings| {
+            device.connect(port, UnixStream::from(fd))?;
+            device.fill(rings)
+        });
+    }
+
+    /// Ends all connections and the I/O thread.
+    pub fn close(&self) {
+        {
+            let mut transport = lock(&self.transport);
+            transport.device.closed = true;
+            transport.device.drop_all();
+            transport.device.listeners.clear();
+        }
+        self.poller.stop();
+        if let Some(thread) = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn lock(transport: &Mutex<Transport<Vsock>>) -> MutexGuard<'_, Transport<Vsock>> {
+    transport.lock().unwrap_or_else(|e| e.into_inner())
+}
