@@ -200,3 +200,54 @@ class CommandNotExecutable(SupermachineError, PermissionError):
     """The guest has the file but may not execute it; a shell would say 126."""
 
     default_code = "command.not-executable"
+
+
+class UnknownUser(SupermachineError, LookupError):
+    """The guest's passwd or group file does not have the user or group that a command should run as."""
+
+    default_code = "command.unknown-user"
+
+
+class BadWorkingDirectory(SupermachineError, NotADirectoryError):
+    """A command's working directory cannot be entered in the guest."""
+
+    default_code = "command.working-directory"
+
+
+class InvalidCommand(SupermachineError, ValueError):
+    """A command that no system could run: no arguments, or a NUL inside one."""
+
+    default_code = "command.invalid"
+
+
+class CommandNotStarted(SupermachineError, OSError):
+    """The guest's kernel would not start another process (out of memory, out of processes …)."""
+
+    default_code = "command.not-started"
+
+
+class AgentError(SupermachineError, ConnectionError):
+    """The agent in the guest closed a connection or broke the protocol while the virtual machine goes on."""
+
+    default_code = "agent.error"
+    default_hint = "start the virtual machine again; when it happens again, please report it"
+
+
+class EngineUnavailable(SupermachineError, RuntimeError):
+    """The engine that was asked for is not in this build or not usable on this host."""
+
+    default_code = "engine.unavailable"
+    default_hint = "run `supermachine doctor` to see which engines this host can use"
+
+
+class NotSupported(SupermachineError, NotImplementedError):
+    """Something that this version cannot do yet."""
+
+    default_code = "feature.not-supported"
+
+
+class InstallationError(SupermachineError, FileNotFoundError):
+    """A file that belongs to this package is not where it should be."""
+
+    default_code = "installation.incomplete"
+    default_hint = "install supermachine again: pip install --force-reinstall supermachine"

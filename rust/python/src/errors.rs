@@ -35,9 +35,17 @@ pub fn agent(py: Python<'_>, message: &str) -> PyErr {
     instance(py, "AgentError", message, |_| Ok(()))
 }
 
-/// `ExecFailed` and its subclasses: a process could not be started in the guest. `kind` names the case.
+/// A process could not be started in the guest. `kind` names the case.
 pub fn exec_failed(py: Python<'_>, kind: &str, message: &str) -> PyErr {
-    instance(py, "ExecFailed", message, |k| k.set_item("kind", kind))
+    let class = match kind {
+        "not-found" => "CommandNotFound",
+        "not-executable" => "CommandNotExecutable",
+        "unknown-user" => "UnknownUser",
+        "bad-directory" => "BadWorkingDirectory",
+        "invalid" => "InvalidCommand",
+        _ => "CommandNotStarted",
+    };
+    instance(py, class, message, |_| Ok(()))
 }
 
 /// The `OSError` subclass that Python gives this errno, with the path it happened at.

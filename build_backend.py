@@ -1,0 +1,100 @@
+"""The build backend: maturin, after the worker executable and the guest files are in their place.
+
+A wheel holds one extension module, one executable that owns a virtual machine, and what a guest boots. maturin builds
+the first; this builds the second with Cargo and copies both others into the package, where maturin finds them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import maturin
+from maturin import get_requires_for_build_sdist, prepare_metadata_for_build_wheel
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / "python" / "supermachine"
+WORKER = "supermachine-worker"
+#: What a guest boots, per architecture of the guest. Every engine so far runs arm64 guests.
+GUEST_FILES = ("aarch64/Image.zst", "aarch64/initramfs.cpio.zst")
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
+
+
+def _target_directory() -> Path:
+    """Where Cargo puts what it builds."""
+    return Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").absolute()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies whole or not at all: a worker that runs keeps its own file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    shutil.copyfile(source, part)
+    shutil.copymode(source, part)
+    part.replace(target)
+
+
+def prepare() -> None:
+    """Builds the worker and puts it and the guest files into the package."""
+    command = ["cargo", "build", "--release", "--locked", "--package", WORKER]
+    target = os.environ.get("CARGO_BUILD_TARGET")
+    print("+", *command, file=sys.stderr, flush=True)
+    try:
+        subprocess.run(command, cwd=ROOT, check=True)
+    except FileNotFoundError:
+        raise SystemExit("cargo was not found; install Rust (https://rustup.rs), then try again") from None
+    directory = _target_directory() / target if target else _target_directory()
+    _copy(directory / "release" / WORKER, PACKAGE / "_bin" / WORKER)
+    for name in GUEST_FILES:
+        source = ROOT / "guest" / name
+        if not source.is_file():
+            raise SystemExit(f"{source} is missing: the source tree is incomplete")
+        _copy(source, PACKAGE / "_guest" / name)
+
+
+def build_wheel(
+    wheel_directory: str,
+    config_settings: dict[str, Any] | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    prepare()
+    return str(maturin.build_wheel(wheel_directory, config_settings, metadata_directory))
+
+
+def build_editable(
+    wheel_directory: str,
+    config_settings: dict[str, Any] | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    prepare()
+    return str(maturin.build_editable(wheel_directory, config_settings, metadata_directory))
+
+
+def build_sdist(sdist_directory: str, config_settings: dict[str, Any] | None = None) -> str:
+    return str(maturin.build_sdist(sdist_directory, config_settings))
+
+
+def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
+    return list(maturin.get_requires_for_build_wheel(config_settings))
+
+
+get_requires_for_build_editable = get_requires_for_build_wheel
+prepare_metadata_for_build_editable = prepare_metadata_for_build_wheel
+
+
+if __name__ == "__main__":
+    prepare()

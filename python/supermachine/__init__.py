@@ -1,0 +1,83 @@
+"""Run any OCI image as a microVM.
+
+    import supermachine
+
+    print(supermachine.run("python:3.12-slim", ["python", "-c", "print(1)"], text=True).stdout)
+
+    with supermachine.VM("debian:bookworm") as vm:
+        vm.run(["apt-get", "--version"], check=True)
+        vm.path("/tmp/x").write_text("hello")
+
+Names load on first use, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import aio, errors, images
+    from ._core import VERSION as __version__
+    from .errors import HardwareRequired, SupermachineError, VMExited, VMTimeout
+    from .paths import GuestPath
+    from .processes import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, Popen, TimeoutExpired
+    from .vm import VM, run
+
+_HOMES = {
+    "CalledProcessError": "processes",
+    "CompletedProcess": "processes",
+    "DEVNULL": "processes",
+    "GuestPath": "paths",
+    "HardwareRequired": "errors",
+    "PIPE": "processes",
+    "Popen": "processes",
+    "STDOUT": "processes",
+    "SupermachineError": "errors",
+    "TimeoutExpired": "processes",
+    "VM": "vm",
+    "VMExited": "errors",
+    "VMTimeout": "errors",
+    "run": "vm",
+}
+_MODULES = ("aio", "errors", "images")
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "VM",
+    "CalledProcessError",
+    "CompletedProcess",
+    "GuestPath",
+    "HardwareRequired",
+    "Popen",
+    "SupermachineError",
+    "TimeoutExpired",
+    "VMExited",
+    "VMTimeout",
+    "__version__",
+    "aio",
+    "errors",
+    "images",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    value: Any
+    if name == "__version__":
+        value = import_module("._core", __name__).VERSION
+    elif name in _MODULES:
+        value = import_module(f".{name}", __name__)
+    elif (home := _HOMES.get(name)) is not None:
+        value = getattr(import_module(f".{home}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,84 @@
+"""Values as people write them, checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Union
+
+from .errors import ConfigurationError
+
+StrOrBytes = Union[str, bytes]
+Environment = Union[Mapping[str, str], Sequence[str]]
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\Z", re.IGNORECASE)
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?\Z")
+
+#: RAM of a virtual machine unless told otherwise. The host gives a page only when the guest touches it.
+DEFAULT_MEMORY = "512m"
+MIN_MEMORY = 64 << 20
+MAX_MEMORY = 255 << 30
+MAX_VCPUS = 8
+
+
+def memory_bytes(value: int | str) -> int:
+    """Bytes of RAM: a number of bytes, or as docker writes it ("512m", "2g", "1.5GiB"), rounded up to 2 MiB."""
+    if isinstance(value, str):
+        match = _SIZE.match(value.strip())
+        if match is None:
+            raise ConfigurationError(f"{value!r} is not an amount of memory; write 512m or 2g")
+        size = int(float(match[1]) * _UNITS[match[2].lower()])
+    else:
+        size = value
+    if not MIN_MEMORY <= size <= MAX_MEMORY:
+        raise ConfigurationError(f"{value!r} of memory is outside 64 MiB to 255 GiB")
+    step = 2 << 20
+    return -(-size // step) * step
+
+
+def vcpu_count(value: int) -> int:
+    if not 1 <= value <= MAX_VCPUS:
+        raise ConfigurationError(f"{value} vCPUs are outside 1 to {MAX_VCPUS}")
+    return value
+
+
+def hostname(value: str) -> str:
+    if not _HOSTNAME.match(value):
+        raise ConfigurationError(f"{value!r} is not a host name: letters, digits, dots and hyphens, at most 64")
+    return value
+
+
+def environment(value: Environment | None) -> dict[str, str]:
+    """A mapping, or ``NAME=value`` strings, of which a bare NAME takes this process's value as docker does."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        pairs = [(str(k), str(v)) for k, v in value.items()]
+    else:
+        pairs = []
+        for item in value:
+            name, equals, text = item.partition("=")
+            if equals:
+                pairs.append((name, text))
+            elif name in os.environ:
+                pairs.append((name, os.environ[name]))
+    for name, text in pairs:
+        if not name or "=" in name or "\0" in name or "\0" in text:
+            raise ConfigurationError(f"{name!r} cannot be the name of an environment variable")
+    return dict(pairs)
+
+
+def environment_file(lines: Iterable[str]) -> list[str]:
+    """The items of docker's --env-file: one a line, comments from # at the start of a line."""
+    stripped = (line.rstrip("\r\n").lstrip() for line in lines)
+    return [line for line in stripped if line and not line.startswith("#")]
+
+
+def encode(value: StrOrBytes | os.PathLike[str] | os.PathLike[bytes]) -> bytes:
+    """Arguments, variables and paths as the guest sees them."""
+    data = os.fsencode(value)
+    if b"\0" in data:
+        raise ValueError("embedded null byte")
+    return data
