@@ -5,9 +5,47 @@
 //! Hypervisor.framework's ids ([`id`]). The interrupt controller and the virtual timer live in here, as they do in
 //! the framework from macOS 15 on; WFI sleeps inside [`Vcpu::run`].
 
+mod code;
+mod cpu;
+mod decode;
+mod exec;
 pub mod fp;
 pub mod gic;
 pub mod id;
+mod mem;
+mod mmu;
+mod op;
 mod regs;
+mod sysreg;
+mod vcpu;
+mod vm;
 
 pub use regs::Regs;
+pub use vcpu::{DataAbort, Exit, Vcpu};
+pub use vm::{COUNTER_HZ, Canceller, MAX_VCPUS, Protection, Vm, VmConfig};
+
+/// What can go wrong outside the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0} vCPUs were asked for; a machine has 1 to {MAX_VCPUS}")]
+    VcpuCount(u32),
+    #[error("there is no vCPU {0} in this machine; indexes start at 0 and end below its vCPU count")]
+    NoSuchVcpu(u32),
+    #[error("vCPU {0} exists already; each is created once")]
+    VcpuExists(u32),
+    #[error(
+        "cannot map or unmap {len} bytes at guest address {gpa:#x}: regions are whole 4 KiB pages below 1 TiB, do \
+         not overlap, and are unmapped as they were mapped"
+    )]
+    BadRegion { gpa: u64, len: u64 },
+    #[error("register id {0:#x} is not one of this CPU's; ids are Hypervisor.framework's")]
+    UnknownRegister(u32),
+    #[error("{0:#x} is no processor state of this CPU: the mode must be EL0t, EL1t or EL1h")]
+    BadState(u64),
+    #[error("the interrupt controller did not take its state: {0}")]
+    Gic(#[from] gic::Error),
+    #[error("the timer thread could not be started: {0}")]
+    TimerThread(#[source] std::io::Error),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,84 @@
+//! Decoded code, by physical address.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::decode::{BLOCK_MAX, Block};
+use crate::op::{Op, P};
+
+/// Operations kept at most; when they are used up everything is decoded anew.
+const CAPACITY: usize = 640 << 10;
+
+/// Multiplies: page numbers need no more.
+#[derive(Default)]
+pub(crate) struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+/// For each instruction of a page, one more than the index of the first operation of the block there; 0 for none.
+type Page = Box<[u32; 1024]>;
+
+pub(crate) struct CodeCache {
+    /// Never grows beyond its first capacity, so that pointers into it hold until `clear`.
+    ops: Vec<Op>,
+    pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
+    block: Block,
+}
+
+impl CodeCache {
+    pub fn new() -> Self {
+        Self { ops: Vec::with_capacity(CAPACITY), pages: HashMap::default(), block: Block::default() }
+    }
+
+    pub fn get(&self, pa: u64) -> Option<P> {
+        let at = self.pages.get(&(pa >> 12))?[(pa >> 2) as usize & 1023];
+        (at != 0).then(|| self.at(at as usize - 1))
+    }
+
+    fn at(&self, index: usize) -> P {
+        // SAFETY: `index` is that of an operation in `ops`, which moves and goes only in `clear`, after which no
+        // pointer from here is used again: the jump cache is emptied with it, and chains are in `ops` themselves.
+        unsafe { P::new(self.ops.as_ptr().add(index)) }
+    }
+
+    /// Whether a block might not fit any more.
+    pub fn is_full(&self) -> bool {
+        self.ops.len() + 2 * BLOCK_MAX + 8 > CAPACITY
+    }
+
+    /// Decodes the block at `pa`, whose page is at `host`.
+    pub fn decode(&mut self, pa: u64, host: *const u8) -> P {
+        let first = (pa & 0xfff) as usize;
+        self.block.decode(first, |off| {
+            // SAFETY: `host` is a mapped page of guest memory and `off` an aligned offset in it.
+            u32::from_le(unsafe { host.add(off).cast::<u32>().read_volatile() })
+        });
+        let index = self.ops.len();
+        self.ops.extend_from_slice(&self.block.ops);
+        let page = self.pages.entry(pa >> 12).or_insert_with(|| Box::new([0; 1024]));
+        page[first >> 2] = index as u32 + 1;
+        self.at(index)
+    }
+
+    /// Forgets a page; whether there was one.
+    pub fn remove(&mut self, pa: u64) -> bool {
+        self.pages.remove(&(pa >> 12)).is_some()
+    }
+
+    pub fn clear(&mut self) {
+        self.ops.clear();
+        self.pages.clear();
+    }
+}

@@ -1,0 +1,560 @@
+//! One CPU: its state, its exceptions, and the loop that runs blocks of decoded code.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::Regs;
+use crate::code::CodeCache;
+use crate::mem::{EL1_TAG, Tlb, TlbEntry};
+use crate::mmu::{Access, Fault, PA_BITS};
+use crate::op::{self, FUEL, P};
+use crate::sysreg::Sys;
+use crate::vcpu::Exit;
+use crate::vm::{Request, Shared, VcpuShared};
+
+/// Work left for a vCPU by other threads: bits of [`VcpuShared::pending`].
+#[derive(Clone, Copy)]
+pub(crate) struct Pend(pub u32);
+
+impl Pend {
+    pub const INTERRUPT: Self = Self(1);
+    pub const CANCEL: Self = Self(2);
+    pub const REQUEST: Self = Self(4);
+    pub const TIMER: Self = Self(8);
+}
+
+/// How WFI waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sleep {
+    Park,
+}
+
+const JUMPS: usize = 4096;
+
+/// Where code at a virtual address starts in the code cache.
+#[derive(Clone, Copy)]
+struct Jump {
+    key: u64,
+    op: P,
+}
+
+/// An odd key is no instruction's.
+const NO_JUMP: Jump = Jump { key: 1, op: P::NULL };
+
+/// PSTATE's fields beside the flags and the exception level.
+pub(crate) const DAIF_I: u8 = 2;
+pub(crate) const DAIF_F: u8 = 1;
+
+/// What an exclusive load remembers.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Monitor {
+    /// 0 when open.
+    pub size: u64,
+    pub va: u64,
+    pub value: [u64; 2],
+}
+
+#[repr(C)]
+pub(crate) struct Cpu {
+    pub regs: Regs,
+    /// Virtual page of the block that runs.
+    pub page: u64,
+    /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other.
+    key: u64,
+    pub tlb: *const TlbEntry,
+    pub tag: u64,
+    pub utlb: *const TlbEntry,
+    pub utag: u64,
+    pub icount: u64,
+    pub fuel: i32,
+    pub el: u8,
+    pub spsel: bool,
+    pub daif: u8,
+    pub pan: bool,
+    /// PSTATE.IL: the next instruction is an illegal-state exception.
+    pub il: bool,
+    /// Whether FP instructions trap (CPACR_EL1.FPEN and the exception level).
+    pub fp_trap: bool,
+    pub pc: u64,
+    pub exit: Option<Exit>,
+    /// A branch whose target should be remembered once it is known.
+    pub patch: P,
+    /// SP_EL0 and SP_EL1; the one in use is in `regs`.
+    pub sp: [u64; 2],
+    pub monitor: Monitor,
+    pub sys: Sys,
+    pub tlbs: [Tlb; 2],
+    jumps: Box<[Jump; JUMPS]>,
+    /// One bit for each (hashed) page that has entries in `jumps`.
+    jump_pages: [u64; 64],
+    pub code: CodeCache,
+    pub vm: Arc<Shared>,
+    pub me: Arc<VcpuShared>,
+    pub index: u32,
+    pub pa_bits: u32,
+    pub timer_offset: u64,
+    pub timer_mask: bool,
+    /// Requests to others whose completion the next DSB waits for.
+    pub broadcast: bool,
+    pub waits: u32,
+}
+
+impl Cpu {
+    pub fn new(vm: Arc<Shared>, index: u32) -> Box<Self> {
+        let me = vm.vcpus[index as usize].clone();
+        let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice();
+        let mut cpu = Box::new(Self {
+            regs: Regs::default(),
+            page: 0,
+            key: 0,
+            tlb: std::ptr::null(),
+            tag: 0,
+            utlb: std::ptr::null(),
+            utag: 0,
+            icount: 0,
+            fuel: 0,
+            el: 1,
+            spsel: true,
+            daif: 15,
+            pan: false,
+            il: false,
+            fp_trap: true,
+            pc: 0,
+            exit: None,
+            patch: P::NULL,
+            sp: [0; 2],
+            monitor: Monitor::default(),
+            sys: Sys::new(index),
+            tlbs: [Tlb::new(), Tlb::new()],
+            jumps: jumps.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
+            jump_pages: [0; 64],
+            code: CodeCache::new(),
+            vm,
+            me,
+            index,
+            pa_bits: PA_BITS,
+            timer_offset: 0,
+            timer_mask: false,
+            broadcast: false,
+            waits: 0,
+        });
+        cpu.regime();
+        cpu
+    }
+
+    /// Runs until an exit.
+    pub fn run(&mut self, _: Sleep) -> Exit {
+        self.me.enter();
+        let exit = self.run_inner();
+        self.me.leave();
+        exit
+    }
+
+    fn run_inner(&mut self) -> Exit {
+        self.update_timers();
+        self.regime();
+        loop {
+            if self.pending() != 0
+                && let Some(exit) = self.attend()
+            {
+                return exit;
+            }
+            if let Some(exit) = self.exit.take() {
+                return exit;
+            }
+            if self.il {
+                self.exception(0x0e, 0, None);
+            }
+            let Some(op) = self.find() else { continue };
+            self.page = self.pc & !0xfff;
+            self.fuel = FUEL;
+            op::run(self, op);
+        }
+    }
+
+    /// The block at PC; `None` when fetching took an exception.
+    fn find(&mut self) -> Option<P> {
+        let mut patch = std::mem::replace(&mut self.patch, P::NULL);
+        // An interrupt may have come between the branch and here.
+        if !patch.is_null() && self.pc != self.page | patch.target() {
+            patch = P::NULL;
+        }
+        if let Some(op) = self.jump_cache(self.pc)
+            && patch.is_null()
+        {
+            return Some(op);
+        }
+        let pc = self.pc;
+        if pc & 3 != 0 {
+            self.sys.far = pc;
+            self.exception(0x22, 0, None);
+            return None;
+        }
+        let t = match self.walk(pc, Access::Execute, self.el == 0) {
+            Ok(t) => t,
+            Err(fault) => {
+                self.instruction_abort(pc, fault);
+                return None;
+            }
+        };
+        let Some(host) = self.host(t.pa & !0xfff, false) else {
+            self.instruction_abort(pc, Fault::EXTERNAL);
+            return None;
+        };
+        let op = match self.code.get(t.pa) {
+            Some(op) => op,
+            None => {
+                if self.code.is_full() {
+                    self.flush_code();
+                    return None;
+                }
+                self.code.decode(t.pa, host)
+            }
+        };
+        if !patch.is_null() {
+            patch.set_chain(op);
+        }
+        let slot = Self::jump_slot(pc);
+        self.jumps[slot] = Jump { key: pc ^ self.key, op };
+        let bit = (pc >> 12) as usize & 4095;
+        self.jump_pages[bit >> 6] |= 1 << (bit & 63);
+        Some(op)
+    }
+
+    #[inline(always)]
+    fn jump_slot(va: u64) -> usize {
+        ((va >> 2) ^ (va >> 12)) as usize & (JUMPS - 1)
+    }
+
+    #[inline(always)]
+    pub fn jump_cache(&self, va: u64) -> Option<P> {
+        let e = &self.jumps[Self::jump_slot(va)];
+        (e.key == va ^ self.key).then_some(e.op)
+    }
+
+    pub fn flush_jumps(&mut self) {
+        self.jumps.fill(NO_JUMP);
+        self.jump_pages = [0; 64];
+        self.patch = P::NULL;
+    }
+
+    /// Forgets all decoded code.
+    pub fn flush_code(&mut self) {
+        self.code.clear();
+        self.flush_jumps();
+    }
+
+    /// Forgets the decoded code of one physical page.
+    pub fn flush_code_page(&mut self, pa: u64) {
+        if self.code.remove(pa) {
+            self.flush_jumps();
+        }
+    }
+
+    pub fn flush_tlb(&mut self) {
+        self.tlbs[0].flush();
+        self.tlbs[1].flush();
+        self.flush_jumps();
+    }
+
+    pub fn flush_tlb_va(&mut self, va: u64) {
+        self.tlbs[0].flush_va(va);
+        self.tlbs[1].flush_va(va);
+        let bit = (va >> 12) as usize & 4095;
+        // A block mapping covers more pages than the one that is named.
+        let around = &self.jump_pages[bit >> 9 << 3..(bit >> 9 << 3) + 8];
+        if around.iter().any(|w| *w != 0) {
+            self.flush_jumps();
+        }
+    }
+
+    pub fn flush_tlb_asid(&mut self, asid: u64) {
+        self.tlbs[0].flush_asid(asid);
+        if self.tlbs[1].low {
+            self.tlbs[1].flush();
+        }
+        self.flush_jumps();
+    }
+
+    /// Follows a change of TTBR0, TCR or ASID.
+    pub fn address_space_changed(&mut self) {
+        if self.tlbs[1].low {
+            self.tlbs[1].flush();
+            self.flush_jumps();
+        }
+        self.regime();
+    }
+
+    pub fn asid(&self) -> u64 {
+        let ttbr = if self.sys.tcr >> 22 & 1 == 1 { self.sys.ttbr1 } else { self.sys.ttbr0 };
+        ttbr >> 48 & 0xff
+    }
+
+    /// Recomputes what follows from the exception level, the ASID and the FP trap.
+    pub fn regime(&mut self) {
+        let asid = self.asid();
+        self.utlb = self.tlbs[0].entries.as_ptr();
+        self.utag = asid;
+        if self.el == 0 {
+            self.tlb = self.utlb;
+            self.tag = asid;
+            self.key = (asid + 1) << 48;
+        } else {
+            self.tlb = self.tlbs[1].entries.as_ptr();
+            self.tag = EL1_TAG;
+            self.key = 0;
+        }
+        let fpen = self.sys.cpacr >> 20 & 3;
+        self.fp_trap = if self.el == 0 { fpen != 3 } else { fpen & 1 == 0 };
+    }
+
+    pub fn set_pan(&mut self, pan: bool) {
+        if pan && !self.pan && self.tlbs[1].low {
+            self.tlbs[1].flush();
+        }
+        self.pan = pan;
+    }
+
+    fn sp_index(&self) -> usize {
+        usize::from(self.el == 1 && self.spsel)
+    }
+
+    /// Changes exception level and stack pointer selection.
+    fn switch(&mut self, el: u8, spsel: bool) {
+        let old = self.sp_index();
+        self.sp[old] = self.regs.x[Regs::SP];
+        self.el = el;
+        self.spsel = spsel;
+        self.regs.x[Regs::SP] = self.sp[self.sp_index()];
+        self.regime();
+    }
+
+    pub fn set_spsel(&mut self, spsel: bool) {
+        self.switch(self.el, spsel);
+    }
+
+    pub fn read_sp(&self, which: usize) -> u64 {
+        if which == self.sp_index() { self.regs.x[Regs::SP] } else { self.sp[which] }
+    }
+
+    pub fn write_sp(&mut self, which: usize, value: u64) {
+        self.sp[which] = value;
+        if which == self.sp_index() {
+            self.regs.x[Regs::SP] = value;
+        }
+    }
+
+    /// PSTATE as SPSR_EL1 holds it.
+    pub fn pstate(&self) -> u64 {
+        let mode = match (self.el, self.spsel) {
+            (0, _) => 0,
+            (_, false) => 4,
+            (_, true) => 5,
+        };
+        u64::from(self.regs.nzcv)
+            | u64::from(self.pan) << 22
+            | u64::from(self.il) << 20
+            | u64::from(self.daif) << 6
+            | mode
+    }
+
+    /// Takes PSTATE over; the mode must be one that exists.
+    pub fn set_pstate(&mut self, v: u64) {
+        self.regs.nzcv = v as u32 & 0xf000_0000;
+        self.set_pan(v >> 22 & 1 == 1);
+        self.il = v >> 20 & 1 == 1;
+        self.daif = (v >> 6 & 15) as u8;
+        let el = (v >> 2 & 1) as u8;
+        self.switch(el, if el == 1 { v & 1 == 1 } else { true });
+    }
+
+    pub fn set_fpcr(&mut self, v: u64) {
+        // AHP, DN, FZ, RMode, FZ16.
+        self.regs.fpcr = v as u32 & 0x07c8_0000;
+    }
+
+    pub fn set_fpsr(&mut self, v: u64) {
+        self.regs.fpsr = v as u32 & 0x0800_009f;
+    }
+
+    /// Takes an exception to EL1 with PC as the return address.
+    pub fn exception(&mut self, ec: u64, iss: u64, far: Option<u64>) {
+        self.sys.esr = ec << 26 | 1 << 25 | iss;
+        if let Some(far) = far {
+            self.sys.far = far;
+        }
+        self.enter_el1(0);
+    }
+
+    fn enter_el1(&mut self, kind: u64) {
+        let from = match (self.el, self.spsel) {
+            (0, _) => 0x400,
+            (_, false) => 0,
+            (_, true) => 0x200,
+        };
+        self.sys.spsr = self.pstate();
+        self.sys.elr = self.pc;
+        self.pc = self.sys.vbar + from + kind;
+        self.daif = 15;
+        self.il = false;
+        // SCTLR_EL1.SPAN clear sets PAN.
+        if self.sys.sctlr >> 23 & 1 == 0 {
+            self.set_pan(true);
+        }
+        self.switch(1, true);
+    }
+
+    pub fn data_abort(&mut self, va: u64, fault: Fault, write: bool) {
+        let ec = if self.el == 0 { 0x24 } else { 0x25 };
+        self.exception(ec, u64::from(fault.0) | u64::from(write) << 6, Some(va));
+    }
+
+    fn instruction_abort(&mut self, va: u64, fault: Fault) {
+        let ec = if self.el == 0 { 0x20 } else { 0x21 };
+        self.exception(ec, u64::from(fault.0), Some(va));
+    }
+
+    /// An exception of the instruction `o`, to be returned to.
+    pub fn raise(&mut self, o: P, ec: u64, iss: u64) {
+        self.icount += o.n();
+        self.sync(o);
+        self.exception(ec, iss, None);
+    }
+
+    pub fn undefined(&mut self, o: P) {
+        self.raise(o, 0, 0);
+    }
+
+    pub fn eret(&mut self) {
+        let spsr = self.sys.spsr;
+        self.monitor.size = 0;
+        self.pc = self.sys.elr;
+        if !matches!(spsr & 0x1f, 0 | 4 | 5) {
+            // Illegal return: PSTATE keeps level and stack, the rest comes in, IL is set (D1.3.4).
+            self.regs.nzcv = spsr as u32 & 0xf000_0000;
+            self.daif = (spsr >> 6 & 15) as u8;
+            self.il = true;
+            return;
+        }
+        self.set_pstate(spsr);
+        if self.el == 0 && self.sys.tcr >> 37 & 1 == 1 && self.pc >> 55 & 1 == 0 {
+            self.pc &= (1 << 56) - 1;
+        }
+    }
+
+    /// Looks at what other threads have left.
+    fn attend(&mut self) -> Option<Exit> {
+        let pending = self.me.pending.load(Ordering::SeqCst);
+        if pending & Pend::CANCEL.0 != 0 {
+            if let Some(exit) = self.exit.take() {
+                return Some(exit);
+            }
+            self.me.pending.fetch_and(!Pend::CANCEL.0, Ordering::SeqCst);
+            return Some(Exit::Canceled);
+        }
+        if pending & Pend::REQUEST.0 != 0 {
+            self.serve();
+        }
+        if pending & Pend::TIMER.0 != 0 {
+            self.me.pending.fetch_and(!Pend::TIMER.0, Ordering::SeqCst);
+            self.update_timers();
+        }
+        if self.me.pending.load(Ordering::SeqCst) & Pend::INTERRUPT.0 != 0 && self.exit.is_none() {
+            let gic = self.vm.gic.clone();
+            let (irq, fiq) = (gic.irq_pending(self.index), gic.fiq_pending(self.index));
+            if !irq && !fiq {
+                self.me.pending.fetch_and(!Pend::INTERRUPT.0, Ordering::SeqCst);
+                if gic.irq_pending(self.index) || gic.fiq_pending(self.index) {
+                    self.post(Pend::INTERRUPT);
+                }
+            } else if fiq && self.daif & DAIF_F == 0 {
+                self.enter_el1(0x100);
+            } else if irq && self.daif & DAIF_I == 0 {
+                self.enter_el1(0x80);
+            }
+        }
+        None
+    }
+
+    /// Does what other vCPUs asked this one to.
+    pub fn serve(&mut self) {
+        self.me.pending.fetch_and(!Pend::REQUEST.0, Ordering::SeqCst);
+        let me = self.me.clone();
+        let requests = std::mem::take(&mut *me.requests());
+        for r in &requests {
+            self.apply(*r);
+        }
+        me.done.fetch_add(requests.len() as u64, Ordering::SeqCst);
+    }
+
+    pub fn apply(&mut self, r: Request) {
+        match r {
+            Request::TlbAll => self.flush_tlb(),
+            Request::TlbVa(va) => self.flush_tlb_va(va),
+            Request::TlbAsid(asid) => self.flush_tlb_asid(asid),
+            Request::Code => self.flush_code(),
+            Request::CodePage(pa) => self.flush_code_page(pa),
+        }
+    }
+
+    /// Applies to all vCPUs; the others have done it after the next DSB.
+    pub fn everywhere(&mut self, r: Request) {
+        self.apply(r);
+        for (i, other) in self.vm.vcpus.iter().enumerate() {
+            if i as u32 != self.index {
+                other.ask(r);
+                self.broadcast = true;
+            }
+        }
+    }
+
+    /// Waits until every vCPU that runs has done what it was asked to.
+    pub fn synchronize(&mut self) {
+        if !std::mem::take(&mut self.broadcast) {
+            return;
+        }
+        let vm = self.vm.clone();
+        for (i, other) in vm.vcpus.iter().enumerate() {
+            if i as u32 == self.index {
+                continue;
+            }
+            let asked = other.asked.load(Ordering::SeqCst);
+            let mut spins = 0u32;
+            while other.done.load(Ordering::SeqCst) < asked && other.running.load(Ordering::SeqCst) {
+                if self.me.pending.load(Ordering::SeqCst) & Pend::REQUEST.0 != 0 {
+                    self.serve();
+                }
+                spins += 1;
+                if spins > 50 {
+                    std::thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+    }
+
+    /// WFI: sleeps until there is something to look at.
+    pub fn wait(&mut self) {
+        let gic = self.vm.gic.clone();
+        if gic.irq_pending(self.index) || gic.fiq_pending(self.index) {
+            return;
+        }
+        self.me.pending.fetch_and(!Pend::INTERRUPT.0, Ordering::SeqCst);
+        if gic.irq_pending(self.index) || gic.fiq_pending(self.index) {
+            self.post(Pend::INTERRUPT);
+            return;
+        }
+        self.me.sleep();
+    }
+
+    /// WFE: gives way for a moment. Nothing here counts events, so it must come back by itself.
+    pub fn wait_event(&mut self) {
+        self.waits += 1;
+        if self.waits.is_multiple_of(64) {
+            std::thread::sleep(std::time::Duration::from_micros(20));
+        } else {
+            std::thread::yield_now();
+        }
+    }
+}

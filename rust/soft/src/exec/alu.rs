@@ -1,0 +1,244 @@
+//! Integer data processing.
+
+use super::{Word, add_flags, extend, holds, nz, sub_flags};
+use crate::cpu::Cpu;
+use crate::op::{P, next};
+
+/// Handlers of the form "a = f(…)".
+macro_rules! set {
+    ($($(#[$m:meta])* $name:ident<$t:ident $(, const $k:ident: $kt:ty)*>($c:ident, $o:ident) = $e:expr;)*) => {$(
+        $(#[$m])*
+        pub(crate) fn $name<$t: Word $(, const $k: $kt)*>($c: &mut Cpu, $o: P) {
+            let r: $t = $e;
+            $c.set_w($o.a(), r);
+            next($c, $o);
+        }
+    )*};
+}
+
+#[inline(always)]
+fn shifted<T: Word, const K: u8>(v: T, n: u32) -> T {
+    match K {
+        0 => v.shl(n),
+        1 => v.shr(n),
+        2 => v.sar(n),
+        _ => v.ror(n),
+    }
+}
+
+set! {
+    add_imm<T>(c, o) = c.w::<T>(o.b()).add(T::of(o.imm()));
+    and_imm<T>(c, o) = T::of(c.x(o.b()) & o.imm());
+    orr_imm<T>(c, o) = T::of(c.x(o.b()) | o.imm());
+    eor_imm<T>(c, o) = T::of(c.x(o.b()) ^ o.imm());
+    mov_imm<T>(_c, o) = T::of(o.imm());
+    mov<T>(c, o) = c.w(o.c());
+    add<T>(c, o) = c.w::<T>(o.b()).add(c.w(o.c()));
+    sub<T>(c, o) = c.w::<T>(o.b()).sub(c.w(o.c()));
+    and<T>(c, o) = T::of(c.x(o.b()) & c.x(o.c()));
+    orr<T>(c, o) = T::of(c.x(o.b()) | c.x(o.c()));
+    eor<T>(c, o) = T::of(c.x(o.b()) ^ c.x(o.c()));
+    bic<T>(c, o) = T::of(c.x(o.b()) & !c.x(o.c()));
+    orn<T>(c, o) = T::of(c.x(o.b()) | !c.x(o.c()));
+    eon<T>(c, o) = T::of(c.x(o.b()) ^ !c.x(o.c()));
+    add_shift<T, const K: u8>(c, o) = c.w::<T>(o.b()).add(shifted::<T, K>(c.w(o.c()), o.d() as u32));
+    sub_shift<T, const K: u8>(c, o) = c.w::<T>(o.b()).sub(shifted::<T, K>(c.w(o.c()), o.d() as u32));
+    /// `imm` is all ones where the second operand is to be inverted.
+    and_shift<T, const K: u8>(c, o) =
+        T::of(c.x(o.b()) & (shifted::<T, K>(c.w(o.c()), o.d() as u32).u() ^ o.imm()));
+    orr_shift<T, const K: u8>(c, o) =
+        T::of(c.x(o.b()) | (shifted::<T, K>(c.w(o.c()), o.d() as u32).u() ^ o.imm()));
+    eor_shift<T, const K: u8>(c, o) =
+        T::of(c.x(o.b()) ^ (shifted::<T, K>(c.w(o.c()), o.d() as u32).u() ^ o.imm()));
+    /// Extension in `imm`, shift in `d`.
+    add_ext<T>(c, o) = c.w::<T>(o.b()).add(T::of(extend(o.imm() as u32, c.x(o.c())) << o.d()));
+    sub_ext<T>(c, o) = c.w::<T>(o.b()).sub(T::of(extend(o.imm() as u32, c.x(o.c())) << o.d()));
+    lsl_imm<T>(c, o) = c.w::<T>(o.b()).shl(o.d() as u32);
+    lsr_imm<T>(c, o) = c.w::<T>(o.b()).shr(o.d() as u32);
+    asr_imm<T>(c, o) = c.w::<T>(o.b()).sar(o.d() as u32);
+    /// Shift right by `d`, mask `imm`.
+    ubfx<T>(c, o) = T::of(c.x(o.b()) >> o.d() & o.imm());
+    /// Mask `imm`, shift left by `d`.
+    ubfiz<T>(c, o) = T::of((c.x(o.b()) & o.imm()) << o.d());
+    /// Shift left by `c`, then arithmetically right by `d`, in 64 bits.
+    sbf<T>(c, o) = T::of(((c.x(o.b()) << o.c()) as i64 >> o.d()) as u64);
+    sxtb<T>(c, o) = T::of(c.x(o.b()) as i8 as u64);
+    sxth<T>(c, o) = T::of(c.x(o.b()) as i16 as u64);
+    sxtw<T>(c, o) = T::of(c.x(o.b()) as i32 as u64);
+    /// Rotate right by `d`, insert where `imm` has ones.
+    bfm<T>(c, o) = T::of(c.x(o.a()) & !o.imm() | c.w::<T>(o.b()).ror(o.d() as u32).u() & o.imm());
+    movk<T>(c, o) = T::of(c.x(o.a()) & !(0xffff << o.d()) | o.imm());
+    extr<T>(c, o) = T::of(
+        if o.d() == 0 { c.x(o.c()) } else {
+            c.w::<T>(o.c()).shr(o.d() as u32).u() | c.w::<T>(o.b()).shl(T::BITS - o.d() as u32).u()
+        });
+    adc<T>(c, o) = add_flags::<T>(c.w(o.b()), c.w(o.c()), c.regs.nzcv >> 29 & 1 == 1).0;
+    sbc<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(!c.x(o.c())), c.regs.nzcv >> 29 & 1 == 1).0;
+    /// Addend in `d`.
+    madd<T>(c, o) = c.w::<T>(o.d()).add(c.w::<T>(o.b()).mul(c.w(o.c())));
+    msub<T>(c, o) = c.w::<T>(o.d()).sub(c.w::<T>(o.b()).mul(c.w(o.c())));
+    udiv<T>(c, o) = c.w::<T>(o.b()).udiv(c.w(o.c()));
+    sdiv<T>(c, o) = c.w::<T>(o.b()).sdiv(c.w(o.c()));
+    lslv<T>(c, o) = c.w::<T>(o.b()).shl(c.x(o.c()) as u32);
+    lsrv<T>(c, o) = c.w::<T>(o.b()).shr(c.x(o.c()) as u32);
+    asrv<T>(c, o) = c.w::<T>(o.b()).sar(c.x(o.c()) as u32);
+    rorv<T>(c, o) = c.w::<T>(o.b()).ror(c.x(o.c()) as u32 & (T::BITS - 1));
+    rbit<T>(c, o) = c.w::<T>(o.b()).rbit();
+    rev<T>(c, o) = c.w::<T>(o.b()).swap();
+    rev16<T>(c, o) = { let v = c.x(o.b()); T::of((v >> 8 & 0x00ff_00ff_00ff_00ff) | (v & 0x00ff_00ff_00ff_00ff) << 8) };
+    rev32<T>(c, o) = T::of(c.x(o.b()).swap_bytes().rotate_left(32));
+    clz<T>(c, o) = T::of(c.w::<T>(o.b()).clz());
+    cls<T>(c, o) = { let v = c.w::<T>(o.b()); T::of(T::of((v.u() ^ v.sar(1).u()) | 0).clz() - 1) };
+    /// Condition in `d`.
+    csel<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { c.w(o.c()) };
+    csinc<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { c.w::<T>(o.c()).add(T::of(1)) };
+    csinv<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { T::of(!c.x(o.c())) };
+    csneg<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { T::of(0).sub(c.w(o.c())) };
+}
+
+/// Handlers of the form "a, flags = f(…)".
+macro_rules! flags {
+    ($($(#[$m:meta])* $name:ident<$t:ident $(, const $k:ident: $kt:ty)*>($c:ident, $o:ident) = $e:expr;)*) => {$(
+        $(#[$m])*
+        pub(crate) fn $name<$t: Word $(, const $k: $kt)*>($c: &mut Cpu, $o: P) {
+            let (r, f): ($t, u32) = $e;
+            $c.set_w($o.a(), r);
+            $c.regs.nzcv = f;
+            next($c, $o);
+        }
+    )*};
+}
+
+#[inline(always)]
+fn with_nz<T: Word>(v: u64) -> (T, u32) {
+    let r = T::of(v);
+    (r, nz(r))
+}
+
+flags! {
+    adds_imm<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(o.imm()), false);
+    subs_imm<T>(c, o) = sub_flags::<T>(c.w(o.b()), T::of(o.imm()));
+    ands_imm<T>(c, o) = with_nz(c.x(o.b()) & o.imm());
+    adds<T>(c, o) = add_flags::<T>(c.w(o.b()), c.w(o.c()), false);
+    subs<T>(c, o) = sub_flags::<T>(c.w(o.b()), c.w(o.c()));
+    adds_shift<T, const K: u8>(c, o) =
+        add_flags::<T>(c.w(o.b()), shifted::<T, K>(c.w(o.c()), o.d() as u32), false);
+    subs_shift<T, const K: u8>(c, o) = sub_flags::<T>(c.w(o.b()), shifted::<T, K>(c.w(o.c()), o.d() as u32));
+    ands_shift<T, const K: u8>(c, o) =
+        with_nz(c.x(o.b()) & (shifted::<T, K>(c.w(o.c()), o.d() as u32).u() ^ o.imm()));
+    adds_ext<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(extend(o.imm() as u32, c.x(o.c())) << o.d()), false);
+    subs_ext<T>(c, o) = sub_flags::<T>(c.w(o.b()), T::of(extend(o.imm() as u32, c.x(o.c())) << o.d()));
+    adcs<T>(c, o) = add_flags::<T>(c.w(o.b()), c.w(o.c()), c.regs.nzcv >> 29 & 1 == 1);
+    sbcs<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(!c.x(o.c())), c.regs.nzcv >> 29 & 1 == 1);
+}
+
+/// Condition in `d`, NZCV otherwise in `a` (as its top four bits shifted down), operands `b` and `c`.
+pub(crate) fn ccmp<T: Word, const NEG: bool>(c: &mut Cpu, o: P) {
+    ccmp_with::<T, NEG>(c, o, c.w(o.c()));
+    next(c, o);
+}
+
+pub(crate) fn ccmp_imm<T: Word, const NEG: bool>(c: &mut Cpu, o: P) {
+    ccmp_with::<T, NEG>(c, o, T::of(o.imm()));
+    next(c, o);
+}
+
+#[inline(always)]
+fn ccmp_with<T: Word, const NEG: bool>(c: &mut Cpu, o: P, b: T) {
+    let a = c.w::<T>(o.b());
+    c.regs.nzcv = if !holds(o.d() as u32, c.regs.nzcv) {
+        (o.a() as u32) << 28
+    } else if NEG {
+        add_flags(a, b, false).1
+    } else {
+        sub_flags(a, b).1
+    };
+}
+
+/// Page of PC plus `imm`.
+pub(crate) fn adr(c: &mut Cpu, o: P) {
+    c.set_x(o.a(), c.page.wrapping_add(o.imm()));
+    next(c, o);
+}
+
+/// 32×32 to 64 bits, `d` plus or minus.
+pub(crate) fn maddl<const SIGNED: bool, const SUB: bool>(c: &mut Cpu, o: P) {
+    let (x, y) = (c.x(o.b()), c.x(o.c()));
+    let p = if SIGNED {
+        (x as i32 as i64).wrapping_mul(y as i32 as i64) as u64
+    } else {
+        u64::from(x as u32).wrapping_mul(u64::from(y as u32))
+    };
+    let z = c.x(o.d());
+    c.set_x(o.a(), if SUB { z.wrapping_sub(p) } else { z.wrapping_add(p) });
+    next(c, o);
+}
+
+pub(crate) fn mulh<const SIGNED: bool>(c: &mut Cpu, o: P) {
+    let (x, y) = (c.x(o.b()), c.x(o.c()));
+    let r = if SIGNED {
+        ((i128::from(x as i64) * i128::from(y as i64)) >> 64) as u64
+    } else {
+        ((u128::from(x) * u128::from(y)) >> 64) as u64
+    };
+    c.set_x(o.a(), r);
+    next(c, o);
+}
+
+/// Bytes in `d`; CRC-32C when `C`.
+pub(crate) fn crc32<const C: bool>(c: &mut Cpu, o: P) {
+    let poly: u32 = if C { 0x82f6_3b78 } else { 0xedb8_8320 };
+    let (mut r, v) = (c.x(o.b()) as u32, c.x(o.c()));
+    for i in 0..o.d() {
+        r ^= u32::from((v >> (8 * i)) as u8);
+        for _ in 0..8 {
+            r = r >> 1 ^ poly & (r & 1).wrapping_neg();
+        }
+    }
+    c.set_x(o.a(), u64::from(r));
+    next(c, o);
+}
+
+/// RMIF: rotate `b` by `d`, take the bits of mask `a`.
+pub(crate) fn rmif(c: &mut Cpu, o: P) {
+    let mask = (o.a() as u32) << 28;
+    let v = (c.x(o.b()).rotate_right(o.d() as u32) as u32) << 28;
+    c.regs.nzcv = c.regs.nzcv & !mask | v & mask;
+    next(c, o);
+}
+
+/// SETF8 and SETF16, by the bits in `d`.
+pub(crate) fn setf(c: &mut Cpu, o: P) {
+    let (v, bits) = (c.x(o.b()) as u32, o.d() as u32);
+    let n = v >> (bits - 1) & 1;
+    let z = u32::from(v << (32 - bits) == 0);
+    let overflow = (v >> bits ^ v >> (bits - 1)) & 1;
+    c.regs.nzcv = c.regs.nzcv & 1 << 29 | n << 31 | z << 30 | overflow << 28;
+    next(c, o);
+}
+
+pub(crate) fn cfinv(c: &mut Cpu, o: P) {
+    c.regs.nzcv ^= 1 << 29;
+    next(c, o);
+}
+
+/// AXFLAG: from Arm's floating-point flags to the others' (C6.2.29).
+pub(crate) fn axflag(c: &mut Cpu, o: P) {
+    let f = c.regs.nzcv;
+    let (z, cf, v) = (f >> 30 & 1, f >> 29 & 1, f >> 28 & 1);
+    c.regs.nzcv = (z | v) << 30 | (cf & (v ^ 1)) << 29;
+    next(c, o);
+}
+
+/// XAFLAG: back (C6.2.429).
+pub(crate) fn xaflag(c: &mut Cpu, o: P) {
+    let f = c.regs.nzcv;
+    let (z, cf) = (f >> 30 & 1, f >> 29 & 1);
+    let n = (cf | z) ^ 1;
+    c.regs.nzcv = n << 31 | (z & cf) << 30 | (cf | z) << 29 | ((cf ^ 1) & z) << 28;
+    next(c, o);
+}
+
+pub(crate) fn nop(c: &mut Cpu, o: P) {
+    next(c, o);
+}

@@ -1,0 +1,177 @@
+//! Decoded operations: what a block of guest code becomes, and how one operation hands over to the next.
+
+use crate::cpu::Cpu;
+
+/// Runs one operation and, unless the block ends or something has to be looked at first, the rest of its block.
+///
+/// A handler ends with [`next`] or one of its kind in tail position, which optimised builds compile to a jump. Where
+/// they do not, the depth is bounded by the operations of a block times [`FUEL`].
+pub(crate) type Handler = fn(&mut Cpu, P);
+
+/// Blocks that may run one after the other before the run loop looks at interrupts and requests.
+pub(crate) const FUEL: i32 = 48;
+
+/// One decoded instruction. What `a` to `d` and `imm` mean is between the decoder and the handler; register indexes
+/// are those of [`crate::Regs`].
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Op {
+    pub f: Handler,
+    pub a: u8,
+    pub b: u8,
+    pub c: u8,
+    pub d: u8,
+    /// Offset of the instruction in its page.
+    pub off: u16,
+    /// Instructions of the block up to and including this one.
+    pub n: u16,
+    pub imm: u64,
+}
+
+/// Points at an operation inside a block.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct P(*const Op);
+
+impl P {
+    pub const NULL: Self = Self(std::ptr::null());
+
+    /// # Safety
+    /// `op` is null or points into a block of the code cache, and is used only while that block lives.
+    #[inline(always)]
+    pub unsafe fn new(op: *const Op) -> Self {
+        Self(op)
+    }
+
+    #[inline(always)]
+    fn op(&self) -> &Op {
+        // SAFETY: a `P` that is given to a handler points at a live operation (see `new`); handlers get no other.
+        unsafe { &*self.0 }
+    }
+
+    #[inline(always)]
+    pub fn is_null(self) -> bool {
+        self.0.is_null()
+    }
+
+    #[inline(always)]
+    pub fn a(self) -> usize {
+        self.op().a as usize
+    }
+
+    #[inline(always)]
+    pub fn b(self) -> usize {
+        self.op().b as usize
+    }
+
+    #[inline(always)]
+    pub fn c(self) -> usize {
+        self.op().c as usize
+    }
+
+    #[inline(always)]
+    pub fn d(self) -> usize {
+        self.op().d as usize
+    }
+
+    #[inline(always)]
+    pub fn off(self) -> u64 {
+        u64::from(self.op().off)
+    }
+
+    #[inline(always)]
+    pub fn n(self) -> u64 {
+        u64::from(self.op().n)
+    }
+
+    #[inline(always)]
+    pub fn imm(self) -> u64 {
+        self.op().imm
+    }
+
+    /// The instruction word, for operations that keep it.
+    #[inline(always)]
+    pub fn insn(self) -> u32 {
+        self.op().imm as u32
+    }
+
+    /// Offset in the page of a branch's target.
+    #[inline(always)]
+    pub fn target(self) -> u64 {
+        u64::from(self.op().c) | u64::from(self.op().d) << 8
+    }
+
+    /// Where a branch inside its page goes: the first operation there, or null before the first time.
+    #[inline(always)]
+    pub fn chain(self) -> P {
+        P(self.op().imm as usize as *const Op)
+    }
+
+    /// Remembers where a branch inside its page goes.
+    pub fn set_chain(self, to: P) {
+        // SAFETY: operations live in the code cache's own memory, which nothing else refers to while the run loop
+        // (the only caller) is between two blocks.
+        unsafe { (*self.0.cast_mut()).imm = to.0 as usize as u64 };
+    }
+
+    /// The operation after this one in the block.
+    #[inline(always)]
+    pub fn succ(self) -> P {
+        // SAFETY: every block ends with an operation that does not ask for the one after it.
+        P(unsafe { self.0.add(1) })
+    }
+}
+
+/// Goes on with the operation after `o`.
+#[inline(always)]
+pub(crate) fn next(c: &mut Cpu, o: P) {
+    run(c, o.succ());
+}
+
+/// Runs `o` and what follows it.
+#[inline(always)]
+pub(crate) fn run(c: &mut Cpu, o: P) {
+    (o.op().f)(c, o);
+}
+
+/// Goes on at `o`'s target in the same page.
+#[inline(always)]
+pub(crate) fn jump(c: &mut Cpu, o: P) {
+    c.icount += o.n();
+    let to = o.chain();
+    c.fuel -= 1;
+    if to.is_null() || c.fuel < 0 {
+        return jump_slow(c, o);
+    }
+    run(c, to);
+}
+
+#[cold]
+#[inline(never)]
+fn jump_slow(c: &mut Cpu, o: P) {
+    c.pc = c.page | o.target();
+    if o.chain().is_null() {
+        c.patch = o;
+    }
+}
+
+/// Goes on at any address.
+#[inline(always)]
+pub(crate) fn goto(c: &mut Cpu, o: P, to: u64) {
+    c.icount += o.n();
+    c.fuel -= 1;
+    match c.jump_cache(to) {
+        Some(op) if c.fuel >= 0 => {
+            c.page = to & !0xfff;
+            run(c, op);
+        }
+        _ => c.pc = to,
+    }
+}
+
+/// Ends the block after this instruction, so that the run loop looks around.
+#[inline(always)]
+pub(crate) fn leave(c: &mut Cpu, o: P) {
+    c.icount += o.n();
+    c.pc = (c.page | o.off()).wrapping_add(4);
+}
