@@ -33,7 +33,9 @@ pub const MAX_VCPUS: u32 = 16;
 /// Why interrupt-controller state could not be read or set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("the interrupt controller's state is not one of this engine's (it must begin with SMGIC and version 1)")]
+    #[error(
+        "the interrupt controller's state is not one of this engine's (it must begin with SMGIC and version 1)"
+    )]
     Format,
     #[error("the interrupt controller's state is {found} bytes long and must be {expected}")]
     Length { found: usize, expected: usize },
@@ -226,9 +228,11 @@ impl Inner {
         let group0 = if enabled(0) { !0 } else { 0 };
         let group1 = if enabled(1) { !0 } else { 0 };
         let mut best: Option<(u8, u32)> = None;
-        for n in 0..BANKS {
-            let (bank, here) =
-                if n == 0 { (&cpu.private, !0) } else { (&self.spis[n], cpu.routed[n] | any[n]) };
+        for (n, any) in any.into_iter().enumerate() {
+            let (bank, here) = match n {
+                0 => (&cpu.private, !0),
+                n => (&self.spis[n], cpu.routed[n] | any),
+            };
             let groups = bank.group & group1 | !bank.group & group0;
             let mut ready = bank.pending() & bank.enabled & !bank.active & here & groups;
             while ready != 0 {
