@@ -1,0 +1,404 @@
+"""HTTP for registries: schemes, proxies, redirects, time limits, retries. Knows nothing of images.
+
+Plain HTTP and unverified TLS are used for a host only when the caller asked for it, when the host is listed in
+``SUPERMACHINE_INSECURE_REGISTRIES`` (comma-separated ``host`` or ``host:port``), or when it is a loopback address, as
+docker does. Such a host is first tried over TLS, without verification, and then over HTTP.
+
+Proxies come from the environment (``HTTPS_PROXY``, ``HTTP_PROXY``, ``NO_PROXY``); loopback hosts are never proxied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+from weakref import WeakSet
+
+from ..errors import ConfigurationError, RegistryError, RegistryRateLimited, RegistryTimeout
+
+if TYPE_CHECKING:
+    import urllib3
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_TRANSIENT = frozenset({500, 502, 503, 504})
+_MAX_REDIRECTS = 10
+_CHUNK = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds, except for `attempts` (of one request, or of one download without progress) and bytes."""
+
+    connect: float = 15.0
+    # Without a single byte.
+    read: float = 60.0
+    # A transfer that gets less than `stall_bytes` in `stall` seconds has hung, even if it dribbles.
+    stall: float = 60.0
+    stall_bytes: int = 4096
+    attempts: int = 5
+    backoff: float = 0.5
+    backoff_max: float = 20.0
+    # The longest Retry-After that is waited for.
+    retry_after_max: float = 120.0
+
+    @classmethod
+    def from_environment(cls) -> Limits:
+        text = os.environ.get("SUPERMACHINE_REGISTRY_TIMEOUT")
+        if not text:
+            return cls()
+        try:
+            seconds = float(text)
+            if not 0 < seconds < 86400:
+                raise ValueError
+        except ValueError:
+            raise ConfigurationError(
+                f"SUPERMACHINE_REGISTRY_TIMEOUT is {text[:50]!r}", hint="give it a number of seconds"
+            ) from None
+        return cls(connect=min(seconds, 15.0), read=seconds, stall=seconds)
+
+
+class Response:
+    """A response whose body is read in pieces; `close` is always safe."""
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse, url: str, limits: Limits) -> None:
+        self._raw = raw
+        self._limits = limits
+        self.url = url
+        self.status: int = raw.status
+        self.headers: Mapping[str, str] = raw.headers
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body; raises RegistryTimeout when it stalls and RegistryError when it is cut."""
+        import urllib3
+
+        window, received = time.monotonic(), 0
+        try:
+            while True:
+                # read1 returns what has arrived; read would wait for the whole piece, however slowly it comes.
+                data = self._raw.read1(_CHUNK, decode_content=False)
+                if not data:
+                    return
+                received += len(data)
+                now = time.monotonic()
+                if now - window >= self._limits.stall:
+                    if received < self._limits.stall_bytes:
+                        raise RegistryTimeout(
+                            f"{_place(self.url)} sent only {received} bytes in {self._limits.stall:g} seconds"
+                        )
+                    window, received = now, 0
+                yield data
+        except urllib3.exceptions.TimeoutError as error:
+            raise _timed_out(self.url, self._limits.read, error) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if isinstance(error, RegistryTimeout):
+                raise
+            raise RegistryError(f"{_place(self.url)} broke off in the middle of an answer", cause=str(error)) from error
+        finally:
+            self.close()
+
+    def body(self, limit: int) -> bytes:
+        """The whole body, at most `limit` bytes of it and one more, by which a caller sees that it is longer."""
+        parts, size = [], 0
+        for piece in self.pieces():
+            parts.append(piece)
+            size += len(piece)
+            if size > limit:
+                break
+        self.close()
+        return b"".join(parts)[: limit + 1]
+
+    def abort(self) -> None:
+        """Wakes a thread that waits for more of the body."""
+        shutdown = getattr(self._raw, "shutdown", None)
+        if shutdown is not None:
+            with contextlib.suppress(OSError, ValueError):
+                shutdown()
+
+    def close(self) -> None:
+        # Closing the connection rather than draining it: the rest of a body may be without end.
+        self._raw.close()
+        self._raw.release_conn()
+
+
+class Transport:
+    """Requests to one registry and to the hosts that it names. Used by several threads at once."""
+
+    def __init__(
+        self,
+        *,
+        insecure: bool = False,
+        limits: Limits | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.insecure = insecure
+        self.limits = limits or Limits.from_environment()
+        self._sleep = sleep
+        self._managers: dict[tuple[str, bool], Any] = {}
+        self._schemes: dict[str, str] = {}
+        self._open: WeakSet[Response] = WeakSet()
+        self._aborted = False
+
+    def lenient(self, host: str) -> bool:
+        """Whether `host` (with or without port) may be spoken to over plain HTTP or unverified TLS."""
+        return self.insecure or is_loopback(host) or _listed(host)
+
+    def origin(self, host: str) -> str:
+        """``https://host`` or, for a lenient host that has no TLS, ``http://host``."""
+        return f"{self._schemes.get(host, 'https')}://{host}"
+
+    def request(
+        self,
+        method: str,
+        host: str,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        fields: Mapping[str, str] | None = None,
+    ) -> Response:
+        """A request to the registry itself, retried while that makes sense."""
+        while True:
+            url = self.origin(host) + path
+            try:
+                return self.request_url(method, url, headers, fields=fields)
+            except RegistryError as error:
+                # Only ever before the first answer: afterwards the scheme is known.
+                if host in self._schemes or not self.lenient(host) or not isinstance(error, _Unreachable):
+                    raise
+                self._schemes[host] = "http"
+                try:
+                    response = self.request_url(method, self.origin(host) + path, headers, fields=fields)
+                except RegistryError:
+                    del self._schemes[host]
+                    raise
+                return response
+
+    def request_url(
+        self, method: str, url: str, headers: Mapping[str, str], *, fields: Mapping[str, str] | None = None
+    ) -> Response:
+        """A request to a URL; redirects are followed, without the Authorization header to any other origin."""
+        first = urlsplit(url)
+        probing = first.scheme == "https" and first.netloc not in self._schemes and self.lenient(first.netloc)
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                response = self._follow(method, url, headers, fields)
+            except _Unreachable as error:
+                # While it is open whether the host has TLS at all, the caller tries HTTP before anything is repeated.
+                if probing or not error.transient or attempt >= self.limits.attempts:
+                    raise
+                self.pause(attempt)
+                continue
+            if first.netloc not in self._schemes:
+                self._schemes[first.netloc] = first.scheme
+            wait = self._retry_delay(response, attempt)
+            if wait is None:
+                return response
+            response.close()
+            self._sleep(wait)
+
+    def pause(self, attempt: int) -> None:
+        """Waits before a repetition, longer each time, never quite the same."""
+        self._sleep(self._backoff(attempt))
+
+    def _backoff(self, attempt: int) -> float:
+        ceiling = min(self.limits.backoff_max, self.limits.backoff * 2.0 ** (attempt - 1))
+        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311
+
+    def _retry_delay(self, response: Response, attempt: int) -> float | None:
+        if response.status != 429 and response.status not in _TRANSIENT:
+            return None
+        asked = _retry_after(response.headers.get("Retry-After"))
+        too_long = asked is not None and asked > self.limits.retry_after_max
+        if attempt >= self.limits.attempts or too_long:
+            if response.status != 429:
+                return None
+            response.close()
+            raise RegistryRateLimited(
+                f"{_place(response.url)} limits the rate of requests",
+                cause=f"Retry-After: {asked:g} s" if asked is not None else None,
+                hint="log in (docker login raises the limit), or try again later",
+            )
+        if asked is not None:
+            return asked
+        return self._backoff(attempt)
+
+    def _follow(self, method: str, url: str, headers: Mapping[str, str], fields: Mapping[str, str] | None) -> Response:
+        origin = urlsplit(url)
+        sent = dict(headers)
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = self._once(method, url, sent, fields)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                return response
+            response.close()
+            target = urljoin(url, location)
+            there = urlsplit(target)
+            if there.scheme not in ("http", "https") or not there.hostname:
+                raise RegistryError(f"{_place(url)} redirects to {target[:200]!r}, which is not an HTTP address")
+            if there.scheme == "http" and urlsplit(url).scheme == "https" and not self.lenient(there.netloc):
+                raise RegistryError(f"{_place(url)} redirects from HTTPS to plain HTTP at {there.netloc}")
+            if (there.scheme, there.netloc) != (origin.scheme, origin.netloc):
+                # Credentials are for the host that asked for them.
+                sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
+            if fields is not None:
+                raise RegistryError(f"{_place(url)} redirects a login, which is not followed")
+            url = target
+        raise RegistryError(f"{_place(url)} redirects more than {_MAX_REDIRECTS} times")
+
+    def _once(self, method: str, url: str, headers: Mapping[str, str], fields: Mapping[str, str] | None) -> Response:
+        import urllib3
+
+        parts = urlsplit(url)
+        keywords: dict[str, Any] = {}
+        if fields is not None:
+            keywords = {"fields": dict(fields), "encode_multipart": False}
+        try:
+            raw = self._manager(parts.scheme, parts.netloc).request(
+                method,
+                url,
+                headers={"User-Agent": "supermachine", "Accept-Encoding": "identity", **headers},
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+                timeout=urllib3.Timeout(connect=self.limits.connect, read=self.limits.read),
+                **keywords,
+            )
+        except urllib3.exceptions.ConnectTimeoutError as error:
+            raise _timed_out(url, self.limits.connect, error) from error
+        except urllib3.exceptions.TimeoutError as error:
+            raise _timed_out(url, self.limits.read, error) from error
+        except urllib3.exceptions.SSLError as error:
+            raise _Unreachable(
+                f"the TLS connection to {_place(url)} failed",
+                cause=str(error),
+                hint="SSL_CERT_FILE names another set of authorities; insecure=True (--insecure) accepts any "
+                "certificate, and plain HTTP",
+                transient=False,
+            ) from error
+        except urllib3.exceptions.NameResolutionError as error:
+            raise _Unreachable(
+                f"the host of {_place(url)} is not known", cause=str(error), transient=True, hint="check the name"
+            ) from error
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise _Unreachable(f"{_place(url)} cannot be reached", cause=str(error), transient=True) from error
+        response = Response(raw, url, self.limits)
+        self._open.add(response)
+        if self._aborted:
+            response.close()
+            raise RegistryError(f"the request to {_place(url)} was given up")
+        return response
+
+    def _manager(self, scheme: str, netloc: str) -> Any:
+        """A connection pool, through the proxy that the environment names for this host, if any."""
+        import urllib3
+
+        verify = not self.lenient(netloc)
+        proxy = _proxy(scheme, netloc)
+        key = (proxy or "", verify)
+        manager = self._managers.get(key)
+        if manager is None:
+            options: dict[str, Any] = {"maxsize": 8, "block": False}
+            if not verify:
+                # Asked for (or loopback), so the warning that urllib3 prints on every request says nothing new.
+                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+                options |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
+            if proxy is None:
+                manager = urllib3.PoolManager(**options)
+            else:
+                parsed = urllib3.util.parse_url(proxy)
+                if parsed.auth:
+                    options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=parsed.auth)
+                try:
+                    manager = urllib3.ProxyManager(proxy, **options)
+                except (ValueError, urllib3.exceptions.HTTPError) as error:
+                    raise ConfigurationError(
+                        f"the proxy for {netloc} cannot be used", cause=str(error), hint="write it as http://host:port"
+                    ) from error
+            self._managers[key] = manager
+        return manager
+
+    def abort(self) -> None:
+        """Makes the requests of all threads fail soon."""
+        self._aborted = True
+        for response in list(self._open):
+            response.abort()
+
+    def close(self) -> None:
+        for manager in self._managers.values():
+            manager.clear()
+
+
+class _Unreachable(RegistryError):
+    """There was no HTTP answer at all."""
+
+    def __init__(
+        self, message: str = "", *, cause: str | None = None, hint: str | None = None, transient: bool = False
+    ):
+        super().__init__(message, cause=cause, hint=hint)
+        self.transient = transient
+
+
+def is_loopback(netloc: str) -> bool:
+    import ipaddress
+
+    host = urlsplit(f"//{netloc}").hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listed(netloc: str) -> bool:
+    host = urlsplit(f"//{netloc}").hostname
+    names = os.environ.get("SUPERMACHINE_INSECURE_REGISTRIES", "").split(",")
+    return any(name.strip() in (netloc, host) for name in names if name.strip())
+
+
+def _proxy(scheme: str, netloc: str) -> str | None:
+    from urllib import request
+
+    if is_loopback(netloc):
+        return None
+    proxies: dict[str, str] = request.getproxies_environment()
+    proxy = proxies.get(scheme) or proxies.get("all")
+    bypass: Any = request.proxy_bypass_environment  # type: ignore[attr-defined]
+    if not proxy or bypass(netloc, proxies):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, given as such or as a date (RFC 9110, section 10.2.3)."""
+    if not value:
+        return None
+    if value.strip().isdecimal():
+        return float(value) if len(value) < 10 else float("inf")
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _timed_out(url: str, seconds: float, error: Exception) -> RegistryTimeout:
+    return RegistryTimeout(
+        f"{_place(url)} did not answer within {seconds:g} seconds",
+        cause=str(error),
+        hint="SUPERMACHINE_REGISTRY_TIMEOUT sets the limit",
+    )
+
+
+def _place(url: str) -> str:
+    """Where, without the query: storage hosts put signatures there."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:300]
