@@ -319,6 +319,7 @@ macro_rules! arm {
         type S = $s;
         #[allow(dead_code)]
         const K: u32 = $k;
+        #[allow(clippy::unnecessary_cast, reason = "only so for some sizes")]
         let h: crate::fp::Handler = $body;
         Some(h)
     }};
@@ -424,6 +425,7 @@ macro_rules! arm_nw {
         type WS = $ws;
         #[allow(dead_code)]
         const K: u32 = $k;
+        #[allow(clippy::unnecessary_cast, reason = "only so for some sizes")]
         let h: crate::fp::Handler = $body;
         Some(h)
     }};

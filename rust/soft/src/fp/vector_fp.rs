@@ -299,11 +299,11 @@ pub fn scalar_pairwise(i: u32) -> Option<Handler> {
         (_, sz) => 2 + sz,
     };
     match (op, a) {
-        (0b01100, 0) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, |e, a, b| arith::maxnm(e, a, b))),
-        (0b01100, _) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, |e, a, b| arith::minnm(e, a, b))),
-        (0b01101, 0) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, |e, a, b| T::fadd(e, a, b))),
-        (0b01111, 0) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, |e, a, b| arith::max(e, a, b))),
-        (0b01111, _) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, |e, a, b| arith::min(e, a, b))),
+        (0b01100, 0) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, arith::maxnm)),
+        (0b01100, _) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, arith::minnm)),
+        (0b01101, 0) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, T::fadd)),
+        (0b01111, 0) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, arith::max)),
+        (0b01111, _) => any_fp!(size, 2, |r, i| pair_scalar::<T>(r, i, arith::min)),
         _ => None,
     }
 }
