@@ -66,11 +66,32 @@ unsafe fn cas128(p: *mut u8, old: u128, new: u128) -> u128 {
     #[cfg(target_arch = "x86_64")]
     if std::is_x86_feature_detected!("cmpxchg16b") {
         // SAFETY: the feature is there; the rest is the caller's.
-        return unsafe {
-            core::arch::x86_64::cmpxchg16b(p.cast(), old, new, Ordering::SeqCst, Ordering::SeqCst)
-        };
+        return unsafe { cas128_x86(p, old, new) };
     }
     cas128_locked(p, old, new)
+}
+
+/// # Safety
+/// As for [`cas128`], on a processor with CMPXCHG16B.
+#[cfg(target_arch = "x86_64")]
+unsafe fn cas128_x86(p: *mut u8, old: u128, new: u128) -> u128 {
+    let (lo, hi): (u64, u64);
+    // SAFETY: the instruction is there and the memory too, by the caller; RBX, which the compiler keeps for itself, is
+    // put back.
+    unsafe {
+        core::arch::asm!(
+            "xchg rsi, rbx",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            in("rdi") p,
+            inout("rsi") new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") old as u64 => lo,
+            inout("rdx") (old >> 64) as u64 => hi,
+            options(nostack),
+        );
+    }
+    u128::from(lo) | u128::from(hi) << 64
 }
 
 /// For hosts without such an instruction within reach: atomic among those who come here, and each half by itself.
