@@ -133,10 +133,6 @@ class Popen:
         closing: list[int] = []
         try:
             targets = self._targets(stdin, stdout, stderr, tty is not None)
-            if targets[2] == "stdout":
-                # One pipe for both keeps their order: the shell in the guest joins them before they part.
-                command = [b"/bin/sh", b"-c", b'exec "$@" 2>&1', b"sh", *command]
-                targets = (targets[0], targets[1], None)
             self._exec: Exec = Exec.start(
                 context.worker(),
                 command,

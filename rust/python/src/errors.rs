@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 use crate::worker::Exit;
 
 /// An instance of a class of `supermachine.errors`, ready to raise.
-fn instance(
+pub fn instance(
     py: Python<'_>,
     class: &str,
     message: &str,

@@ -79,7 +79,7 @@ fn output(stream: Option<Stream>, limit: usize) -> PyResult<(Sink, Option<OwnedF
 #[pymethods]
 impl Exec {
     /// Starts a process. `stdin` is bytes, a descriptor, "pipe" or "null"; `stdout` and `stderr` are a descriptor,
-    /// "pipe", "buffer" or "null". `limit` bounds each buffer in bytes. `tty` is `(rows, columns)`.
+    /// "pipe", "buffer" or "null"; `stderr` may be "stdout" for where a descriptor or "pipe" goes. `limit` bounds each buffer in bytes. `tty` is `(rows, columns)`.
     #[staticmethod]
     #[pyo3(signature = (worker, args, *, env, cwd=Vec::new(), user=String::new(), tty=None, stdin=None,
         stdout=None, stderr=None, limit=usize::MAX))]
@@ -111,7 +111,13 @@ impl Exec {
             },
         };
         let (stdout, stdout_pipe) = output(stdout, limit)?;
-        let (stderr, stderr_pipe) = output(stderr, limit)?;
+        let (stderr, stderr_pipe) = match (&stderr, &stdout) {
+            (Some(Stream::Word(word)), Sink::Fd { fd, own }) if word == "stdout" => {
+                (Sink::Fd { fd: fd.try_clone()?, own: *own }, None)
+            }
+            (Some(Stream::Word(word)), _) if word == "stdout" => (Sink::Null, None),
+            _ => output(stderr, limit)?,
+        };
         let request = Request::Exec(agent::Exec {
             args: args.into_iter().map(Chunk).collect(),
             env: env.into_iter().map(Chunk).collect(),

@@ -7,6 +7,7 @@ mod connection;
 mod errors;
 mod exec;
 mod files;
+mod image;
 mod pump;
 mod sys;
 mod worker;
@@ -19,6 +20,8 @@ mod _core {
     use crate::exec::Exec;
     #[pymodule_export]
     use crate::files::Files;
+    #[pymodule_export]
+    use crate::image::convert_image;
     #[pymodule_export]
     use crate::worker::Worker;
 
