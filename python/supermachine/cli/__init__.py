@@ -1,0 +1,62 @@
+"""The command line ``supermachine``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+#: Exit status of supermachine's own failures, and of commands that cannot be executed or found, as docker's.
+OWN_FAILURE = 125
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    try:
+        code = _main()
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter's own flush at exit must not complain of it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def _main() -> int:
+    from ..errors import CommandNotExecutable, CommandNotFound, SupermachineError, VMExited
+
+    import click
+
+    from .commands import cli
+
+    try:
+        result = cli.main(prog_name="supermachine", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.exceptions.Abort:
+        return 128 + signal.SIGINT
+    except click.ClickException as error:
+        error.show()
+        return OWN_FAILURE
+    except SupermachineError as error:
+        _complain(str(error), error.cause, error.hint)
+        if isinstance(error, VMExited) and error.console_tail and os.environ.get("SUPERMACHINE_DEBUG"):
+            print(error.console_tail, file=sys.stderr)
+        if isinstance(error, CommandNotFound):
+            return NOT_FOUND
+        return NOT_EXECUTABLE if isinstance(error, CommandNotExecutable) else OWN_FAILURE
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        _complain(str(error), None, None)
+        return OWN_FAILURE
+
+
+def _complain(message: str, cause: str | None, hint: str | None) -> None:
+    print(f"supermachine: {message}" + (f" ({cause})" if cause and cause not in message else ""), file=sys.stderr)
+    if hint:
+        print(f"supermachine: hint: {hint}", file=sys.stderr)

@@ -1,0 +1,175 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+_IMAGE_OPTIONS = [
+    click.option("--platform", metavar="OS/ARCH", help="Platform of the image, when it is not the engine's own."),
+    click.option("--insecure", is_flag=True, help="Allow plain HTTP and unverified TLS for this registry."),
+]
+
+
+def _image_options(command: Any) -> Any:
+    for option in reversed(_IMAGE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from .. import __version__
+
+        click.echo(f"supermachine {__version__}")
+        context.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def cli() -> None:
+    """Run any OCI image as a microVM."""
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable; a bare name passes it on.")
+@click.option("--env-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Variables, one a line.")
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory.")
+@click.option("-u", "--user", metavar="USER[:GROUP]", help="Who runs the command.")
+@click.option("-m", "--memory", metavar="SIZE", help="RAM, as 512m or 2g.  [default: 512m]")
+@click.option("--cpus", type=int, default=1, show_default=True, help="Number of vCPUs.")
+@click.option("--engine", default="auto", show_default=True, help="auto, kvm, hvf or soft.")
+@click.option("--entrypoint", metavar="PROGRAM", help="In place of the image's ENTRYPOINT and CMD.")
+@click.option("--hostname", "--name", metavar="NAME", help="Host name of the guest.")
+@click.option("-i", "--interactive", is_flag=True, help="Accepted for docker's sake: stdin is always passed on.")
+@click.option("-n", "--no-stdin", is_flag=True, help="Do not read stdin.")
+@click.option("-t/-T", "--tty/--no-tty", default=None, help="Give it a terminal.  [default: when stdin and stdout are]")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Kill it after this.")
+@click.option("--boot-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="[default: 60]")
+@click.option("--pull", type=click.Choice(["missing", "always", "never"]), default="missing", show_default=True)
+@_image_options
+@click.option("--require-hardware", is_flag=True, default=None, help="Refuse isolation in software.")
+@click.option("--timings", is_flag=True, help="Say on stderr how long each step took.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(**given: Any) -> int:
+    """Run a command, or the image's own, in a fresh virtual machine.
+
+    The exit status is the command's, 128+N when signal N ended it, 125 for failures of supermachine itself.
+    """
+    from .run import run_command
+
+    return run_command(**given)
+
+
+@cli.command()
+@_image_options
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.argument("image")
+def pull(image: str, platform: str | None, insecure: bool, quiet: bool) -> None:
+    """Download and convert an image, and print its digest."""
+    from ..images import resolve
+    from .progress import progress
+
+    with progress(quiet) as report:
+        found = resolve(image, platform=platform, pull="always", insecure=insecure, progress=report)
+    click.echo(found.digest)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+def images(as_json: bool) -> None:
+    """List the images in the cache."""
+    from ..images import Cache
+
+    found = Cache().images()
+    if as_json:
+        import json
+
+        rows = [
+            {
+                "digest": i.digest,
+                "platform": i.platform,
+                "references": list(i.references),
+                "size": i.size,
+                "rootfs": str(i.rootfs),
+                "last_used": i.last_used,
+            }
+            for i in found
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    lines = [("REFERENCE", "DIGEST", "PLATFORM", "SIZE")]
+    for image in found:
+        digest = image.digest.partition(":")[2][:12]
+        lines += [(name, digest, image.platform, human(image.size)) for name in image.references or ("<none>",)]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    for line in lines:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+@cli.command()
+@click.argument("image", nargs=-1, required=True)
+def rm(image: tuple[str, ...]) -> None:
+    """Remove images from the cache, by reference or digest."""
+    from ..errors import ImageNotFound
+    from ..images import Cache, RegistryReference, parse_reference
+
+    cache = Cache()
+    for name in image:
+        parsed = parse_reference(name) if not _is_digest(name) else None
+        full = str(parsed.with_default_tag()) if isinstance(parsed, RegistryReference) else str(parsed or name)
+        before = cache.images()
+        freed = cache.remove(full)
+        if _is_digest(name) and full == name and before == cache.images():
+            freed += cache.remove(name)
+        if not freed and before == cache.images():
+            raise ImageNotFound(f"the cache has no image {name}")
+        click.echo(f"{name}: {human(freed)} freed")
+
+
+def _is_digest(name: str) -> bool:
+    digits = name.partition(":")[2] if name.startswith(("sha256:", "sha512:")) else name
+    return len(digits) >= 12 and all(c in "0123456789abcdef" for c in digits)
+
+
+@cli.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Every image, not only what nothing needs.")
+def prune(everything: bool) -> None:
+    """Free disk space that no image in the cache needs."""
+    from ..images import Cache
+
+    click.echo(f"{human(Cache().prune(everything=everything))} freed")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor(as_json: bool) -> int:
+    """Say what this host offers, and what to do about what is missing."""
+    from ..doctor import examine
+
+    report = examine()
+    if as_json:
+        import json
+
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        click.echo(report.text())
+    return 0 if report.usable else 1
+
+
+def human(size: int) -> str:
+    """A size in bytes for people."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
