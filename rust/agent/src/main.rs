@@ -1,1 +1,20 @@
-fn main() {}
+//! PID 1 of a guest: mounts, processes, files, clock and entropy, for the host at the other end of vsock.
+
+mod boot;
+mod exec;
+mod files;
+mod forward;
+mod identity;
+mod mounts;
+mod reaper;
+mod server;
+mod spawn;
+mod sys;
+mod user;
+
+fn main() {
+    let error = boot::run();
+    // PID 1 must not return: the kernel would panic and hide what went wrong.
+    eprintln!("supermachine-agent: {error}");
+    sys::power_off();
+}

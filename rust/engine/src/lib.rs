@@ -3,16 +3,20 @@
 //! The arm64 machine is written against [`Vm`] and [`Vcpu`] alone: create a vCPU, get and set its registers by the
 //! framework's ids, run it until an [`Exit`]. The interrupt controller and the virtual timer belong to the engine.
 
+mod soft;
+
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 pub use supermachine_soft::id::{IccReg, RedistReg, Reg, SimdReg, SysReg};
 
+pub use crate::soft::SoftVm;
+
 /// Why an engine could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the {engine} engine failed: {reason}")]
-    Failed { engine: &'static str, reason: String },
+    #[error("the soft engine failed: {0}")]
+    Soft(#[from] supermachine_soft::Error),
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -100,7 +104,7 @@ pub trait Vm: Send + Sync {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>>;
 
     /// How to make vCPU `index` leave its run.
-    fn canceller(&self, index: u32) -> Canceller;
+    fn canceller(&self, index: u32) -> Result<Canceller>;
 
     /// Sets the level of the shared peripheral interrupt with this INTID (32 and up).
     fn set_spi(&self, intid: u32, level: bool);

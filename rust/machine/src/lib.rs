@@ -1,10 +1,28 @@
 //! A virtual machine: memory, devices, vCPUs and boot, over any engine.
 
 pub mod boot;
+pub mod bus;
 pub mod fdt;
 pub mod layout;
+mod machine;
 pub mod memory;
 pub mod psci;
+pub mod vcpu;
+
+pub use machine::{Config, Disk, Machine};
+
+/// Why a machine stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest reset itself; a panicking kernel does.
+    Reset,
+    /// [`Machine::stop`] was asked for it.
+    Requested,
+    /// The engine or a device met something that it cannot go on from.
+    Engine(String),
+}
 
 /// Why a machine could not be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -17,4 +35,22 @@ pub enum Error {
     Memory { bytes: u64, reason: String },
     #[error("the device tree cannot be built: {0}")]
     DeviceTree(String),
+    #[error(
+        "{memory} bytes of guest memory are not between {} and {} MiB, in whole steps of 2 MiB",
+        layout::MIN_MEMORY >> 20,
+        layout::MAX_MEMORY >> 20
+    )]
+    BadMemory { memory: u64 },
+    #[error("{vcpus} vCPUs are asked for; a machine has from 1 to {}", layout::MAX_VCPUS)]
+    BadVcpus { vcpus: u32 },
+    #[error("{disks} disks are asked for; a machine has at most {}", layout::VIRTIO_MAX - 3)]
+    TooManyDisks { disks: usize },
+    #[error("a vCPU thread cannot be started: {0}")]
+    Thread(std::io::Error),
+    #[error("a device cannot be made: {0}")]
+    Device(#[from] std::io::Error),
+    #[error(transparent)]
+    Engine(#[from] supermachine_engine::Error),
+    #[error("the guest accessed {address:#x} from {pc:#x} with an instruction that devices do not serve")]
+    UndecodedAccess { address: u64, pc: u64 },
 }

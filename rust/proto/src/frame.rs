@@ -95,6 +95,7 @@ impl Decoder {
     }
 
     /// The next whole message, `None` until more bytes arrive.
+    #[expect(clippy::should_implement_trait, reason = "each call may ask for another type, and may fail")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
         let have = &self.buffer[self.start..];
         let Some(header) = have.first_chunk::<4>() else { return Ok(None) };

@@ -1,1 +1,31 @@
-fn main() {}
+//! The process that owns one virtual machine. Its standard input is the control socket; it takes no arguments.
+
+mod boot;
+mod confine;
+mod control;
+mod session;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let control = match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(fd) => control_socket(fd),
+        Err(error) => Err(error),
+    };
+    match control.and_then(session::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("supermachine-worker: {error}; it is started by supermachine, not by hand");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The control socket, or an error when standard input is something else.
+fn control_socket(fd: OwnedFd) -> std::io::Result<UnixStream> {
+    let stream = UnixStream::from(fd);
+    stream.peer_addr()?;
+    Ok(stream)
+}

@@ -1,0 +1,109 @@
+//! From the kernel's first process to a guest that serves requests, and the boot connection after that.
+
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+
+use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, REQUEST_PORT};
+use supermachine_proto::{VERSION, frame};
+
+use crate::{identity, mounts, reaper, server, sys};
+
+/// Between two attempts to reach a host that has just been restored.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Why the guest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the boot connection failed: {0}")]
+    Connection(#[from] frame::Error),
+    #[error(transparent)]
+    Mount(#[from] mounts::Error),
+    #[error("{what} failed: {error}")]
+    Step { what: &'static str, error: io::Error },
+}
+
+fn step(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::Step { what, error }
+}
+
+/// Serves the guest until it is shut down; returns only with an error.
+pub fn run() -> Error {
+    let mut configured = false;
+    loop {
+        let mut host = match sys::connect_vsock(HOST_CID, BOOT_PORT) {
+            Ok(host) => host,
+            Err(_) if configured => {
+                std::thread::sleep(RETRY);
+                continue;
+            }
+            Err(error) => return step("reaching the host")(error),
+        };
+        if let Err(error) = converse(&mut host, &mut configured) {
+            // The host's other end is told, if it is there; without a root nothing else can be done.
+            let _ = frame::write(&mut host, &BootEvent::Failed { message: error.to_string() });
+            if !configured {
+                return error;
+            }
+        }
+    }
+}
+
+/// One boot connection, to its end.
+fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
+    frame::write(host, &BootEvent::Hello { version: VERSION, kernel: kernel_release() })?;
+    while let Some(command) = frame::read::<BootCommand>(host)? {
+        match command {
+            BootCommand::Configure(configure) => {
+                prepare(&configure)?;
+                *configured = true;
+                frame::write(host, &BootEvent::Ready)?;
+            }
+            BootCommand::Renew(new) => {
+                identity::assume(&new).map_err(step("renewing the guest's identity"))?;
+                frame::write(host, &BootEvent::Renewed)?;
+            }
+            BootCommand::Shutdown { grace_ms } => {
+                reaper::end_all(Duration::from_millis(grace_ms.into()));
+                sys::sync();
+                let _ = frame::write(host, &BootEvent::Stopping);
+                sys::power_off();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the guest what the host describes, and starts to serve requests.
+fn prepare(configure: &Configure) -> Result<(), Error> {
+    mounts::mount_all(configure)?;
+    identity::assume(&configure.identity).map_err(step("taking on the guest's identity"))?;
+    identity::write_hosts(&configure.identity.hostname, &configure.nameservers)
+        .map_err(step("writing /etc/hosts"))?;
+    loopback_up().map_err(step("bringing up the loopback interface"))?;
+    reaper::start().map_err(step("starting the reaper"))?;
+    let listener = sys::listen_vsock(REQUEST_PORT).map_err(step("listening for requests"))?;
+    server::start(listener).map_err(step("starting to serve requests"))
+}
+
+fn loopback_up() -> io::Result<()> {
+    // SAFETY: all zeros is a valid ifreq; the ioctls read the name and the flags in it.
+    unsafe {
+        let socket = sys::check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[..2].copy_from_slice(&[b'l' as _, b'o' as _]);
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
+        let done = sys::check(libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &raw mut request));
+        libc::close(socket);
+        done.map(drop)
+    }
+}
+
+fn kernel_release() -> String {
+    // SAFETY: all zeros is a valid utsname, which the call fills with NUL-terminated strings.
+    unsafe {
+        let mut names: libc::utsname = std::mem::zeroed();
+        libc::uname(&mut names);
+        std::ffi::CStr::from_ptr(names.release.as_ptr()).to_string_lossy().into_owned()
+    }
+}

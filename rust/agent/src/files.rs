@@ -1,0 +1,215 @@
+//! File commands: each is one system call or a short walk, answered in turn.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use supermachine_proto::agent::{Chunk, FileCommand, FileReply, Stat, WriteMode};
+use supermachine_proto::frame::{self, MAX_DATA};
+
+/// Entries in one reply.
+const MAX_ENTRIES: usize = 256;
+
+/// Serves one connection to its end.
+pub fn serve(connection: File) -> Result<(), frame::Error> {
+    let mut commands = BufReader::new(connection.try_clone()?);
+    let mut replies = connection;
+    while let Some(command) = frame::read::<FileCommand>(&mut commands)? {
+        let done = match command {
+            FileCommand::Write { path, mode, how } => write(&mut commands, &mut replies, &path, mode, how)?,
+            FileCommand::Read { path, offset, length } => read(&mut replies, &path, offset, length)?,
+            FileCommand::List { path } => list(&mut replies, &path)?,
+            other => simple(other),
+        };
+        let reply = done.unwrap_or_else(|error| FileReply::Failed { errno: errno(&error) });
+        frame::write(&mut replies, &reply)?;
+    }
+    Ok(())
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(match error.kind() {
+        io::ErrorKind::InvalidInput => libc::EINVAL,
+        io::ErrorKind::InvalidFilename => libc::ENAMETOOLONG,
+        _ => libc::EIO,
+    })
+}
+
+fn path(bytes: &Chunk) -> &Path {
+    Path::new(OsStr::from_bytes(&bytes.0))
+}
+
+/// Commands with one answer.
+fn simple(command: FileCommand) -> io::Result<FileReply> {
+    match &command {
+        FileCommand::Stat { path: at, follow } => {
+            let metadata = if *follow { fs::metadata(path(at)) } else { fs::symlink_metadata(path(at)) };
+            return Ok(FileReply::Stat(stat(&metadata?)));
+        }
+        FileCommand::ReadLink { path: at } => {
+            return Ok(FileReply::Target(fs::read_link(path(at))?.into_os_string().into_vec().into()));
+        }
+        FileCommand::Resolve { path: at } => {
+            return Ok(FileReply::Target(fs::canonicalize(path(at))?.into_os_string().into_vec().into()));
+        }
+        FileCommand::MakeDir { path: at, mode, parents, exist_ok } => {
+            make_dir(path(at), *mode, *parents, *exist_ok)?
+        }
+        FileCommand::Unlink { path: at } => fs::remove_file(path(at))?,
+        FileCommand::RemoveDir { path: at } => fs::remove_dir(path(at))?,
+        FileCommand::RemoveTree { path: at } => match fs::symlink_metadata(path(at))?.is_dir() {
+            true => fs::remove_dir_all(path(at))?,
+            false => fs::remove_file(path(at))?,
+        },
+        FileCommand::Rename { from, to } => fs::rename(path(from), path(to))?,
+        FileCommand::Symlink { target, path: at } => symlink(path(target), path(at))?,
+        FileCommand::Link { target, path: at } => fs::hard_link(path(target), path(at))?,
+        FileCommand::Chmod { path: at, mode } => {
+            fs::set_permissions(path(at), Permissions::from_mode(*mode))?
+        }
+        FileCommand::Chown { path: at, uid, gid, follow } => {
+            let id = |id: u32| (id != u32::MAX).then_some(id);
+            let change = if *follow { chown } else { lchown };
+            change(path(at), id(*uid), id(*gid))?;
+        }
+        FileCommand::SetTimes { path: at, atime_ns, mtime_ns } => {
+            let times = fs::FileTimes::new().set_accessed(time(*atime_ns)).set_modified(time(*mtime_ns));
+            File::open(path(at))?.set_times(times)?;
+        }
+        // These come only after a write, or are served by the caller.
+        FileCommand::WriteData(_)
+        | FileCommand::WriteEnd
+        | FileCommand::Write { .. }
+        | FileCommand::Read { .. }
+        | FileCommand::List { .. } => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+    Ok(FileReply::Done)
+}
+
+fn time(ns: i64) -> SystemTime {
+    let distance = Duration::from_nanos(ns.unsigned_abs());
+    if ns < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}
+
+fn make_dir(at: &Path, mode: u32, parents: bool, exist_ok: bool) -> io::Result<()> {
+    if parents && let Some(parent) = at.parent() {
+        // With the usual mode, as mkdir -p does.
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(mode).create(at) {
+        Err(error) if exist_ok && error.kind() == io::ErrorKind::AlreadyExists && at.is_dir() => Ok(()),
+        done => done,
+    }
+}
+
+fn stat(m: &Metadata) -> Stat {
+    let ns =
+        |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
+    Stat {
+        dev: m.dev(),
+        ino: m.ino(),
+        mode: m.mode(),
+        nlink: m.nlink() as u32,
+        uid: m.uid(),
+        gid: m.gid(),
+        rdev: m.rdev(),
+        size: m.size(),
+        blocks: m.blocks(),
+        atime_ns: ns(m.atime(), m.atime_nsec()),
+        mtime_ns: ns(m.mtime(), m.mtime_nsec()),
+        ctime_ns: ns(m.ctime(), m.ctime_nsec()),
+    }
+}
+
+fn list(replies: &mut File, at: &Chunk) -> Result<io::Result<FileReply>, frame::Error> {
+    let entries = match fs::read_dir(path(at)) {
+        Ok(entries) => entries,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut batch = Vec::new();
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => return Ok(Err(error)),
+        };
+        // One that has just gone is not listed.
+        if let Ok(metadata) = entry.metadata() {
+            batch.push((entry.file_name().into_vec().into(), stat(&metadata)));
+        }
+        if batch.len() == MAX_ENTRIES {
+            frame::write(replies, &FileReply::Entries(std::mem::take(&mut batch)))?;
+        }
+    }
+    if !batch.is_empty() {
+        frame::write(replies, &FileReply::Entries(batch))?;
+    }
+    Ok(Ok(FileReply::Done))
+}
+
+fn read(
+    replies: &mut File,
+    at: &Chunk,
+    offset: u64,
+    length: u64,
+) -> Result<io::Result<FileReply>, frame::Error> {
+    let opened = File::open(path(at)).and_then(|mut file| {
+        if offset > 0 {
+            file.seek(SeekFrom::Start(offset))?;
+        }
+        Ok(file.take(if length == 0 { u64::MAX } else { length }))
+    });
+    let mut file = match opened {
+        Ok(file) => file,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut buffer = vec![0; MAX_DATA];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Ok(FileReply::Done)),
+            Ok(n) => frame::write(replies, &FileReply::Data(buffer[..n].to_vec().into()))?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+fn write(
+    commands: &mut impl Read,
+    replies: &mut File,
+    at: &Chunk,
+    mode: u32,
+    how: WriteMode,
+) -> Result<io::Result<FileReply>, frame::Error> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(mode);
+    match how {
+        WriteMode::Truncate => options.create(true).truncate(true),
+        WriteMode::Append => options.create(true).append(true),
+        WriteMode::CreateNew => options.create_new(true),
+    };
+    let mut file = match options.open(path(at)) {
+        Ok(file) => file,
+        Err(error) => return Ok(Err(error)),
+    };
+    frame::write(replies, &FileReply::Done)?;
+    // The first failure is told at the end; the data that follow it are read and dropped.
+    let mut done = Ok(FileReply::Done);
+    loop {
+        match frame::read(commands)? {
+            Some(FileCommand::WriteData(data)) => {
+                if done.is_ok()
+                    && let Err(error) = file.write_all(&data.0)
+                {
+                    done = Err(error);
+                }
+            }
+            Some(FileCommand::WriteEnd) => return Ok(done),
+            Some(_) => return Ok(Err(io::Error::from_raw_os_error(libc::EINVAL))),
+            None => return Err(frame::Error::Truncated),
+        }
+    }
+}

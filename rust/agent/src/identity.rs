@@ -1,0 +1,66 @@
+//! What makes this guest different from every other that runs the same image.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+
+use supermachine_proto::agent::Identity;
+
+use crate::sys;
+
+/// include/uapi/linux/random.h
+const RNDADDENTROPY: u64 = 0x4008_5203;
+const RNDRESEEDCRNG: u64 = 0x5207;
+const MAX_ENTROPY: usize = 64;
+
+/// struct rand_pool_info with room for what the host sends.
+#[repr(C)]
+struct PoolInfo {
+    bits: i32,
+    bytes: i32,
+    buffer: [u8; MAX_ENTROPY],
+}
+
+/// Takes on the identity; every step must have worked before anything of the user's runs.
+pub fn assume(identity: &Identity) -> io::Result<()> {
+    sys::set_clock(identity.wall_clock_ns)?;
+    add_entropy(&identity.entropy.0)?;
+    sys::set_hostname(&identity.hostname)?;
+    if fs::exists("/etc/machine-id")? {
+        let digits: String = identity.machine_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        fs::write("/etc/machine-id", digits + "\n")?;
+    }
+    Ok(())
+}
+
+/// Credits the kernel's pool with the host's bytes and has it reseed from them at once.
+fn add_entropy(entropy: &[u8]) -> io::Result<()> {
+    if entropy.len() > MAX_ENTROPY {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut info =
+        PoolInfo { bits: 8 * entropy.len() as i32, bytes: entropy.len() as i32, buffer: [0; MAX_ENTROPY] };
+    info.buffer[..entropy.len()].copy_from_slice(entropy);
+    let device = File::open("/dev/urandom")?;
+    // SAFETY: RNDADDENTROPY reads the structure, whose `bytes` do not exceed its buffer; RNDRESEEDCRNG takes nothing.
+    unsafe {
+        sys::check(libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info))?;
+        sys::check(libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _)).map(drop)
+    }
+}
+
+/// Writes the files that name hosts and name servers, where the image leaves them empty or out.
+pub fn write_hosts(hostname: &str, nameservers: &[String]) -> io::Result<()> {
+    let hosts =
+        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
+    let resolv: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let files =
+        [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n")), ("/etc/resolv.conf", resolv)];
+    for (path, contents) in files {
+        if !contents.is_empty() && fs::metadata(path).map_or(0, |file| file.len()) == 0 {
+            fs::create_dir_all("/etc")?;
+            fs::write(path, contents)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! Makes the root file system and what programs expect to find mounted in it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use libc::{MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
+use supermachine_proto::agent::{Configure, Root};
+
+use crate::sys;
+
+/// Why the guest cannot have its root.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} cannot be mounted: {error}")]
+pub struct Error {
+    what: String,
+    error: io::Error,
+}
+
+fn named(what: &str) -> impl FnOnce(io::Error) -> Error + '_ {
+    move |error| Error { what: what.into(), error }
+}
+
+/// Mounts everything; this process's root is the guest's afterwards.
+pub fn mount_all(configure: &Configure) -> Result<(), Error> {
+    let root = match &configure.root {
+        Root::Initramfs => "",
+        Root::Overlay { device, fs } => {
+            overlay(device, fs, configure.upper_bytes)?;
+            "/root"
+        }
+    };
+    let mounts: [(&str, &str, libc::c_ulong, &str); 7] = [
+        ("/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
+        ("/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
+        ("/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
+        ("/dev", "devtmpfs", MS_NOSUID, "mode=0755"),
+        ("/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
+        ("/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
+        ("/dev/mqueue", "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
+    ];
+    for (target, kind, flags, options) in mounts {
+        let target = format!("{root}{target}");
+        // An image may lack the directory; one that cannot be made shows in the mount that follows.
+        let _ = fs::create_dir_all(&target);
+        match sys::mount(kind, &target, kind, flags, options) {
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => return Err(named(&target)(error)),
+            _ => {}
+        }
+    }
+    if !root.is_empty() {
+        std::env::set_current_dir(root).map_err(named(root))?;
+        sys::mount(".", "/", "", MS_MOVE, "").map_err(named("the root"))?;
+        sys::chroot(".").map_err(named("the root"))?;
+        std::env::set_current_dir("/").map_err(named("the root"))?;
+    }
+    for mount in &configure.mounts {
+        fs::create_dir_all(&mount.target).map_err(named(&mount.target))?;
+        let flags = if mount.read_only { MS_RDONLY } else { 0 };
+        sys::mount(&mount.device, &mount.target, &mount.fs, flags, "").map_err(named(&mount.target))?;
+    }
+    let links = [("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")];
+    for (target, name) in links.into_iter().chain([("pts/ptmx", "ptmx")]) {
+        let path = Path::new("/dev").join(name);
+        // devtmpfs has a ptmx of its own, which belongs to no mounted devpts.
+        let _ = fs::remove_file(&path);
+        let _ = symlink(target, path);
+    }
+    Ok(())
+}
+
+/// The read-only image below a writable tmpfs, at /root.
+fn overlay(device: &str, fs: &str, upper_bytes: u64) -> Result<(), Error> {
+    for directory in ["/dev", "/lower", "/upper", "/root"] {
+        let _ = fs::create_dir_all(directory);
+    }
+    // Found mounted where the kernel did it.
+    let _ = sys::mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755");
+    sys::mount(device, "/lower", fs, MS_RDONLY, "").map_err(named(device))?;
+    let size = if upper_bytes == 0 { String::new() } else { format!(",size={upper_bytes}") };
+    sys::mount("tmpfs", "/upper", "tmpfs", 0, &format!("mode=0755{size}"))
+        .map_err(named("the upper layer"))?;
+    fs::create_dir("/upper/data")
+        .and_then(|()| fs::create_dir("/upper/work"))
+        .map_err(named("the upper layer"))?;
+    // The root directory's own attributes are those of the upper layer's.
+    if let Ok(metadata) = fs::metadata("/lower") {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+        let _ = chown("/upper/data", Some(metadata.uid()), Some(metadata.gid()));
+        let _ = fs::set_permissions("/upper/data", fs::Permissions::from_mode(metadata.mode() & 0o7777));
+    }
+    let options = "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work,redirect_dir=on";
+    sys::mount("overlay", "/root", "overlay", 0, options).map_err(named("the root"))
+}

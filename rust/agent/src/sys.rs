@@ -1,0 +1,157 @@
+//! System calls that the standard library does not have, each as a function that returns a result.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::time::Duration;
+
+/// A result from a return value that is negative on failure.
+pub fn check(value: i32) -> io::Result<i32> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// A C string; what holds a NUL is an invalid argument.
+pub fn c_string(bytes: impl Into<Vec<u8>>) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// mount(2).
+pub fn mount(source: &str, target: &str, fs: &str, flags: libc::c_ulong, options: &str) -> io::Result<()> {
+    let [source, target, fs, options] = [source, target, fs, options].map(c_string);
+    let (source, target, fs, options) = (source?, target?, fs?, options?);
+    // SAFETY: the strings are NUL-terminated and outlive the call.
+    let done =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fs.as_ptr(), flags, options.as_ptr().cast()) };
+    check(done).map(drop)
+}
+
+/// chroot(2).
+pub fn chroot(path: &str) -> io::Result<()> {
+    let path = c_string(path)?;
+    // SAFETY: the string is NUL-terminated and outlives the call.
+    check(unsafe { libc::chroot(path.as_ptr()) }).map(drop)
+}
+
+/// sethostname(2).
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length are the string's.
+    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Steps CLOCK_REALTIME to so many nanoseconds since 1970.
+pub fn set_clock(ns: u64) -> io::Result<()> {
+    let time = libc::timespec { tv_sec: (ns / 1_000_000_000) as _, tv_nsec: (ns % 1_000_000_000) as _ };
+    // SAFETY: the call reads `time` only.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) }).map(drop)
+}
+
+/// A stream socket of AF_VSOCK.
+pub fn vsock() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
+    // SAFETY: all zeros is a valid sockaddr_vm.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as _;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    address
+}
+
+/// Connects to a vsock port.
+pub fn connect_vsock(cid: u32, port: u32) -> io::Result<File> {
+    let socket = vsock()?;
+    let address = vsock_address(cid, port);
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: pointer and length are those of `address`.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(socket.into())
+}
+
+/// Listens on a vsock port.
+pub fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
+    let socket = vsock()?;
+    let address = vsock_address(libc::VMADDR_CID_ANY, port);
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: pointer and length are those of `address`.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    // SAFETY: the call takes no pointers.
+    check(unsafe { libc::listen(socket.as_raw_fd(), 128) })?;
+    Ok(socket)
+}
+
+/// accept4(2) with CLOEXEC.
+pub fn accept(listener: &OwnedFd) -> io::Result<File> {
+    // SAFETY: null pointers say that the peer's address is not wanted.
+    let fd = check(unsafe {
+        libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), libc::SOCK_CLOEXEC)
+    })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// A pipe: reader and writer, both CLOEXEC.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [0; 2];
+    // SAFETY: the array has room for both descriptors.
+    check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    // SAFETY: the kernel has just made these descriptors for us.
+    Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
+}
+
+/// An eventfd that starts at zero.
+pub fn event() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointers.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes reads and writes return at once.
+pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: neither call takes pointers.
+    unsafe {
+        let flags = check(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
+        check(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
+    }
+}
+
+/// poll(2); `None` waits for ever. An interrupted call returns as if nothing were ready.
+pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
+    // Rounded up, so that a deadline has passed when the call says so.
+    let ms = timeout.map_or(-1, |t| i32::try_from(t.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX));
+    // SAFETY: pointer and length are the slice's.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, ms) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// kill(2); a process that is gone is no error.
+pub fn kill(pid: i32, signal: i32) {
+    // SAFETY: the call takes no pointers.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Everything written to file systems goes to their devices.
+pub fn sync() {
+    // SAFETY: the call takes no arguments.
+    unsafe { libc::sync() };
+}
+
+/// Ends the guest.
+pub fn power_off() -> ! {
+    loop {
+        // SAFETY: the call takes no pointers; it returns only when it is not permitted.
+        unsafe {
+            libc::reboot(libc::RB_POWER_OFF);
+            libc::pause();
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The soft engine: [`supermachine_soft`] behind the trait.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use supermachine_soft as soft;
+
+use crate::{
+    Canceller, DataAbort, Exit, IccReg, Protection, RedistReg, Reg, Result, SimdReg, SysReg, Vcpu, Vm,
+    VmConfig,
+};
+
+/// A virtual machine on a software CPU: the isolation is that of a process.
+pub struct SoftVm(soft::Vm);
+
+impl SoftVm {
+    pub fn new(config: VmConfig) -> Result<Self> {
+        let VmConfig { vcpus, gicd_base, gicr_base } = config;
+        Ok(Self(soft::Vm::new(soft::VmConfig { vcpus, gicd_base, gicr_base })?))
+    }
+}
+
+impl Vm for SoftVm {
+    unsafe fn map(&self, host: NonNull<u8>, gpa: u64, len: u64, protection: Protection) -> Result<()> {
+        let protection = match protection {
+            Protection::ReadWriteExecute => soft::Protection::ReadWriteExecute,
+            Protection::Read => soft::Protection::Read,
+        };
+        // SAFETY: the caller promises what `soft::Vm::map` asks for.
+        Ok(unsafe { self.0.map(host, gpa, len, protection)? })
+    }
+
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
+        Ok(Box::new(SoftVcpu(self.0.create_vcpu(index)?)))
+    }
+
+    fn canceller(&self, index: u32) -> Result<Canceller> {
+        let canceller = self.0.canceller(index)?;
+        Ok(Arc::new(move || canceller.cancel()))
+    }
+
+    fn set_spi(&self, intid: u32, level: bool) {
+        self.0.set_spi(intid, level);
+    }
+
+    fn gic_state(&self) -> Vec<u8> {
+        self.0.gic_state()
+    }
+
+    fn set_gic_state(&self, state: &[u8]) -> Result<()> {
+        Ok(self.0.set_gic_state(state)?)
+    }
+
+    fn host_counter(&self) -> u64 {
+        self.0.counter_now()
+    }
+}
+
+struct SoftVcpu(soft::Vcpu);
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self) -> Result<Exit> {
+        Ok(match self.0.run()? {
+            soft::Exit::Canceled => Exit::Canceled,
+            soft::Exit::DataAbort(soft::DataAbort { syndrome, virtual_address, physical_address }) => {
+                Exit::DataAbort(DataAbort { syndrome, virtual_address, physical_address })
+            }
+            soft::Exit::Hvc { immediate } => Exit::Hvc { immediate },
+            soft::Exit::Smc { immediate } => Exit::Smc { immediate },
+        })
+    }
+
+    fn reg(&self, reg: Reg) -> Result<u64> {
+        Ok(self.0.reg(reg)?)
+    }
+
+    fn set_reg(&mut self, reg: Reg, value: u64) -> Result<()> {
+        Ok(self.0.set_reg(reg, value)?)
+    }
+
+    fn simd_reg(&self, reg: SimdReg) -> Result<u128> {
+        Ok(self.0.simd_reg(reg)?)
+    }
+
+    fn set_simd_reg(&mut self, reg: SimdReg, value: u128) -> Result<()> {
+        Ok(self.0.set_simd_reg(reg, value)?)
+    }
+
+    fn sys_reg(&self, reg: SysReg) -> Result<u64> {
+        Ok(self.0.sys_reg(reg)?)
+    }
+
+    fn set_sys_reg(&mut self, reg: SysReg, value: u64) -> Result<()> {
+        Ok(self.0.set_sys_reg(reg, value)?)
+    }
+
+    fn icc_reg(&self, reg: IccReg) -> Result<u64> {
+        Ok(self.0.icc_reg(reg)?)
+    }
+
+    fn set_icc_reg(&mut self, reg: IccReg, value: u64) -> Result<()> {
+        Ok(self.0.set_icc_reg(reg, value)?)
+    }
+
+    fn redist_reg(&self, reg: RedistReg) -> Result<u64> {
+        Ok(self.0.redist_reg(reg)?)
+    }
+
+    fn set_redist_reg(&mut self, reg: RedistReg, value: u64) -> Result<()> {
+        Ok(self.0.set_redist_reg(reg, value)?)
+    }
+
+    fn vtimer_offset(&self) -> u64 {
+        self.0.vtimer_offset()
+    }
+
+    fn set_vtimer_offset(&mut self, offset: u64) -> Result<()> {
+        Ok(self.0.set_vtimer_offset(offset)?)
+    }
+
+    fn vtimer_mask(&self) -> bool {
+        self.0.vtimer_mask()
+    }
+
+    fn set_vtimer_mask(&mut self, masked: bool) -> Result<()> {
+        Ok(self.0.set_vtimer_mask(masked)?)
+    }
+
+    fn instructions(&self) -> u64 {
+        self.0.instructions()
+    }
+}

@@ -1,0 +1,86 @@
+//! What answers at the guest physical addresses that no memory is mapped at.
+
+use std::sync::{Arc, Mutex};
+
+use crate::layout;
+
+/// A device's window of registers.
+pub trait Registers: Send {
+    /// Fills `data` from the registers at `offset`.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+    fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+/// The virtio-mmio windows and the UART. An address that nothing answers at reads as zeros and ignores writes.
+#[derive(Clone)]
+pub struct Bus {
+    virtio: Vec<Arc<Mutex<dyn Registers>>>,
+    uart: Arc<Mutex<dyn Registers>>,
+}
+
+impl Bus {
+    /// `virtio` in the order of their windows.
+    pub fn new(virtio: Vec<Arc<Mutex<dyn Registers>>>, uart: Arc<Mutex<dyn Registers>>) -> Self {
+        Self { virtio, uart }
+    }
+
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some((registers, offset)) = self.find(address) {
+            registers.lock().unwrap_or_else(|e| e.into_inner()).read(offset, data);
+        }
+    }
+
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((registers, offset)) = self.find(address) {
+            registers.lock().unwrap_or_else(|e| e.into_inner()).write(offset, data);
+        }
+    }
+
+    fn find(&self, address: u64) -> Option<(&Mutex<dyn Registers>, u64)> {
+        if let Some(offset) = address.checked_sub(layout::VIRTIO_BASE) {
+            let window = usize::try_from(offset / layout::VIRTIO_STRIDE).ok()?;
+            return Some((self.virtio.get(window)?, offset % layout::VIRTIO_STRIDE));
+        }
+        let offset = address.checked_sub(layout::PL011_BASE)?;
+        (offset < layout::PL011_SIZE).then_some((&*self.uart, offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers with its own number and the offset, and remembers the last write.
+    struct Probe(u8, Vec<u8>);
+
+    impl Registers for Probe {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data.fill(self.0 + offset as u8);
+        }
+
+        fn write(&mut self, _: u64, data: &[u8]) {
+            self.1 = data.to_vec();
+        }
+    }
+
+    #[test]
+    fn addresses_find_their_device_and_holes_read_as_zeros() {
+        let probes: Vec<_> = [10, 20, 30].map(|n| Arc::new(Mutex::new(Probe(n, vec![])))).into();
+        let bus = Bus::new(vec![probes[0].clone(), probes[1].clone()], probes[2].clone());
+        let read = |address| {
+            let mut data = [0xff; 2];
+            bus.read(address, &mut data);
+            data
+        };
+        assert_eq!(read(layout::VIRTIO_BASE + 4), [14; 2]);
+        assert_eq!(read(layout::VIRTIO_BASE + layout::VIRTIO_STRIDE), [20; 2]);
+        assert_eq!(read(layout::VIRTIO_BASE + 2 * layout::VIRTIO_STRIDE), [0; 2]);
+        assert_eq!(read(layout::PL011_BASE + 1), [31; 2]);
+        assert_eq!(read(layout::PL011_BASE + layout::PL011_SIZE), [0; 2]);
+        assert_eq!(read(0), [0; 2]);
+        bus.write(layout::VIRTIO_BASE + layout::VIRTIO_STRIDE + 8, &[5]);
+        bus.write(u64::MAX, &[6]);
+        assert_eq!(probes[1].lock().unwrap().1, [5]);
+    }
+}

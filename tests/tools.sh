@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that tests compare with, when it may; otherwise names what is missing.
+set -euo pipefail
+
+packages=(
+    gcc-aarch64-linux-gnu qemu-user-static qemu-system-arm
+    umoci skopeo buildah docker-registry erofs-utils mmdebstrap fakeroot cpio zstd
+)
+
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -q -y --no-install-recommends "${missing[@]}"
+else
+    echo "not installed, so the tests that need them will be skipped: ${missing[*]}" >&2
+    echo "install them with: sudo apt-get install ${missing[*]}" >&2
+fi
