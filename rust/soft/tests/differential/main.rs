@@ -4,7 +4,9 @@
 //! `SUPERMACHINE_DIFF_SEED` sets the seed of the random run (it is printed), `SUPERMACHINE_DIFF_COUNT` the number of
 //! sequences in each run.
 
+mod base;
 mod fp;
+mod machine;
 mod oracle;
 mod random;
 

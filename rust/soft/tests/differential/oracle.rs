@@ -82,6 +82,9 @@ impl State {
         };
         line("signal".into(), self.signal.into(), oracle.signal.into());
         line("at".into(), self.at.into(), oracle.at.into());
+        if self.signal != oracle.signal {
+            return out;
+        }
         for n in 0..29 {
             line(format!("x{n}"), self.x[n].into(), oracle.x[n].into());
         }

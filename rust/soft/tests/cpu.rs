@@ -1,0 +1,328 @@
+//! Small programs on the bare core, as its machine sees them. The words are what GNU as makes of the comments.
+
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use supermachine_soft::id::{Reg, SysReg};
+use supermachine_soft::{DataAbort, Exit, Protection, Vcpu, Vm, VmConfig};
+
+const RAM: u64 = 0x4000_0000;
+const SIZE: usize = 4 << 20;
+
+/// A machine with 4 MiB of RAM. vCPUs made from it must be gone before it.
+struct Machine {
+    vm: Vm,
+    ram: NonNull<u8>,
+}
+
+impl Machine {
+    fn new(vcpus: u32) -> Self {
+        let vm = Vm::new(VmConfig { vcpus, ..VmConfig::default() }).unwrap();
+        let layout = std::alloc::Layout::from_size_align(SIZE, 4096).unwrap();
+        // SAFETY: the layout is not empty. The memory is never freed, which a test can afford.
+        let ram = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap();
+        // SAFETY: nothing else refers to the memory, and it stays.
+        unsafe { vm.map(ram, RAM, SIZE as u64, Protection::ReadWriteExecute) }.unwrap();
+        Self { vm, ram }
+    }
+
+    fn put(&self, at: u64, words: &[u32]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert!(at as usize + bytes.len() <= SIZE);
+        // SAFETY: inside the memory, by the check above.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ram.as_ptr().add(at as usize), bytes.len())
+        };
+    }
+
+    fn put64(&self, at: u64, v: u64) {
+        self.put(at, &[v as u32, (v >> 32) as u32]);
+    }
+
+    fn get64(&self, at: u64) -> u64 {
+        assert!(at as usize + 8 <= SIZE);
+        // SAFETY: inside the memory, by the check above.
+        unsafe { self.ram.as_ptr().add(at as usize).cast::<u64>().read_unaligned() }
+    }
+
+    /// A vCPU that starts at RAM + `at` with these registers.
+    fn vcpu(&self, index: u32, at: u64, x: &[(u32, u64)]) -> Vcpu {
+        let mut v = self.vm.create_vcpu(index).unwrap();
+        v.set_reg(Reg::PC, RAM + at).unwrap();
+        for (n, value) in x {
+            v.set_reg(Reg::x(*n), *value).unwrap();
+        }
+        v
+    }
+
+    /// Tables at RAM + 0x10000 that map the first GiB at RAM to itself, and one page at VA 0x1000_0000 by the entry at
+    /// the returned offset.
+    fn tables(&self, vcpus: &mut [&mut Vcpu]) -> u64 {
+        let table = |n: u64| 0x1_0000 + n * 0x1000;
+        let link = |n: u64| RAM + table(n) | 3;
+        // T0SZ 25: the walk starts at level 1.
+        self.put64(table(0), link(1));
+        // A block of 1 GiB, normal memory, accessed.
+        self.put64(table(0) + 8, RAM | 1 << 10 | 1);
+        self.put64(table(1) + (0x1000_0000 >> 21) * 8, link(2));
+        for v in vcpus {
+            v.set_sys_reg(SysReg::TCR_EL1, 25 | 25 << 16 | 2 << 30).unwrap();
+            v.set_sys_reg(SysReg::TTBR0_EL1, RAM + table(0)).unwrap();
+            v.set_sys_reg(SysReg::VBAR_EL1, RAM + 0x2000).unwrap();
+            let sctlr = v.sys_reg(SysReg::SCTLR_EL1).unwrap();
+            v.set_sys_reg(SysReg::SCTLR_EL1, sctlr | 1).unwrap();
+        }
+        // Exceptions from EL1h come out as HVC #9.
+        self.put(0x2200, &[0xd400_0122]);
+        table(2)
+    }
+}
+
+/// The entry of a page that EL1 may read and write.
+const fn page(pa: u64) -> u64 {
+    pa | 1 << 10 | 3
+}
+
+const READ_ONLY: u64 = 1 << 7;
+
+#[test]
+fn hvc_leaves_behind_itself() {
+    let m = Machine::new(1);
+    // movz x0, #5; add x0, x0, #7; hvc #3
+    m.put(0, &[0xd280_00a0, 0x9100_1c00, 0xd400_0062]);
+    let mut v = m.vcpu(0, 0, &[]);
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 3 });
+    assert_eq!(v.reg(Reg::x(0)).unwrap(), 12);
+    assert_eq!(v.reg(Reg::PC).unwrap(), RAM + 12);
+    assert_eq!(v.instructions(), 3);
+}
+
+#[test]
+fn device_accesses_carry_their_syndrome() {
+    let m = Machine::new(1);
+    // str w1, [x2]; ldrsb x3, [x2, #1]; hvc #0
+    m.put(0, &[0xb900_0041, 0x3980_0443, 0xd400_0002]);
+    let mut v = m.vcpu(0, 0, &[(2, 0x0900_0000)]);
+    let abort = |e| match e {
+        Exit::DataAbort(DataAbort { syndrome, physical_address, .. }) => (syndrome, physical_address),
+        e => panic!("{e:?}"),
+    };
+    let (esr, pa) = abort(v.run().unwrap());
+    assert_eq!(pa, 0x0900_0000);
+    // EC, IL, ISV, four bytes, register 1, a write.
+    assert_eq!(esr & !0x3f, 0x24 << 26 | 1 << 25 | 1 << 24 | 2 << 22 | 1 << 16 | 1 << 6);
+    assert_eq!(v.reg(Reg::PC).unwrap(), RAM);
+    v.set_reg(Reg::PC, RAM + 4).unwrap();
+    let (esr, pa) = abort(v.run().unwrap());
+    assert_eq!(pa, 0x0900_0001);
+    // One byte, sign-extended to 64 bits, register 3, a read.
+    assert_eq!(esr & !0x3f, 0x24 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 3 << 16 | 1 << 15);
+}
+
+#[test]
+fn cancelling_reaches_a_sleeping_and_a_stopped_vcpu() {
+    let m = Machine::new(1);
+    // 1: wfi; b 1b
+    m.put(0, &[0xd503_207f, 0x17ff_ffff]);
+    let mut v = m.vcpu(0, 0, &[]);
+    let canceller = m.vm.canceller(0).unwrap();
+    canceller.cancel();
+    assert_eq!(v.run().unwrap(), Exit::Canceled);
+    let thread = std::thread::spawn(move || v.run().unwrap());
+    std::thread::sleep(Duration::from_millis(20));
+    canceller.cancel();
+    assert_eq!(thread.join().unwrap(), Exit::Canceled);
+}
+
+#[test]
+fn the_virtual_timer_wakes_wfi() {
+    let m = Machine::new(1);
+    // PPI 27 to group 1 and on (x1: the redistributor's SGI frame); SRE, PMR, IGRPEN1; TVAL 48000 (2 ms), CTL 1;
+    // 1: wfi; mrs x0, isr_el1; cbz x0, 1b; mrs x0, icc_iar1_el1; hvc #1
+    m.put(
+        0,
+        &[
+            0x52a1_0000,
+            0xb900_8020,
+            0xb901_0020,
+            0xd280_0020,
+            0xd518_cca0,
+            0xd280_1fe0,
+            0xd518_4600,
+            0xd280_0020,
+            0xd518_cce0,
+            0xd297_7000,
+            0xd51b_e300,
+            0xd280_0020,
+            0xd51b_e320,
+            0xd503_207f,
+            0xd538_c100,
+            0xb4ff_ffc0,
+            0xd538_cc00,
+            0xd400_0022,
+        ],
+    );
+    // GICD_CTLR: group 1 on, by a store of the guest's: str x1, [x2]; hvc #7
+    m.put(0x100, &[0xb900_0041, 0xd400_00e2]);
+    let mut v = m.vcpu(0, 0x100, &[(1, 2), (2, 0x0800_0000)]);
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 7 });
+    v.set_reg(Reg::PC, RAM).unwrap();
+    v.set_reg(Reg::x(1), 0x080B_0000).unwrap();
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 1 });
+    assert_eq!(v.reg(Reg::x(0)).unwrap(), 27);
+}
+
+#[test]
+fn faults_say_what_and_where() {
+    let m = Machine::new(1);
+    // str x1, [x2]; hvc #7
+    m.put(0, &[0xf900_0041, 0xd400_00e2]);
+    let mut v = m.vcpu(0, 0, &[]);
+    let entry = m.tables(&mut [&mut v]);
+    let mut store = |va: u64| {
+        v.set_reg(Reg::PC, RAM).unwrap();
+        v.set_reg(Reg::x(2), va).unwrap();
+        let exit = v.run().unwrap();
+        let (esr, far, elr) = (SysReg::ESR_EL1, SysReg::FAR_EL1, SysReg::ELR_EL1);
+        assert_eq!(exit == Exit::Hvc { immediate: 9 }, v.reg(Reg::PC).unwrap() == RAM + 0x2204);
+        (exit == Exit::Hvc { immediate: 9 }).then(|| {
+            assert_eq!(v.sys_reg(elr).unwrap(), RAM);
+            (v.sys_reg(esr).unwrap(), v.sys_reg(far).unwrap())
+        })
+    };
+    // Data abort from EL1, IL, write.
+    let esr = |dfsc: u64| 0x25 << 26 | 1 << 25 | 1 << 6 | dfsc;
+    // Nothing at level 3, 2 and 1, and beyond the range (level 0).
+    assert_eq!(store(0x1000_0008), Some((esr(7), 0x1000_0008)));
+    assert_eq!(store(0x2000_0008), Some((esr(6), 0x2000_0008)));
+    assert_eq!(store(0x1_0000_0000), Some((esr(5), 0x1_0000_0000)));
+    assert_eq!(store(1 << 45), Some((esr(4), 1 << 45)));
+    m.put64(entry, page(RAM + 0x5000) | READ_ONLY);
+    assert_eq!(store(0x1000_0000), Some((esr(15), 0x1000_0000)));
+    m.put64(entry, page(RAM + 0x5000) & !(1 << 10));
+    assert_eq!(store(0x1000_0000), Some((esr(11), 0x1000_0000)));
+    m.put64(entry, page(RAM + 0x5000));
+    assert_eq!(store(0x1000_0000), None);
+    // Over the page's end: the second page's fault, at its address.
+    assert_eq!(store(0x1000_0ffc), Some((esr(7), 0x1000_1000)));
+    m.put64(entry + 8, page(RAM + 0x7000));
+    assert_eq!(store(0x1000_0ffc), None);
+}
+
+#[test]
+fn stores_over_a_page_boundary_go_to_both_pages() {
+    let m = Machine::new(1);
+    // str x1, [x2]; hvc #7
+    m.put(0, &[0xf900_0041, 0xd400_00e2]);
+    let mut v = m.vcpu(0, 0, &[(1, 0x1122_3344_5566_7788), (2, 0x1000_0ffd)]);
+    let entry = m.tables(&mut [&mut v]);
+    m.put64(entry, page(RAM + 0x5000));
+    m.put64(entry + 8, page(RAM + 0x9000));
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 7 });
+    assert_eq!(m.get64(0x5ff8) >> 40, 0x66_7788);
+    assert_eq!(m.get64(0x9000), 0x11_2233_4455);
+}
+
+#[test]
+fn exclusives_and_atomics_lose_nothing_between_vcpus() {
+    const ROUNDS: u64 = 50_000;
+    let m = Machine::new(2);
+    // 1: ldaxr x3, [x1]; add x3, x3, #1; stlxr w4, x3, [x1]; cbnz w4, 1b; mov x5, #1; ldadd w5, w6, [x7];
+    // stp x3, x4, [sp, #-16]!; ldp x3, x4, [sp], #16; sub x2, x2, #1; cbnz x2, 1b; hvc #0
+    m.put(
+        0,
+        &[
+            0xc85f_fc23,
+            0x9100_0463,
+            0xc804_fc23,
+            0x35ff_ffa4,
+            0xd280_0025,
+            0xb825_00e6,
+            0xa9bf_13e3,
+            0xa8c1_13e3,
+            0xd100_0442,
+            0xb5ff_fee2,
+            0xd400_0002,
+        ],
+    );
+    let threads: Vec<_> = (0..2)
+        .map(|i| {
+            let mut v = m.vcpu(i, 0, &[(1, RAM + 0x8000), (2, ROUNDS), (7, RAM + 0x8040)]);
+            v.set_sys_reg(SysReg::SP_EL1, RAM + 0x2_0000 + u64::from(i) * 0x1000).unwrap();
+            std::thread::spawn(move || v.run().unwrap())
+        })
+        .collect();
+    for t in threads {
+        assert_eq!(t.join().unwrap(), Exit::Hvc { immediate: 0 });
+    }
+    assert_eq!(m.get64(0x8000), 2 * ROUNDS);
+    assert_eq!(m.get64(0x8040), 2 * ROUNDS);
+}
+
+#[test]
+fn changed_code_runs_after_its_invalidation() {
+    let m = Machine::new(1);
+    // b 3f; 1: movz x0, #1; ret; 3: bl 1b; adr x3, 1b; str w2, [x3]; dc cvau, x3; dsb ish; ic ivau, x3; dsb ish; isb;
+    // bl 1b; hvc #0
+    m.put(
+        0,
+        &[
+            0x1400_0003,
+            0xd280_0020,
+            0xd65f_03c0,
+            0x97ff_fffe,
+            0x10ff_ffa3,
+            0xb900_0062,
+            0xd50b_7b23,
+            0xd503_3b9f,
+            0xd50b_7523,
+            0xd503_3b9f,
+            0xd503_3fdf,
+            0x97ff_fff6,
+            0xd400_0002,
+        ],
+    );
+    // x2: movz x0, #2
+    let mut v = m.vcpu(0, 0, &[(2, 0xd280_0040)]);
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+    assert_eq!(v.reg(Reg::x(0)).unwrap(), 2);
+}
+
+#[test]
+fn tlb_invalidation_reaches_the_other_vcpu() {
+    for _ in 0..50 {
+        let m = Machine::new(2);
+        // str x0, [x1]; dsb ishst; tlbi vmalle1is; dsb ish; mov x3, #1; str x3, [x4]; 2: ldr x5, [x6]; cbz x5, 2b; hvc #0
+        m.put(
+            0,
+            &[
+                0xf900_0020,
+                0xd503_3a9f,
+                0xd508_831f,
+                0xd503_3b9f,
+                0xd280_0023,
+                0xf900_0083,
+                0xf940_00c5,
+                0xb4ff_ffe5,
+                0xd400_0002,
+            ],
+        );
+        // 1: ldr x5, [x2]; ldr x3, [x4]; cbz x3, 1b; ldr x5, [x2]; str x3, [x6]; hvc #0
+        m.put(0x100, &[0xf940_0045, 0xf940_0083, 0xb4ff_ffc3, 0xf940_0045, 0xf900_00c3, 0xd400_0002]);
+        let (flag, answer) = (RAM + 0x8000, RAM + 0x8040);
+        let mut one = m.vcpu(1, 0x100, &[(2, 0x1000_0000), (4, flag), (6, answer)]);
+        let mut zero = m.vcpu(0, 0, &[(0, page(RAM + 0x6000)), (4, flag), (6, answer)]);
+        let entry = m.tables(&mut [&mut zero, &mut one]);
+        m.put64(entry, page(RAM + 0x5000));
+        m.put64(0x5000, 50);
+        m.put64(0x6000, 60);
+        zero.set_reg(Reg::x(1), RAM + entry).unwrap();
+        let thread = std::thread::spawn(move || {
+            assert_eq!(one.run().unwrap(), Exit::Hvc { immediate: 0 });
+            one.reg(Reg::x(5)).unwrap()
+        });
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(zero.run().unwrap(), Exit::Hvc { immediate: 0 });
+        assert_eq!(thread.join().unwrap(), 60);
+    }
+}

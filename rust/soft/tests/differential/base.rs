@@ -1,0 +1,428 @@
+//! The base instruction set and all memory accesses, on a whole vCPU.
+
+use crate::machine::Machine;
+use crate::oracle::{BASE, BATCH, INSNS, MEMORY, Oracle, Request, State};
+use crate::random::Random;
+use crate::{FIXED_SEED, count, fp, random_seed};
+
+/// x0 to x19 are for any use; x20 to x24 hold addresses, x25 to x28 small offsets.
+const FREE: u64 = 20;
+const POINTERS: std::ops::Range<usize> = 20..25;
+const OFFSETS: std::ops::Range<usize> = 25..29;
+
+/// Data-processing classes of Arm ARM C4.1: fixed bits and their mask.
+const DATA: &[(&str, u32, u32)] = &[
+    ("add/subtract immediate", 0x1100_0000, 0x1f80_0000),
+    ("logical immediate", 0x1200_0000, 0x1f80_0000),
+    ("move wide", 0x1280_0000, 0x1f80_0000),
+    ("bitfield", 0x1300_0000, 0x1f80_0000),
+    ("extract", 0x1380_0000, 0x1f80_0000),
+    ("logical shifted", 0x0a00_0000, 0x1f00_0000),
+    ("add/subtract shifted", 0x0b00_0000, 0x1f20_0000),
+    ("add/subtract extended", 0x0b20_0000, 0x1f20_0000),
+    ("add/subtract with carry", 0x1a00_0000, 0x1fe0_fc00),
+    ("conditional compare", 0x3a40_0000, 0x3fe0_0410),
+    ("conditional select", 0x1a80_0000, 0x3fe0_0800),
+    ("divide", 0x1ac0_0800, 0x7fe0_f800),
+    ("variable shift", 0x1ac0_2000, 0x7fe0_f000),
+    ("CRC32", 0x1ac0_4000, 0x7fe0_e000),
+    ("1-source", 0x5ac0_0000, 0x7fff_c000),
+    ("3-source", 0x1b00_0000, 0x7f00_0000),
+];
+
+/// A pattern's name, for reports.
+pub fn class_name(i: u32) -> String {
+    let data = DATA.iter().find(|(_, bits, mask)| i & mask == *bits).map(|c| c.0);
+    match (data, i >> 25 & 15) {
+        (Some(name), _) => name.into(),
+        (None, 4 | 6 | 12 | 14) => "load/store".into(),
+        (None, 10 | 11) => "branch".into(),
+        (None, 7 | 15) => fp::class_name(i),
+        _ => "?".into(),
+    }
+}
+
+/// Whether an instruction of [`DATA`] is allocated.
+fn allocated(i: u32) -> bool {
+    let (sf, n, opc) = (i >> 31, i >> 22 & 1, i >> 29 & 3);
+    let (immr, imms) = (i >> 16 & 63, i >> 10 & 63);
+    let op31 = i >> 21 & 7;
+    match i >> 24 & 31 {
+        0x0a | 0x0b if i & 0x0120_0000 == 0x0120_0000 => i >> 22 & 3 == 0 && imms & 7 <= 4,
+        0x0a => sf == 1 || imms < 32,
+        0x0b => i >> 22 & 3 != 3 && (sf == 1 || imms < 32),
+        0x12 if i >> 23 & 1 == 1 => opc != 1 && (sf == 1 || immr < 32),
+        0x12 => {
+            n <= sf && (n == 1 && imms != 63 || n == 0 && imms < 62 && imms & imms + 1 & 63 != 0 || imms < 31)
+        }
+        0x13 if i >> 23 & 1 == 1 => opc == 0 && i >> 21 & 1 == 0 && n == sf && (sf == 1 || imms < 32),
+        0x13 => opc != 3 && n == sf && (sf == 1 || immr < 32 && imms < 32),
+        0x1a if i & 0x5fe0_e000 == 0x1ac0_4000 => opc == 0 && (i >> 10 & 3 == 3) == (sf == 1),
+        0x1a if i & 0x7fe0_0000 == 0x5ac0_0000 => imms <= 5 && immr & 31 == 0 && (sf == 1 || imms != 3),
+        0x1b => match op31 {
+            0 => true,
+            2 | 6 => sf == 1 && i >> 15 & 1 == 0,
+            1 | 5 => sf == 1,
+            _ => false,
+        },
+        _ => true,
+    }
+}
+
+/// What the generator knows of the registers that hold addresses.
+struct Writer<'a> {
+    r: &'a mut Random,
+    pointer: [u64; 32],
+    code: Vec<u32>,
+}
+
+impl Writer<'_> {
+    /// A register for data: x0 to x19 or the zero register.
+    fn data(&mut self) -> u32 {
+        if self.r.one_in(10) { 31 } else { self.r.below(FREE) as u32 }
+    }
+
+    fn vector(&mut self) -> u32 {
+        self.r.below(32) as u32
+    }
+
+    /// A register that holds an address: 31 is the stack pointer.
+    fn base(&mut self) -> u32 {
+        if self.r.one_in(6) { 31 } else { self.r.pick(&[20, 21, 22, 23, 24]) }
+    }
+
+    /// Whether `len` bytes at `at` are within the sequence's memory.
+    fn inside(at: u64, len: u64) -> bool {
+        at >= BASE && at + len <= BASE + MEMORY as u64
+    }
+
+    fn data_processing(&mut self) {
+        loop {
+            let &(_, bits, mask) = &DATA[self.r.below(DATA.len() as u64) as usize];
+            let i = bits | self.r.next() as u32 & !mask;
+            if !allocated(i) && !self.r.one_in(200) {
+                continue;
+            }
+            // Rd is free or 31; but 31 as the stack pointer would lose the address there.
+            let (rd, sp) = (i & 31, i & 0x1f80_0000 == 0x1100_0000 || i & 0x1f20_0000 == 0x0b20_0000);
+            let sp = (sp && i >> 29 & 1 == 0) || (i & 0x1f80_0000 == 0x1200_0000 && i >> 29 & 3 != 3);
+            let compares = i & 0x3fe0_0410 == 0x3a40_0000;
+            let reads = [i >> 5 & 31, i >> 16 & 31, i >> 10 & 31];
+            if reads.iter().any(|n| matches!(n, 29 | 30))
+                || (!compares && ((rd >= FREE as u32 && rd != 31) || (rd == 31 && sp)))
+            {
+                continue;
+            }
+            self.code.push(i);
+            return;
+        }
+    }
+
+    /// Forward, over one to four instructions.
+    fn branch(&mut self, room: usize) {
+        let n = 1 + self.r.below(4.min(room as u64)) as u32;
+        let rt = self.data();
+        let (op, sf) = (self.r.next() as u32 & 1, self.r.next() as u32 & 1);
+        let bit = self.r.next() as u32;
+        self.code.push(match self.r.below(4) {
+            0 => 0x1400_0000 | n,
+            1 => 0x5400_0000 | n << 5 | bit & 15,
+            2 => 0x3400_0000 | sf << 31 | op << 24 | n << 5 | rt,
+            _ => 0x3600_0000 | sf << 31 | op << 24 | (bit & 31) << 19 | n << 5 | rt,
+        });
+        // Nothing that moves an address may be jumped over.
+        for _ in 0..n {
+            self.data_processing();
+        }
+    }
+
+    /// Loads and stores of one register: all addressing modes.
+    fn single(&mut self) {
+        let (size, v, opc) = (self.r.below(4) as u32, self.r.below(2) as u32, self.r.below(4) as u32);
+        let scale = if v == 1 { size | (opc >> 1) << 2 } else { size };
+        if scale > 4 || (v == 0 && (size == 3 && opc > 1 || size == 2 && opc == 3)) {
+            return;
+        }
+        let rn = self.base();
+        let rt = if v == 1 { self.vector() } else { self.data() };
+        let at = self.pointer[rn as usize];
+        let common = size << 30 | v << 26 | opc << 22 | rn << 5 | rt;
+        let imm9 = self.r.below(512) as i64 - 256;
+        let field = (imm9 as u32 & 511) << 12;
+        let moved = at.wrapping_add(imm9 as u64);
+        let len = 1 << scale;
+        match self.r.below(5) {
+            0 if Self::inside(moved, len) => self.code.push(0x3800_0000 | common | field),
+            1 if Self::inside(at, len) && Self::inside(moved, 16) => {
+                self.code.push(0x3800_0400 | common | field);
+                self.pointer[rn as usize] = moved;
+            }
+            2 if Self::inside(moved, len.max(16)) => {
+                self.code.push(0x3800_0c00 | common | field);
+                self.pointer[rn as usize] = moved;
+            }
+            3 => {
+                let rm = self.r.pick(&[25, 26, 27, 28, 31]);
+                let (option, s) = (self.r.pick(&[2, 3, 6, 7]), self.r.below(2) as u32);
+                let x = if rm == 31 { 0 } else { self.pointer[rm as usize] };
+                let x = match option {
+                    2 => x as u32 as u64,
+                    6 => x as i32 as u64,
+                    _ => x,
+                };
+                if Self::inside(at.wrapping_add(x << (s * scale)), len) {
+                    self.code.push(0x3820_0800 | common | rm << 16 | option << 13 | s << 12);
+                }
+            }
+            _ => {
+                let imm12 = self.r.below(64);
+                if Self::inside(at + (imm12 << scale), len) {
+                    self.code.push(0x3900_0000 | common | (imm12 as u32) << 10);
+                }
+            }
+        }
+    }
+
+    /// LDP and STP, non-temporal and SIMD ones too.
+    fn pair(&mut self) {
+        let (opc, v, l) = (self.r.below(4) as u32, self.r.below(2) as u32, self.r.below(2) as u32);
+        let mode = self.r.below(4) as u32;
+        if opc == 3 || (v == 0 && opc == 1 && (l == 0 || mode == 0)) {
+            return;
+        }
+        let scale = if v == 1 { 2 + opc } else { 2 + (opc >> 1) };
+        let rn = self.base();
+        let (rt, rt2) = if v == 1 { (self.vector(), self.vector()) } else { (self.data(), self.data()) };
+        if l == 1 && rt == rt2 {
+            return;
+        }
+        let imm7 = self.r.below(128) as i64 - 64;
+        let at = self.pointer[rn as usize];
+        let moved = at.wrapping_add((imm7 << scale) as u64);
+        let used = if mode == 1 { at } else { moved };
+        if !Self::inside(used, 2 << scale) || !Self::inside(moved, 16) {
+            return;
+        }
+        if mode & 1 == 1 {
+            self.pointer[rn as usize] = moved;
+        }
+        self.code.push(
+            0x2800_0000
+                | opc << 30
+                | v << 26
+                | mode << 23
+                | l << 22
+                | (imm7 as u32 & 127) << 15
+                | rt2 << 10
+                | rn << 5
+                | rt,
+        );
+    }
+
+    /// A base register with an address aligned for `len` bytes.
+    fn aligned(&mut self, len: u64) -> Option<u32> {
+        let rn = self.base();
+        let at = self.pointer[rn as usize];
+        (at % len == 0 && Self::inside(at, len)).then_some(rn)
+    }
+
+    /// LDXR and STXR in a pair, LDAR, STLR, LDAPR, CAS, CASP, and the LSE read-modify-writes.
+    fn atomic(&mut self) {
+        let size = self.r.below(4) as u32;
+        let pair = self.r.one_in(4) && size > 1;
+        let Some(rn) = self.aligned(if pair { 2 << size } else { 1 << size }) else { return };
+        let (rt, rt2, rs) = (self.data(), self.data(), self.data());
+        let o = self.r.below(2) as u32;
+        let l = self.r.below(2) as u32;
+        match self.r.below(6) {
+            0 => {
+                let pair = u32::from(pair);
+                let second = if pair == 1 { rt2 } else { 31 };
+                if (pair == 1 && rt == rt2) || rs == rt || rs == second && rs != 31 || rs == 31 {
+                    return;
+                }
+                let op = 0x0800_0000 | size << 30 | pair << 21 | o << 15 | second << 10 | rn << 5 | rt;
+                self.code.push(op | 1 << 22 | 31 << 16);
+                if self.r.one_in(3) {
+                    self.data_processing();
+                }
+                if self.r.one_in(8) {
+                    // CLREX
+                    self.code.push(0xd503_3f5f);
+                }
+                self.code.push(op | rs << 16);
+            }
+            1 => self.code.push(0x089f_fc00 | size << 30 | l << 22 | rn << 5 | rt),
+            2 => self.code.push(0x38bf_c000 | size << 30 | rn << 5 | rt),
+            3 => self.code.push(0x08a0_7c00 | size << 30 | l << 22 | rs << 16 | o << 15 | rn << 5 | rt),
+            4 if pair => {
+                let (rs, rt) = (rs & 0x1e, rt & 0x1e);
+                if rs < FREE as u32 && rt < FREE as u32 {
+                    self.code
+                        .push(0x0820_7c00 | (size & 1) << 30 | l << 22 | rs << 16 | o << 15 | rn << 5 | rt);
+                }
+            }
+            _ => {
+                let op = self.r.below(9) as u32;
+                let ar = self.r.below(4) as u32;
+                self.code.push(0x3820_0000 | size << 30 | ar << 22 | rs << 16 | op << 12 | rn << 5 | rt);
+            }
+        }
+    }
+
+    /// LD1 to LD4, ST1 to ST4: several structures, one, or one to all lanes.
+    fn structures(&mut self) {
+        let rn = self.base();
+        let at = self.pointer[rn as usize];
+        let post = self.r.below(2) as u32;
+        let (q, l, size) = (self.r.below(2) as u32, self.r.below(2) as u32, self.r.below(4) as u32);
+        let rt = self.vector();
+        // By an offset register, or by what was transferred (31).
+        let rm = if post == 0 { 0 } else { self.r.pick(&[25, 26, 27, 28, 31]) };
+        let (op, len) = if self.r.one_in(2) {
+            let opcode = self.r.pick(&[0, 2, 4, 6, 7, 8, 10]);
+            let regs = match opcode {
+                0 | 2 => 4,
+                4 | 6 => 3,
+                7 => 1,
+                _ => 2,
+            };
+            if size == 3 && q == 0 && matches!(opcode, 0 | 4 | 8) {
+                return;
+            }
+            (0x0c00_0000 | opcode << 12 | size << 10, regs * (8u64 << q))
+        } else {
+            let (opcode, r, s) = (self.r.below(8) as u32, self.r.below(2) as u32, self.r.below(2) as u32);
+            let regs = u64::from((opcode & 1) << 1 | r) + 1;
+            let bytes = match (opcode >> 1, size) {
+                (0, _) => 1,
+                (1, 0 | 2) => 2,
+                (2, 0) => 4,
+                (2, 1) if s == 0 => 8,
+                (3, _) if l == 1 && s == 0 => 1 << size,
+                _ => return,
+            };
+            (0x0d00_0000 | r << 21 | opcode << 13 | s << 12 | size << 10, regs * bytes)
+        };
+        let step = if rm == 31 { len } else { self.pointer[rm as usize] };
+        let moved = at.wrapping_add(step);
+        if !Self::inside(at, len) || (post == 1 && !Self::inside(moved, 16)) {
+            return;
+        }
+        if post == 1 {
+            self.pointer[rn as usize] = moved;
+        }
+        self.code.push(op | q << 30 | l << 22 | post << 23 | rm << 16 | rn << 5 | rt);
+    }
+
+    fn floating(&mut self) {
+        let i = fp::any(self.r);
+        // Results in general registers go where no address is.
+        if !fp::writes_general(i) || i & 31 == 31 || (i & 31) < FREE as u32 {
+            self.code.push(i);
+        }
+    }
+}
+
+fn request(r: &mut Random) -> Request {
+    let mut s = State::new();
+    s.x = std::array::from_fn(|_| r.integer(64));
+    s.v = std::array::from_fn(|_| r.vector());
+    s.nzcv = r.next() & 0xf000_0000;
+    s.fpcr = r.fpcr() & !(1 << 24);
+    s.fpsr = r.fpsr();
+    s.memory = std::array::from_fn(|_| r.next() as u8);
+    let mut pointer = [0; 32];
+    for n in POINTERS {
+        let align = r.pick(&[1, 8, 16, 16]);
+        s.x[n] = BASE + r.below(MEMORY as u64 - 64) / align * align;
+        pointer[n] = s.x[n];
+    }
+    for n in OFFSETS {
+        s.x[n] = (r.below(129) as i64 - 64) as u64;
+        pointer[n] = s.x[n];
+    }
+    pointer[31] = s.sp;
+    let length = 1 + r.below(11) as usize;
+    let mut w = Writer { r, pointer, code: Vec::new() };
+    while w.code.len() < length {
+        match w.r.below(13) {
+            0 | 1 => w.single(),
+            2 => w.pair(),
+            3 | 4 => w.atomic(),
+            5 => w.structures(),
+            6 => w.branch(4),
+            7 => w.floating(),
+            _ => w.data_processing(),
+        }
+    }
+    let code = w.code;
+    assert!(code.len() <= INSNS);
+    Request::new(s, &code)
+}
+
+/// The shortest prefix that diverges.
+fn report(oracle: &mut Oracle, request: &Request) -> String {
+    let code = request.code();
+    let listing: String = code.iter().map(|i| format!("  {i:#010x} {}\n", class_name(*i))).collect();
+    for len in 1..=code.len() {
+        // Branches in a prefix stay inside by nops.
+        let mut part = code[..len].to_vec();
+        part.resize(code.len(), 0xd503_201f);
+        let prefix = Request::new(request.state.clone(), &part);
+        let theirs = &oracle.run(std::slice::from_ref(&prefix))[0];
+        let mine = Machine::new().run(&prefix);
+        if mine != *theirs {
+            let i = code[len - 1];
+            let mut part = code[..len - 1].to_vec();
+            part.resize(code.len(), 0xd503_201f);
+            let before = Machine::new().run(&Request::new(request.state.clone(), &part));
+            let x = |n: u32| match n {
+                31 => before.sp,
+                n => before.x.get(n as usize).copied().unwrap_or(0),
+            };
+            return format!(
+                "at {i:#010x} ({}), nzcv {:#x}, d {:#x}, n {:#x}, m {:#x}\n{}{listing}",
+                class_name(i),
+                before.nzcv,
+                x(i & 31),
+                x(i >> 5 & 31),
+                x(i >> 16 & 31),
+                mine.difference(theirs),
+            );
+        }
+    }
+    format!("not repeatable\n{listing}")
+}
+
+fn sequences(seed: u64, count: usize) {
+    let Some(mut oracle) = Oracle::start_or_skip("max") else { return };
+    let mut machine = Machine::new();
+    let mut r = Random(seed);
+    let mut left = count;
+    let mut failures = Vec::new();
+    let mut completed = 0;
+    while left > 0 && failures.len() < 20 {
+        let batch: Vec<Request> = (0..left.min(BATCH)).map(|_| request(&mut r)).collect();
+        left -= batch.len();
+        for (request, theirs) in batch.iter().zip(oracle.run(&batch)) {
+            completed += usize::from(theirs.signal == 0);
+            if machine.run(request) != theirs && failures.len() < 20 {
+                failures.push(report(&mut oracle, request));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "seed {seed:#x}:\n{}", failures.join("\n"));
+    // An unallocated instruction ends its sequence; most have none.
+    assert!(completed * 2 > count, "only {completed} of {count} sequences ran to their ends");
+}
+
+#[test]
+fn sequences_of_a_fixed_seed() {
+    sequences(FIXED_SEED, count());
+}
+
+#[test]
+fn sequences_of_a_random_seed() {
+    sequences(random_seed(), count());
+}

@@ -1,0 +1,143 @@
+//! Our side as a whole CPU: one vCPU at EL1 with the memory of a sequence mapped one to one.
+
+use crate::oracle::{BASE, INSNS, MEMORY, Request, SIGILL, State};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+use supermachine_soft::id::{Reg, SimdReg, SysReg};
+use supermachine_soft::{Exit, Protection, Vcpu, Vm, VmConfig};
+
+const CODE: u64 = 0x4000_0000;
+const CODE_LEN: usize = 4 << 20;
+/// Vectors at the start, the translation table after them, then slots of one sequence each.
+const TABLE: usize = 0x1000;
+const FIRST_SLOT: usize = 0x1_0000;
+const SLOT: usize = 4 * INSNS + 16;
+/// HVC #0 ends a sequence, HVC #1 stands in every exception vector.
+const END: u32 = 0xd400_0002;
+const VECTOR: u32 = 0xd400_0022;
+
+/// Page-aligned host memory, zeroed.
+struct Pages(NonNull<u8>, Layout);
+
+impl Pages {
+    fn new(len: usize) -> Self {
+        let layout = Layout::from_size_align(len.next_multiple_of(4096), 4096).expect("a small size");
+        // SAFETY: the layout's size is not zero.
+        let at = unsafe { alloc_zeroed(layout) };
+        Self(NonNull::new(at).expect("memory"), layout)
+    }
+
+    fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.1.size());
+        // SAFETY: the range was just checked, no reference to it exists, and the vCPU is not running.
+        unsafe { self.0.add(at).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
+    }
+
+    fn read(&self, bytes: &mut [u8]) {
+        assert!(bytes.len() <= self.1.size());
+        // SAFETY: as in `write`.
+        unsafe { NonNull::from(bytes.as_mut()).cast().copy_from_nonoverlapping(self.0, bytes.len()) }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.0.as_ptr(), self.1) }
+    }
+}
+
+pub struct Machine {
+    // Dropped in this order: the vCPU and the machine before their memory.
+    vcpu: Vcpu,
+    _vm: Vm,
+    code: Pages,
+    data: Pages,
+    next: usize,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        let (code, data) = (Pages::new(CODE_LEN), Pages::new(MEMORY));
+        for vector in 0..16 {
+            code.write(vector * 0x80, &VECTOR.to_le_bytes());
+        }
+        // One gibibyte at CODE, normal memory, accessed, executable.
+        code.write(TABLE + 8, &(CODE | 1 << 10 | 3 << 8 | 1).to_le_bytes());
+        let vm = Vm::new(VmConfig::default()).expect("a machine");
+        // SAFETY: the memory outlives the machine, see `Machine`, and is referred to only in `Pages`' copies.
+        unsafe {
+            vm.map(code.0, CODE, CODE_LEN as u64, Protection::ReadWriteExecute).expect("free");
+            vm.map(data.0, BASE, data.1.size() as u64, Protection::ReadWriteExecute).expect("free");
+        }
+        let mut vcpu = vm.create_vcpu(0).expect("the first");
+        let mut set = |reg, value| vcpu.set_sys_reg(reg, value).expect("a register");
+        set(SysReg::VBAR_EL1, CODE);
+        set(SysReg::MAIR_EL1, 0xff);
+        // 39 bits, write-back, inner shareable, 40-bit physical addresses; no TTBR1.
+        set(SysReg::TCR_EL1, 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32);
+        set(SysReg::TTBR0_EL1, CODE + TABLE as u64);
+        set(SysReg::CPACR_EL1, 3 << 20);
+        // MMU, caches, and the bits that read as one.
+        set(SysReg::SCTLR_EL1, 0x30d0_0800 & !(1 << 19) | 1 | 1 << 2 | 1 << 12);
+        Self { vcpu, _vm: vm, code, data, next: FIRST_SLOT }
+    }
+
+    pub fn run(&mut self, request: &Request) -> State {
+        if self.next + SLOT > CODE_LEN {
+            // Code is decoded once: a slot is never written again.
+            *self = Self::new();
+        }
+        let slot = self.next;
+        self.next += SLOT;
+        let s = &request.state;
+        let mut bytes = Vec::with_capacity(SLOT);
+        for i in request.code().iter().chain(&[END]) {
+            bytes.extend_from_slice(&i.to_le_bytes());
+        }
+        self.code.write(slot, &bytes);
+        self.data.write(0, &s.memory);
+        let v = &mut self.vcpu;
+        let pc = CODE + slot as u64;
+        for n in 0..31 {
+            v.set_reg(Reg(n), s.x.get(n as usize).copied().unwrap_or(0)).expect("a register");
+        }
+        for n in 0..32 {
+            v.set_simd_reg(SimdReg(n), s.v[n as usize]).expect("a register");
+        }
+        v.set_reg(Reg::CPSR, s.nzcv | 0x3c5).expect("EL1h");
+        v.set_sys_reg(SysReg::SP_EL1, s.sp).expect("a register");
+        v.set_reg(Reg::FPCR, s.fpcr).expect("a register");
+        v.set_reg(Reg::FPSR, s.fpsr).expect("a register");
+        v.set_reg(Reg::PC, pc).expect("a register");
+        match v.run().expect("runs") {
+            Exit::Hvc { immediate: 0 } => {}
+            Exit::Hvc { immediate: 1 } => {
+                let at = (v.sys_reg(SysReg::ELR_EL1).expect("a register") - pc) / 4;
+                // Exception class 0 is an undefined instruction; whatever else there is has no equal.
+                let class = v.sys_reg(SysReg::ESR_EL1).expect("a register") >> 26;
+                let signal = if class == 0 { SIGILL } else { 0x100 | class as u32 };
+                return State::signalled(signal, at as u32);
+            }
+            Exit::DataAbort(_) => {
+                let at = (v.reg(Reg::PC).expect("a register") - pc) / 4;
+                return State::signalled(11, at as u32);
+            }
+            other => panic!("{other:?}"),
+        }
+        let mut out = s.clone();
+        let get = |n| v.reg(n).expect("a register");
+        for n in 0..29 {
+            out.x[n] = get(Reg(n as u32));
+        }
+        for n in 0..32 {
+            out.v[n as usize] = v.simd_reg(SimdReg(n)).expect("a register");
+        }
+        out.nzcv = get(Reg::CPSR) & 0xf000_0000;
+        out.sp = v.sys_reg(SysReg::SP_EL1).expect("a register");
+        out.fpcr = get(Reg::FPCR);
+        out.fpsr = get(Reg::FPSR);
+        self.data.read(&mut out.memory);
+        out
+    }
+}
