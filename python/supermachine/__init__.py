@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import aio, errors, images
-    from ._core import VERSION as __version__
+    from ._core import VERSION as __version__  # noqa: N811
     from .errors import HardwareRequired, SupermachineError, VMExited, VMTimeout
     from .paths import GuestPath
     from .processes import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, Popen, TimeoutExpired

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Union
+from typing import TypeAlias
 
 from .errors import ConfigurationError
 
-StrOrBytes = Union[str, bytes]
-Environment = Union[Mapping[str, str], Sequence[str]]
+StrOrBytes: TypeAlias = "str | bytes"
+Environment: TypeAlias = "Mapping[str, str] | Sequence[str]"
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\Z", re.IGNORECASE)

@@ -10,7 +10,7 @@ import stat as _stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeVar, Union
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .options import encode
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._core import Files, Worker
 
 T = TypeVar("T")
-PathLike = Union[str, "os.PathLike[str]"]
+PathLike: TypeAlias = "str | os.PathLike[str]"
 
 #: Bytes of one write to the guest.
 _BLOCK = 256 * 1024
@@ -28,6 +28,9 @@ class Status:
     """The fields of `os.stat_result`, of a file in a guest."""
 
     def __init__(self, fields: tuple[Any, ...]) -> None:
+        self.st_atime_ns: int
+        self.st_mtime_ns: int
+        self.st_ctime_ns: int
         (
             self.st_dev,
             self.st_ino,
@@ -102,13 +105,13 @@ class GuestPath(PurePosixPath):
             self._fs = filesystem
         return self
 
-    def __init__(self, *args: PathLike, filesystem: FileSystem | None = None) -> None:
+    def __init__(self, *args: PathLike, filesystem: FileSystem | None = None) -> None:  # noqa: ARG002
         if PurePosixPath.__init__ is object.__init__:
             return
         super().__init__(*args)
 
     def _same(self, path: Any) -> GuestPath:
-        made = type(self)(str(path))
+        made: GuestPath = type(self)(str(path))
         made._fs = self._fs
         return made
 
@@ -266,7 +269,8 @@ class GuestPath(PurePosixPath):
         except FileNotFoundError:
             if strict or self.parent == self:
                 raise
-            return self.parent.resolve() / self.name
+            parent: GuestPath = self.parent
+            return parent.resolve() / self.name
 
     def absolute(self) -> GuestPath:
         return self._same(os.fsdecode(self._bytes))
@@ -363,7 +367,7 @@ class GuestPath(PurePosixPath):
 
     replace = rename
 
-    def symlink_to(self, target: PathLike, target_is_directory: bool = False) -> None:
+    def symlink_to(self, target: PathLike, target_is_directory: bool = False) -> None:  # noqa: ARG002
         self._do(lambda f: f.symlink(encode(target), self._bytes))
 
     def hardlink_to(self, target: PathLike) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal as _signal
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, TimeoutExpired
-from typing import IO, TYPE_CHECKING, Any, Union
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from .options import encode
 
@@ -28,9 +29,9 @@ __all__ = [
     "run",
 ]
 
-StrOrBytesPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
-Args = Union[StrOrBytesPath, Sequence[StrOrBytesPath]]
-Target = Union[int, IO[Any], None]
+StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+Args: TypeAlias = "StrOrBytesPath | Sequence[StrOrBytesPath]"
+Target: TypeAlias = "int | IO[Any] | None"
 
 #: How long a killed process may take to deliver its last output, in seconds.
 _KILL_GRACE = 2.0
@@ -48,10 +49,8 @@ class Context:
 
 def arguments(args: Args, shell: bool) -> list[bytes]:
     """What to execute, as `subprocess` reads `args` on POSIX."""
-    if isinstance(args, (str, bytes, os.PathLike)):
-        items = [encode(args)]
-    else:
-        items = [encode(a) for a in args]
+    single = isinstance(args, (str, bytes, os.PathLike))
+    items = [encode(args)] if single else [encode(a) for a in args]  # type: ignore[arg-type,union-attr]
     if shell:
         items = [b"/bin/sh", b"-c", *items]
     if not items:
@@ -196,7 +195,7 @@ class Popen:
             self.stderr = self._reader(stderr, bufsize)
 
     def _reader(self, fd: int, bufsize: int) -> IO[Any]:
-        raw = open(fd, "rb", bufsize)  # noqa: SIM115, PTH123 - a descriptor that the caller closes
+        raw = open(fd, "rb", bufsize)  # noqa: SIM115 - a descriptor that the caller closes
         if not self.text_mode:
             return raw
         return io.TextIOWrapper(raw, encoding=self.encoding, errors=self.errors)
@@ -204,10 +203,8 @@ class Popen:
     def _close_pipes(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
 
     def poll(self) -> int | None:
         """The return code when the process has ended."""
@@ -326,9 +323,13 @@ def run(
     universal_newlines: bool | None = None,
     encoding: str | None = None,
     errors: str | None = None,
+    stop: threading.Event | None = None,
     **options: Any,
 ) -> CompletedProcess[Any]:
-    """`subprocess.run` in a guest; output is captured unless `stdout`, `stderr` or `capture_output` say otherwise."""
+    """`subprocess.run` in a guest; output is captured unless `stdout`, `stderr` or `capture_output` say otherwise.
+
+    Setting `stop`, from another thread, kills the process.
+    """
     if capture_output and (stdout is not None or stderr is not None):
         raise ValueError("stdout and stderr arguments may not be used with capture_output.")
     if input is not None:
@@ -352,6 +353,8 @@ def run(
         errors=errors,
         **options,
     )
+    if stop is not None:
+        threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
     try:
         out, err = process.communicate(input, timeout=timeout)
     except TimeoutExpired as expired:
@@ -366,7 +369,16 @@ def run(
     except BaseException:
         process._exec.close()
         raise
+    finally:
+        if stop is not None:
+            stop.set()
     code = process.wait()
     if check and code:
         raise CalledProcessError(code, args, output=out, stderr=err)
     return CompletedProcess(args, code, out, err)
+
+
+def _kill_when(stop: threading.Event, process: Popen) -> None:
+    stop.wait()
+    if process.returncode is None:
+        process._exec.close()

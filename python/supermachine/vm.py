@@ -100,7 +100,7 @@ class VM:
 
     @property
     def isolation(self) -> str:
-        """ "hardware" or "software"."""
+        """Its isolation, "hardware" or "software"."""
         return self._engine.isolation
 
     @property
@@ -250,10 +250,7 @@ class VM:
         """
         config = self.image.config
         given = [args] if isinstance(args, str) else list(args or ())
-        if entrypoint is not None:
-            words = [*entrypoint, *given]
-        else:
-            words = [*config.entrypoint, *(given or config.cmd)]
+        words = [*entrypoint, *given] if entrypoint is not None else [*config.entrypoint, *(given or config.cmd)]
         if not words:
             raise ConfigurationError(f"the image {self.image.reference} names no command, and none was given")
         return words

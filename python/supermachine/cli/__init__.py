@@ -26,10 +26,9 @@ def main() -> None:
 
 
 def _main() -> int:
-    from ..errors import CommandNotExecutable, CommandNotFound, SupermachineError, VMExited
-
     import click
 
+    from ..errors import CommandNotExecutable, CommandNotFound, SupermachineError, VMExited
     from .commands import cli
 
     try:

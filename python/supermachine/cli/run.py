@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -139,10 +139,8 @@ def _execute(
             return process.wait(timeout)
         except TimeoutExpired:
             process.kill()
-            try:
+            with suppress(TimeoutExpired):
                 process.wait(_KILL_GRACE)
-            except TimeoutExpired:
-                pass
             raise VMTimeout(f"the command was killed: it still ran after {timeout:g} seconds") from None
         finally:
             running.clear()

@@ -1,0 +1,376 @@
+"""The same names as coroutines: ``async with aio.VM(image) as vm: await vm.run([...])``.
+
+Each call waits in a thread of its own, not in the event loop's pool, so any number may wait at once. Cancelling a
+`run` or a `communicate` kills the process in the guest; cancelling a start kills the virtual machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from subprocess import CompletedProcess
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from . import paths as _paths
+from . import processes as _processes
+from . import vm as _vm
+from .processes import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
+
+if TYPE_CHECKING:
+    from .images import ResolvedImage
+    from .processes import Args
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "VM",
+    "CalledProcessError",
+    "CompletedProcess",
+    "GuestPath",
+    "Popen",
+    "TimeoutExpired",
+    "run",
+]
+
+T = TypeVar("T")
+
+
+async def _call(work: Callable[..., T], *args: Any, cancel: Callable[[], object] | None = None, **options: Any) -> T:
+    """`work` in a thread; when this is cancelled, `cancel` is what makes it end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_it(value)
+
+    def body() -> None:
+        try:
+            value = work(*args, **options)
+        except BaseException as error:
+            # StopIteration cannot be set on a future.
+            wrapped = RuntimeError("the call raised StopIteration") if isinstance(error, StopIteration) else error
+            _post(loop, settle, future.set_exception, wrapped)
+        else:
+            _post(loop, settle, future.set_result, value)
+
+    threading.Thread(target=body, name="supermachine-aio", daemon=True).start()
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if cancel is not None:
+            threading.Thread(target=cancel, name="supermachine-aio-cancel", daemon=True).start()
+        raise
+
+
+def _post(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *args: Any) -> None:
+    # A closed loop means that nobody waits any more.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(settle, *args)
+
+
+class Popen:
+    """A running process; see :class:`supermachine.Popen`. Made by ``await vm.popen(...)``."""
+
+    def __init__(self, process: _processes.Popen) -> None:
+        self._process = process
+        self.args = process.args
+        self.pid = process.pid
+
+    @property
+    def stdin(self) -> IO[Any] | None:
+        """The blocking file; in a loop use `communicate`, or ``asyncio``'s ``connect_write_pipe``."""
+        return self._process.stdin
+
+    @property
+    def stdout(self) -> IO[Any] | None:
+        """The blocking file; in a loop use `communicate`, or ``asyncio``'s ``connect_read_pipe``."""
+        return self._process.stdout
+
+    @property
+    def stderr(self) -> IO[Any] | None:
+        return self._process.stderr
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    async def wait(self, timeout: float | None = None) -> int:
+        return await _call(self._process.wait, timeout)
+
+    async def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002
+        return await _call(self._process.communicate, input, timeout, cancel=self._process.kill)
+
+    def send_signal(self, signal: int) -> None:
+        self._process.send_signal(signal)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def resize(self, rows: int, columns: int) -> None:
+        self._process.resize(rows, columns)
+
+    async def __aenter__(self) -> Popen:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await _call(self._process.__exit__, *exc, cancel=self._process.kill)
+
+    def __repr__(self) -> str:
+        return repr(self._process)
+
+
+class GuestPath:
+    """A path in the guest; what asks the guest is a coroutine. See :class:`supermachine.GuestPath`."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: _paths.GuestPath) -> None:
+        self._path = path
+
+    def __truediv__(self, other: str | os.PathLike[str]) -> GuestPath:
+        return GuestPath(self._path / other)
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+    def __repr__(self) -> str:
+        return repr(self._path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GuestPath) and self._path == other._path
+
+    def __hash__(self) -> int:
+        return hash(self._path)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._path, name)
+        if name in _ASKING:
+            return _asking(value)
+        if isinstance(value, _paths.GuestPath):
+            return GuestPath(value)
+        if callable(value):
+
+            def pure(*args: Any, **options: Any) -> Any:
+                return _wrap(value(*args, **options))
+
+            return pure
+        return _wrap(value)
+
+    async def iterdir(self) -> AsyncIterator[GuestPath]:
+        for path, _status in await _call(self._path.entries):
+            yield GuestPath(path)
+
+    async def glob(self, pattern: str) -> AsyncIterator[GuestPath]:
+        for path in await _call(lambda: list(self._path.glob(pattern))):
+            yield GuestPath(path)
+
+    async def rglob(self, pattern: str) -> AsyncIterator[GuestPath]:
+        async for path in self.glob(f"**/{pattern}"):
+            yield path
+
+    async def walk(self) -> AsyncIterator[tuple[GuestPath, list[str], list[str]]]:
+        for path, directories, files in await _call(lambda: list(self._path.walk())):
+            yield GuestPath(path), directories, files
+
+
+#: Methods of a path that ask the guest.
+_ASKING = frozenset(
+    (
+        *("chmod", "chown", "entries", "exists", "hardlink_to", "is_block_device", "is_char_device"),
+        *("is_dir", "is_fifo", "is_file", "is_socket", "is_symlink", "lstat", "mkdir", "open", "read_bytes"),
+        *("read_text", "readlink", "rename", "replace", "resolve", "rmdir", "rmtree", "stat", "symlink_to", "touch"),
+        *("unlink", "utime", "write_bytes", "write_text"),
+    )
+)
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, _paths.GuestPath):
+        return GuestPath(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_wrap(item) for item in value)
+    return value
+
+
+def _asking(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def ask(*args: Any, **options: Any) -> Any:
+        return _wrap(await _call(method, *args, **options))
+
+    ask.__name__ = method.__name__
+    ask.__doc__ = method.__doc__
+    return ask
+
+
+class VM:
+    """A microVM; see :class:`supermachine.VM`, whose arguments it takes."""
+
+    def __init__(self, image: str | os.PathLike[str], **options: Any) -> None:
+        self._vm = _vm.VM(image, **options)
+
+    @property
+    def engine(self) -> str:
+        return self._vm.engine
+
+    @property
+    def isolation(self) -> str:
+        return self._vm.isolation
+
+    @property
+    def image(self) -> ResolvedImage:
+        """The image, once it has been looked up by `start`; before, this blocks."""
+        return self._vm.image
+
+    @property
+    def timings(self) -> list[tuple[str, int]]:
+        return self._vm.timings
+
+    @property
+    def running(self) -> bool:
+        return self._vm.running
+
+    @property
+    def pid(self) -> int | None:
+        return self._vm.pid
+
+    async def start(self) -> VM:
+        stop = threading.Event()
+
+        def work() -> None:
+            self._vm.start()
+            if stop.is_set():
+                self._vm.kill()
+
+        def cancel() -> None:
+            stop.set()
+            self._vm.kill()
+
+        await _call(work, cancel=cancel)
+        return self
+
+    async def stop(self, timeout: float = _vm.DEFAULT_STOP_TIMEOUT) -> None:
+        await _call(self._vm.stop, timeout)
+
+    async def kill(self) -> None:
+        await _call(self._vm.kill)
+
+    async def wait(self, timeout: float | None = None) -> str:
+        return await _call(self._vm.wait, timeout)
+
+    async def __aenter__(self) -> VM:
+        return await self.start()
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.kill()
+
+    def __repr__(self) -> str:
+        return repr(self._vm)
+
+    def command(self, args: Sequence[str] | str | None = None, entrypoint: Sequence[str] | None = None) -> list[str]:
+        return self._vm.command(args, entrypoint)
+
+    async def run(
+        self,
+        args: Args,
+        *,
+        input: Any = None,  # noqa: A002
+        capture_output: bool | None = None,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        timeout: float | None = None,
+        check: bool = False,
+        text: bool | None = None,
+        universal_newlines: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        shell: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: _processes.StrOrBytesPath | None = None,
+        user: str | int | None = None,
+    ) -> CompletedProcess[Any]:
+        stop = threading.Event()
+        return await _call(
+            lambda: _processes.run(
+                self._vm._context(),
+                args,
+                input=input,
+                capture_output=capture_output,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                timeout=timeout,
+                check=check,
+                text=text,
+                universal_newlines=universal_newlines,
+                encoding=encoding,
+                errors=errors,
+                shell=shell,
+                env=env,
+                cwd=cwd,
+                user=user,
+                stop=stop,
+            ),
+            cancel=stop.set,
+        )
+
+    async def popen(self, args: Args, **options: Any) -> Popen:
+        return Popen(await _call(self._vm.popen, args, **options))
+
+    def path(self, *parts: str | os.PathLike[str]) -> GuestPath:
+        return GuestPath(self._vm.path(*parts))
+
+    async def copy_in(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> GuestPath:
+        return GuestPath(await _call(self._vm.copy_in, source, target))
+
+    async def copy_out(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
+        return await _call(self._vm.copy_out, source, target)
+
+
+async def run(
+    image: str | os.PathLike[str],
+    args: Sequence[str] | str | None = None,
+    *,
+    entrypoint: Sequence[str] | None = None,
+    input: Any = None,  # noqa: A002
+    capture_output: bool | None = None,
+    stdin: Any = None,
+    stdout: Any = None,
+    stderr: Any = None,
+    timeout: float | None = None,
+    check: bool = False,
+    text: bool | None = None,
+    universal_newlines: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **machine: Any,
+) -> CompletedProcess[Any]:
+    """See :func:`supermachine.run`."""
+    async with VM(image, **machine) as vm:
+        return await vm.run(
+            vm.command(args, entrypoint),
+            input=input,
+            capture_output=capture_output,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            timeout=timeout,
+            check=check,
+            text=text,
+            universal_newlines=universal_newlines,
+            encoding=encoding,
+            errors=errors,
+        )
