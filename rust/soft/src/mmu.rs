@@ -117,10 +117,10 @@ impl Cpu {
             let wxn = sys.sctlr >> 19 & 1 == 1;
             let (read, execute) = if el0 {
                 write &= user;
-                (user, !uxn && !(wxn && write))
+                (user, !(uxn || wxn && write))
             } else {
                 let barred = self.pan && user;
-                let execute = !pxn && !(wxn && write);
+                let execute = !(pxn || wxn && write);
                 write &= !barred;
                 (!barred, execute)
             };

@@ -111,7 +111,7 @@ fn constant(r: u16) -> Option<u64> {
         // ID_AA64ISAR1_EL1: DC CVAP, JSCVT, FCMA, LRCPC2, FRINTTS, SB.
         0xc031 => {
             let jscvt = has(0x1e7e_0020);
-            let fcma = has(0x2e42_c420 | 1 << 23);
+            let fcma = has(0x2e82_c420);
             let frint = has(0x1e68_4020);
             1 | jscvt << 12 | fcma << 16 | 2 << 20 | frint << 32 | 1 << 36
         }

@@ -59,7 +59,7 @@ impl Machine {
     /// the returned offset.
     fn tables(&self, vcpus: &mut [&mut Vcpu]) -> u64 {
         let table = |n: u64| 0x1_0000 + n * 0x1000;
-        let link = |n: u64| RAM + table(n) | 3;
+        let link = |n: u64| (RAM + table(n)) | 3;
         // T0SZ 25: the walk starts at level 1.
         self.put64(table(0), link(1));
         // A block of 1 GiB, normal memory, accessed.

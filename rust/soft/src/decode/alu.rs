@@ -353,3 +353,25 @@ impl Block {
         ON
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::bit_masks;
+
+    /// What GNU as encodes for some masks.
+    #[test]
+    fn logical_immediates_are_those_of_the_assembler() {
+        let of = |i: u32| bit_masks(i >> 22 & 1, i >> 10 & 63, i >> 16 & 63, i >> 31 == 1);
+        assert_eq!(of(0x9200_f020), Some(0x5555_5555_5555_5555));
+        assert_eq!(of(0x121d_6c20), Some(0x7fff_fff8));
+        assert_eq!(of(0xb208_9c20), Some(0xff00_ff00_ff00_ff00));
+        assert_eq!(of(0xd241_0420), Some(0x8000_0000_0000_0001));
+    }
+
+    #[test]
+    fn masks_of_all_ones_do_not_exist() {
+        assert_eq!(bit_masks(1, 63, 0, true), None);
+        assert_eq!(bit_masks(0, 31, 0, false), None);
+        assert_eq!(bit_masks(1, 3, 0, false), None);
+    }
+}

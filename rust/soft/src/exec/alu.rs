@@ -88,7 +88,7 @@ set! {
     rev16<T>(c, o) = { let v = c.x(o.b()); T::of((v >> 8 & 0x00ff_00ff_00ff_00ff) | (v & 0x00ff_00ff_00ff_00ff) << 8) };
     rev32<T>(c, o) = T::of(c.x(o.b()).swap_bytes().rotate_left(32));
     clz<T>(c, o) = T::of(c.w::<T>(o.b()).clz());
-    cls<T>(c, o) = { let v = c.w::<T>(o.b()); T::of(T::of((v.u() ^ v.sar(1).u()) | 0).clz() - 1) };
+    cls<T>(c, o) = { let v = c.w::<T>(o.b()); T::of(T::of(v.u() ^ v.sar(1).u()).clz() - 1) };
     /// Condition in `d`.
     csel<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { c.w(o.c()) };
     csinc<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { c.w::<T>(o.c()).add(T::of(1)) };
