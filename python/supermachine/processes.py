@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import locale
 import os
 import signal as _signal
 import subprocess
@@ -182,12 +183,14 @@ class Popen:
 
     def _open_pipes(self, bufsize: int) -> None:
         stdin, stdout, stderr = self._exec.pipes
+        lines = bufsize == 1
+        bufsize = -1 if lines else bufsize  # lines are the text layer's matter
         if stdin is not None:
             raw = open(stdin, "wb", bufsize)  # noqa: SIM115, PTH123 - a descriptor that the caller closes
             self.stdin = raw
             if self.text_mode:
                 self.stdin = io.TextIOWrapper(
-                    raw, encoding=self.encoding, errors=self.errors, line_buffering=bufsize == 1, write_through=True
+                    raw, encoding=self.encoding, errors=self.errors, line_buffering=lines, write_through=True
                 )
         if stdout is not None:
             self.stdout = self._reader(stdout, bufsize)
@@ -304,8 +307,8 @@ def _drain(stream: Any, parts: list[bytes]) -> None:
 
 def decode(data: bytes, encoding: str | None, errors: str | None) -> str:
     """Text as `subprocess` gives it: decoded, with universal newlines."""
-    with io.TextIOWrapper(io.BytesIO(data), encoding=encoding, errors=errors) as wrapper:
-        return wrapper.read()
+    text = data.decode(encoding or locale.getpreferredencoding(False), errors or "strict")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def run(
