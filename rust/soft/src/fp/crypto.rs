@@ -206,7 +206,7 @@ fn sha1(r: &mut Regs, i: u32, f: impl Fn(u32, u32, u32) -> u32) {
         y = x[3];
         x = [t, x[0], x[1].rotate_left(30), x[2]];
     }
-    r.v[rd(i)] = u32::join(x);
+    store::<u32>(r, rd(i), x);
 }
 
 /// Four rounds of SHA-256 on the state abcd, efgh; both halves of the new state.
@@ -256,7 +256,7 @@ pub fn sha_three(i: u32) -> Option<Handler> {
                 let s = if x < 2 { m[2 + x] } else { out[x - 2] };
                 out[x] = sha256_sigma1(s).wrapping_add(d[x]).wrapping_add(t[x]);
             }
-            r.v[rd(i)] = u32::join(out);
+            store::<u32>(r, rd(i), out);
         },
         _ => return None,
     })
@@ -271,7 +271,7 @@ pub fn sha_two(i: u32) -> Option<Handler> {
         0 => |r, i| r.v[rd(i)] = (r.v[rn(i)] as u32).rotate_left(30) as u128,
         1 => |r, i| {
             let t = words(r.v[rd(i)] ^ r.v[rn(i)] >> 32).map(|x| x.rotate_left(1));
-            r.v[rd(i)] = u32::join([t[0], t[1], t[2], t[3] ^ t[0].rotate_left(1)]);
+            store::<u32>(r, rd(i), [t[0], t[1], t[2], t[3] ^ t[0].rotate_left(1)]);
         },
         2 => |r, i| {
             let (d, n) = (words(r.v[rd(i)]), r.v[rn(i)] as u32);
@@ -305,17 +305,17 @@ pub fn sha512_three(i: u32) -> Option<Handler> {
     }
     Some(match i >> 10 & 3 {
         0 => |r, i| {
-            let (w, x, y) = (u64::split(r.v[rd(i)]), u64::split(r.v[rn(i)]), u64::split(r.v[rm(i)]));
+            let (w, x, y) = (load::<u64>(r, rd(i)), load::<u64>(r, rn(i)), load::<u64>(r, rm(i)));
             let high = choice64(y[1], x[0], x[1]).wrapping_add(big_sigma1(y[1])).wrapping_add(w[1]);
             let t = high.wrapping_add(y[0]);
             let low = choice64(t, y[1], x[0]).wrapping_add(big_sigma1(t)).wrapping_add(w[0]);
-            r.v[rd(i)] = u64::join([low, high]);
+            store::<u64>(r, rd(i), [low, high]);
         },
         1 => |r, i| {
-            let (w, x, y) = (u64::split(r.v[rd(i)]), u64::split(r.v[rn(i)]), u64::split(r.v[rm(i)]));
+            let (w, x, y) = (load::<u64>(r, rd(i)), load::<u64>(r, rn(i)), load::<u64>(r, rm(i)));
             let high = majority64(x[0], y[1], y[0]).wrapping_add(big_sigma0(y[0])).wrapping_add(w[1]);
             let low = majority64(high, y[0], y[1]).wrapping_add(big_sigma0(high)).wrapping_add(w[0]);
-            r.v[rd(i)] = u64::join([low, high]);
+            store::<u64>(r, rd(i), [low, high]);
         },
         2 => |r, i| {
             tern::<u64, 128>(r, i, |_, d, n, m| {
@@ -330,7 +330,7 @@ pub fn sha512_three(i: u32) -> Option<Handler> {
 /// "Cryptographic two-register SHA-512".
 pub fn sha512_two(i: u32) -> Option<Handler> {
     (i >> 10 & 3 == 0).then_some(|r, i| {
-        let (w, x) = (u64::split(r.v[rd(i)]), u64::split(r.v[rn(i)]));
+        let (w, x) = (load::<u64>(r, rd(i)), load::<u64>(r, rn(i)));
         let s = |x: u64| x.rotate_right(1) ^ x.rotate_right(8) ^ x >> 7;
         r.v[rd(i)] = u64::join([w[0].wrapping_add(s(w[1])), w[1].wrapping_add(s(x[0]))]);
     })

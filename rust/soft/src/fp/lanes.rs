@@ -107,16 +107,32 @@ pub fn env(r: &Regs) -> Env {
     Env { cr: r.fpcr, sr: r.fpsr }
 }
 
+/// Vector register `n` as lanes, straight from memory: through a `u128` they would come by way of general registers.
+#[inline(always)]
+pub fn load<T: Elem>(r: &Regs, n: usize) -> T::V {
+    let from: &u128 = &r.v[n];
+    // SAFETY: a `T::V` is 16 bytes of plain integers, aligned no stricter than `u128`.
+    unsafe { std::ptr::from_ref(from).cast::<T::V>().read() }
+}
+
+/// The reverse of [`load`].
+#[inline(always)]
+pub fn store<T: Elem>(r: &mut Regs, n: usize, v: T::V) {
+    let to: &mut u128 = &mut r.v[n];
+    // SAFETY: as in `load`.
+    unsafe { std::ptr::from_mut(to).cast::<T::V>().write(v) }
+}
+
 /// Vd = f(Vn)
 #[inline(always)]
 pub fn un<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T) -> T) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
+    let n = load::<T>(r, rn(i));
     let mut d = T::zero();
     for x in 0..lanes::<T>(K) {
         d[x] = f(&mut e, n[x]);
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -124,13 +140,13 @@ pub fn un<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T) -
 #[inline(always)]
 pub fn bin<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
-    let m = T::split(r.v[rm(i)]);
+    let n = load::<T>(r, rn(i));
+    let m = load::<T>(r, rm(i));
     let mut d = T::zero();
     for x in 0..lanes::<T>(K) {
         d[x] = f(&mut e, n[x], m[x]);
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -138,13 +154,13 @@ pub fn bin<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, 
 #[inline(always)]
 pub fn un_acc<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
-    let a = T::split(r.v[rd(i)]);
+    let n = load::<T>(r, rn(i));
+    let a = load::<T>(r, rd(i));
     let mut d = T::zero();
     for x in 0..lanes::<T>(K) {
         d[x] = f(&mut e, a[x], n[x]);
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -152,14 +168,14 @@ pub fn un_acc<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, 
 #[inline(always)]
 pub fn tern<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T, T) -> T) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
-    let m = T::split(r.v[rm(i)]);
-    let a = T::split(r.v[rd(i)]);
+    let n = load::<T>(r, rn(i));
+    let m = load::<T>(r, rm(i));
+    let a = load::<T>(r, rd(i));
     let mut d = T::zero();
     for x in 0..lanes::<T>(K) {
         d[x] = f(&mut e, a[x], n[x], m[x]);
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -167,15 +183,15 @@ pub fn tern<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T,
 #[inline(always)]
 pub fn pair<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
-    let m = T::split(r.v[rm(i)]);
+    let n = load::<T>(r, rn(i));
+    let m = load::<T>(r, rm(i));
     let mut d = T::zero();
     let h = lanes::<T>(K) / 2;
     for x in 0..h {
         d[x] = f(&mut e, n[2 * x], n[2 * x + 1]);
         d[h + x] = f(&mut e, m[2 * x], m[2 * x + 1]);
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -183,10 +199,10 @@ pub fn pair<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T,
 #[inline(always)]
 pub fn pair_scalar<T: Elem>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
+    let n = load::<T>(r, rn(i));
     let mut d = T::zero();
     d[0] = f(&mut e, n[0], n[1]);
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -199,21 +215,21 @@ pub fn indexed<T: Elem>(r: &Regs, i: u32) -> T {
         32 => (i >> 16 & 31, h << 1 | l),
         _ => (i >> 16 & 31, h),
     };
-    T::split(r.v[reg as usize])[index as usize]
+    load::<T>(r, reg as usize)[index as usize]
 }
 
 /// Vd = f(Vd, Vn, Vm<index>)
 #[inline(always)]
 pub fn by_elem<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T, T) -> T) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
+    let n = load::<T>(r, rn(i));
     let m: T = indexed(r, i);
-    let a = T::split(r.v[rd(i)]);
+    let a = load::<T>(r, rd(i));
     let mut d = T::zero();
     for x in 0..lanes::<T>(K) {
         d[x] = f(&mut e, a[x], n[x], m);
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -227,15 +243,15 @@ fn upper<W: Elem>(k: u32) -> usize {
 #[inline(always)]
 pub fn long<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, W, N, N) -> W) {
     let mut e = env(r);
-    let n = N::split(r.v[rn(i)]);
-    let m = N::split(r.v[rm(i)]);
-    let a = W::split(r.v[rd(i)]);
+    let n = load::<N>(r, rn(i));
+    let m = load::<N>(r, rm(i));
+    let a = load::<W>(r, rd(i));
     let mut d = W::zero();
     let off = upper::<W>(K);
     for x in 0..if K == 0 { 1 } else { W::N } {
         d[x] = f(&mut e, a[x], n[off + x], m[off + x]);
     }
-    r.v[rd(i)] = W::join(d);
+    store::<W>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -243,42 +259,42 @@ pub fn long<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mu
 #[inline(always)]
 pub fn long_elem<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, W, N, N) -> W) {
     let mut e = env(r);
-    let n = N::split(r.v[rn(i)]);
+    let n = load::<N>(r, rn(i));
     let m: N = indexed(r, i);
-    let a = W::split(r.v[rd(i)]);
+    let a = load::<W>(r, rd(i));
     let mut d = W::zero();
     let off = upper::<W>(K);
     for x in 0..if K == 0 { 1 } else { W::N } {
         d[x] = f(&mut e, a[x], n[off + x], m);
     }
-    r.v[rd(i)] = W::join(d);
+    store::<W>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
 /// Wide Vd = f(wide Vn, narrow Vm)
 #[inline(always)]
 pub fn wide<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(W, N) -> W) {
-    let n = W::split(r.v[rn(i)]);
-    let m = N::split(r.v[rm(i)]);
+    let n = load::<W>(r, rn(i));
+    let m = load::<N>(r, rm(i));
     let mut d = W::zero();
     let off = upper::<W>(K);
     for x in 0..W::N {
         d[x] = f(n[x], m[off + x]);
     }
-    r.v[rd(i)] = W::join(d);
+    store::<W>(r, rd(i), d);
 }
 
 /// Wide Vd = f(narrow Vn)
 #[inline(always)]
 pub fn lengthen<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, N) -> W) {
     let mut e = env(r);
-    let n = N::split(r.v[rn(i)]);
+    let n = load::<N>(r, rn(i));
     let mut d = W::zero();
     let off = upper::<W>(K);
     for x in 0..W::N {
         d[x] = f(&mut e, n[off + x]);
     }
-    r.v[rd(i)] = W::join(d);
+    store::<W>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -286,27 +302,27 @@ pub fn lengthen<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn
 #[inline(always)]
 pub fn narrow<W: Elem, N: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, W) -> N) {
     let mut e = env(r);
-    let n = W::split(r.v[rn(i)]);
-    let mut d = if K == 128 { N::split(r.v[rd(i)]) } else { N::zero() };
+    let n = load::<W>(r, rn(i));
+    let mut d = if K == 128 { load::<N>(r, rd(i)) } else { N::zero() };
     let off = upper::<W>(K);
     for x in 0..if K == 0 { 1 } else { W::N } {
         d[off + x] = f(&mut e, n[x]);
     }
-    r.v[rd(i)] = N::join(d);
+    store::<N>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
 /// Narrow Vd = f(wide Vn, wide Vm), halves as [`narrow`].
 #[inline(always)]
 pub fn narrow2<W: Elem, N: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(W, W) -> N) {
-    let n = W::split(r.v[rn(i)]);
-    let m = W::split(r.v[rm(i)]);
-    let mut d = if K == 128 { N::split(r.v[rd(i)]) } else { N::zero() };
+    let n = load::<W>(r, rn(i));
+    let m = load::<W>(r, rm(i));
+    let mut d = if K == 128 { load::<N>(r, rd(i)) } else { N::zero() };
     let off = upper::<W>(K);
     for x in 0..W::N {
         d[off + x] = f(n[x], m[x]);
     }
-    r.v[rd(i)] = N::join(d);
+    store::<N>(r, rd(i), d);
 }
 
 /// Defines, for one arm of a size choice, what its body may name: the lane types `T` (unsigned) and `S` (signed) and

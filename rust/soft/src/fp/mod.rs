@@ -1,6 +1,10 @@
 //! Floating point, Advanced SIMD and cryptographic instructions: everything of the A64 group "Data Processing --
 //! Scalar Floating-Point and Advanced SIMD" (Arm ARM, C4.1) but memory accesses.
 //!
+//! Beyond Armv8.0 there are, as the ID registers have to say: AES with the long PMULL, SHA1, SHA256, SHA512, SHA3, RDM,
+//! DotProd, FHM, JSCVT, FCMA, FRINTTS, and half precision (FP16) in both scalar and vector form. There are not: BF16,
+//! I8MM, SM3, SM4.
+//!
 //! Each instruction has a handler of its own for each element size and vector length, chosen by [`decode`].
 
 mod arith;
@@ -20,19 +24,6 @@ use crate::Regs;
 
 /// Executes one instruction, given its encoding. Touches neither memory nor PC and cannot fail.
 pub type Handler = fn(&mut Regs, u32);
-
-/// ID_AA64ISAR0_EL1: AES and PMULL (2), SHA1, SHA256 and SHA512 (2), RDM, SHA3, DotProd, FHM.
-pub const ID_AA64ISAR0: u64 = 2 << 4 | 1 << 8 | 2 << 12 | 1 << 28 | 1 << 32 | 1 << 44 | 1 << 48;
-/// ID_AA64ISAR1_EL1: JSCVT, FCMA, FRINTTS.
-pub const ID_AA64ISAR1: u64 = 1 << 12 | 1 << 16 | 1 << 32;
-/// ID_AA64PFR0_EL1: FP and AdvSIMD, both with half precision.
-pub const ID_AA64PFR0: u64 = 1 << 16 | 1 << 20;
-/// MVFR0_EL1, MVFR1_EL1, MVFR2_EL1 as an implementation of all that has them (rounding, square root, fused, halves).
-pub const MVFR: [u64; 3] = [0x1011_0222, 0x1321_1111, 0x43];
-/// The bits of FPCR that are not fixed at zero: AHP, DN, FZ, RMode, FZ16.
-pub const FPCR_MASK: u32 = 0x07c8_0000;
-/// The bits of FPSR that are not fixed at zero in AArch64: QC and the cumulative exceptions.
-pub const FPSR_MASK: u32 = 0x0800_009f;
 
 /// The handler of `insn`, or `None` when it is unallocated, of a feature that is absent, or of another group.
 /// Whether FP is enabled at the current exception level is for the caller to check.

@@ -27,14 +27,14 @@ pub fn copy(i: u32) -> Option<Handler> {
     }
     match imm4 {
         0b0000 => vec_all!(size, q, |r, i| {
-            let x = T::split(r.v[rn(i)])[index::<T>(i)];
+            let x = load::<T>(r, rn(i))[index::<T>(i)];
             fill::<T, K>(r, i, x);
         }),
         0b0001 => vec_all!(size, q, |r, i| fill::<T, K>(r, i, r.x[xr(rn(i))] as T)),
         0b0011 if q == 1 => vec_all!(size, 1, |r, i| {
-            let mut d = T::split(r.v[rd(i)]);
+            let mut d = load::<T>(r, rd(i));
             d[index::<T>(i)] = r.x[xr(rn(i))] as T;
-            r.v[rd(i)] = T::join(d);
+            store::<T>(r, rd(i), d);
             let _ = K;
         }),
         // SMOV
@@ -68,7 +68,7 @@ fn index<T: Elem>(i: u32) -> usize {
 
 #[inline(always)]
 fn get<T: Elem>(r: &Regs, i: u32) -> T {
-    T::split(r.v[rn(i)])[index::<T>(i)]
+    load::<T>(r, rn(i))[index::<T>(i)]
 }
 
 #[inline(always)]
@@ -77,14 +77,14 @@ fn fill<T: Elem, const K: u32>(r: &mut Regs, i: u32, x: T) {
     for n in 0..lanes::<T>(K) {
         d[n] = x;
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
 }
 
 fn ins_elem<T: Elem>(r: &mut Regs, i: u32) {
     let from = (i >> 11 & 15) as usize / (T::BITS as usize / 8);
-    let mut d = T::split(r.v[rd(i)]);
-    d[index::<T>(i)] = T::split(r.v[rn(i)])[from];
-    r.v[rd(i)] = T::join(d);
+    let mut d = load::<T>(r, rd(i));
+    d[index::<T>(i)] = load::<T>(r, rn(i))[from];
+    store::<T>(r, rd(i), d);
 }
 
 /// Scalar DUP.
@@ -137,8 +137,8 @@ pub fn table_lookup(i: u32) -> Option<Handler> {
 /// UZP, TRN and ZIP: `op` 1, 2, 3; `PART` 0 for the first form, 1 for the second.
 #[inline(always)]
 fn permute<T: Elem, const K: u32, const OP: u32, const PART: usize>(r: &mut Regs, i: u32) {
-    let n = T::split(r.v[rn(i)]);
-    let m = T::split(r.v[rm(i)]);
+    let n = load::<T>(r, rn(i));
+    let m = load::<T>(r, rm(i));
     let mut d = T::zero();
     let half = lanes::<T>(K) / 2;
     for x in 0..half {
@@ -157,7 +157,7 @@ fn permute<T: Elem, const K: u32, const OP: u32, const PART: usize>(r: &mut Regs
             }
         }
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
 }
 
 pub fn zip(i: u32) -> Option<Handler> {

@@ -52,7 +52,7 @@ pub fn decode(i: u32) -> Option<Handler> {
         2 => two_source(i, ftype),
         3 => by_type!(ftype, |r, i| {
             let n = if holds(r.nzcv, i >> 12 & 15) { rn(i) } else { rm(i) };
-            r.v[rd(i)] = T::split(r.v[n])[0] as u128;
+            r.v[rd(i)] = load::<T>(r, n)[0] as u128;
         }),
         _ if i >> 12 & 1 == 1 => (i >> 5 & 31 == 0).then(|| immediate(ftype)).flatten(),
         _ if i >> 13 & 1 == 1 => compare(i, ftype),
@@ -82,9 +82,9 @@ fn three_source(i: u32, ftype: u32) -> Option<Handler> {
     #[inline(always)]
     fn fma<T: Arith>(r: &mut Regs, i: u32, negate_addend: bool, negate_product: bool) {
         let mut e = env(r);
-        let a = T::split(r.v[ra(i)])[0];
-        let n = T::split(r.v[rn(i)])[0];
-        let m = T::split(r.v[rm(i)])[0];
+        let a = load::<T>(r, ra(i))[0];
+        let n = load::<T>(r, rn(i))[0];
+        let m = load::<T>(r, rm(i))[0];
         let a = if negate_addend { neg(a) } else { a };
         let n = if negate_product { neg(n) } else { n };
         r.v[rd(i)] = T::fma(&mut e, a, n, m).bits() as u128;
@@ -118,7 +118,7 @@ fn one_source(i: u32, ftype: u32) -> Option<Handler> {
     fn fcvt<A: Float, B: Float>(r: &mut Regs, i: u32) {
         let mut e = env(r);
         let rm = rmode(&e);
-        let x = A::split(r.v[rn(i)])[0];
+        let x = load::<A>(r, rn(i))[0];
         r.v[rd(i)] = convert::convert::<A, B>(&mut e, rm, x).bits() as u128;
         r.fpsr = e.sr;
     }
@@ -187,8 +187,8 @@ fn flags(o: Option<Ordering>) -> u32 {
 #[inline(always)]
 fn set_flags<T: Float>(r: &mut Regs, i: u32, with_zero: bool, all: bool) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)])[0];
-    let m = if with_zero { T::default() } else { T::split(r.v[rm(i)])[0] };
+    let n = load::<T>(r, rn(i))[0];
+    let m = if with_zero { T::default() } else { load::<T>(r, rm(i))[0] };
     r.nzcv = flags(arith::compare(&mut e, n, m, all));
     r.fpsr = e.sr;
 }
@@ -235,8 +235,18 @@ fn put(r: &mut Regs, i: u32, sf: bool, x: u64) {
 #[inline(always)]
 fn to_int<T: Float>(r: &mut Regs, i: u32, fbits: u32, rm: u32, signed: bool) {
     let mut e = env(r);
-    let x = T::split(r.v[rn(i)])[0];
+    let x = load::<T>(r, rn(i))[0];
     let sf = i >> 31 == 1;
+    if rm == TO_ZERO && fbits == 0 && T::BITS > 16 && e.cr & FZ == 0 {
+        // The host truncates as well; NaNs and what is out of range fail the comparison.
+        let v = if T::BITS == 64 { f64::from_bits(x.bits()) } else { f32::from_bits(x.bits() as u32).into() };
+        let limit = if sf { 9_223_372_036_854_775_808.0 } else { 2_147_483_648.0 };
+        if v.abs() < limit && (signed || v >= 0.0) {
+            let out = v as i64;
+            r.fpsr |= u32::from(out as f64 != v) << 4;
+            return put(r, i, sf, out as u64);
+        }
+    }
     let rm = mode(&e, rm);
     let out = convert::to_fixed(&mut e, x, fbits, rm, if sf { 64 } else { 32 }, signed);
     r.fpsr = e.sr;

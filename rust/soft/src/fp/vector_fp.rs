@@ -47,14 +47,14 @@ fn mul_add_long(r: &mut Regs, i: u32, subtract: bool, upper: bool, by_element: b
     let mut e = env(r);
     let count = if i >> 30 & 1 == 1 { 4 } else { 2 };
     let off = if upper { count } else { 0 };
-    let n = u16::split(r.v[rn(i)]);
-    let m = if by_element { [indexed::<u16>(r, i); 8] } else { u16::split(r.v[rm(i)]) };
-    let mut d = u32::split(r.v[rd(i)]);
+    let n = load::<u16>(r, rn(i));
+    let m = if by_element { [indexed::<u16>(r, i); 8] } else { load::<u16>(r, rm(i)) };
+    let mut d = load::<u32>(r, rd(i));
     for x in 0..4 {
         let a = if subtract { neg(n[(off + x) & 7]) } else { n[(off + x) & 7] };
         d[x] = if x < count { mul_add_half(&mut e, d[x], a, m[(off + x) & 7]) } else { 0 };
     }
-    r.v[rd(i)] = u32::join(d);
+    store::<u32>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -94,8 +94,8 @@ pub fn three_same_long(i: u32) -> Option<Handler> {
 #[inline(always)]
 fn complex_add<T: Arith, const K: u32, const BACK: bool>(r: &mut Regs, i: u32) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
-    let m = T::split(r.v[rm(i)]);
+    let n = load::<T>(r, rn(i));
+    let m = load::<T>(r, rm(i));
     let mut d = T::zero();
     for x in 0..lanes::<T>(K) / 2 {
         let (re, im) = (2 * x, 2 * x + 1);
@@ -103,7 +103,7 @@ fn complex_add<T: Arith, const K: u32, const BACK: bool>(r: &mut Regs, i: u32) {
         d[re] = T::fadd(&mut e, n[re], a);
         d[im] = T::fadd(&mut e, n[im], b);
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -116,9 +116,9 @@ fn complex_mul<T: Arith, const K: u32>(
     factor: impl Fn(&T::V, usize) -> (T, T),
 ) {
     let mut e = env(r);
-    let n = T::split(r.v[rn(i)]);
-    let m = T::split(r.v[if K == 0 { 0 } else { rm(i) }]);
-    let a = T::split(r.v[rd(i)]);
+    let n = load::<T>(r, rn(i));
+    let m = load::<T>(r, if K == 0 { 0 } else { rm(i) });
+    let a = load::<T>(r, rd(i));
     let mut d = T::zero();
     for x in 0..lanes::<T>(K) / 2 {
         let (re, im) = (2 * x, 2 * x + 1);
@@ -132,7 +132,7 @@ fn complex_mul<T: Arith, const K: u32>(
         d[re] = T::fma(&mut e, a[re], s, p);
         d[im] = T::fma(&mut e, a[im], s, q);
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
     r.fpsr = e.sr;
 }
 
@@ -252,7 +252,7 @@ fn precision(longer: bool, size: u32, q: u32) -> Handler {
 #[inline(always)]
 fn reduce<T: Float, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
-    let mut v = T::split(r.v[rn(i)]);
+    let mut v = load::<T>(r, rn(i));
     let mut count = lanes::<T>(K);
     // By halves means that neighbours meet first.
     while count > 1 {

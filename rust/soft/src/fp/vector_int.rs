@@ -93,13 +93,19 @@ pub fn three_same(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 11 & 31);
     // SQADD and the like take every size as scalars, SQDMULH halves and words, the rest of the scalars doublewords.
     match (u, op) {
-        (0, 0b00001) => any_all!(size, q, |r, i| bin::<S, K>(r, i, |e, a, b| S::sat(e, a.wide() + b.wide()))),
+        (0, 0b00001) => any_all!(size, q, |r, i| bin::<S, K>(r, i, |e, a, b| {
+            e.qc(a.overflowing_add(b).1);
+            a.saturating_add(b)
+        })),
         (1, 0b00001) => any_all!(size, q, |r, i| bin::<T, K>(r, i, |e, a, b| {
             let (x, over) = a.overflowing_add(b);
             e.qc(over);
             if over { T::MAX } else { x }
         })),
-        (0, 0b00101) => any_all!(size, q, |r, i| bin::<S, K>(r, i, |e, a, b| S::sat(e, a.wide() - b.wide()))),
+        (0, 0b00101) => any_all!(size, q, |r, i| bin::<S, K>(r, i, |e, a, b| {
+            e.qc(a.overflowing_sub(b).1);
+            a.saturating_sub(b)
+        })),
         (1, 0b00101) => any_all!(size, q, |r, i| bin::<T, K>(r, i, |e, a, b| {
             let (x, over) = a.overflowing_sub(b);
             e.qc(over);
@@ -314,38 +320,38 @@ fn two_misc_vector(u: u32, size: u32, op: u32, q: u32) -> Option<Handler> {
 /// Reverses the lanes within containers of `bits` bits.
 #[inline(always)]
 fn reverse<T: Elem, const K: u32>(r: &mut Regs, i: u32, bits: u32) {
-    let n = T::split(r.v[rn(i)]);
+    let n = load::<T>(r, rn(i));
     let mut d = T::zero();
     let flip = (bits / T::BITS - 1) as usize;
     for x in 0..lanes::<T>(K) {
         d[x] = n[x ^ flip];
     }
-    r.v[rd(i)] = T::join(d);
+    store::<T>(r, rd(i), d);
 }
 
 /// Wide Vd = f(Vd, pairs of narrow Vn)
 #[inline(always)]
 fn add_pairs<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(W, N, N) -> W) {
-    let n = N::split(r.v[rn(i)]);
-    let a = W::split(r.v[rd(i)]);
+    let n = load::<N>(r, rn(i));
+    let a = load::<W>(r, rd(i));
     let mut d = W::zero();
     for x in 0..lanes::<W>(K) {
         d[x] = f(a[x], n[2 * x], n[2 * x + 1]);
     }
-    r.v[rd(i)] = W::join(d);
+    store::<W>(r, rd(i), d);
 }
 
 /// Vd<0> = f over all lanes of Vn, taken to `W` first.
 #[inline(always)]
 fn across<T: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, to: impl Fn(T) -> W, f: impl Fn(W, W) -> W) {
-    let n = T::split(r.v[rn(i)]);
+    let n = load::<T>(r, rn(i));
     let mut sum = to(n[0]);
     for x in 1..lanes::<T>(K) {
         sum = f(sum, to(n[x]));
     }
     let mut d = W::zero();
     d[0] = sum;
-    r.v[rd(i)] = W::join(d);
+    store::<W>(r, rd(i), d);
 }
 
 /// "Across lanes", integer.

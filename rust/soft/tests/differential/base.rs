@@ -48,13 +48,11 @@ fn allocated(i: u32) -> bool {
     let (immr, imms) = (i >> 16 & 63, i >> 10 & 63);
     let op31 = i >> 21 & 7;
     match i >> 24 & 31 {
-        0x0a | 0x0b if i & 0x0120_0000 == 0x0120_0000 => i >> 22 & 3 == 0 && imms & 7 <= 4,
+        0x0b if i >> 21 & 1 == 1 => i >> 22 & 3 == 0 && imms & 7 <= 4,
         0x0a => sf == 1 || imms < 32,
         0x0b => i >> 22 & 3 != 3 && (sf == 1 || imms < 32),
         0x12 if i >> 23 & 1 == 1 => opc != 1 && (sf == 1 || immr < 32),
-        0x12 => {
-            n <= sf && (n == 1 && imms != 63 || n == 0 && imms < 62 && imms & imms + 1 & 63 != 0 || imms < 31)
-        }
+        0x12 => n <= sf && (imms < 31 || n == 1 && imms != 63),
         0x13 if i >> 23 & 1 == 1 => opc == 0 && i >> 21 & 1 == 0 && n == sf && (sf == 1 || imms < 32),
         0x13 => opc != 3 && n == sf && (sf == 1 || immr < 32 && imms < 32),
         0x1a if i & 0x5fe0_e000 == 0x1ac0_4000 => opc == 0 && (i >> 10 & 3 == 3) == (sf == 1),
@@ -223,7 +221,7 @@ impl Writer<'_> {
     fn aligned(&mut self, len: u64) -> Option<u32> {
         let rn = self.base();
         let at = self.pointer[rn as usize];
-        (at % len == 0 && Self::inside(at, len)).then_some(rn)
+        (at.is_multiple_of(len) && Self::inside(at, len)).then_some(rn)
     }
 
     /// LDXR and STXR in a pair, LDAR, STLR, LDAPR, CAS, CASP, and the LSE read-modify-writes.
@@ -238,7 +236,7 @@ impl Writer<'_> {
             0 => {
                 let pair = u32::from(pair);
                 let second = if pair == 1 { rt2 } else { 31 };
-                if (pair == 1 && rt == rt2) || rs == rt || rs == second && rs != 31 || rs == 31 {
+                if rs == rt || rs == second || rs == 31 || pair == 1 && rt == rt2 {
                     return;
                 }
                 let op = 0x0800_0000 | size << 30 | pair << 21 | o << 15 | second << 10 | rn << 5 | rt;

@@ -36,7 +36,7 @@ impl Pages {
     fn read(&self, bytes: &mut [u8]) {
         assert!(bytes.len() <= self.1.size());
         // SAFETY: as in `write`.
-        unsafe { NonNull::from(bytes.as_mut()).cast().copy_from_nonoverlapping(self.0, bytes.len()) }
+        unsafe { NonNull::from(&mut *bytes).cast().copy_from_nonoverlapping(self.0, bytes.len()) }
     }
 }
 

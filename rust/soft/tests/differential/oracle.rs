@@ -127,7 +127,8 @@ impl Request {
 
 const _: () = assert!(size_of::<State>() == 1808 && size_of::<Request>() == 1888);
 
-pub struct Oracle(Child);
+/// The running oracle, and its program, which goes with it.
+pub struct Oracle(Child, PathBuf);
 
 impl Oracle {
     /// Starts QEMU with the CPU model `cpu`. `Err` says what is missing here.
@@ -153,7 +154,7 @@ impl Oracle {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|e| format!("qemu-aarch64-static does not start: {e}"))?;
-        Ok(Self(child))
+        Ok(Self(child, binary))
     }
 
     /// As [`Oracle::start`]; missing tools skip the test, visibly, but fail it under CI.
@@ -195,5 +196,6 @@ impl Drop for Oracle {
         // End of input ends the runner.
         drop(self.0.stdin.take());
         let _ = self.0.wait();
+        let _ = std::fs::remove_file(&self.1);
     }
 }
