@@ -92,7 +92,9 @@ impl Block {
                 if !sf && imms > 31 {
                     return None;
                 }
-                self.op(wide!(sf, x::extr), d(rd), z(rn), z(i >> 16), imms as u8, 0);
+                let f =
+                    if bits(i, 9, 5) == bits(i, 20, 16) { wide!(sf, x::ror_imm) } else { wide!(sf, x::extr) };
+                self.op(f, d(rd), z(rn), z(i >> 16), imms as u8, 0);
             }
         }
         ON

@@ -1,7 +1,7 @@
 //! Loads and stores (C4.1.96).
 
 use super::{Block, Decoded, END, ON, bits, d, s, sext, z};
-use crate::exec::memory::{EXTENDED, INDEX, LITERAL, OFFSET, POST, PRE, USER};
+use crate::exec::memory::{INDEX, LITERAL, OFFSET, POST, PRE, SXTW, USER, UXTW};
 use crate::exec::{alu, atomic as at, memory as x, vector as v};
 use crate::op::Handler;
 
@@ -24,8 +24,12 @@ macro_rules! by_mode {
                 const $m: u8 = INDEX;
                 $f
             }
-            EXTENDED => {
-                const $m: u8 = EXTENDED;
+            UXTW => {
+                const $m: u8 = UXTW;
+                $f
+            }
+            SXTW => {
+                const $m: u8 = SXTW;
                 $f
             }
             USER => {
@@ -123,7 +127,7 @@ impl Block {
                 }
                 let scale = if is_vector && opc >> 1 == 1 { 4 } else { size };
                 let shift = if bits(i, 12, 12) == 1 { scale as u8 } else { 0 };
-                let mode = if option & 3 == 3 { INDEX } else { EXTENDED };
+                let mode = [UXTW, INDEX, SXTW, INDEX][(option >> 1 & 2 | option & 1) as usize];
                 self.one(i, is_vector, mode, z(i >> 16), shift, u64::from(option))
             }
             (3, _) if bits(i, 11, 10) == 0 && !is_vector => self.atomic(i),

@@ -1,6 +1,6 @@
 //! Integer data processing.
 
-use super::{Word, add_flags, extend, holds, nz, sub_flags};
+use super::{Word, add_flags, extend, holds_now, nz, sub_flags};
 use crate::cpu::Cpu;
 use crate::op::{P, next};
 
@@ -68,6 +68,7 @@ set! {
     /// Rotate right by `d`, insert where `imm` has ones.
     bfm<T>(c, o) = T::of(c.x(o.a()) & !o.imm() | c.w::<T>(o.b()).ror(o.d() as u32).u() & o.imm());
     movk<T>(c, o) = T::of(c.x(o.a()) & !(0xffff << o.d()) | o.imm());
+    ror_imm<T>(c, o) = c.w::<T>(o.b()).ror(o.d() as u32);
     extr<T>(c, o) = T::of(
         if o.d() == 0 { c.x(o.c()) } else {
             c.w::<T>(o.c()).shr(o.d() as u32).u() | c.w::<T>(o.b()).shl(T::BITS - o.d() as u32).u()
@@ -90,10 +91,10 @@ set! {
     clz<T>(c, o) = T::of(c.w::<T>(o.b()).clz());
     cls<T>(c, o) = { let v = c.w::<T>(o.b()); T::of(T::of(v.u() ^ v.sar(1).u()).clz() - 1) };
     /// Condition in `d`.
-    csel<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { c.w(o.c()) };
-    csinc<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { c.w::<T>(o.c()).add(T::of(1)) };
-    csinv<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { T::of(!c.x(o.c())) };
-    csneg<T>(c, o) = if holds(o.d() as u32, c.regs.nzcv) { c.w(o.b()) } else { T::of(0).sub(c.w(o.c())) };
+    csel<T>(c, o) = if holds_now(o.d(), c.regs.nzcv) { c.w(o.b()) } else { c.w(o.c()) };
+    csinc<T>(c, o) = if holds_now(o.d(), c.regs.nzcv) { c.w(o.b()) } else { c.w::<T>(o.c()).add(T::of(1)) };
+    csinv<T>(c, o) = if holds_now(o.d(), c.regs.nzcv) { c.w(o.b()) } else { T::of(!c.x(o.c())) };
+    csneg<T>(c, o) = if holds_now(o.d(), c.regs.nzcv) { c.w(o.b()) } else { T::of(0).sub(c.w(o.c())) };
 }
 
 /// Handlers of the form "a, flags = f(…)".
@@ -146,7 +147,7 @@ pub(crate) fn ccmp_imm<T: Word, const NEG: bool>(c: &mut Cpu, o: P) {
 #[inline(always)]
 fn ccmp_with<T: Word, const NEG: bool>(c: &mut Cpu, o: P, b: T) {
     let a = c.w::<T>(o.b());
-    c.regs.nzcv = if !holds(o.d() as u32, c.regs.nzcv) {
+    c.regs.nzcv = if !holds_now(o.d(), c.regs.nzcv) {
         (o.a() as u32) << 28
     } else if NEG {
         add_flags(a, b, false).1

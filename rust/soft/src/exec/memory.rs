@@ -1,6 +1,5 @@
 //! Loads and stores of general registers.
 
-use super::extend;
 use crate::cpu::Cpu;
 use crate::mem::{As, Scalar};
 use crate::op::{P, next};
@@ -12,8 +11,9 @@ pub(crate) const PRE: u8 = 1;
 pub(crate) const POST: u8 = 2;
 /// Register `c` shifted left by `d`.
 pub(crate) const INDEX: u8 = 3;
-/// Register `c` extended as `imm` says, shifted left by `d`.
-pub(crate) const EXTENDED: u8 = 4;
+/// The low half of register `c`, zero-extended or sign-extended, shifted left by `d`.
+pub(crate) const UXTW: u8 = 4;
+pub(crate) const SXTW: u8 = 7;
 /// As OFFSET, with EL0's rights.
 pub(crate) const USER: u8 = 5;
 /// Relative to the page of PC.
@@ -25,7 +25,8 @@ pub(crate) fn address<const M: u8>(c: &Cpu, o: P) -> u64 {
     match M {
         POST => base,
         INDEX => base.wrapping_add(c.x(o.c()) << o.d()),
-        EXTENDED => base.wrapping_add(extend(o.imm() as u32, c.x(o.c())) << o.d()),
+        UXTW => base.wrapping_add(u64::from(c.x(o.c()) as u32) << o.d()),
+        SXTW => base.wrapping_add((c.x(o.c()) as i32 as u64) << o.d()),
         _ => base.wrapping_add(o.imm()),
     }
 }

@@ -135,7 +135,7 @@ pub(crate) fn sub_flags<T: Word>(a: T, b: T) -> (T, u32) {
 
 /// Whether condition `cond` (0 to 15) holds (Arm ARM, C1.2.4).
 #[inline(always)]
-pub(crate) fn holds(cond: u32, nzcv: u32) -> bool {
+pub(crate) const fn holds(cond: u32, nzcv: u32) -> bool {
     let (n, z, c, v) = (nzcv >> 31 == 1, nzcv >> 30 & 1 == 1, nzcv >> 29 & 1 == 1, nzcv >> 28 & 1 == 1);
     let r = match cond >> 1 {
         0 => z,
@@ -148,6 +148,24 @@ pub(crate) fn holds(cond: u32, nzcv: u32) -> bool {
         _ => return true,
     };
     r != (cond & 1 == 1)
+}
+
+/// For each condition the values of NZCV (as bits of a word) with which it holds.
+static HOLDS: [u16; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 256 {
+        let (cond, nzcv) = (i >> 4, i & 15);
+        table[cond as usize] |= (holds(cond, nzcv << 28) as u16) << nzcv;
+        i += 1;
+    }
+    table
+};
+
+/// As [`holds`], for a condition that the handler does not know beforehand.
+#[inline(always)]
+pub(crate) fn holds_now(cond: usize, nzcv: u32) -> bool {
+    HOLDS[cond & 15] >> (nzcv >> 28) & 1 == 1
 }
 
 /// Whether it holds after comparing `a` with `b`.
