@@ -21,10 +21,8 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +83,9 @@ class Cache:
                 (self.directory / "blobs" / algorithm).mkdir(mode=0o700, exist_ok=True)
             tag = self.directory / "CACHEDIR.TAG"
             if not tag.exists():
-                tag.write_text(_TAG)
+                fd = os.open(tag, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                with os.fdopen(fd, "w") as stream:
+                    stream.write(_TAG)
         self._prepared = True
         self.remove_stale()
 
@@ -120,13 +120,13 @@ class Cache:
         """A directory for work in progress, removed at the end, or by others after this process was killed."""
         self.prepare()
         with self.errors("write to"):
-            place = self.directory / "tmp" / uuid.uuid4().hex
+            place = self.directory / "tmp" / os.urandom(16).hex()
             place.mkdir(mode=0o700)
             lock = acquire(place / "lock", block=False)
         try:
             yield place
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            _remove_tree(place)
             if lock is not None:
                 release(lock)
 
@@ -156,7 +156,7 @@ class Cache:
                 return False
             with locked(place / "lock", block=False) as mine:
                 if mine:
-                    shutil.rmtree(place, ignore_errors=True)
+                    _remove_tree(place)
                 return mine
         except OSError:
             return False
@@ -301,6 +301,14 @@ def rootfs_key(layers: Sequence[str], platform: str, converter: str) -> str:
 
 def _key(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _remove_tree(place: Path) -> None:
+    """Scratch directories are flat, and shutil is slow to import."""
+    with contextlib.suppress(OSError):
+        for path in list(place.iterdir()):
+            path.unlink()
+        place.rmdir()
 
 
 def _sync_directory(path: Path) -> None:

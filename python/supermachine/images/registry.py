@@ -152,9 +152,9 @@ class Repository:
             response = self._transport.request("GET", self._host, path, {**headers, **extra})
             if response.status != 401 or last:
                 break
-            response.close()
             if not self._authenticator.answer(response, sent):
                 break
+            response.close()
         return response
 
     def _refused(self, response: Response, what: str) -> SupermachineError:

@@ -273,16 +273,19 @@ class _Store:
     def _fetch(self, repository: Repository, layer: Descriptor, stop: Event) -> int:
         """Has the blob in the cache; gives the descriptor of a shared lock that keeps it there."""
         path, lock = self._cache.blob(layer.digest), self._cache.lock("blob", layer.digest)
+        downloaded = False
         while True:
             shared = self._acquire(lock, layer, stop, shared=True)
             if _is_there(path, layer):
-                self._report("exists", layer.digest, layer.size, layer.size)
+                if not downloaded:
+                    self._report("exists", layer.digest, layer.size, layer.size)
                 return shared
             release(shared)
             exclusive = self._acquire(lock, layer, stop, shared=False)
             try:
                 if not _is_there(path, layer):
                     self._download(repository, layer, path, stop)
+                    downloaded = True
             finally:
                 release(exclusive)
 

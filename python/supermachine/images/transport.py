@@ -270,6 +270,13 @@ class Transport:
                 timeout=urllib3.Timeout(connect=self.limits.connect, read=self.limits.read),
                 **keywords,
             )
+        except urllib3.exceptions.NameResolutionError as error:
+            raise _Unreachable(
+                f"the host of {_place(url)} is not known", cause=str(error), transient=True, hint="check the name"
+            ) from error
+        except urllib3.exceptions.NewConnectionError as error:
+            # Before the timeouts: in urllib3 it is one of them.
+            raise _Unreachable(f"{_place(url)} cannot be reached", cause=str(error), transient=True) from error
         except urllib3.exceptions.ConnectTimeoutError as error:
             raise _timed_out(url, self.limits.connect, error) from error
         except urllib3.exceptions.TimeoutError as error:
@@ -281,10 +288,6 @@ class Transport:
                 hint="SSL_CERT_FILE names another set of authorities; insecure=True (--insecure) accepts any "
                 "certificate, and plain HTTP",
                 transient=False,
-            ) from error
-        except urllib3.exceptions.NameResolutionError as error:
-            raise _Unreachable(
-                f"the host of {_place(url)} is not known", cause=str(error), transient=True, hint="check the name"
             ) from error
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise _Unreachable(f"{_place(url)} cannot be reached", cause=str(error), transient=True) from error
