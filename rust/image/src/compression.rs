@@ -1,0 +1,168 @@
+//! Layer compression: media types, magic numbers, and decoders that read whole multi-part streams.
+
+use std::fmt;
+use std::io::{self, BufRead, Read};
+
+use flate2::bufread::GzDecoder;
+
+use crate::Error;
+
+/// How a layer blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "plain",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// Bytes that [`Compression::detect`] wants to see.
+pub(crate) const MAGIC_BYTES: usize = 4;
+
+/// log2 of the largest zstd window decoded: 64 MiB, which `zstd -19` and every container tool stay under. `--ultra`
+/// and `--long` windows above it would break the memory bound.
+const ZSTD_WINDOW_LOG: u32 = 26;
+
+impl Compression {
+    /// The compression that a layer's media type names (OCI image-spec layer.md, Docker image manifest v2 schema 2).
+    ///
+    /// # Errors
+    /// [`Error::MediaType`] for encrypted layers, other suffixes and types that are no layers.
+    pub fn from_media_type(media_type: &str) -> Result<Self, Error> {
+        match media_type.split(';').next().unwrap_or_default().trim() {
+            "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Self::None),
+            "application/vnd.oci.image.layer.v1.tar+gzip"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Ok(Self::Gzip),
+            "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Self::Zstd),
+            _ => Err(Error::MediaType { media_type: media_type.chars().take(200).collect() }),
+        }
+    }
+
+    /// The compression that the first bytes of a blob show (RFC 1952, RFC 8878); plain when neither matches.
+    pub fn detect(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            // A zstd file may open with a skippable frame (zstd:chunked does not, pzstd does).
+            [m, 0x2a, 0x4d, 0x18, ..] if m & 0xf0 == 0x50 => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+/// A buffered source that can show its next bytes even across a refill.
+pub(crate) trait Peek: BufRead {
+    /// At least `MAGIC_BYTES` of what comes next, fewer only at the end.
+    fn peek(&mut self) -> io::Result<&[u8]>;
+}
+
+/// Decodes `source` to its end, whatever the number of gzip members or zstd frames.
+pub(crate) enum Decoder<R: Peek> {
+    Plain(R),
+    Gzip(GzipMembers<R>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
+}
+
+impl<R: Peek> Decoder<R> {
+    pub(crate) fn new(source: R, compression: Compression) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::None => Self::Plain(source),
+            Compression::Gzip => Self::Gzip(GzipMembers::Member(Box::new(GzDecoder::new(source)))),
+            Compression::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+                Self::Zstd(Box::new(decoder))
+            }
+        })
+    }
+
+    /// The source again, to read what the decoder did not want.
+    pub(crate) fn into_source(self) -> Option<R> {
+        match self {
+            Self::Plain(source) => Some(source),
+            Self::Gzip(GzipMembers::Member(decoder)) => Some(decoder.into_inner()),
+            Self::Gzip(GzipMembers::Rest(source)) => Some(source),
+            Self::Gzip(GzipMembers::Moved) => None,
+            Self::Zstd(decoder) => Some(decoder.finish()),
+        }
+    }
+}
+
+impl<R: Peek> Read for Decoder<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(source) => source.read(buf),
+            Self::Gzip(members) => members.read(buf),
+            Self::Zstd(decoder) => decoder.read(buf),
+        }
+    }
+}
+
+/// Gzip members one after the other. What follows the last member and is not gzip is ignored, as gzip(1) does: padding
+/// and signatures occur, and the digest covers them.
+pub(crate) enum GzipMembers<R: Peek> {
+    Member(Box<GzDecoder<R>>),
+    Rest(R),
+    Moved,
+}
+
+impl<R: Peek> GzipMembers<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        while let Self::Member(decoder) = self {
+            let n = decoder.read(buf)?;
+            if n > 0 {
+                return Ok(n);
+            }
+            let Self::Member(decoder) = std::mem::replace(self, Self::Moved) else { return Ok(0) };
+            let mut source = decoder.into_inner();
+            let more = matches!(source.peek(), Ok([0x1f, 0x8b, ..]));
+            *self = if more { Self::Member(Box::new(GzDecoder::new(source))) } else { Self::Rest(source) };
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn media_types() {
+        let oci = "application/vnd.oci.image.layer.v1.tar";
+        assert_eq!(Compression::from_media_type(oci).unwrap(), Compression::None);
+        assert_eq!(Compression::from_media_type(&format!("{oci}+gzip")).unwrap(), Compression::Gzip);
+        assert_eq!(Compression::from_media_type(&format!("{oci}+zstd")).unwrap(), Compression::Zstd);
+        let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+        assert_eq!(Compression::from_media_type(docker).unwrap(), Compression::Gzip);
+        for bad in ["", "text/plain", &format!("{oci}+gzip+encrypted"), &format!("{oci}+bzip2")] {
+            assert_eq!(Compression::from_media_type(bad).unwrap_err().kind(), "media_type", "{bad}");
+        }
+    }
+
+    #[test]
+    fn magic_numbers() {
+        assert_eq!(Compression::detect(&[0x1f, 0x8b, 8, 0]), Compression::Gzip);
+        assert_eq!(Compression::detect(&[0x28, 0xb5, 0x2f, 0xfd]), Compression::Zstd);
+        assert_eq!(Compression::detect(&[0x53, 0x2a, 0x4d, 0x18]), Compression::Zstd);
+        assert_eq!(Compression::detect(b"usr/"), Compression::None);
+        assert_eq!(Compression::detect(&[]), Compression::None);
+    }
+}
