@@ -232,7 +232,8 @@ impl Writer<'_> {
         let (rt, rt2, rs) = (self.data(), self.data(), self.data());
         let o = self.r.below(2) as u32;
         let l = self.r.below(2) as u32;
-        match self.r.below(6) {
+        match self.r.below(7) {
+            6 => self.release_unscaled(size),
             0 => {
                 let pair = u32::from(pair);
                 let second = if pair == 1 { rt2 } else { 31 };
@@ -266,6 +267,28 @@ impl Writer<'_> {
                 self.code.push(0x3820_0000 | size << 30 | ar << 22 | rs << 16 | op << 12 | rn << 5 | rt);
             }
         }
+    }
+
+    /// LDAPUR and STLUR (FEAT_LRCPC2), at aligned addresses.
+    fn release_unscaled(&mut self, size: u32) {
+        let opc = self.r.below(4) as u32;
+        if size == 3 && opc > 1 || size == 2 && opc == 3 {
+            return;
+        }
+        let (rn, rt) = (self.base(), self.data());
+        let imm9 = self.r.below(512) as i64 - 256;
+        let at = self.pointer[rn as usize].wrapping_add(imm9 as u64);
+        if at.is_multiple_of(1 << size) && Self::inside(at, 1 << size) {
+            let field = (imm9 as u32 & 511) << 12;
+            self.code.push(0x1900_0000 | size << 30 | opc << 22 | field | rn << 5 | rt);
+        }
+    }
+
+    /// MRS of NZCV, FPCR, FPSR; MSR of NZCV.
+    fn flags(&mut self) {
+        let rt = self.data();
+        let i = self.r.pick(&[0xd53b_4200, 0xd53b_4400, 0xd53b_4420, 0xd51b_4200]);
+        self.code.push(i | rt);
     }
 
     /// LD1 to LD4, ST1 to ST4: several structures, one, or one to all lanes.
@@ -344,13 +367,14 @@ fn request(r: &mut Random) -> Request {
     let length = 1 + r.below(11) as usize;
     let mut w = Writer { r, pointer, code: Vec::new() };
     while w.code.len() < length {
-        match w.r.below(13) {
+        match w.r.below(14) {
             0 | 1 => w.single(),
             2 => w.pair(),
             3 | 4 => w.atomic(),
             5 => w.structures(),
             6 => w.branch(4),
             7 => w.floating(),
+            8 => w.flags(),
             _ => w.data_processing(),
         }
     }
