@@ -17,7 +17,7 @@ from supermachine import errors
 from supermachine.images import resolve
 from supermachine.images.cache import Cache, default_directory
 from supermachine.images.locks import acquire, locked, release
-from supermachine.images.store import Converter
+from supermachine.images.store import Converter, Layer
 
 from .conftest import Answer, FakeRegistry, RecordingConverter, make_image, make_index, sha256, tar_of, write_layout
 
@@ -258,3 +258,21 @@ def test_records_hold_what_a_later_run_needs(registry: FakeRegistry, cache: Cach
     again = resolve(f"{registry.host}/app", cache=Cache(cache.directory), converter=converter, pull="never")
     assert again == first
     assert json.loads(next((cache.directory / "references").iterdir()).read_text())["digest"] == first.digest
+
+
+def test_blob_that_the_disk_damaged(registry: FakeRegistry, cache: Cache, converter: Converter) -> None:
+    """It has the right length, so it is taken; the conversion finds out, and the next attempt gets it anew."""
+    image = make_image()
+    registry.add(image)
+    cache.prepare()
+    cache.blob(image.layers[0]).write_bytes(bytes(len(image.blobs[image.layers[0]])))
+
+    def convert(layers: list[Layer], output: str, max_bytes: int, progress: object) -> None:
+        if sha256(Path(layers[0][0]).read_bytes()) != layers[0][3]:
+            raise errors.DigestMismatch("damaged")
+        Path(output).write_bytes(b"good")
+
+    damaged = Converter("x", convert)
+    with pytest.raises(errors.DigestMismatch):
+        resolve(f"{registry.host}/app", cache=cache, converter=damaged)
+    assert resolve(f"{registry.host}/app", cache=cache, converter=damaged).rootfs.read_bytes() == b"good"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ConfigurationError, ImageNotFound, ImageTooLarge, InvalidImage
+from ..errors import ConfigurationError, DigestMismatch, ImageNotFound, ImageTooLarge, InvalidImage
 from .cache import Cache, rootfs_key
 from .locks import acquire, locked, release
 from .model import CONFIGS, INDEXES, MANIFESTS, Descriptor, ImageConfig, parse_config, parse_manifest
@@ -214,10 +214,16 @@ class _Store:
         record = {"layers": identities, "config": selected.config_bytes.decode("utf-8", "replace"), "rootfs": key}
         with locked(cache.lock("rootfs", key), on_wait=lambda: self._report("wait", selected.digest)):
             if not rootfs.exists():
-                with layers() as regions:
-                    self._convert(regions, rootfs, selected.digest)
+                blobs = [layer.digest for layer in selected.layers if layer.digest]
+                try:
+                    with layers() as regions:
+                        self._convert(regions, rootfs, selected.digest)
+                except (DigestMismatch, InvalidImage):
+                    # If it is the disk that damaged them, the next attempt gets them anew.
+                    cache.drop_blobs(blobs)
+                    raise
                 if os.environ.get("SUPERMACHINE_KEEP_BLOBS", "0") in ("", "0"):
-                    cache.drop_blobs([layer.digest for layer in selected.layers if layer.digest])
+                    cache.drop_blobs(blobs)
             # The records are written under the lock, so that nobody prunes a root file system that has none yet.
             cache.save_image(selected.digest, platform, record)
             cache.save_reference(reference, str(wanted), selected.digest, platform)
