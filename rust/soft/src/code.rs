@@ -9,6 +9,9 @@ use crate::op::{Op, P};
 /// Operations kept at most; when they are used up everything is decoded anew.
 const CAPACITY: usize = 640 << 10;
 
+/// Pages with decoded code at most: a guest that runs a little in each page must not take the host's memory.
+const PAGES: usize = 4096;
+
 /// Multiplies: page numbers need no more.
 #[derive(Default)]
 pub(crate) struct PageHasher(u64);
@@ -55,7 +58,7 @@ impl CodeCache {
 
     /// Whether a block might not fit any more.
     pub fn is_full(&self) -> bool {
-        self.ops.len() + 2 * BLOCK_MAX + 8 > CAPACITY
+        self.ops.len() + 2 * BLOCK_MAX + 8 > CAPACITY || self.pages.len() >= PAGES
     }
 
     /// Decodes the block at `pa`, whose page is at `host`.
