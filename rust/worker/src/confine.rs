@@ -91,6 +91,7 @@ const SYSCALLS: &[i64] = &[
     libc::SYS_shutdown,
     libc::SYS_sigaltstack,
     libc::SYS_socketpair,
+    libc::SYS_statx,
     libc::SYS_tgkill,
     libc::SYS_write,
     libc::SYS_writev,
