@@ -3,10 +3,12 @@
 //! A guest that breaks the rules of its device gets that device marked as needing a reset ([`Broken`]); the host goes on.
 
 pub mod blk;
+mod chain;
 pub mod console;
 pub mod mmio;
 pub mod pl011;
 pub mod rng;
+pub mod state;
 pub mod tail;
 pub mod vsock;
 

@@ -1,15 +1,21 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2, 4.2).
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::*;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
+use crate::chain::check;
+use crate::state::{QueueState, RestoreError, TransportState};
 use crate::{Broken, Memory};
 
 /// "virt".
@@ -18,6 +24,9 @@ const VERSION: u32 = 2;
 /// "SMVM": whose devices these are; drivers do not look at it.
 const VENDOR: u32 = 0x4d56_4d53;
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
+/// Chains that one notification may bring. They are served on the vCPU that notified, so a guest that adds chains from
+/// another vCPU for ever would keep it, and whoever wants to pause it, waiting.
+const MAX_CHAINS: u32 = 1 << 20;
 
 /// Sets the level of a device's interrupt.
 pub type Line = Arc<dyn Fn(bool) + Send + Sync>;
@@ -45,6 +54,8 @@ pub struct Rings {
     line: Line,
     interrupt_status: u32,
     active: bool,
+    /// Chains left of [`MAX_CHAINS`].
+    budget: u32,
 }
 
 impl Rings {
@@ -55,7 +66,15 @@ impl Rings {
             return Ok(None);
         }
         let mut chains = queue.iter(&self.memory).map_err(|_| Broken::Queue { queue: index })?;
-        Ok(chains.next())
+        let Some(chain) = chains.next() else { return Ok(None) };
+        self.budget = self.budget.checked_sub(1).ok_or(Broken::Overrun { what: "device's pace" })?;
+        check(&self.memory, queue.desc_table(), queue.size(), chain.head_index())?;
+        Ok(Some(chain))
+    }
+
+    /// Undoes the last [`Rings::pop`] of queue `index`.
+    pub fn put_back(&mut self, index: usize) {
+        self.queues[index].go_to_previous_position();
     }
 
     /// The memory that chains lie in; cheap to clone.
@@ -68,7 +87,16 @@ impl Rings {
         let queue = &mut self.queues[index];
         let broken = |_| Broken::Queue { queue: index };
         queue.add_used(&self.memory, head, length).map_err(broken)?;
-        if queue.needs_notification(&self.memory).map_err(broken)? {
+        // virtio-queue looks at the event index alone; without it the ring's flags say what the driver wants.
+        let wanted = if queue.event_idx_enabled() {
+            queue.needs_notification(&self.memory).map_err(broken)?
+        } else {
+            fence(Ordering::SeqCst);
+            let flags = self.memory.load::<u16>(GuestAddress(queue.avail_ring()), Ordering::Relaxed);
+            let flags = flags.map_err(|_| Broken::Queue { queue: index })?;
+            u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
             self.interrupt(VIRTIO_MMIO_INT_VRING);
         }
         Ok(())
@@ -84,8 +112,11 @@ impl Rings {
     }
 
     fn interrupt(&mut self, cause: u32) {
+        let was_high = self.interrupt_status != 0;
         self.interrupt_status |= cause;
-        (self.line)(true);
+        if !was_high {
+            (self.line)(true);
+        }
     }
 }
 
@@ -106,7 +137,7 @@ impl<D: Device> Transport<D> {
             device.queue_sizes().iter().map(|size| Queue::new(*size).expect("a power of two")).collect();
         Self {
             device,
-            rings: Rings { memory, queues, line, interrupt_status: 0, active: false },
+            rings: Rings { memory, queues, line, interrupt_status: 0, active: false, budget: 0 },
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
@@ -127,6 +158,7 @@ impl<D: Device> Transport<D> {
 
     /// Does something with device and queues, as a notification would.
     pub fn with<T: Default>(&mut self, work: impl FnOnce(&mut D, &mut Rings) -> Result<T, Broken>) -> T {
+        self.rings.budget = MAX_CHAINS;
         work(&mut self.device, &mut self.rings).unwrap_or_else(|_| {
             self.mark_broken();
             T::default()
@@ -203,7 +235,12 @@ impl<D: Device> Transport<D> {
             return;
         }
         match offset {
-            VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            VIRTIO_MMIO_QUEUE_NUM => {
+                if u16::try_from(value).is_ok_and(|size| queue.try_set_size(size).is_ok()) {
+                    return;
+                }
+                self.mark_broken();
+            }
             VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
             VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
             VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
@@ -237,8 +274,7 @@ impl<D: Device> Transport<D> {
             added &= !VIRTIO_CONFIG_S_FEATURES_OK;
         }
         self.status |= added;
-        let live = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
-        self.rings.active = self.status & live == live && !self.is_broken();
+        self.update_active();
     }
 
     fn reset(&mut self) {
@@ -252,6 +288,48 @@ impl<D: Device> Transport<D> {
         (self.rings.line)(false);
         self.rings.queues.iter_mut().for_each(QueueT::reset);
         self.device.reset();
+    }
+
+    /// What the transport holds, for a snapshot. Devices serve each request where it is made, so nothing is
+    /// unfinished between two calls.
+    pub fn state(&self) -> TransportState {
+        TransportState {
+            driver_features: self.driver_features,
+            status: self.status,
+            interrupt_status: self.rings.interrupt_status,
+            queues: self.rings.queues.iter().map(QueueState::of).collect(),
+        }
+    }
+
+    /// Takes over what [`Transport::state`] gave, with the memory that belongs to it in place. Everything is checked
+    /// first; nothing is changed when it is refused.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
+        let offered = self.features();
+        if state.driver_features & !offered != 0 {
+            return Err(RestoreError::Features { accepted: state.driver_features, offered });
+        }
+        let expected = self.rings.queues.len();
+        if state.queues.len() != expected {
+            return Err(RestoreError::QueueCount { found: state.queues.len(), expected });
+        }
+        let event_idx = state.driver_features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1;
+        let mut queues = Vec::with_capacity(expected);
+        for (index, (saved, queue)) in state.queues.iter().zip(&self.rings.queues).enumerate() {
+            queues.push(saved.queue(index, queue.max_size(), event_idx, &self.rings.memory)?);
+        }
+        self.device.reset();
+        self.rings.queues = queues;
+        self.rings.interrupt_status = state.interrupt_status;
+        self.driver_features = state.driver_features;
+        self.status = state.status;
+        self.update_active();
+        (self.rings.line)(self.rings.interrupt_status != 0);
+        Ok(())
+    }
+
+    fn update_active(&mut self) {
+        let live = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+        self.rings.active = self.status & live == live && !self.is_broken();
     }
 
     fn notify(&mut self, index: usize) {

@@ -121,4 +121,9 @@ impl Connection {
         // A socket that is gone already has nothing left to end.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
+
+    /// The guest will receive no more: writing to the socket's other end fails from now on.
+    pub fn end_reading(&self) {
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
 }

@@ -38,6 +38,7 @@ const HOST_CID: u64 = 2;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+const EVENT: usize = 2;
 
 /// Takes the host's end of a connection that the guest has made.
 pub type Accept = Box<dyn FnMut(OwnedFd) + Send>;
@@ -56,6 +57,8 @@ pub struct Vsock {
     /// Where the search for a connection with something to read starts, so that each has its turn.
     turn: Option<Key>,
     buffer: Box<[u8]>,
+    /// The driver is still to hear that its connections are gone.
+    reset_unreported: bool,
     closed: bool,
 }
 
@@ -72,6 +75,7 @@ impl Vsock {
             control: VecDeque::new(),
             turn: None,
             buffer: vec![0; MAX_PACKET].into(),
+            reset_unreported: false,
             closed: false,
         })
     }
@@ -207,14 +211,16 @@ impl Vsock {
             match connection.guest_shutdown {
                 SHUTDOWN_BOTH => return self.reset_connection(key),
                 SHUTDOWN_SEND => connection.end_writing(),
+                SHUTDOWN_RECEIVE => connection.end_reading(),
                 _ => {}
             }
         }
+        let unannounced = connection.forwarded.wrapping_sub(connection.announced);
+        self.poller.watch(Some(connection));
         // Half a buffer: seldom enough to be cheap, early enough that the guest does not wait.
-        if connection.forwarded.wrapping_sub(connection.announced) >= BUFFER / 2 {
+        if unannounced >= BUFFER / 2 {
             return self.send(key, OP_CREDIT_UPDATE, 0);
         }
-        self.poller.watch(self.connections.get(&key));
         Ok(())
     }
 
@@ -232,12 +238,14 @@ impl Vsock {
                 let written = match self.control.pop_front() {
                     Some(header) => {
                         writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
-                        HEADER_BYTES
+                        Some(HEADER_BYTES)
                     }
                     None => self.read_socket(&mut writer, room)?,
                 };
-                // A chain of length zero is one that the driver takes back unused.
-                rings.push(RECEIVE, head, written as u32)?;
+                match written {
+                    Some(written) => rings.push(RECEIVE, head, written as u32)?,
+                    None => rings.put_back(RECEIVE),
+                }
             }
             // While nothing is to be sent the guest need not say that it has added buffers.
             if self.control.is_empty() && self.next_readable().is_none() {
@@ -249,10 +257,10 @@ impl Vsock {
         }
     }
 
-    /// One packet from the next socket that has something; the packet's length.
-    fn read_socket(&mut self, writer: &mut impl Write, room: usize) -> Result<usize, Broken> {
+    /// One packet from the next socket that has something; the packet's length. `None` when all turn out empty.
+    fn read_socket(&mut self, writer: &mut impl Write, room: usize) -> Result<Option<usize>, Broken> {
         loop {
-            let Some(key) = self.next_readable() else { return self.filler(writer) };
+            let Some(key) = self.next_readable() else { return Ok(None) };
             self.turn = Some(key);
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             let limit = room.min(MAX_PACKET).min(connection.guest_room() as usize);
@@ -264,7 +272,7 @@ impl Vsock {
                     let header = self.header(key, OP_SHUTDOWN, flags);
                     writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
                     self.poller.watch(self.connections.get(&key));
-                    return Ok(HEADER_BYTES);
+                    return Ok(Some(HEADER_BYTES));
                 }
                 Ok(n) => {
                     connection.sent = connection.sent.wrapping_add(n as u32);
@@ -273,7 +281,7 @@ impl Vsock {
                     header.len = (n as u32).into();
                     writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
                     writer.write_all(&self.buffer[..n])?;
-                    return Ok(HEADER_BYTES + n);
+                    return Ok(Some(HEADER_BYTES + n));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     connection.readable = false;
@@ -284,22 +292,10 @@ impl Vsock {
                     self.remove(key);
                     let header = self.header(key, OP_RST, 0);
                     writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
-                    return Ok(HEADER_BYTES);
+                    return Ok(Some(HEADER_BYTES));
                 }
             }
         }
-    }
-
-    /// For a buffer that was taken when the sockets turned out to be empty: a packet that changes nothing.
-    fn filler(&self, writer: &mut impl Write) -> Result<usize, Broken> {
-        let Some(key) = self.connections.keys().next().copied() else {
-            let header = self.header(Key { host: 0, guest: 0 }, OP_RST, 0);
-            writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
-            return Ok(HEADER_BYTES);
-        };
-        let header = self.header(key, OP_CREDIT_UPDATE, 0);
-        writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
-        Ok(HEADER_BYTES)
     }
 
     /// The next connection whose socket may have bytes that the guest has room for.
@@ -325,8 +321,25 @@ impl Vsock {
         }
         match event.writable {
             true => self.after_write(key),
-            false => Ok(()),
+            // The event was told once for both directions: the other one still wants to be heard of.
+            false => {
+                self.poller.watch(self.connections.get(&key));
+                Ok(())
+            }
         }
+    }
+
+    /// Tells the driver that all connections are gone (virtio 1.2, 5.10.6.7), once it has a buffer for that.
+    fn report_reset(&mut self, rings: &mut Rings) -> Result<(), Broken> {
+        if !self.reset_unreported {
+            return Ok(());
+        }
+        let memory = rings.memory();
+        let Some(chain) = rings.pop(EVENT)? else { return Ok(()) };
+        let head = chain.head_index();
+        chain.writer(&memory)?.write_all(&EVENT_TRANSPORT_RESET.to_le_bytes())?;
+        self.reset_unreported = false;
+        rings.push(EVENT, head, 4)
     }
 
     fn drop_all(&mut self) {
@@ -373,11 +386,15 @@ impl Device for Vsock {
                 }
             }
         }
+        if index == EVENT {
+            return self.report_reset(rings);
+        }
         self.fill(rings)
     }
 
     fn reset(&mut self) {
         self.drop_all();
+        self.reset_unreported = false;
     }
 }
 
@@ -424,6 +441,16 @@ impl Host {
         lock(&self.transport).with(|device, rings| {
             device.connect(port, UnixStream::from(fd))?;
             device.fill(rings)
+        });
+    }
+
+    /// Ends all connections, on both sides; for a guest that has been restored, whose peers are not there. Listeners
+    /// stay.
+    pub fn reset_connections(&self) {
+        lock(&self.transport).with(|device, rings| {
+            device.drop_all();
+            device.reset_unreported = true;
+            device.report_reset(rings)
         });
     }
 

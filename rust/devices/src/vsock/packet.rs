@@ -18,6 +18,9 @@ pub const SHUTDOWN_RECEIVE: u32 = 1;
 pub const SHUTDOWN_SEND: u32 = 2;
 pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
+/// The event that all connections are gone.
+pub const EVENT_TRANSPORT_RESET: u32 = 0;
+
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, packed)]
 pub struct Header {
