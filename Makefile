@@ -15,9 +15,9 @@ tools:
 
 lint: $(VENV)/installed
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
-	$(BIN)/ruff check python tests
-	$(BIN)/ruff format --check python tests
+	cargo clippy --workspace --all-targets --locked --keep-going -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict python/supermachine
 
 rust-test:

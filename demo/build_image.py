@@ -19,8 +19,11 @@ from pathlib import Path
 EPOCH = "2026-01-01T00:00:00Z"
 MTIME = 1767225600
 
-PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
-GROUP = "root:x:0:\nnogroup:x:65534:\n"
+ACCOUNTS = """\
+root:x:0:0:root:/root:/bin/sh
+nobody:x:65534:65534:nobody:/nonexistent:/bin/false
+"""
+GROUPS = "root:x:0:\nnogroup:x:65534:\n"
 DIRECTORIES = {"bin": 0o755, "etc": 0o755, "home": 0o755, "root": 0o700, "sbin": 0o755, "tmp": 0o1777}
 DIRECTORIES |= {"usr": 0o755, "usr/bin": 0o755, "usr/sbin": 0o755, "var": 0o755, "var/tmp": 0o1777}
 
@@ -34,8 +37,8 @@ def member(name: str, kind: bytes, mode: int, data: bytes = b"", target: str = "
 
 def layer(busybox: bytes, applets: list[str]) -> bytes:
     """The only layer: busybox, a link for each applet, and the few files that programs expect."""
-    files = {"bin/busybox": (0o755, busybox), "etc/passwd": (0o644, PASSWD.encode())}
-    files |= {"etc/group": (0o644, GROUP.encode()), "etc/hostname": (0o644, b"")}
+    files = {"bin/busybox": (0o755, busybox), "etc/passwd": (0o644, ACCOUNTS.encode())}
+    files |= {"etc/group": (0o644, GROUPS.encode()), "etc/hostname": (0o644, b"")}
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, mode in DIRECTORIES.items():

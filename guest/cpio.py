@@ -1,5 +1,8 @@
-"""Writes a guest's initramfs: a cpio archive ("newc", kernel Documentation/driver-api/early-userspace/buffer-format.rst)
-with the agent as /init and the two device nodes that a process needs before anything is mounted."""
+"""Writes a guest's initramfs: a cpio archive with the agent as /init and the two device nodes that a process
+needs before anything is mounted.
+
+The format is "newc" (kernel Documentation/driver-api/early-userspace/buffer-format.rst).
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from supermachine import VM
 
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
 TOOLS = ("mmdebstrap", "umoci")
-PACKAGES = "python3,libpython3-testsuite,busybox-static,base-files,netbase"
+PACKAGES = "python3,libpython3.11-testsuite,busybox-static,base-files,netbase"
 
 
 @pytest.fixture(scope="session", autouse=True)

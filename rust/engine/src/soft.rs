@@ -27,7 +27,7 @@ impl Vm for SoftVm {
             Protection::Read => soft::Protection::Read,
         };
         // SAFETY: the caller promises what `soft::Vm::map` asks for.
-        Ok(unsafe { self.0.map(host, gpa, len, protection)? })
+        unsafe { self.0.map(host, gpa, len, protection) }.map_err(Into::into)
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {

@@ -115,7 +115,7 @@ fn filter() -> Result<seccompiler::BpfProgram, Error> {
         SYSCALLS.iter().map(|number| (*number, vec![])).collect();
     // How the standard library makes a socket non-blocking, and no other ioctl.
     let nonblocking =
-        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::FIONBIO as u64)
+        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::FIONBIO)
             .and_then(|condition| SeccompRule::new(vec![condition]))
             .map_err(|e| Error::Seccomp(e.to_string()))?;
     rules.insert(libc::SYS_ioctl, vec![nonblocking]);
