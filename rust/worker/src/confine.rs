@@ -114,10 +114,9 @@ fn filter() -> Result<seccompiler::BpfProgram, Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         SYSCALLS.iter().map(|number| (*number, vec![])).collect();
     // How the standard library makes a socket non-blocking, and no other ioctl.
-    let nonblocking =
-        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::FIONBIO)
-            .and_then(|condition| SeccompRule::new(vec![condition]))
-            .map_err(|e| Error::Seccomp(e.to_string()))?;
+    let nonblocking = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::FIONBIO)
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(|e| Error::Seccomp(e.to_string()))?;
     rules.insert(libc::SYS_ioctl, vec![nonblocking]);
     // A call that is not listed fails as if it were not permitted, so that a library that merely asks goes on.
     SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, arch)
