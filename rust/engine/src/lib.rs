@@ -1,160 +1,57 @@
-//! One trait with the shape of Hypervisor.framework, and its providers.
-//!
-//! The arm64 machine is written against [`Vm`] and [`Vcpu`] alone: create a vCPU, get and set its registers by the
-//! framework's ids, run it until an [`Exit`]. The interrupt controller and the virtual timer belong to the engine.
+//! Engines: what runs guest code. The arm64 machine is written against [`arm64::Vm`] and [`arm64::Vcpu`] alone, with
+//! the shape of Hypervisor.framework; each engine is a provider of them.
 
+pub mod arm64;
 mod soft;
 
-use std::ptr::NonNull;
+use std::fmt;
 use std::sync::Arc;
 
-pub use supermachine_soft::id::{IccReg, RedistReg, Reg, SimdReg, SysReg};
+use serde::{Deserialize, Serialize};
 
 pub use crate::soft::SoftVm;
+
+/// An engine by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// macOS's Hypervisor.framework.
+    Hvf,
+    /// Linux's /dev/kvm.
+    Kvm,
+    /// The software CPU.
+    Soft,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hvf => "hvf",
+            Self::Kvm => "kvm",
+            Self::Soft => "soft",
+        })
+    }
+}
+
+impl Engine {
+    /// Makes an arm64 VM without memory.
+    pub fn arm64(self, config: arm64::VmConfig) -> Result<Arc<dyn arm64::Vm>> {
+        match self {
+            Self::Soft => Ok(Arc::new(SoftVm::new(config)?)),
+            engine => Err(Error::Absent { engine }),
+        }
+    }
+}
 
 /// Why an engine could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the soft engine failed: {0}")]
     Soft(#[from] supermachine_soft::Error),
+    #[error("this build has no {engine} engine for arm64 guests; the soft engine runs everywhere")]
+    Absent { engine: Engine },
+    #[error(transparent)]
+    State(#[from] arm64::state::Error),
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// Where an engine's interrupt controller appears in guest physical memory, and for how many vCPUs.
-#[derive(Clone, Copy, Debug)]
-pub struct VmConfig {
-    pub vcpus: u32,
-    /// Base of the GICv3 distributor, 64 KiB.
-    pub gicd_base: u64,
-    /// Base of the first redistributor; 128 KiB for each vCPU.
-    pub gicr_base: u64,
-}
-
-/// What the guest may do with mapped memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protection {
-    ReadWriteExecute,
-    Read,
-}
-
-/// Why [`Vcpu::run`] came back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// A [`Canceller`] asked for it.
-    Canceled,
-    /// The guest touched a physical address that nothing is mapped at. PC is at the instruction.
-    DataAbort(DataAbort),
-    /// HVC with this immediate. PC is after the instruction.
-    Hvc { immediate: u16 },
-    /// SMC with this immediate. PC is at the instruction.
-    Smc { immediate: u16 },
-}
-
-/// A data abort taken to the machine, as ESR_EL2 describes it (Arm ARM D24.2.40, "ISS encoding for an exception from
-/// a Data Abort").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataAbort {
-    pub syndrome: u64,
-    pub virtual_address: u64,
-    pub physical_address: u64,
-}
-
-/// The access that a [`DataAbort`] stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// Bytes: 1, 2, 4 or 8.
-    pub size: usize,
-    pub write: bool,
-    /// X register that holds the value or takes it; 31 is the zero register.
-    pub register: u32,
-    pub sign_extend: bool,
-    /// Whether the register is 64 bits wide; matters for sign extension.
-    pub wide: bool,
-}
-
-impl DataAbort {
-    /// The access, or `None` when the syndrome holds none (ISV clear: a pair, a vector, an atomic).
-    pub fn access(&self) -> Option<Access> {
-        let iss = self.syndrome;
-        (iss >> 24 & 1 == 1).then_some(Access {
-            size: 1 << (iss >> 22 & 3),
-            write: iss >> 6 & 1 == 1,
-            register: (iss >> 16 & 31) as u32,
-            sign_extend: iss >> 21 & 1 == 1,
-            wide: iss >> 15 & 1 == 1,
-        })
-    }
-}
-
-/// Makes a vCPU leave [`Vcpu::run`], from any thread. A call while the vCPU is outside makes its next run return at
-/// once, so no request is lost.
-pub type Canceller = Arc<dyn Fn() + Send + Sync>;
-
-/// A virtual machine of an engine.
-pub trait Vm: Send + Sync {
-    /// Maps host memory at a guest physical address.
-    ///
-    /// # Safety
-    /// `host` must be valid for `len` bytes (readable, and writable when `protection` says so) until the VM and all
-    /// its vCPUs are gone. Both address and length are multiples of the host's page size.
-    unsafe fn map(&self, host: NonNull<u8>, gpa: u64, len: u64, protection: Protection) -> Result<()>;
-
-    /// Creates vCPU `index` (its MPIDR affinity 0). It belongs to the calling thread.
-    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>>;
-
-    /// How to make vCPU `index` leave its run.
-    fn canceller(&self, index: u32) -> Result<Canceller>;
-
-    /// Sets the level of the shared peripheral interrupt with this INTID (32 and up).
-    fn set_spi(&self, intid: u32, level: bool);
-
-    /// The interrupt controller's state, opaque to all but the same engine.
-    fn gic_state(&self) -> Vec<u8>;
-
-    fn set_gic_state(&self, state: &[u8]) -> Result<()>;
-
-    /// Ticks of the host counter that virtual counters are offset from.
-    fn host_counter(&self) -> u64;
-}
-
-/// One virtual CPU; used on the thread that created it.
-pub trait Vcpu {
-    fn run(&mut self) -> Result<Exit>;
-    fn reg(&self, reg: Reg) -> Result<u64>;
-    fn set_reg(&mut self, reg: Reg, value: u64) -> Result<()>;
-    fn simd_reg(&self, reg: SimdReg) -> Result<u128>;
-    fn set_simd_reg(&mut self, reg: SimdReg, value: u128) -> Result<()>;
-    fn sys_reg(&self, reg: SysReg) -> Result<u64>;
-    fn set_sys_reg(&mut self, reg: SysReg, value: u64) -> Result<()>;
-    fn icc_reg(&self, reg: IccReg) -> Result<u64>;
-    fn set_icc_reg(&mut self, reg: IccReg, value: u64) -> Result<()>;
-    fn redist_reg(&self, reg: RedistReg) -> Result<u64>;
-    fn set_redist_reg(&mut self, reg: RedistReg, value: u64) -> Result<()>;
-    /// What is taken from the host counter to make CNTVCT_EL0.
-    fn vtimer_offset(&self) -> u64;
-    fn set_vtimer_offset(&mut self, offset: u64) -> Result<()>;
-    fn vtimer_mask(&self) -> bool;
-    fn set_vtimer_mask(&mut self, masked: bool) -> Result<()>;
-    /// Guest instructions run so far; 0 where the engine does not count.
-    fn instructions(&self) -> u64;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_syndrome_names_the_access() {
-        // LDRSH W3: ISV, SAS 1, SSE, SRT 3, read.
-        let abort = |syndrome| DataAbort { syndrome, virtual_address: 0, physical_address: 0 };
-        let syndrome = 0x24 << 26 | 1 << 25 | 1 << 24 | 1 << 22 | 1 << 21 | 3 << 16 | 7;
-        let access = Access { size: 2, write: false, register: 3, sign_extend: true, wide: false };
-        assert_eq!(abort(syndrome).access(), Some(access));
-        // STR XZR: ISV, SAS 3, SRT 31, SF, write.
-        let syndrome = 0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 31 << 16 | 1 << 15 | 1 << 6 | 7;
-        let access = Access { size: 8, write: true, register: 31, sign_extend: false, wide: true };
-        assert_eq!(abort(syndrome).access(), Some(access));
-        assert_eq!(abort(0x24 << 26 | 1 << 25).access(), None);
-    }
-}

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use supermachine_soft as soft;
 
-use crate::{
-    Canceller, DataAbort, Exit, IccReg, Protection, RedistReg, Reg, Result, SimdReg, SysReg, Vcpu, Vm,
-    VmConfig,
+use crate::Result;
+use crate::arm64::{
+    Canceller, DataAbort, Exit, IccReg, Protection, RedistReg, Reg, SimdReg, SysReg, Vcpu, Vm, VmConfig,
 };
 
 /// A virtual machine on a software CPU: the isolation is that of a process.
@@ -43,8 +43,8 @@ impl Vm for SoftVm {
         self.0.set_spi(intid, level);
     }
 
-    fn gic_state(&self) -> Vec<u8> {
-        self.0.gic_state()
+    fn gic_state(&self) -> Result<Vec<u8>> {
+        Ok(self.0.gic_state())
     }
 
     fn set_gic_state(&self, state: &[u8]) -> Result<()> {

@@ -10,6 +10,7 @@ pub mod psci;
 pub mod vcpu;
 
 pub use machine::{Config, Disk, Machine};
+pub use supermachine_engine::Engine;
 
 /// Why a machine stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,8 @@ use supermachine_devices::pl011::Pl011;
 use supermachine_devices::rng::Rng;
 use supermachine_devices::tail::Tail;
 use supermachine_devices::{Device, Line, Transport, vsock};
-use supermachine_engine::{Protection, SoftVm, Vm, VmConfig};
+use supermachine_engine::Engine;
+use supermachine_engine::arm64::{Protection, Vm, VmConfig};
 
 use crate::boot;
 use crate::bus::{Bus, Registers};
@@ -29,6 +30,7 @@ const CMDLINE: &str = "earlycon=pl011,mmio32,0x9000000 console=hvc0 panic=-1";
 
 /// What a machine is made of.
 pub struct Config {
+    pub engine: Engine,
     /// Bytes of RAM; a multiple of 2 MiB from [`layout::MIN_MEMORY`] to [`layout::MAX_MEMORY`].
     pub memory_bytes: u64,
     /// From 1 to [`layout::MAX_VCPUS`].
@@ -83,11 +85,11 @@ impl Machine {
     pub fn new(config: Config) -> Result<Self, Error> {
         check(&config)?;
         let memory = Arc::new(Memory::new(config.memory_bytes)?);
-        let vm = Arc::new(SoftVm::new(VmConfig {
+        let vm = config.engine.arm64(VmConfig {
             vcpus: config.vcpus,
             gicd_base: layout::GICD_BASE,
             gicr_base: layout::GICR_BASE,
-        })?);
+        })?;
         let (ram, bytes) = memory.host();
         // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
         unsafe { vm.map(ram, layout::RAM_BASE, bytes, Protection::ReadWriteExecute)? };
@@ -185,7 +187,7 @@ impl Drop for Machine {
 
 /// The virtio windows, as they are filled.
 struct Windows {
-    vm: Arc<SoftVm>,
+    vm: Arc<dyn Vm>,
     memory: Arc<Memory>,
     list: Vec<Arc<Mutex<dyn Registers>>>,
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use supermachine_engine::{Access, Canceller, DataAbort, Exit, Reg, Vcpu, Vm};
+use supermachine_engine::arm64::{Access, Canceller, DataAbort, Exit, Reg, Vcpu, Vm};
 
 use crate::bus::Bus;
 use crate::psci::{self, Call};

@@ -1,7 +1,9 @@
 //! Register ids as Hypervisor.framework numbers them (hv_vcpu_types.h, hv_gic_types.h of the macOS 15 SDK).
 
+use serde::{Deserialize, Serialize};
+
 /// `hv_reg_t`: X0…X30 are 0…30, then PC, FPCR, FPSR, CPSR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Reg(pub u32);
 
 impl Reg {
@@ -20,11 +22,11 @@ impl Reg {
 }
 
 /// `hv_simd_fp_reg_t`: Q0…Q31 are 0…31.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SimdReg(pub u32);
 
 /// `hv_sys_reg_t`: the register's encoding, `op0 << 14 | op1 << 11 | CRn << 7 | CRm << 3 | op2` (Arm ARM, C5.1.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SysReg(pub u16);
 
 impl SysReg {
@@ -38,11 +40,13 @@ macro_rules! sys_regs {
     ($($name:ident = $op0:literal $op1:literal $crn:literal $crm:literal $op2:literal;)*) => {
         impl SysReg {
             $(pub const $name: Self = Self::new($op0, $op1, $crn, $crm, $op2);)*
+
+            /// Those that a snapshot holds, in the order in which it holds them.
+            pub const SNAPSHOT: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
         }
     };
 }
 
-// Those that a snapshot holds, in the order in which it holds them, so that one list serves both.
 sys_regs! {
     MPIDR_EL1 = 3 0 0 0 5;
     SCTLR_EL1 = 3 0 1 0 0;
@@ -84,7 +88,7 @@ sys_regs! {
 }
 
 /// `hv_gic_icc_reg_t`: the encoding of the ICC system register, as [`SysReg`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IccReg(pub u16);
 
 macro_rules! icc_regs {
@@ -109,5 +113,5 @@ icc_regs! {
 }
 
 /// `hv_gic_redistributor_reg_t`: the offset from the redistributor's base (SGI frame at 0x10000).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RedistReg(pub u32);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use supermachine_machine::{Config, Disk, Machine, Stop};
+use supermachine_machine::{Config, Disk, Engine, Machine, Stop};
 use supermachine_proto::VERSION;
 use supermachine_proto::agent::{BOOT_PORT, BootCommand};
 use supermachine_proto::worker::{Command, Event, ExitReason, Start, Stats, Timings};
@@ -209,7 +209,8 @@ fn build(start: &Start) -> Result<Machine, Ended> {
     }
     confine::confine().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
     let (memory_bytes, vcpus, cmdline) = (start.memory_bytes, start.vcpus, start.cmdline.clone());
-    Machine::new(Config { memory_bytes, vcpus, kernel, initramfs, cmdline, disks })
+    let engine = Engine::Soft;
+    Machine::new(Config { engine, memory_bytes, vcpus, kernel, initramfs, cmdline, disks })
         .map_err(|e| Ended::bad(e.to_string()))
 }
 

@@ -1,0 +1,160 @@
+//! The arm64 machine's view of an engine: a VM and its vCPUs with the shape of Hypervisor.framework.
+
+pub mod state;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+pub use supermachine_soft::id::{IccReg, RedistReg, Reg, SimdReg, SysReg};
+
+use crate::Result;
+use state::{Clock, VcpuState};
+
+/// Where an engine's interrupt controller appears in guest physical memory, and for how many vCPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct VmConfig {
+    pub vcpus: u32,
+    /// Base of the GICv3 distributor, 64 KiB.
+    pub gicd_base: u64,
+    /// Base of the first redistributor; 128 KiB for each vCPU.
+    pub gicr_base: u64,
+}
+
+/// What the guest may do with mapped memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    ReadWriteExecute,
+    Read,
+}
+
+/// Why [`Vcpu::run`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A [`Canceller`] asked for it.
+    Canceled,
+    /// The guest touched a physical address that nothing is mapped at. PC is at the instruction.
+    DataAbort(DataAbort),
+    /// HVC with this immediate. PC is after the instruction.
+    Hvc { immediate: u16 },
+    /// SMC with this immediate. PC is at the instruction.
+    Smc { immediate: u16 },
+}
+
+/// A data abort taken to the machine, as ESR_EL2 describes it (Arm ARM D24.2.40, "ISS encoding for an exception from
+/// a Data Abort").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataAbort {
+    pub syndrome: u64,
+    pub virtual_address: u64,
+    pub physical_address: u64,
+}
+
+/// The access that a [`DataAbort`] stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Bytes: 1, 2, 4 or 8.
+    pub size: usize,
+    pub write: bool,
+    /// X register that holds the value or takes it; 31 is the zero register.
+    pub register: u32,
+    pub sign_extend: bool,
+    /// Whether the register is 64 bits wide; matters for sign extension.
+    pub wide: bool,
+}
+
+impl DataAbort {
+    /// The access, or `None` when the syndrome holds none (ISV clear: a pair, a vector, an atomic).
+    pub fn access(&self) -> Option<Access> {
+        let iss = self.syndrome;
+        (iss >> 24 & 1 == 1).then_some(Access {
+            size: 1 << (iss >> 22 & 3),
+            write: iss >> 6 & 1 == 1,
+            register: (iss >> 16 & 31) as u32,
+            sign_extend: iss >> 21 & 1 == 1,
+            wide: iss >> 15 & 1 == 1,
+        })
+    }
+}
+
+/// Makes a vCPU leave [`Vcpu::run`], from any thread. A call while the vCPU is outside makes its next run return at
+/// once, so no request is lost.
+pub type Canceller = Arc<dyn Fn() + Send + Sync>;
+
+/// A virtual machine of an engine.
+pub trait Vm: Send + Sync {
+    /// Maps host memory at a guest physical address.
+    ///
+    /// # Safety
+    /// `host` must be valid for `len` bytes (readable, and writable when `protection` says so) until the VM and all
+    /// its vCPUs are gone. Both address and length are multiples of the host's page size.
+    unsafe fn map(&self, host: NonNull<u8>, gpa: u64, len: u64, protection: Protection) -> Result<()>;
+
+    /// Creates vCPU `index` (its MPIDR affinity 0). It belongs to the calling thread.
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>>;
+
+    /// How to make vCPU `index` leave its run.
+    fn canceller(&self, index: u32) -> Result<Canceller>;
+
+    /// Sets the level of the shared peripheral interrupt with this INTID (32 and up).
+    fn set_spi(&self, intid: u32, level: bool);
+
+    /// The interrupt controller's state, opaque to all but the same engine. No vCPU may be running.
+    fn gic_state(&self) -> Result<Vec<u8>>;
+
+    /// Takes over what [`Vm::gic_state`] gave, after every vCPU has been created and before any is restored.
+    fn set_gic_state(&self, state: &[u8]) -> Result<()>;
+
+    /// Ticks of the host counter that virtual counters are offset from.
+    fn host_counter(&self) -> u64;
+}
+
+/// One virtual CPU; used on the thread that created it.
+pub trait Vcpu {
+    fn run(&mut self) -> Result<Exit>;
+    fn reg(&self, reg: Reg) -> Result<u64>;
+    fn set_reg(&mut self, reg: Reg, value: u64) -> Result<()>;
+    fn simd_reg(&self, reg: SimdReg) -> Result<u128>;
+    fn set_simd_reg(&mut self, reg: SimdReg, value: u128) -> Result<()>;
+    fn sys_reg(&self, reg: SysReg) -> Result<u64>;
+    fn set_sys_reg(&mut self, reg: SysReg, value: u64) -> Result<()>;
+    fn icc_reg(&self, reg: IccReg) -> Result<u64>;
+    fn set_icc_reg(&mut self, reg: IccReg, value: u64) -> Result<()>;
+    fn redist_reg(&self, reg: RedistReg) -> Result<u64>;
+    fn set_redist_reg(&mut self, reg: RedistReg, value: u64) -> Result<()>;
+    /// What is taken from the host counter to make CNTVCT_EL0.
+    fn vtimer_offset(&self) -> u64;
+    fn set_vtimer_offset(&mut self, offset: u64) -> Result<()>;
+    fn vtimer_mask(&self) -> bool;
+    fn set_vtimer_mask(&mut self, masked: bool) -> Result<()>;
+    /// Guest instructions run so far; 0 where the engine does not count.
+    fn instructions(&self) -> u64;
+
+    /// Everything that a snapshot holds of this vCPU, in the engine's own encoding.
+    fn save(&self) -> Result<Vec<u8>> {
+        VcpuState::capture(self)?.encode()
+    }
+
+    /// Takes over what [`Vcpu::save`] gave, with RAM and interrupt controller restored; the vCPU runs next.
+    fn restore(&mut self, saved: &[u8], clock: Clock) -> Result<()> {
+        VcpuState::decode(saved)?.restore(self, clock)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_syndrome_names_the_access() {
+        // LDRSH W3: ISV, SAS 1, SSE, SRT 3, read.
+        let abort = |syndrome| DataAbort { syndrome, virtual_address: 0, physical_address: 0 };
+        let syndrome = 0x24 << 26 | 1 << 25 | 1 << 24 | 1 << 22 | 1 << 21 | 3 << 16 | 7;
+        let access = Access { size: 2, write: false, register: 3, sign_extend: true, wide: false };
+        assert_eq!(abort(syndrome).access(), Some(access));
+        // STR XZR: ISV, SAS 3, SRT 31, SF, write.
+        let syndrome = 0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 31 << 16 | 1 << 15 | 1 << 6 | 7;
+        let access = Access { size: 8, write: true, register: 31, sign_extend: false, wide: true };
+        assert_eq!(abort(syndrome).access(), Some(access));
+        assert_eq!(abort(0x24 << 26 | 1 << 25).access(), None);
+    }
+}
