@@ -1,0 +1,109 @@
+//! Everything that can go wrong between a machine's state and a file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::Digest32;
+
+/// Why a snapshot could not be read, written, checked or published.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused something on an open snapshot file.
+    #[error("cannot {action} the snapshot file: {source}")]
+    Io { action: &'static str, source: io::Error },
+    /// The operating system refused something on a path.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Path { action: &'static str, path: PathBuf, source: io::Error },
+    /// No room for the file (ENOSPC, EDQUOT or a file size limit). Nothing is published.
+    #[error("no room to {action} the snapshot: {source}; free space there or choose another place")]
+    DiskFull { action: &'static str, source: io::Error },
+    /// Something is published under that name already.
+    #[error("{path} exists; remove it first, ask for it to be replaced, or choose another name", path = path.display())]
+    Exists { path: PathBuf },
+    /// Not this kind of file.
+    #[error("this is not a {expected} file: it begins with {found}")]
+    Magic { expected: &'static str, found: String },
+    /// The file is shorter than something in it says.
+    #[error(
+        "{section} at byte {offset} needs {needed} bytes and the file has {available} more; it was cut off, copy or capture it again"
+    )]
+    Cut { section: String, offset: u64, needed: u64, available: u64 },
+    /// Something in the file cannot be.
+    #[error("{section}, at byte {offset} of the file: {reason}")]
+    Invalid { section: String, offset: u64, reason: String },
+    /// The bytes of a part are not those that were written.
+    #[error(
+        "the checksum of {section} at byte {offset} does not match; the file is damaged, copy or capture it again"
+    )]
+    Checksum { section: String, offset: u64 },
+    /// The RAM is not the one that was written.
+    #[error(
+        "the RAM has digest {found} and {expected} was recorded; the file is damaged, copy or capture it again"
+    )]
+    RamDigest { expected: Digest32, found: Digest32 },
+    /// A required section that this build does not know.
+    #[error(
+        "section {kind:?} (index {index}, version {version}) is required to restore this snapshot and this version does not know it; use the version of supermachine that wrote it, or a newer one"
+    )]
+    UnknownSection { kind: String, index: u32, version: u32 },
+    /// A register of a version 8 file that is unknown, doubled or missing.
+    #[error("vCPU {vcpu}: {reason}", reason = reason)]
+    Register { vcpu: u32, offset: u64, reason: String },
+    /// The members of a chain do not belong together.
+    #[error("snapshot {position} of the chain: {reason}")]
+    Chain { position: usize, reason: String },
+    /// What was to be written cannot be.
+    #[error("this cannot be written as a snapshot: {reason}")]
+    Unwritable { reason: String },
+}
+
+impl Error {
+    /// A stable, short name for the kind of failure.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Error::Io { .. } | Error::Path { .. } => "io",
+            Error::DiskFull { .. } => "disk_full",
+            Error::Exists { .. } => "exists",
+            Error::Magic { .. } => "magic",
+            Error::Cut { .. } => "cut",
+            Error::Invalid { .. } => "invalid",
+            Error::Checksum { .. } => "checksum",
+            Error::RamDigest { .. } => "ram_digest",
+            Error::UnknownSection { .. } => "unknown_section",
+            Error::Register { .. } => "register",
+            Error::Chain { .. } => "chain",
+            Error::Unwritable { .. } => "unwritable",
+        }
+    }
+
+    /// For `map_err`: a failure to `action` the open file.
+    pub(crate) fn io(action: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(number) if NO_ROOM.contains(&number) => Error::DiskFull { action, source },
+            _ => Error::Io { action, source },
+        }
+    }
+
+    /// For `map_err`: a failure to `action` something at `path`.
+    pub(crate) fn path(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(number) if NO_ROOM.contains(&number) => Error::DiskFull { action, source },
+            _ => Error::Path { action, path: path.to_owned(), source },
+        }
+    }
+
+    pub(crate) fn invalid(section: impl Into<String>, offset: u64, reason: impl Into<String>) -> Self {
+        Error::Invalid { section: section.into(), offset, reason: reason.into() }
+    }
+
+    pub(crate) fn unwritable(reason: impl Into<String>) -> Self {
+        Error::Unwritable { reason: reason.into() }
+    }
+}
+
+const NO_ROOM: [i32; 3] = [
+    rustix::io::Errno::NOSPC.raw_os_error(),
+    rustix::io::Errno::DQUOT.raw_os_error(),
+    rustix::io::Errno::FBIG.raw_os_error(),
+];

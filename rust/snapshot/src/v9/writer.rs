@@ -1,0 +1,190 @@
+//! Writing: what needs the guest to stand still, and then the rest.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use super::header::{self, Header};
+use super::{Extents, Identity, MAX_METADATA, MAX_SECTIONS, MINOR, Metadata, extents, identity};
+use crate::ram;
+use crate::{Digest32, Error, Result, fault};
+
+/// A snapshot that is being written: [`Writer::begin`] and one of the `write_ram` calls while the guest is paused,
+/// [`Writer::finish`] while it goes on. Until that is done the file is no snapshot.
+///
+/// Only the open file is used, by pwrite, pread, lseek and fsync, so a confined process can do it.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    identity: Identity,
+    /// Encoded; the file's own, which come first, are not among them.
+    sections: Vec<u8>,
+    section_count: u32,
+    ram: Option<Ram>,
+}
+
+/// What was laid out when RAM was written.
+#[derive(Debug)]
+struct Ram {
+    metadata: Vec<u8>,
+    section_count: u32,
+    offset: u64,
+    /// End of what was written last, counted from the start of RAM.
+    written: u64,
+}
+
+/// What [`Writer::finish`] has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub id: Digest32,
+    pub ram_digest: Digest32,
+    /// Bytes of pages that are not zero, which is what RAM takes on disk.
+    pub data_bytes: u64,
+    pub ram_offset: u64,
+    /// Length of the file, holes included.
+    pub file_bytes: u64,
+}
+
+impl Writer {
+    /// Takes what is not RAM. `file` is empty, and open for reading and writing.
+    pub fn begin(file: &File, metadata: &Metadata) -> Result<Self> {
+        let length = file.metadata().map_err(Error::io("look at"))?.len();
+        if length != 0 {
+            return Err(Error::unwritable(format!("the file has {length} bytes already")));
+        }
+        metadata.identity.encode()?;
+        let mut seen = HashSet::new();
+        let mut sections = vec![];
+        for section in &metadata.sections {
+            let name = (section.kind.as_str(), section.index);
+            if [identity::KIND, extents::KIND].contains(&name.0) {
+                return Err(Error::unwritable(format!("the kind {:?} is the file's own", name.0)));
+            }
+            if !seen.insert(name) {
+                return Err(Error::unwritable(format!("two sections are {:?} {}", name.0, name.1)));
+            }
+            section.encode(&mut sections)?;
+        }
+        Ok(Self {
+            file: file.try_clone().map_err(Error::io("keep"))?,
+            identity: metadata.identity.clone(),
+            sections,
+            section_count: u32::try_from(metadata.sections.len()).unwrap_or(u32::MAX),
+            ram: None,
+        })
+    }
+
+    /// Writes the whole of RAM, zero pages as holes.
+    pub fn write_ram(&mut self, ram: &[u8]) -> Result<()> {
+        self.write_ram_within(ram, std::slice::from_ref(&(0..ram.len() as u64)))
+    }
+
+    /// Writes the whole of RAM, of which nothing outside `touched` is anything but zero; the rest is not looked at.
+    /// Byte ranges of whole pages, in any order.
+    pub fn write_ram_within(&mut self, ram: &[u8], touched: &[Range<u64>]) -> Result<()> {
+        let touched = ram::normalize(touched, ram.len() as u64)?;
+        self.lay_out(ram.len() as u64, None)?;
+        self.write_ranges(ram, &touched)
+    }
+
+    /// Writes a diff to the identity's parent: the pages of `ranges` are in it, zero or not, and no others. Byte ranges
+    /// of whole pages, in any order; `ram` is the whole of it.
+    pub fn write_ram_pages(&mut self, ram: &[u8], ranges: &[Range<u64>]) -> Result<()> {
+        let present = ram::normalize(ranges, ram.len() as u64)?;
+        self.lay_out(ram.len() as u64, Some(&present))?;
+        self.write_ranges(ram, &present)
+    }
+
+    /// Decides where everything goes. `present` is what a diff holds.
+    pub(super) fn lay_out(&mut self, ram_bytes: u64, present: Option<&Extents>) -> Result<()> {
+        let wanted = self.identity.memory_bytes;
+        if ram_bytes != wanted {
+            return Err(Error::unwritable(format!(
+                "RAM has {ram_bytes} bytes and the identity says {wanted}"
+            )));
+        }
+        if self.ram.is_some() {
+            return Err(Error::unwritable("RAM was written already"));
+        }
+        match (self.identity.parent, present) {
+            (Some(_), None) => return Err(Error::unwritable("a whole snapshot has no parent")),
+            (None, Some(_)) => return Err(Error::unwritable("a diff needs a parent")),
+            _ => {}
+        }
+        let mut metadata = vec![];
+        self.identity.encode()?.encode(&mut metadata)?;
+        if let Some(present) = present {
+            extents::encode(present).encode(&mut metadata)?;
+        }
+        metadata.extend(std::mem::take(&mut self.sections));
+        let section_count = self.section_count.saturating_add(1 + u32::from(present.is_some()));
+        if metadata.len() as u64 > MAX_METADATA || section_count > MAX_SECTIONS {
+            return Err(Error::unwritable(format!(
+                "{section_count} sections of {} bytes; {MAX_SECTIONS} of {MAX_METADATA} bytes in all is the most",
+                metadata.len()
+            )));
+        }
+        let offset = Header::ram_offset(metadata.len() as u64);
+        self.ram = Some(Ram { metadata, section_count, offset, written: 0 });
+        Ok(())
+    }
+
+    fn write_ranges(&mut self, ram: &[u8], ranges: &[Range<u64>]) -> Result<()> {
+        for range in ranges {
+            self.write_at(range.start, &ram[range.start as usize..range.end as usize])?;
+        }
+        fault::point("ram");
+        Ok(())
+    }
+
+    /// Writes what is not zero of these whole pages at `start` of RAM, straight from where it is.
+    pub(super) fn write_at(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
+        let ram = self.ram.as_mut().expect("laid out before");
+        for run in ram::runs(bytes) {
+            let at = start + run.start as u64;
+            self.file.write_all_at(&bytes[run.clone()], ram.offset + at).map_err(Error::io("write"))?;
+            ram.written = at + run.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Digests RAM, writes the rest, and waits until the disk has it. The header comes last, after the disk has what it
+    /// vouches for.
+    pub fn finish(self) -> Result<Summary> {
+        let Some(ram) = self.ram else { return Err(Error::unwritable("no RAM was written")) };
+        let write = Error::io("write");
+        let memory_bytes = self.identity.memory_bytes;
+        if ram.written < memory_bytes {
+            // Gives the file its length without a call that a confined process may lack.
+            self.file.write_all_at(&[0], ram.offset + memory_bytes - 1).map_err(&write)?;
+        }
+        let (ram_digest, data_bytes) = ram::digest(&self.file, ram.offset..ram.offset + memory_bytes)?;
+        fault::point("digest");
+        self.file.write_all_at(&ram.metadata, header::BYTES as u64).map_err(&write)?;
+        fault::point("metadata");
+        self.file.sync_data().map_err(&write)?;
+        fault::point("data-synced");
+        let header = Header {
+            minor: MINOR,
+            sections: ram.section_count,
+            metadata_bytes: ram.metadata.len() as u64,
+            ram_offset: ram.offset,
+            memory_bytes,
+            metadata: Digest32::of(&ram.metadata),
+            ram: ram_digest,
+        };
+        let (header, id) = header.encode();
+        self.file.write_all_at(&header, 0).map_err(&write)?;
+        fault::point("header");
+        self.file.sync_all().map_err(&write)?;
+        fault::point("header-synced");
+        Ok(Summary {
+            id,
+            ram_digest,
+            data_bytes,
+            ram_offset: ram.offset,
+            file_bytes: ram.offset + memory_bytes,
+        })
+    }
+}
