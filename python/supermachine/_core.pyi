@@ -14,6 +14,7 @@ class Worker:
     def spawn(
         path: str,
         *,
+        engine: str,
         kernel: str,
         initramfs: str,
         disks: Sequence[tuple[str, bool]],
@@ -30,6 +31,31 @@ class Worker:
         agent: bool = True,
         environment: Sequence[tuple[str, str]] = (),
     ) -> Worker: ...
+    @staticmethod
+    def restore(
+        path: str,
+        *,
+        engine: str,
+        files: Sequence[str],
+        disks: Sequence[tuple[str, bool]],
+        hostname: str,
+        machine_id: bytes,
+        entropy: bytes,
+        working_set: Sequence[tuple[int, int, bool]] = (),
+        boot_timeout_ms: int = 60_000,
+        agent: bool = True,
+        environment: Sequence[tuple[str, str]] = (),
+    ) -> Worker: ...
+    def capture(
+        self,
+        fd: int,
+        *,
+        diff: bool = False,
+        image: str | None = None,
+        api: bytes = b"",
+        timeout: float | None = None,
+    ) -> tuple[bytes, int, int, list[tuple[str, int]]] | None: ...
+    def working_set(self, timeout: float | None = None) -> list[tuple[int, int, bool]] | None: ...
     @property
     def pid(self) -> int: ...
     @property

@@ -146,6 +146,7 @@ class VM:
             machine_id = os.urandom(16)
             worker = Worker.spawn(
                 installation.worker(),
+                engine=self._engine.name,
                 kernel=installation.kernel("aarch64"),
                 initramfs=installation.initramfs("aarch64"),
                 disks=[(str(image.rootfs), True)],

@@ -7,7 +7,7 @@ use std::time::Duration;
 use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, REQUEST_PORT};
 use supermachine_proto::{VERSION, frame};
 
-use crate::{identity, mounts, reaper, server, sys};
+use crate::{freeze, identity, mounts, reaper, server, sys};
 
 /// Between two attempts to reach a host that has just been restored.
 const RETRY: Duration = Duration::from_millis(5);
@@ -59,8 +59,17 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 *configured = true;
                 frame::write(host, &BootEvent::Ready)?;
             }
+            BootCommand::Freeze => {
+                freeze::freeze().map_err(step("stopping the guest's processes"))?;
+                frame::write(host, &BootEvent::Frozen)?;
+            }
+            BootCommand::Thaw => {
+                freeze::thaw().map_err(step("letting the guest's processes go on"))?;
+                frame::write(host, &BootEvent::Thawed)?;
+            }
             BootCommand::Renew(new) => {
                 identity::assume(&new).map_err(step("renewing the guest's identity"))?;
+                freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Renewed)?;
             }
             BootCommand::Shutdown { grace_ms } => {
@@ -80,6 +89,7 @@ fn prepare(configure: &Configure) -> Result<(), Error> {
     identity::assume(&configure.identity).map_err(step("taking on the guest's identity"))?;
     identity::write_hosts(&configure.identity.hostname, &configure.nameservers)
         .map_err(step("writing /etc/hosts"))?;
+    freeze::prepare().map_err(step("making the control group of the guest's processes"))?;
     loopback_up().map_err(step("bringing up the loopback interface"))?;
     reaper::start().map_err(step("starting the reaper"))?;
     let listener = sys::listen_vsock(REQUEST_PORT).map_err(step("listening for requests"))?;

@@ -14,7 +14,7 @@ use supermachine_proto::frame::{self, Decoder, MAX_DATA};
 
 use crate::reaper::Exit;
 use crate::spawn::{self, Failure};
-use crate::sys;
+use crate::{freeze, sys};
 
 /// Output that waits for the host; beyond it the process waits.
 const MAX_WAITING: usize = 256 * 1024;
@@ -26,6 +26,8 @@ const VEOF: u8 = 4;
 /// A process and what joins it to the host.
 struct Session {
     host: File,
+    /// Which of the guest's lives the host's end belongs to.
+    life: u64,
     decoder: Decoder,
     /// Bytes for the host.
     out: VecDeque<u8>,
@@ -47,9 +49,12 @@ struct Session {
 pub fn serve(mut host: File, request: &Exec) {
     match start(&host, request) {
         Ok(mut session) => {
-            if session.run().is_err() {
+            match session.run() {
+                Ok(()) => {}
+                // The guest is a clone of the one whose host this was: the process goes on, and nobody reads it.
+                Err(_) if freeze::has_moved(session.life) => session.run_alone(),
                 // The host is gone, and its processes with it.
-                sys::kill(-session.pid, libc::SIGKILL);
+                Err(_) => sys::kill(-session.pid, libc::SIGKILL),
             }
         }
         Err(Failure { kind, message }) => {
@@ -77,6 +82,7 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
     }
     let mut session = Session {
         host: host.try_clone()?,
+        life: freeze::life(),
         decoder: Decoder::default(),
         out: VecDeque::new(),
         pid,
@@ -153,6 +159,27 @@ impl Session {
         let status = self.status();
         self.tell(&ExecOutput::Exited(status));
         self.finish()
+    }
+
+    /// Takes what the process writes, so that it does not wait for a reader, until it has ended.
+    fn run_alone(&mut self) {
+        while self.drained_at.is_none() {
+            let wanted = |file: &Option<File>| libc::pollfd {
+                fd: file.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            let exit = libc::pollfd { fd: self.exit.event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut fds = [wanted(&self.stdout), wanted(&self.stderr), exit];
+            let wait = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()));
+            if sys::poll(&mut fds, wait).is_err() {
+                return;
+            }
+            let [stdout, stderr, ended] = fds.map(|fd| fd.revents != 0);
+            // Nothing for the host is read from its socket or written to it any more.
+            let _ = self.step([false, false, stdout, stderr, ended]);
+            self.out.clear();
+        }
     }
 
     fn step(&mut self, [host, stdin, stdout, stderr, ended]: [bool; 5]) -> Result<(), frame::Error> {

@@ -4,6 +4,7 @@ mod boot;
 mod exec;
 mod files;
 mod forward;
+mod freeze;
 mod identity;
 mod mounts;
 mod reaper;

@@ -31,10 +31,11 @@ pub fn mount_all(configure: &Configure) -> Result<(), Error> {
             "/root"
         }
     };
+    // Processes are born into a control group one by one: without `favordynmods` each would wait for a grace period.
     let mounts: [(&str, &str, libc::c_ulong, &str); 7] = [
         ("/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
         ("/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
-        ("/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
+        ("/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, "favordynmods"),
         ("/dev", "devtmpfs", MS_NOSUID, "mode=0755"),
         ("/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
         ("/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),

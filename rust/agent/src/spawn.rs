@@ -9,7 +9,7 @@ use std::sync::Arc;
 use supermachine_proto::agent::{Exec, ExecError};
 
 use crate::reaper::{self, Exit};
-use crate::{sys, user};
+use crate::{freeze, sys, user};
 
 /// docker's PATH for an image that has none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -40,6 +40,8 @@ impl From<io::Error> for Failure {
 /// What the child needs, in memory that it shares with its parent until it executes the program.
 struct Child {
     stdio: [i32; 3],
+    /// Where it writes "0" to be in the control group of all that the host starts.
+    group: i32,
     tty: bool,
     uid: u32,
     gid: u32,
@@ -55,6 +57,7 @@ struct Child {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    Group,
     Stdio,
     Identity,
     Directory,
@@ -86,6 +89,7 @@ pub fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Fail
     }
     let mut child = Child {
         stdio: stdio.map(AsRawFd::as_raw_fd),
+        group: freeze::members().unwrap_or(-1),
         tty: exec.tty.is_some(),
         uid: user.uid,
         gid: user.gid,
@@ -172,6 +176,9 @@ fn become_program(child: &Child) -> (Step, i32) {
     // SAFETY: all calls take the descriptors, strings and lists of `child`, which are valid and end as their calls
     // expect. The identity is set by plain system calls, for this process alone.
     unsafe {
+        if child.group >= 0 && libc::write(child.group, b"0".as_ptr().cast(), 1) < 0 {
+            return (Step::Group, errno());
+        }
         libc::setsid();
         for (number, fd) in child.stdio.iter().enumerate() {
             if libc::dup2(*fd, number as i32) < 0 {

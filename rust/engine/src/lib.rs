@@ -34,6 +34,14 @@ impl fmt::Display for Engine {
 }
 
 impl Engine {
+    /// Every engine.
+    pub const ALL: [Self; 3] = [Self::Hvf, Self::Kvm, Self::Soft];
+
+    /// The engine of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|engine| engine.to_string() == name)
+    }
+
     /// Makes an arm64 VM without memory.
     pub fn arm64(self, config: arm64::VmConfig) -> Result<Arc<dyn arm64::Vm>> {
         match self {

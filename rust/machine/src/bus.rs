@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::capture::DeviceState;
 use crate::layout;
 
 /// A device's window of registers.
@@ -11,16 +12,24 @@ pub trait Registers: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
+/// A device's window whose state a snapshot holds.
+pub trait Window: Registers {
+    fn state(&self) -> DeviceState;
+
+    /// Takes over what [`Window::state`] gave, with guest memory in place; a sentence's end when it is refused.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String>;
+}
+
 /// The virtio-mmio windows and the UART. An address that nothing answers at reads as zeros and ignores writes.
 #[derive(Clone)]
 pub struct Bus {
-    virtio: Vec<Arc<Mutex<dyn Registers>>>,
+    virtio: Vec<Arc<Mutex<dyn Window>>>,
     uart: Arc<Mutex<dyn Registers>>,
 }
 
 impl Bus {
     /// `virtio` in the order of their windows.
-    pub fn new(virtio: Vec<Arc<Mutex<dyn Registers>>>, uart: Arc<Mutex<dyn Registers>>) -> Self {
+    pub fn new(virtio: Vec<Arc<Mutex<dyn Window>>>, uart: Arc<Mutex<dyn Registers>>) -> Self {
         Self { virtio, uart }
     }
 
@@ -40,7 +49,7 @@ impl Bus {
     fn find(&self, address: u64) -> Option<(&Mutex<dyn Registers>, u64)> {
         if let Some(offset) = address.checked_sub(layout::VIRTIO_BASE) {
             let window = usize::try_from(offset / layout::VIRTIO_STRIDE).ok()?;
-            return Some((self.virtio.get(window)?, offset % layout::VIRTIO_STRIDE));
+            return Some((&**self.virtio.get(window)?, offset % layout::VIRTIO_STRIDE));
         }
         let offset = address.checked_sub(layout::PL011_BASE)?;
         (offset < layout::PL011_SIZE).then_some((&*self.uart, offset))
@@ -61,6 +70,16 @@ mod tests {
 
         fn write(&mut self, _: u64, data: &[u8]) {
             self.1 = data.to_vec();
+        }
+    }
+
+    impl Window for Probe {
+        fn state(&self) -> DeviceState {
+            unreachable!("the bus does not ask for it")
+        }
+
+        fn restore(&mut self, _: &DeviceState) -> Result<(), String> {
+            unreachable!("the bus does not ask for it")
         }
     }
 

@@ -2,14 +2,18 @@
 
 pub mod boot;
 pub mod bus;
+mod capture;
 pub mod fdt;
 pub mod layout;
 mod machine;
 pub mod memory;
+pub mod pages;
 pub mod psci;
+pub mod snapshot;
 pub mod vcpu;
 
-pub use machine::{Config, Disk, Machine};
+pub use capture::{Paused, State};
+pub use machine::{Config, Disk, Machine, Restore};
 pub use supermachine_engine::Engine;
 
 /// Why a machine stopped.
@@ -52,6 +56,18 @@ pub enum Error {
     Device(#[from] std::io::Error),
     #[error(transparent)]
     Engine(#[from] supermachine_engine::Error),
+    #[error("the vCPUs did not leave the guest in time, or the machine has stopped")]
+    Unresponsive,
+    #[error("the snapshot's {part} cannot be taken over: {reason}")]
+    State { part: String, reason: String },
+    #[error(transparent)]
+    Snapshot(supermachine_snapshot::Error),
+    #[error("no snapshot file was given to restore from")]
+    NoSnapshot,
+    #[error(
+        "a diff needs a snapshot that the machine was restored from, and this one was booted; take a whole snapshot"
+    )]
+    NoParent,
     #[error("the guest accessed {address:#x} from {pc:#x} with an instruction that devices do not serve")]
     UndecodedAccess { address: u64, pc: u64 },
 }

@@ -15,9 +15,11 @@ use supermachine_engine::Engine;
 use supermachine_engine::arm64::{Protection, Vm, VmConfig};
 
 use crate::boot;
-use crate::bus::{Bus, Registers};
+use crate::bus::{Bus, Registers, Window};
+use crate::capture::{DeviceState, State};
 use crate::fdt::Description;
-use crate::memory::Memory;
+use crate::memory::{Backing, Memory};
+use crate::pages::{PAGE, PageMap, Touched};
 use crate::vcpu::Vcpus;
 use crate::{Error, Stop, layout};
 
@@ -51,13 +53,20 @@ pub struct Disk {
     pub read_only: bool,
 }
 
+/// A virtio window that the bus and a capture share.
+pub(crate) type SharedWindow = Arc<Mutex<dyn Window>>;
+
 /// A machine, paused until [`Machine::start`].
 pub struct Machine {
-    vcpus: Arc<Vcpus>,
+    pub(crate) engine: Engine,
+    pub(crate) vcpus: Arc<Vcpus>,
+    pub(crate) vm: Arc<dyn Vm>,
+    /// In bus order.
+    pub(crate) windows: Vec<SharedWindow>,
     vsock: vsock::Host,
     tail: Tail,
     /// Mapped into the engine's VM, so it goes after the vCPU threads have.
-    _memory: Arc<Memory>,
+    pub(crate) memory: Arc<Memory>,
 }
 
 impl<D: Device> Registers for Transport<D> {
@@ -67,6 +76,25 @@ impl<D: Device> Registers for Transport<D> {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         self.write(offset, data);
+    }
+}
+
+impl<D: Device> Window for Transport<D> {
+    fn state(&self) -> DeviceState {
+        DeviceState { id: self.device.id(), config: self.device.config().to_vec(), transport: self.state() }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
+        let expected = (self.device.id(), self.device.config());
+        if (state.id, &state.config[..]) != expected {
+            let (id, config) = expected;
+            return Err(format!(
+                "it is of type {} with configuration {:02x?}, and the machine has type {id} with {config:02x?} there; \
+                 a snapshot needs the devices and disks that it was taken with",
+                state.id, state.config
+            ));
+        }
+        self.restore(&state.transport).map_err(|e| e.to_string())
     }
 }
 
@@ -80,36 +108,24 @@ impl Registers for Pl011 {
     }
 }
 
+/// A machine that goes on where a snapshot was taken.
+pub struct Restore {
+    pub engine: Engine,
+    pub memory_bytes: u64,
+    pub memory: Backing,
+    pub state: State,
+    /// Those that the machine had.
+    pub disks: Vec<Disk>,
+    /// A new VM generation id: what tells the guest's kernel that it is another machine now.
+    pub generation: [u8; 16],
+}
+
 impl Machine {
     /// Makes the machine and loads what it boots.
     pub fn new(config: Config) -> Result<Self, Error> {
-        check(&config)?;
-        let memory = Arc::new(Memory::new(config.memory_bytes)?);
-        let vm = config.engine.arm64(VmConfig {
-            vcpus: config.vcpus,
-            gicd_base: layout::GICD_BASE,
-            gicr_base: layout::GICR_BASE,
-        })?;
-        let (ram, bytes) = memory.host();
-        // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
-        unsafe { vm.map(ram, layout::RAM_BASE, bytes, Protection::ReadWriteExecute)? };
-        // SAFETY: as above.
-        unsafe {
-            vm.map(memory.vmgenid_host(), layout::VMGENID_BASE, layout::VMGENID_SIZE, Protection::Read)?
-        };
-
-        // In bus order: vsock, blocks, then what has no state that matters to a snapshot of the field's format.
-        let tail = Tail::default();
-        let mut windows = Windows { vm: vm.clone(), memory: memory.clone(), list: Vec::new() };
-        let (vsock, transport) = vsock::Host::start(GUEST_CID, memory.ram.clone(), windows.line())?;
-        windows.list.push(transport);
-        for disk in config.disks {
-            windows.add(Blk::new(disk.file, disk.read_only)?);
-        }
-        windows.add(Console(tail.clone()));
-        windows.add(Rng);
-        let devices = windows.list.len();
-        let bus = Bus::new(windows.list, Arc::new(Mutex::new(Pl011(tail.clone()))));
+        check(config.memory_bytes, config.vcpus, config.disks.len())?;
+        let memory = Memory::new(config.memory_bytes)?;
+        let parts = Parts::new(config.engine, config.vcpus, memory, config.disks)?;
 
         let mut rng_seed = [0; 32];
         // SAFETY: the pointer and length are the array's.
@@ -118,20 +134,40 @@ impl Machine {
         }
         let mut generation = [0; 16];
         generation.copy_from_slice(&rng_seed[16..]);
-        memory.set_generation(generation);
+        parts.memory.set_generation(generation);
         let cmdline = format!("{CMDLINE} {}", config.cmdline);
         let description = Description {
             vcpus: config.vcpus,
             memory_bytes: config.memory_bytes,
             cmdline: cmdline.trim_end(),
             initramfs: None,
-            virtio_devices: devices,
+            virtio_devices: parts.windows.len(),
             rng_seed,
         };
-        let entry = boot::load(&memory.ram, &config.kernel, &config.initramfs, description)?;
-        let vcpus = Vcpus::start(vm, bus, config.vcpus)?;
-        vcpus.power_on(0, entry.pc, entry.fdt);
-        Ok(Self { vcpus, vsock, tail, _memory: memory })
+        let entry = boot::load(&parts.memory.ram, &config.kernel, &config.initramfs, description)?;
+        let machine = parts.assemble(config.engine, config.vcpus)?;
+        machine.vcpus.power_on(0, entry.pc, entry.fdt);
+        Ok(machine)
+    }
+
+    /// Makes a machine as it was when its snapshot was taken; told of each step as it is done. Connections that were
+    /// open are reset, and the guest's kernel is told that it is another machine.
+    pub fn restore(restore: Restore, mut step: impl FnMut(&str)) -> Result<Self, Error> {
+        let state = restore.state;
+        let vcpus = u32::try_from(state.vcpus.len()).unwrap_or(u32::MAX);
+        check(restore.memory_bytes, vcpus, restore.disks.len())?;
+        let memory = Memory::restored(restore.memory_bytes, restore.memory)?;
+        step("ram_map");
+        let parts = Parts::new(restore.engine, vcpus, memory, restore.disks)?;
+        parts.memory.set_generation(restore.generation);
+        let machine = parts.assemble(restore.engine, vcpus)?;
+        machine.take_over(&state, &mut step)?;
+        let vmgenid = layout::spi_intid(layout::VMGENID_SPI);
+        machine.vm.set_spi(vmgenid, true);
+        machine.vm.set_spi(vmgenid, false);
+        machine.vsock.reset_connections();
+        step("devices");
+        Ok(machine)
     }
 
     /// Lets the vCPUs run.
@@ -157,6 +193,22 @@ impl Machine {
     /// Ends every connection of the guest's; whoever waits on one sees the end of its stream.
     pub fn close(&self) {
         self.vsock.close();
+    }
+
+    /// The pages of RAM that the host has given, from its start.
+    pub fn touched(&self, map: &PageMap) -> std::io::Result<Vec<Touched>> {
+        let (host, bytes) = self.memory.host();
+        map.touched(host.as_ptr() as u64, bytes / PAGE)
+    }
+
+    /// Has the host begin to read what of these pages is in the snapshot's file.
+    pub fn read_ahead(&self, runs: &[Touched]) {
+        runs.iter().for_each(|run| self.memory.read_ahead(&run.pages));
+    }
+
+    /// Brings these pages in; those that were written to are the guest's own afterwards.
+    pub fn prefault(&self, runs: &[Touched]) {
+        runs.iter().for_each(|run| self.memory.prefault(&run.pages, run.written));
     }
 
     /// The last of what the guest wrote to its console.
@@ -185,36 +237,66 @@ impl Drop for Machine {
     }
 }
 
-/// The virtio windows, as they are filled.
-struct Windows {
+/// What a machine consists of before its vCPUs exist.
+struct Parts {
     vm: Arc<dyn Vm>,
     memory: Arc<Memory>,
-    list: Vec<Arc<Mutex<dyn Registers>>>,
+    windows: Vec<SharedWindow>,
+    vsock: vsock::Host,
+    tail: Tail,
 }
 
-impl Windows {
-    /// The interrupt of the next window.
-    fn line(&self) -> Line {
-        let (vm, intid) = (self.vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + self.list.len() as u32));
-        Arc::new(move |level| vm.set_spi(intid, level))
+impl Parts {
+    /// Devices come in bus order: vsock, blocks, then what the snapshot format of the field does not know.
+    fn new(engine: Engine, vcpus: u32, memory: Memory, disks: Vec<Disk>) -> Result<Self, Error> {
+        let memory = Arc::new(memory);
+        let (gicd_base, gicr_base) = (layout::GICD_BASE, layout::GICR_BASE);
+        let vm = engine.arm64(VmConfig { vcpus, gicd_base, gicr_base })?;
+        let (ram, bytes) = memory.host();
+        // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
+        unsafe { vm.map(ram, layout::RAM_BASE, bytes, Protection::ReadWriteExecute)? };
+        // SAFETY: as above.
+        unsafe {
+            vm.map(memory.vmgenid_host(), layout::VMGENID_BASE, layout::VMGENID_SIZE, Protection::Read)?
+        };
+        let line = |n: usize| -> Line {
+            let (vm, intid) = (vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + n as u32));
+            Arc::new(move |level| vm.set_spi(intid, level))
+        };
+        let tail = Tail::default();
+        let (vsock, transport) = vsock::Host::start(GUEST_CID, memory.ram.clone(), line(0))?;
+        let mut windows: Vec<SharedWindow> = vec![transport];
+        for disk in disks {
+            let disk = Blk::new(disk.file, disk.read_only)?;
+            windows.push(window(disk, &memory, line(windows.len())));
+        }
+        windows.push(window(Console(tail.clone()), &memory, line(windows.len())));
+        windows.push(window(Rng, &memory, line(windows.len())));
+        Ok(Self { vm, memory, windows, vsock, tail })
     }
 
-    fn add(&mut self, device: impl Device + 'static) {
-        let transport = Transport::new(device, self.memory.ram.clone(), self.line());
-        self.list.push(Arc::new(Mutex::new(transport)));
+    /// Starts the vCPU threads, all paused.
+    fn assemble(self, engine: Engine, vcpus: u32) -> Result<Machine, Error> {
+        let Self { vm, memory, windows, vsock, tail } = self;
+        let bus = Bus::new(windows.clone(), Arc::new(Mutex::new(Pl011(tail.clone()))));
+        let vcpus = Vcpus::start(vm.clone(), bus, vcpus)?;
+        Ok(Machine { engine, vcpus, vm, windows, vsock, tail, memory })
     }
 }
 
-fn check(config: &Config) -> Result<(), Error> {
-    let memory = config.memory_bytes;
+fn window(device: impl Device + 'static, memory: &Memory, line: Line) -> SharedWindow {
+    Arc::new(Mutex::new(Transport::new(device, memory.ram.clone(), line)))
+}
+
+fn check(memory: u64, vcpus: u32, disks: usize) -> Result<(), Error> {
     if !(layout::MIN_MEMORY..=layout::MAX_MEMORY).contains(&memory) || !memory.is_multiple_of(2 << 20) {
         return Err(Error::BadMemory { memory });
     }
-    if config.vcpus == 0 || config.vcpus > layout::MAX_VCPUS {
-        return Err(Error::BadVcpus { vcpus: config.vcpus });
+    if vcpus == 0 || vcpus > layout::MAX_VCPUS {
+        return Err(Error::BadVcpus { vcpus });
     }
-    if config.disks.len() + 3 > layout::VIRTIO_MAX {
-        return Err(Error::TooManyDisks { disks: config.disks.len() });
+    if disks + 3 > layout::VIRTIO_MAX {
+        return Err(Error::TooManyDisks { disks });
     }
     Ok(())
 }

@@ -1,11 +1,20 @@
-//! Guest memory: anonymous, private, and taken from the host only page by page as the guest touches it.
+//! Guest memory: private, and taken from the host only page by page as the guest touches it. A guest that boots starts
+//! with anonymous memory; one that is restored with its snapshot's, copied on write.
 
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::pages::PAGE;
 use crate::{Error, layout};
+
+/// Shorter runs of a diff's pages are read; longer ones are mapped.
+const MAPPED: u64 = 16 * PAGE;
 
 /// Memory of a machine: its RAM, and the page of the VM generation id.
 pub struct Memory {
@@ -13,6 +22,8 @@ pub struct Memory {
     host: NonNull<u8>,
     len: u64,
     vmgenid: GuestRegionMmap<()>,
+    /// The full snapshot below the RAM, and the offset of the RAM in it.
+    base: Option<(File, u64)>,
 }
 
 // SAFETY: `host` points into `ram`, which may itself be shared; it is only handed out as an address to map.
@@ -20,21 +31,123 @@ unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
+/// RAM in snapshot files: a full one, and those that each hold what changed since the one before.
+pub struct Backing {
+    pub base: File,
+    /// Offset of the RAM in the base's file, page-aligned.
+    pub offset: u64,
+    pub diffs: Vec<Diff>,
+}
+
+/// What one diff holds.
+pub struct Diff {
+    pub file: File,
+    /// Offset of the RAM in the file, page-aligned: a page is as far from it as it is from the start of RAM.
+    pub offset: u64,
+    /// Bytes from the start of RAM, page-aligned.
+    pub extents: Vec<Range<u64>>,
+}
+
 impl Memory {
     /// Maps `bytes` of zeroed RAM at [`layout::RAM_BASE`].
     pub fn new(bytes: u64) -> Result<Self, Error> {
-        let ram = anonymous(bytes, layout::RAM_BASE)?;
+        Self::with(bytes, map(bytes, layout::RAM_BASE, None)?, None)
+    }
+
+    /// Maps `bytes` of RAM that are as the snapshot has them, and never written back.
+    pub fn restored(bytes: u64, backing: Backing) -> Result<Self, Error> {
+        let failed = |e: std::io::Error| Error::Memory { bytes, reason: e.to_string() };
+        let file = backing.base.try_clone().map_err(failed)?;
+        let ram = map(bytes, layout::RAM_BASE, Some(FileOffset::new(backing.base, backing.offset)))?;
+        let memory = Self::with(bytes, ram, Some((file, backing.offset)))?;
+        for diff in &backing.diffs {
+            memory.overlay(diff).map_err(failed)?;
+        }
+        Ok(memory)
+    }
+
+    fn with(bytes: u64, ram: GuestRegionMmap<()>, base: Option<(File, u64)>) -> Result<Self, Error> {
         let host =
             NonNull::new(ram.as_ptr()).ok_or(Error::Memory { bytes, reason: "it is at address 0".into() })?;
         let ram = GuestMemoryMmap::from_regions(vec![ram])
             .map_err(|e| Error::Memory { bytes, reason: e.to_string() })?;
-        let vmgenid = anonymous(layout::VMGENID_SIZE, layout::VMGENID_BASE)?;
-        Ok(Self { ram, host, len: bytes, vmgenid })
+        let vmgenid = map(layout::VMGENID_SIZE, layout::VMGENID_BASE, None)?;
+        Ok(Self { ram, host, len: bytes, vmgenid, base })
+    }
+
+    /// Lays a diff's pages over what is there.
+    fn overlay(&self, diff: &Diff) -> std::io::Result<()> {
+        for extent in &diff.extents {
+            let length = extent.end.saturating_sub(extent.start);
+            let inside = extent.end <= self.len && (extent.start | extent.end).is_multiple_of(PAGE);
+            let there = diff.file.metadata()?.len() >= diff.offset + extent.end;
+            if !inside || !there {
+                return Err(std::io::ErrorKind::InvalidData.into());
+            }
+            // SAFETY: the extent lies inside the mapping that `self` owns, and nothing uses it before the machine is
+            // made: no guest runs and no device exists. The file reaches as far as the extent does, by the check above.
+            unsafe {
+                let to = self.host.as_ptr().add(extent.start as usize);
+                if length >= MAPPED {
+                    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+                    let prot = libc::PROT_READ | libc::PROT_WRITE;
+                    let (fd, offset) = (diff.file.as_raw_fd(), (diff.offset + extent.start) as libc::off_t);
+                    if libc::mmap(to.cast(), length as usize, prot, flags, fd, offset) == libc::MAP_FAILED {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                } else {
+                    let bytes = std::slice::from_raw_parts_mut(to, length as usize);
+                    diff.file.read_exact_at(bytes, diff.offset + extent.start)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Host address and length of the RAM.
     pub fn host(&self) -> (NonNull<u8>, u64) {
         (self.host, self.len)
+    }
+
+    /// The RAM's bytes.
+    ///
+    /// # Safety
+    /// Nothing may write to it as long as the slice is used: all vCPUs are out of the guest, and every device is held.
+    pub unsafe fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping is `self.len` long and lives as long as `self`; that nobody writes is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.host.as_ptr(), self.len as usize) }
+    }
+
+    /// The snapshot file below the RAM and the RAM's offset in it.
+    pub fn base(&self) -> Option<(&File, u64)> {
+        self.base.as_ref().map(|(file, offset)| (file, *offset))
+    }
+
+    /// Brings these pages in before the guest asks for them: a hint, whose failure costs time and nothing else.
+    pub fn prefault(&self, pages: &Range<u64>, write: bool) {
+        #[cfg(target_os = "linux")]
+        if pages.start < pages.end && pages.end <= self.len / PAGE {
+            let advice = if write { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+            self.advise(pages, advice);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = write;
+    }
+
+    /// Has the host begin to read these pages of the file.
+    pub fn read_ahead(&self, pages: &Range<u64>) {
+        if pages.start < pages.end && pages.end <= self.len / PAGE {
+            self.advise(pages, libc::MADV_WILLNEED);
+        }
+    }
+
+    fn advise(&self, pages: &Range<u64>, advice: i32) {
+        // SAFETY: the range lies inside the mapping, by the callers' checks; none of the three kinds of advice changes
+        // what the memory holds.
+        unsafe {
+            let at = self.host.as_ptr().add((pages.start * PAGE) as usize);
+            libc::madvise(at.cast(), ((pages.end - pages.start) * PAGE) as usize, advice);
+        }
     }
 
     /// Host address of the VM generation id's page.
@@ -49,14 +162,59 @@ impl Memory {
     }
 }
 
-fn anonymous(bytes: u64, gpa: u64) -> Result<GuestRegionMmap<()>, Error> {
+fn map(bytes: u64, gpa: u64, file: Option<FileOffset>) -> Result<GuestRegionMmap<()>, Error> {
     let failed = |reason: String| Error::Memory { bytes, reason };
     let size = usize::try_from(bytes).map_err(|e| failed(e.to_string()))?;
-    let region = MmapRegionBuilder::new(size)
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-        .build()
-        .map_err(|e| failed(e.to_string()))?;
+    let private = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let builder = match file {
+        Some(file) => builder.with_mmap_flags(private).with_file_offset(file),
+        None => builder.with_mmap_flags(private | libc::MAP_ANONYMOUS),
+    };
+    let region = builder.build().map_err(|e| failed(e.to_string()))?;
     GuestRegionMmap::new(region, GuestAddress(gpa))
         .ok_or_else(|| failed("it ends beyond the address space".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    fn file(pages: &[(u64, u8)], total: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(total * PAGE).unwrap();
+        for (page, byte) in pages {
+            file.write_all_at(&[*byte; PAGE as usize], page * PAGE).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn diffs_lie_over_their_base_and_files_stay_as_they_are() {
+        let pages = 64_u64;
+        // The RAM starts at the second page of each file.
+        let base = file(&[(1, 1), (2, 2), (41, 3)], pages + 1);
+        let diff = file(&(20..44).map(|page| (page + 1, 9)).chain([(2, 8)]).collect::<Vec<_>>(), pages + 1);
+        let kept = base.try_clone().unwrap();
+        let extents = vec![PAGE..2 * PAGE, 20 * PAGE..44 * PAGE];
+        let diffs = vec![Diff { file: diff, offset: PAGE, extents }];
+        let memory = Memory::restored(pages * PAGE, Backing { base, offset: PAGE, diffs }).unwrap();
+        let byte =
+            |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(layout::RAM_BASE + page * PAGE)).unwrap() };
+        assert_eq!([0, 1, 2, 19, 20, 43, 44].map(byte), [1, 8, 0, 0, 9, 9, 0]);
+        memory.ram.write_obj(77_u8, GuestAddress(layout::RAM_BASE)).unwrap();
+        let mut there = [0];
+        kept.read_exact_at(&mut there, PAGE).unwrap();
+        assert_eq!(there, [1]);
+    }
+
+    #[test]
+    fn a_diff_that_reaches_beyond_its_file_is_refused() {
+        let base = file(&[], 64);
+        let diff = Diff { file: file(&[], 10), offset: 0, extents: std::iter::once(0..64 * PAGE).collect() };
+        let backing = Backing { base, offset: 0, diffs: vec![diff] };
+        assert!(Memory::restored(64 * PAGE, backing).is_err());
+    }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use supermachine_engine::arm64::{Access, Canceller, DataAbort, Exit, Reg, Vcpu, Vm};
 
 use crate::bus::Bus;
@@ -49,8 +50,9 @@ struct State {
     running: usize,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Power {
+/// Whether a vCPU runs, as PSCI has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Power {
     Off,
     /// To be started at `entry` with `context` in X0.
     Starting {
@@ -104,6 +106,16 @@ impl Vcpus {
         self.changed.notify_all();
     }
 
+    /// Each vCPU's power.
+    pub fn power(&self) -> Vec<Power> {
+        self.lock().power.clone()
+    }
+
+    /// Sets what [`Vcpus::power`] gave, for as many vCPUs; all are paused.
+    pub fn set_power(&self, power: &[Power]) {
+        self.lock().power.copy_from_slice(power);
+    }
+
     /// Lets the vCPUs run.
     pub fn resume(&self) {
         self.lock().paused = false;
@@ -126,10 +138,32 @@ impl Vcpus {
         true
     }
 
-    /// Has a paused vCPU's own thread do something with it.
-    pub fn with_vcpu(&self, index: usize, job: impl FnOnce(&mut dyn Vcpu) + Send + 'static) {
-        self.lock().jobs[index].push_back(Box::new(job));
+    /// Has every paused vCPU's own thread do something with it, all at once; what each came to, by index. The machine
+    /// stops with an error when that takes longer than `deadline`.
+    pub fn on_each<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        job: impl Fn(usize, &mut dyn Vcpu) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<T>, Error> {
+        let end = Instant::now() + deadline;
+        let job = Arc::new(job);
+        let mut answers = Vec::new();
+        {
+            let mut state = self.lock();
+            for (index, jobs) in state.jobs.iter_mut().enumerate() {
+                let (sender, answer) = mpsc::channel();
+                let job = job.clone();
+                jobs.push_back(Box::new(move |vcpu| drop(sender.send(job(index, vcpu)))));
+                answers.push(answer);
+            }
+        }
         self.changed.notify_all();
+        let wait = |answer: &mpsc::Receiver<T>| {
+            answer
+                .recv_timeout(end.saturating_duration_since(Instant::now()))
+                .map_err(|_| Error::Unresponsive)
+        };
+        answers.iter().map(wait).collect()
     }
 
     /// Ends the machine for this reason; the first reason given is kept.

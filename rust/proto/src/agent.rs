@@ -42,8 +42,12 @@ pub enum BootEvent {
     Ready,
     /// The guest could not be made ready (a mount failed …); the guest powers off after it.
     Failed { message: String },
-    /// Answers [`BootCommand::Renew`]: every step is confirmed.
+    /// Answers [`BootCommand::Renew`]: every step is confirmed, and processes run again.
     Renewed,
+    /// Answers [`BootCommand::Freeze`]: no process but the agent runs.
+    Frozen,
+    /// Answers [`BootCommand::Thaw`].
+    Thawed,
     /// Answers [`BootCommand::Shutdown`]: processes are gone, file systems are synced; power-off follows.
     Stopping,
 }
@@ -52,7 +56,13 @@ pub enum BootEvent {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BootCommand {
     Configure(Configure),
-    /// After a restore, before anything of the user's runs: new identity, entropy and wall clock.
+    /// Before a snapshot is taken: stops every process but the agent. Connections that break from here to
+    /// [`BootCommand::Thaw`] or [`BootCommand::Renew`] leave their processes running, without a reader of their output.
+    Freeze,
+    /// After a snapshot has been taken, in the guest that goes on.
+    Thaw,
+    /// After a restore, before anything of the user's runs: new identity, entropy and wall clock; then processes are
+    /// let run again. The host sends it in answer to [`BootEvent::Hello`] in place of [`BootCommand::Configure`].
     Renew(Identity),
     /// SIGTERM to every process, SIGKILL after `grace_ms` milliseconds, sync, unmount, power off.
     Shutdown {

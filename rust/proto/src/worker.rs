@@ -3,12 +3,14 @@
 //! The API sends [`Command::Start`] and waits for [`Event::Ready`]. [`Command::Connect`] carries one end of a stream
 //! socket pair as SCM_RIGHTS; the worker joins it to a guest vsock port and forwards bytes both ways, so that a
 //! caller's own socket ends when the VM does. The worker ends the VM when the API's end of the control socket closes.
+//! [`Command::Capture`] carries the open file that the snapshot is written to: a confined worker opens none itself,
+//! and the API publishes the file once it has [`Event::Captured`].
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::Configure;
+use crate::agent::{Chunk, Configure, Identity};
 
 /// API to worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,11 @@ pub enum Command {
     },
     /// Answered by [`Event::Stats`].
     Stats,
+    /// Takes a snapshot into the file that comes along with this message: open for reading and writing, empty. The
+    /// guest goes on afterwards. Answered by [`Event::Captured`] or [`Event::CaptureFailed`].
+    Capture(Box<Capture>),
+    /// Answered by [`Event::WorkingSet`].
+    WorkingSet,
 }
 
 /// Everything a VM is made of.
@@ -31,7 +38,35 @@ pub enum Command {
 pub struct Start {
     /// [`crate::VERSION`].
     pub version: u32,
-    /// Kernel: an arm64 Image, plain or compressed with zstd.
+    pub engine: Engine,
+    pub source: Source,
+    /// In order: /dev/vda, /dev/vdb …; for a snapshot those that it was taken with.
+    pub disks: Vec<Disk>,
+    /// Milliseconds from start to [`Event::Ready`]; the VM is ended after it.
+    pub boot_timeout_ms: u64,
+    /// Whether there is an agent to wait for. Without one [`Event::Ready`] comes as soon as the vCPUs run.
+    pub agent: bool,
+}
+
+/// What runs the guest's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Engine {
+    Hvf,
+    Kvm,
+    Soft,
+}
+
+/// Where the guest comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    Boot(Box<Boot>),
+    Restore(Box<Restore>),
+}
+
+/// A guest that starts with its kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// Kernel: an arm64 Image or an x86_64 vmlinux, plain or compressed with zstd.
     pub kernel: PathBuf,
     /// Initramfs: a cpio archive, plain or compressed with zstd. Empty for none.
     pub initramfs: PathBuf,
@@ -39,13 +74,38 @@ pub struct Start {
     pub cmdline: String,
     pub memory_bytes: u64,
     pub vcpus: u32,
-    /// In order: /dev/vda, /dev/vdb …
-    pub disks: Vec<Disk>,
     pub configure: Configure,
-    /// Milliseconds from start to [`Event::Ready`]; the VM is ended after it.
-    pub boot_timeout_ms: u64,
-    /// Whether there is an agent to wait for. Without one [`Event::Ready`] comes as soon as the vCPUs run.
-    pub agent: bool,
+}
+
+/// A guest that goes on where a snapshot was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// Snapshot files: a full one, then those that each hold what changed since the one before.
+    pub files: Vec<PathBuf>,
+    /// Who the guest is from now on; a guest with an agent must confirm it before anything of the user's runs.
+    pub identity: Identity,
+    /// Pages to bring in before the guest asks for them.
+    pub working_set: Vec<PageRange>,
+}
+
+/// What a snapshot is taken with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// Only what has changed since the snapshot that this VM was restored from.
+    pub diff: bool,
+    /// The image's digest, for who looks at the file.
+    pub image: Option<String>,
+    /// The API's own section, kept as it is.
+    pub api: Chunk,
+}
+
+/// Pages of guest RAM, in 4 KiB pages from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRange {
+    pub start: u64,
+    pub count: u64,
+    /// Whether the guest wrote to them.
+    pub written: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +126,27 @@ pub enum Event {
         console_tail: String,
     },
     Stats(Stats),
+    /// The file is written and synced; the guest goes on.
+    Captured(Captured),
+    /// No snapshot was taken; the guest goes on as if none had been asked for.
+    CaptureFailed {
+        message: String,
+    },
+    /// Pages that the guest has touched since its restore, in ascending order; empty where the host cannot tell.
+    WorkingSet(Vec<PageRange>),
+}
+
+/// A snapshot that has been taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Captured {
+    /// The snapshot's id, 32 bytes.
+    pub id: Chunk,
+    /// Bytes of RAM in the file; the rest is holes.
+    pub data_bytes: u64,
+    /// Nanoseconds that no vCPU ran.
+    pub pause_ns: u64,
+    /// Steps, in nanoseconds from the command.
+    pub steps: Vec<(String, u64)>,
 }
 
 /// Nanoseconds from the start of the worker process.
@@ -94,6 +175,10 @@ pub enum ExitReason {
     /// The agent did not answer in time, or said that it cannot go on.
     AgentTimeout,
     AgentFailed,
+    /// A restored guest did not take on a new identity, so nothing of the user's was let run in it.
+    RenewFailed,
+    /// The snapshot cannot be used here: it is damaged, incomplete, or of another engine, CPU or set of devices.
+    BadSnapshot,
     /// What was asked for cannot be had (a file is missing, memory is short …).
     BadConfiguration,
     /// The engine met something it cannot go on from.

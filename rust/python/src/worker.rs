@@ -9,13 +9,16 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Root};
 use supermachine_proto::frame::{self, Decoder};
-use supermachine_proto::worker::{Command, Disk, Event, ExitReason, Start, Stats, Timings};
+use supermachine_proto::worker::{
+    Boot, Capture, Captured, Command, Disk, Engine, Event, ExitReason, PageRange, Restore, Source, Start,
+    Stats, Timings,
+};
 
 use crate::errors;
 use crate::sys::{self, Interest};
@@ -40,6 +43,8 @@ struct State {
     ready: Option<Timings>,
     exit: Option<Exit>,
     stats: Option<Stats>,
+    captured: Option<Result<Captured, String>>,
+    working_set: Option<Vec<PageRange>>,
     /// Whether [`Worker::kill`] asked for the end.
     killed: bool,
     /// Closed when the VM ends, so that event loops can watch the other end.
@@ -97,9 +102,25 @@ fn reason_name(reason: ExitReason) -> &'static str {
         ExitReason::Panic => "panic",
         ExitReason::AgentTimeout => "agent-timeout",
         ExitReason::AgentFailed => "agent-failed",
+        ExitReason::RenewFailed => "renew-failed",
+        ExitReason::BadSnapshot => "bad-snapshot",
         ExitReason::BadConfiguration => "bad-configuration",
         ExitReason::Engine => "engine",
     }
+}
+
+fn engine_named(name: &str) -> PyResult<Engine> {
+    match name {
+        "hvf" => Ok(Engine::Hvf),
+        "kvm" => Ok(Engine::Kvm),
+        "soft" => Ok(Engine::Soft),
+        _ => Err(PyValueError::new_err(format!("{name:?} is not an engine"))),
+    }
+}
+
+/// Who the guest is; the worker sets the clock as it tells the guest.
+fn identity(hostname: String, machine_id: [u8; 16], entropy: Vec<u8>) -> Identity {
+    Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0 }
 }
 
 /// The process that owns one VM.
@@ -138,6 +159,23 @@ impl Worker {
         }
     }
 
+    /// Waits for the worker's answer; `None` at the time-out, an error when the VM has ended without one.
+    fn answer<T: Send>(
+        &self,
+        py: Python<'_>,
+        timeout: Option<f64>,
+        take: impl Fn(&mut State) -> Option<T> + Sync + Send,
+    ) -> PyResult<Option<T>> {
+        let found = sys::wait_for(py, sys::deadline(timeout), |slice| {
+            self.shared.wait(slice, |state| match (take(state), &state.exit) {
+                (Some(answer), _) => Some(Ok(answer)),
+                (None, Some(exit)) => Some(Err(exit.clone())),
+                (None, None) => None,
+            })
+        })?;
+        found.transpose().map_err(|exit| errors::vm_exited(py, &exit))
+    }
+
     /// The error for a control socket that does not work: how the VM ended, when it has.
     fn lost(&self, py: Python<'_>, error: &io::Error) -> PyErr {
         let broken = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
@@ -151,15 +189,16 @@ impl Worker {
 
 #[pymethods]
 impl Worker {
-    /// Starts the executable `path` and sends it the description of the VM.
+    /// Starts the executable `path` and sends it the description of a VM that boots.
     #[staticmethod]
-    #[pyo3(signature = (path, *, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
+    #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
         root_fs, nameservers, upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000, agent=true,
         environment=Vec::new()))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn spawn(
         py: Python<'_>,
         path: PathBuf,
+        engine: &str,
         kernel: PathBuf,
         initramfs: PathBuf,
         disks: Vec<(PathBuf, bool)>,
@@ -180,22 +219,65 @@ impl Worker {
             Some(fs) => Root::Overlay { device: "/dev/vda".into(), fs },
             None => Root::Initramfs,
         };
-        let wall_clock_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let start = Start {
             version: supermachine_proto::VERSION,
-            kernel,
-            initramfs,
-            cmdline,
-            memory_bytes,
-            vcpus,
+            engine: engine_named(engine)?,
+            source: Source::Boot(Box::new(Boot {
+                kernel,
+                initramfs,
+                cmdline,
+                memory_bytes,
+                vcpus,
+                configure: Configure {
+                    identity: identity(hostname, machine_id, entropy),
+                    root,
+                    nameservers,
+                    upper_bytes,
+                    mounts: Vec::new(),
+                },
+            })),
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
-            configure: Configure {
-                identity: Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns },
-                root,
-                nameservers,
-                upper_bytes,
-                mounts: Vec::new(),
-            },
+            boot_timeout_ms,
+            agent,
+        };
+        py.detach(move || launch(path, environment, &Command::Start(Box::new(start)))).map_err(PyErr::from)
+    }
+
+    /// Starts the executable `path` and sends it the description of a VM that goes on where a snapshot was taken.
+    ///
+    /// `files` are a whole snapshot and the diffs after it; `working_set` is `(first page, pages, written)` of what
+    /// earlier clones touched.
+    #[staticmethod]
+    #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
+        boot_timeout_ms=60_000, agent=true, environment=Vec::new()))]
+    #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
+    fn restore(
+        py: Python<'_>,
+        path: PathBuf,
+        engine: &str,
+        files: Vec<PathBuf>,
+        disks: Vec<(PathBuf, bool)>,
+        hostname: String,
+        machine_id: [u8; 16],
+        entropy: Vec<u8>,
+        working_set: Vec<(u64, u64, bool)>,
+        boot_timeout_ms: u64,
+        agent: bool,
+        environment: Vec<(OsString, OsString)>,
+    ) -> PyResult<Self> {
+        let working_set = working_set.into_iter();
+        let restore = Restore {
+            files,
+            identity: identity(hostname, machine_id, entropy),
+            working_set: working_set
+                .map(|(start, count, written)| PageRange { start, count, written })
+                .collect(),
+        };
+        let start = Start {
+            version: supermachine_proto::VERSION,
+            engine: engine_named(engine)?,
+            source: Source::Restore(Box::new(restore)),
+            disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
             boot_timeout_ms,
             agent,
         };
@@ -269,18 +351,49 @@ impl Worker {
     fn stats(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<(Vec<(String, u64)>, u64)>> {
         self.shared.lock().stats = None;
         py.detach(|| self.send(&Command::Stats)).map_err(|e| self.lost(py, &e))?;
-        let found = sys::wait_for(py, sys::deadline(timeout), |slice| {
-            self.shared.wait(slice, |s| match (&s.exit, s.stats.take()) {
-                (_, Some(stats)) => Some(Ok(stats)),
-                (Some(exit), None) => Some(Err(exit.clone())),
-                (None, None) => None,
-            })
-        })?;
-        match found {
-            Some(Ok(stats)) => Ok(Some((stats.exits, stats.instructions))),
-            Some(Err(exit)) => Err(errors::vm_exited(py, &exit)),
+        let stats = self.answer(py, timeout, |state| state.stats.take())?;
+        Ok(stats.map(|stats| (stats.exits, stats.instructions)))
+    }
+
+    /// Takes a snapshot into the file behind `fd`, which is empty and open for reading and writing; the guest goes on.
+    /// `(id, bytes of RAM in the file, nanoseconds that the guest stood still, steps)`; `None` at the time-out
+    /// (seconds). Raises OSError with what is wrong when no snapshot could be taken.
+    #[pyo3(signature = (fd, *, diff=false, image=None, api=Vec::new(), timeout=None))]
+    #[allow(clippy::type_complexity)] // a tuple, as Python sees it
+    fn capture(
+        &self,
+        py: Python<'_>,
+        fd: i32,
+        diff: bool,
+        image: Option<String>,
+        api: Vec<u8>,
+        timeout: Option<f64>,
+    ) -> PyResult<Option<(Vec<u8>, u64, u64, Vec<(String, u64)>)>> {
+        let file = sys::duplicate(fd)?;
+        self.shared.lock().captured = None;
+        let request = Command::Capture(Box::new(Capture { diff, image, api: Chunk(api) }));
+        let sent = py.detach(|| -> io::Result<()> {
+            let mut bytes = Vec::new();
+            frame::encode(&request, &mut bytes).map_err(io::Error::other)?;
+            let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+            sys::send_with_fd(&control, &bytes, &file)
+        });
+        sent.map_err(|e| self.lost(py, &e))?;
+        match self.answer(py, timeout, |state| state.captured.take())? {
+            Some(Ok(done)) => Ok(Some((done.id.0, done.data_bytes, done.pause_ns, done.steps))),
+            Some(Err(message)) => Err(PyOSError::new_err(message)),
             None => Ok(None),
         }
+    }
+
+    /// The pages of RAM that the guest has touched: `(first page, pages, whether written)`, in ascending order; empty
+    /// where the host does not tell. `None` at the time-out (seconds).
+    #[pyo3(signature = (timeout=None))]
+    fn working_set(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<(u64, u64, bool)>>> {
+        self.shared.lock().working_set = None;
+        py.detach(|| self.send(&Command::WorkingSet)).map_err(|e| self.lost(py, &e))?;
+        let ranges = self.answer(py, timeout, |state| state.working_set.take())?;
+        Ok(ranges.map(|ranges| ranges.iter().map(|r| (r.start, r.count, r.written)).collect()))
     }
 
     /// A descriptor, owned by the caller, that reads as ended once the VM has ended.
@@ -396,6 +509,9 @@ fn events_of(decoder: &mut Decoder, shared: &Shared) -> Result<(), frame::Error>
         shared.update(|state| match event {
             Event::Ready(timings) => state.ready = Some(timings),
             Event::Stats(stats) => state.stats = Some(stats),
+            Event::Captured(captured) => state.captured = Some(Ok(captured)),
+            Event::CaptureFailed { message } => state.captured = Some(Err(message)),
+            Event::WorkingSet(ranges) => state.working_set = Some(ranges),
             Event::Exited { reason, message, console_tail } => {
                 state.exit = Some(Exit { reason: reason_name(reason), message, console_tail });
                 state.bells.clear();

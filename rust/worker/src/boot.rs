@@ -2,11 +2,11 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use supermachine_proto::agent::{BootCommand, BootEvent, Configure};
+use supermachine_proto::agent::{BootCommand, BootEvent, Configure, Identity};
 use supermachine_proto::{VERSION, frame};
 
 /// What the rest of the worker hears of the agent.
@@ -20,47 +20,92 @@ pub enum AgentEvent {
     Failed(String),
 }
 
+/// What an agent that says hello is told.
+#[derive(Clone)]
+pub enum Greeting {
+    /// A guest that has booted.
+    Configure(Configure),
+    /// A guest that has been restored.
+    Renew(Identity),
+}
+
+impl Greeting {
+    /// The command, with the time as it is now.
+    fn command(&self) -> BootCommand {
+        match self {
+            Self::Configure(configure) => {
+                let identity = Identity { wall_clock_ns: now_ns(), ..configure.identity.clone() };
+                BootCommand::Configure(Configure { identity, ..configure.clone() })
+            }
+            Self::Renew(identity) => {
+                BootCommand::Renew(Identity { wall_clock_ns: now_ns(), ..identity.clone() })
+            }
+        }
+    }
+}
+
 /// The worker's end of the boot connection.
 #[derive(Clone, Default)]
-pub struct BootChannel(Arc<Mutex<Option<UnixStream>>>);
+pub struct BootChannel(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    stream: Mutex<Option<UnixStream>>,
+    /// Who waits for the agent's answer.
+    waiting: Mutex<Option<Sender<BootEvent>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
 
 impl BootChannel {
     /// Sends a command; `false` when no agent is connected.
     pub fn send(&self, command: &BootCommand) -> bool {
-        let mut stream = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        stream.as_mut().is_some_and(|stream| frame::write(stream, command).is_ok())
+        lock(&self.0.stream).as_mut().is_some_and(|stream| frame::write(stream, command).is_ok())
+    }
+
+    /// Sends a command and waits for its answer; `false` when that does not come by the deadline. One at a time.
+    pub fn ask(&self, command: &BootCommand, answer: &BootEvent, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        let (sender, answers) = mpsc::channel();
+        *lock(&self.0.waiting) = Some(sender);
+        let sent = self.send(command);
+        let wait = || answers.recv_timeout(end.saturating_duration_since(Instant::now()));
+        let answered = sent && std::iter::from_fn(|| wait().ok()).any(|event| event == *answer);
+        *lock(&self.0.waiting) = None;
+        answered
     }
 
     /// Serves connections as they arrive until the sender of `connections` is gone, telling `heard` what happens.
     pub fn serve(
         &self,
         connections: &Receiver<UnixStream>,
-        configure: &Configure,
+        greeting: &Greeting,
         mut heard: impl FnMut(AgentEvent),
     ) {
         for stream in connections {
-            if let Err(error) = self.session(stream, configure, &mut heard) {
+            if let Err(error) = self.session(stream, greeting, &mut heard) {
                 heard(AgentEvent::Failed(error.to_string()));
             }
-            *self.0.lock().unwrap_or_else(|e| e.into_inner()) = None;
+            *lock(&self.0.stream) = None;
+            *lock(&self.0.waiting) = None;
         }
     }
 
     fn session(
         &self,
         stream: UnixStream,
-        configure: &Configure,
+        greeting: &Greeting,
         heard: &mut impl FnMut(AgentEvent),
     ) -> Result<(), frame::Error> {
         let mut reader = stream.try_clone().map_err(frame::Error::Io)?;
-        *self.0.lock().unwrap_or_else(|e| e.into_inner()) = Some(stream);
+        *lock(&self.0.stream) = Some(stream);
         while let Some(event) = frame::read::<BootEvent>(&mut reader)? {
             match event {
                 BootEvent::Hello { version: VERSION, .. } => {
                     heard(AgentEvent::Connected);
-                    let mut configure = configure.clone();
-                    configure.identity.wall_clock_ns = now_ns();
-                    if !self.send(&BootCommand::Configure(configure)) {
+                    if !self.send(&greeting.command()) {
                         return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
                     }
                 }
@@ -70,9 +115,15 @@ impl BootChannel {
                     )));
                     return Ok(());
                 }
-                BootEvent::Ready => heard(AgentEvent::Ready),
+                BootEvent::Ready | BootEvent::Renewed => heard(AgentEvent::Ready),
                 BootEvent::Failed { message } => heard(AgentEvent::Failed(message)),
-                BootEvent::Renewed | BootEvent::Stopping => {}
+                BootEvent::Frozen | BootEvent::Thawed => {
+                    if let Some(waiting) = &*lock(&self.0.waiting) {
+                        // Who does not wait any more does not want to know.
+                        let _ = waiting.send(event);
+                    }
+                }
+                BootEvent::Stopping => {}
             }
         }
         Ok(())
@@ -94,8 +145,8 @@ mod tests {
 
     use super::*;
 
-    fn configure() -> Configure {
-        Configure {
+    fn configure() -> Greeting {
+        Greeting::Configure(Configure {
             identity: Identity {
                 hostname: "guest".into(),
                 machine_id: [1; 16],
@@ -106,7 +157,7 @@ mod tests {
             nameservers: vec![],
             upper_bytes: 0,
             mounts: vec![],
-        }
+        })
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Commands {
         loop {
             if let Some(command) = self.decoder.next::<Command>()? {
                 let fd = match command {
-                    Command::Connect { .. } => self.fds.pop_front(),
+                    Command::Connect { .. } | Command::Capture(_) => self.fds.pop_front(),
                     _ => None,
                 };
                 return Ok(Some((command, fd)));

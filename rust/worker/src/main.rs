@@ -1,9 +1,11 @@
 //! The process that owns one virtual machine. Its standard input is the control socket; it takes no arguments.
 
 mod boot;
+mod capture;
 mod confine;
 mod control;
 mod session;
+mod start;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;

@@ -1,42 +1,43 @@
 //! One VM's life: from the start command to the event that says why it ended.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use supermachine_machine::{Config, Disk, Engine, Machine, Stop};
-use supermachine_proto::VERSION;
+use supermachine_machine::{Machine, Stop};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand};
-use supermachine_proto::worker::{Command, Event, ExitReason, Start, Stats, Timings};
+use supermachine_proto::worker::{
+    Capture, Command, Event, ExitReason, PageRange, Source, Start, Stats, Timings,
+};
 
-use crate::boot::{AgentEvent, BootChannel};
-use crate::confine;
+use crate::boot::{AgentEvent, BootChannel, Greeting};
+use crate::capture::Subject;
 use crate::control::{Commands, Events};
+use crate::start::{self, Built};
 
-/// What zstd may decompress a kernel or an initramfs to.
-const MAX_BOOT_FILE: usize = 256 << 20;
-const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 /// How long a guest may take to power off beyond the grace that its processes get.
 const POWER_OFF: Duration = Duration::from_secs(2);
 
+/// Ranges of a working set that are told, so that they fit a message.
+const MAX_RANGES: usize = 16_000;
+
 /// Why a VM ended, as the API is told.
-struct Ended {
+pub struct Ended {
     reason: ExitReason,
     message: String,
 }
 
 impl Ended {
-    fn new(reason: ExitReason, message: impl Into<String>) -> Self {
+    pub fn new(reason: ExitReason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 
-    fn bad(message: impl Into<String>) -> Self {
+    pub fn bad(message: impl Into<String>) -> Self {
         Self::new(ExitReason::BadConfiguration, message)
     }
 }
@@ -44,6 +45,9 @@ impl Ended {
 /// What threads of the session share.
 struct Session {
     machine: Arc<Machine>,
+    /// What snapshots are taken of; held while one is taken.
+    subject: Mutex<Subject>,
+    restored: bool,
     boot: BootChannel,
     events: Events,
     ready: AtomicBool,
@@ -64,24 +68,28 @@ pub fn run(control: UnixStream) -> io::Result<()> {
         Ok(Some(_)) => return Err(io::Error::other("the first command is not a start")),
         Err(error) => return Err(io::Error::other(error)),
     };
-    let machine = match build(&start) {
-        Ok(machine) => Arc::new(machine),
+    let mut steps = Vec::new();
+    let built = start::build(&start, &mut |name| steps.push((name.to_owned(), nanoseconds(started))));
+    let Built { machine, page_map, kernel, initramfs, origin, leases } = match built {
+        Ok(built) => built,
         Err(Ended { reason, message }) => {
             events.send(&Event::Exited { reason, message, console_tail: String::new() });
             return Ok(());
         }
     };
     let session = Arc::new(Session {
-        machine,
+        machine: Arc::new(machine),
+        restored: origin.is_some(),
+        subject: Mutex::new(Subject { kernel, initramfs, page_map, origin, agent: start.agent }),
         boot: BootChannel::default(),
         events,
         ready: AtomicBool::new(false),
         verdict: Mutex::new(None),
         started,
-        steps: Mutex::default(),
+        steps: Mutex::new(steps),
     });
-    session.step("machine");
     session.run(*start, commands);
+    drop(leases);
     Ok(())
 }
 
@@ -95,10 +103,15 @@ impl Session {
             self.machine
                 .vsock()
                 .listen(BOOT_PORT, Box::new(move |fd| drop(sender.send(UnixStream::from(fd)))));
+            let (greeting, working_set) = match start.source {
+                Source::Boot(boot) => (Greeting::Configure(boot.configure), Vec::new()),
+                Source::Restore(restore) => (Greeting::Renew(restore.identity), restore.working_set),
+            };
             self.spawn("boot", move |session| {
                 let heard = |event| session.heard(event);
-                session.boot.serve(&connections, &start.configure, heard);
+                session.boot.serve(&connections, &greeting, heard);
             });
+            self.prefault(&working_set);
         }
         self.machine.start();
         if !start.agent {
@@ -109,7 +122,8 @@ impl Session {
         let stop = self.machine.wait(Some(left)).or_else(|| {
             if !self.ready.load(Ordering::Acquire) {
                 let message = format!("the guest was not ready within {timeout} ms");
-                self.end(Ended::new(ExitReason::AgentTimeout, message));
+                let reason = if self.restored { ExitReason::RenewFailed } else { ExitReason::AgentTimeout };
+                self.end(Ended::new(reason, message));
             }
             self.machine.wait(None)
         });
@@ -136,8 +150,8 @@ impl Session {
     }
 
     fn step(&self, name: &str) {
-        let nanoseconds = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.steps.lock().unwrap_or_else(|e| e.into_inner()).push((name.into(), nanoseconds));
+        let at = nanoseconds(self.started);
+        self.steps.lock().unwrap_or_else(|e| e.into_inner()).push((name.into(), at));
     }
 
     fn heard(&self, event: AgentEvent) {
@@ -148,6 +162,9 @@ impl Session {
                 self.ready.store(true, Ordering::Release);
                 let steps = self.steps.lock().unwrap_or_else(|e| e.into_inner()).clone();
                 self.events.send(&Event::Ready(Timings { steps }));
+            }
+            AgentEvent::Failed(message) if self.restored && !self.ready.load(Ordering::Acquire) => {
+                self.end(Ended::new(ExitReason::RenewFailed, message));
             }
             AgentEvent::Failed(message) => self.end(Ended::new(ExitReason::AgentFailed, message)),
         }
@@ -186,43 +203,50 @@ impl Session {
                 let (exits, instructions) = self.machine.stats();
                 self.events.send(&Event::Stats(Stats { exits, instructions }));
             }
+            Command::Capture(request) => match fd {
+                Some(fd) => self.spawn("capture", move |session| session.capture(*request, &fd.into())),
+                None => self.end(Ended::bad("a capture command came without its file")),
+            },
+            Command::WorkingSet => {
+                let ranges = self.working_set();
+                self.events.send(&Event::WorkingSet(ranges));
+            }
         }
     }
+
+    fn capture(&self, request: Capture, file: &File) {
+        let subject = self.subject.lock().unwrap_or_else(|e| e.into_inner());
+        self.events.send(&match subject.capture(&self.machine, &self.boot, request, file) {
+            Ok(captured) => Event::Captured(captured),
+            Err(error) => Event::CaptureFailed { message: error.to_string() },
+        });
+    }
+
+    /// The pages that the guest has touched; the host's page tables tell.
+    fn working_set(&self) -> Vec<PageRange> {
+        let subject = self.subject.lock().unwrap_or_else(|e| e.into_inner());
+        let touched = subject.page_map.as_ref().and_then(|map| self.machine.touched(map).ok());
+        let ranges = touched.unwrap_or_default().into_iter().take(MAX_RANGES).map(|run| PageRange {
+            start: run.pages.start,
+            count: run.pages.end - run.pages.start,
+            written: run.written,
+        });
+        ranges.collect()
+    }
+
+    /// Brings in what earlier clones needed, beside the guest and no later than it asks.
+    fn prefault(self: &Arc<Self>, working_set: &[PageRange]) {
+        if working_set.is_empty() {
+            return;
+        }
+        let runs = start::page_ranges(working_set);
+        self.machine.read_ahead(&runs);
+        self.spawn("prefault", move |session| session.machine.prefault(&runs));
+    }
 }
 
-/// Opens every file, confines the process, and makes the machine.
-fn build(start: &Start) -> Result<Machine, Ended> {
-    if start.version != VERSION {
-        let message = format!("the worker speaks version {VERSION} and the API {}", start.version);
-        return Err(Ended::bad(message));
-    }
-    let kernel = boot_file(&start.kernel)?;
-    let initramfs = match start.initramfs.as_os_str().is_empty() {
-        true => Vec::new(),
-        false => boot_file(&start.initramfs)?,
-    };
-    let mut disks = Vec::new();
-    for disk in &start.disks {
-        let file = File::options().read(true).write(!disk.read_only).open(&disk.path);
-        let file = file.map_err(|e| Ended::bad(format!("{} cannot be opened: {e}", disk.path.display())))?;
-        disks.push(Disk { file, read_only: disk.read_only });
-    }
-    confine::confine().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
-    let (memory_bytes, vcpus, cmdline) = (start.memory_bytes, start.vcpus, start.cmdline.clone());
-    let engine = Engine::Soft;
-    Machine::new(Config { engine, memory_bytes, vcpus, kernel, initramfs, cmdline, disks })
-        .map_err(|e| Ended::bad(e.to_string()))
-}
-
-/// A kernel or initramfs, decompressed when it is compressed.
-fn boot_file(path: &Path) -> Result<Vec<u8>, Ended> {
-    let failed = |e: io::Error| Ended::bad(format!("{} cannot be read: {e}", path.display()));
-    let bytes = fs::read(path).map_err(failed)?;
-    if !bytes.starts_with(&ZSTD_MAGIC) {
-        return Ok(bytes);
-    }
-    let size = zstd::bulk::Decompressor::upper_bound(&bytes).unwrap_or(MAX_BOOT_FILE).min(MAX_BOOT_FILE);
-    zstd::bulk::decompress(&bytes, size).map_err(failed)
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What a stop means to the user.

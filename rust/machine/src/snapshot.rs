@@ -1,0 +1,208 @@
+//! A machine in a version 9 snapshot: which sections it is, and how it comes back from a chain of files.
+
+use std::fs::File;
+use std::ops::Range;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use supermachine_engine::Engine;
+use supermachine_snapshot::v9::{self, Identity, Metadata, Section, Writer};
+use supermachine_snapshot::{Digest32, ram};
+
+use crate::capture::{self, DeviceState, Paused, State};
+use crate::memory::{Backing, Diff};
+use crate::pages::{self, PAGE, PageMap};
+use crate::{Error, layout};
+
+/// Kinds of sections. [`API`] is its writer's own and optional.
+const MACHINE: &str = "machine";
+const INTERRUPT_CONTROLLER: &str = "gic";
+const VCPU: &str = "vcpu";
+const DEVICE: &str = "device";
+pub const API: &str = "api";
+const KNOWN: [&str; 5] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API];
+/// Version of the sections' encodings.
+const VERSION: u32 = 1;
+/// Guests of this machine.
+const ARCHITECTURE: &str = "aarch64";
+
+/// What a snapshot says of where its guest comes from.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// BLAKE3 of the files that the guest booted.
+    pub kernel: Digest32,
+    pub initramfs: Digest32,
+    /// Digest of the image that is the guest's root.
+    pub image: Option<String>,
+    /// The API's own.
+    pub api: Vec<u8>,
+}
+
+/// A chain of snapshot files, checked and ready for [`crate::Machine::restore`].
+pub struct Opened {
+    pub engine: Engine,
+    pub memory_bytes: u64,
+    pub backing: Backing,
+    pub state: State,
+    pub origin: Origin,
+}
+
+/// Where a restored machine comes from: what its own snapshots build on.
+#[derive(Debug)]
+pub struct Origin {
+    pub kernel: Digest32,
+    pub initramfs: Digest32,
+    /// Id of the last file of the chain.
+    pub id: Digest32,
+    /// Bytes from the start of RAM that the chain's files hold, holes left out.
+    pub data: Vec<Range<u64>>,
+}
+
+fn bad(error: supermachine_snapshot::Error) -> Error {
+    Error::Snapshot(error)
+}
+
+/// Opens a chain: a whole snapshot, then the diffs that each build on the one before.
+pub fn open(files: Vec<File>) -> Result<Opened, Error> {
+    let snapshots = files.iter().map(v9::Snapshot::open).collect::<Result<Vec<_>, _>>().map_err(bad)?;
+    let pieces = v9::layers(&snapshots.iter().collect::<Vec<_>>()).map_err(bad)?;
+    let last = snapshots.last().ok_or(Error::NoSnapshot)?;
+    last.require_known(&KNOWN).map_err(bad)?;
+    let identity = last.identity();
+    if (identity.architecture.as_str(), identity.ram_gpa) != (ARCHITECTURE, layout::RAM_BASE) {
+        let (architecture, ram) = (&identity.architecture, identity.ram_gpa);
+        return Err(Error::State {
+            part: "identity".into(),
+            reason: format!(
+                "its guest is {architecture} with RAM at {ram:#x}; this machine is {ARCHITECTURE} with RAM at {:#x}",
+                layout::RAM_BASE
+            ),
+        });
+    }
+    let engine = Engine::from_name(&identity.engine).ok_or_else(|| Error::State {
+        part: "identity".into(),
+        reason: format!("its engine is {:?}, which this version does not have", identity.engine),
+    })?;
+    let state = state_of(last, identity.vcpus)?;
+    let mut data = Vec::new();
+    for (file, snapshot) in files.iter().zip(&snapshots) {
+        let start = snapshot.ram_offset();
+        for extent in ram::data_extents(file, start..start + snapshot.identity().memory_bytes) {
+            let extent = extent.map_err(bad)?;
+            data.push(extent.start - start..extent.end - start);
+        }
+    }
+    let origin = Origin { kernel: identity.kernel, initramfs: identity.initramfs, id: last.id(), data };
+    let memory_bytes = identity.memory_bytes;
+
+    let mut files = files.into_iter();
+    let base = files.next().ok_or(Error::NoSnapshot)?;
+    let diffs = files.zip(snapshots.iter().skip(1)).enumerate().map(|(n, (file, snapshot))| {
+        let extents = pieces.iter().filter(|piece| piece.layer == n + 1).map(|piece| piece.ram.clone());
+        Diff { file, offset: snapshot.ram_offset(), extents: extents.collect() }
+    });
+    let backing = Backing { base, offset: snapshots[0].ram_offset(), diffs: diffs.collect() };
+    Ok(Opened { engine, memory_bytes, backing, state, origin })
+}
+
+fn state_of(snapshot: &v9::Snapshot, vcpus: u32) -> Result<State, Error> {
+    let section = |kind: &str, index: u32| {
+        let refused = |reason: String| Error::State { part: format!("section {kind} {index}"), reason };
+        match snapshot.section(kind, index) {
+            None => Err(refused("it is not there".into())),
+            Some(section) if section.version != VERSION => Err(refused(format!(
+                "it has version {}, and this release reads version {VERSION}",
+                section.version
+            ))),
+            Some(section) => Ok(section.data.clone()),
+        }
+    };
+    let devices = snapshot.sections().iter().filter(|section| section.kind == DEVICE).count() as u32;
+    Ok(State {
+        machine: section(MACHINE, 0)?,
+        interrupt_controller: section(INTERRUPT_CONTROLLER, 0)?,
+        vcpus: (0..vcpus).map(|index| section(VCPU, index)).collect::<Result<_, _>>()?,
+        devices: (0..devices).map(|index| section(DEVICE, index)).collect::<Result<_, _>>()?,
+    })
+}
+
+/// Writes all that needs the machine to stand still. `origin` is what the machine was restored from; with `diff` only
+/// what has changed since then is written. [`Writer::finish`] does the rest while the machine goes on.
+pub fn write(
+    paused: &Paused,
+    file: &File,
+    about: About,
+    page_map: Option<&PageMap>,
+    origin: Option<&Origin>,
+    diff: bool,
+) -> Result<Writer, Error> {
+    let state = paused.state()?;
+    let parent = match (diff, origin) {
+        (false, _) => None,
+        (true, Some(origin)) => Some(origin.id),
+        (true, None) => return Err(Error::NoParent),
+    };
+    let memory = paused.ram();
+    let identity = Identity {
+        architecture: ARCHITECTURE.into(),
+        engine: paused.engine().to_string(),
+        engine_version: VERSION,
+        cpu_features: Vec::new(),
+        kernel: about.kernel,
+        initramfs: about.initramfs,
+        image: about.image,
+        devices: state.devices.iter().map(|device| device_name(device)).collect::<Result<_, _>>()?,
+        vcpus: state.vcpus.len() as u32,
+        memory_bytes: memory.len() as u64,
+        ram_gpa: layout::RAM_BASE,
+        parent,
+        created_unix_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+    };
+    let section = |kind: &str, index: usize, required: bool, data: Vec<u8>| Section {
+        kind: kind.into(),
+        index: index as u32,
+        version: VERSION,
+        required,
+        data,
+    };
+    let mut sections = vec![
+        section(MACHINE, 0, true, state.machine),
+        section(INTERRUPT_CONTROLLER, 0, true, state.interrupt_controller),
+    ];
+    sections.extend(state.vcpus.into_iter().enumerate().map(|(n, data)| section(VCPU, n, true, data)));
+    sections.extend(state.devices.into_iter().enumerate().map(|(n, data)| section(DEVICE, n, true, data)));
+    sections.push(section(API, 0, false, about.api));
+    let mut writer = Writer::begin(file, &Metadata { identity, sections }).map_err(bad)?;
+
+    let touched =
+        page_map.map(|map| map.touched(memory.as_ptr() as u64, memory.len() as u64 / PAGE)).transpose()?;
+    let bytes = |pages: &Range<u64>| pages.start * PAGE..pages.end * PAGE;
+    match (diff, touched) {
+        (false, None) => writer.write_ram(memory),
+        // What the guest has not touched is as its files have it, and those hold nothing but zeros elsewhere.
+        (false, Some(touched)) => {
+            let there = touched.iter().map(|run| bytes(&run.pages));
+            let below = origin.map_or(&[][..], |origin| &origin.data);
+            writer.write_ram_within(memory, &pages::union(there, below.iter().cloned()))
+        }
+        (true, Some(touched)) => {
+            let written = touched.iter().filter(|run| run.written).map(|run| bytes(&run.pages));
+            writer.write_ram_pages(memory, &written.collect::<Vec<_>>())
+        }
+        // Nobody tells what was written, so everything may have been.
+        (true, None) => writer.write_ram_pages(memory, std::slice::from_ref(&(0..memory.len() as u64))),
+    }
+    .map_err(bad)?;
+    Ok(writer)
+}
+
+/// What a device is called in a snapshot's identity.
+fn device_name(state: &[u8]) -> Result<String, Error> {
+    let device: DeviceState = capture::decode("a device's state", state)?;
+    Ok(match device.id {
+        2 => "block".into(),
+        3 => "console".into(),
+        4 => "rng".into(),
+        19 => "vsock".into(),
+        id => format!("virtio-{id}"),
+    })
+}

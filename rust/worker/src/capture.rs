@@ -1,0 +1,90 @@
+//! Takes a snapshot of a guest that goes on afterwards.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use supermachine_machine::Machine;
+use supermachine_machine::pages::PageMap;
+use supermachine_machine::snapshot::{self, About, Origin};
+use supermachine_proto::agent::{BootCommand, BootEvent, Chunk};
+use supermachine_proto::worker::{Capture, Captured};
+use supermachine_snapshot::Digest32;
+
+use crate::boot::BootChannel;
+
+/// How long the agent may take to stop the guest's processes, or to let them go on.
+const AGENT: Duration = Duration::from_secs(10);
+
+/// Why no snapshot was taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the guest's agent did not {what} within {} s", AGENT.as_secs())]
+    Agent { what: &'static str },
+    #[error(transparent)]
+    Machine(#[from] supermachine_machine::Error),
+    #[error(transparent)]
+    Snapshot(#[from] supermachine_snapshot::Error),
+}
+
+/// What all snapshots of one VM have in common.
+pub struct Subject {
+    pub kernel: Digest32,
+    pub initramfs: Digest32,
+    pub page_map: Option<PageMap>,
+    pub origin: Option<Origin>,
+    /// Whether there is an agent that stops the guest's processes first.
+    pub agent: bool,
+}
+
+impl Subject {
+    /// Writes the snapshot to `file`.
+    pub fn capture(
+        &self,
+        machine: &Machine,
+        boot: &BootChannel,
+        request: Capture,
+        file: &File,
+    ) -> Result<Captured, Error> {
+        let began = Instant::now();
+        let mut steps = Vec::new();
+        let mut step = |name: &str| steps.push((name.to_owned(), nanoseconds(began)));
+        let ask = |command, answer, what| match !self.agent || boot.ask(&command, &answer, AGENT) {
+            true => Ok(()),
+            false => Err(Error::Agent { what }),
+        };
+        ask(BootCommand::Freeze, BootEvent::Frozen, "stop the guest's processes")?;
+        step("freeze");
+        let paused_at = Instant::now();
+        let written = self.write(machine, request, file);
+        let pause_ns = nanoseconds(paused_at);
+        step("ram");
+        // Whatever came of it, the guest goes on.
+        let thawed = ask(BootCommand::Thaw, BootEvent::Thawed, "let the guest's processes go on");
+        step("thaw");
+        let summary = written?.finish()?;
+        thawed?;
+        step("sync");
+        Ok(Captured { id: Chunk(summary.id.0.to_vec()), data_bytes: summary.data_bytes, pause_ns, steps })
+    }
+
+    /// Everything that the guest stands still for.
+    fn write(
+        &self,
+        machine: &Machine,
+        request: Capture,
+        file: &File,
+    ) -> Result<supermachine_snapshot::v9::Writer, supermachine_machine::Error> {
+        let about = About {
+            kernel: self.kernel,
+            initramfs: self.initramfs,
+            image: request.image,
+            api: request.api.0,
+        };
+        let paused = machine.pause()?;
+        snapshot::write(&paused, file, about, self.page_map.as_ref(), self.origin.as_ref(), request.diff)
+    }
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,159 @@
+//! From the start command to a machine: opens every file, confines the process, and only then looks at what is in them
+//! that a guest or a stranger may have written.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use supermachine_machine::pages::PageMap;
+use supermachine_machine::snapshot::{self, Origin};
+use supermachine_machine::{Config, Disk, Engine, Machine, Restore};
+use supermachine_proto::VERSION;
+use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Start};
+use supermachine_snapshot::Digest32;
+
+use crate::confine;
+use crate::session::Ended;
+
+/// What zstd may decompress a kernel or an initramfs to.
+const MAX_BOOT_FILE: usize = 256 << 20;
+const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+
+/// A machine that has not run yet, and what later snapshots of it need.
+pub struct Built {
+    pub machine: Machine,
+    pub page_map: Option<PageMap>,
+    /// BLAKE3 of the files that the guest booted, as they are on disk.
+    pub kernel: Digest32,
+    pub initramfs: Digest32,
+    /// What it was restored from.
+    pub origin: Option<Origin>,
+    /// Snapshot files in use: the lock on each lasts as long as it is open.
+    pub leases: Vec<File>,
+}
+
+/// Makes the machine, saying after each step what has been done.
+pub fn build(start: &Start, step: &mut impl FnMut(&str)) -> Result<Built, Ended> {
+    if start.version != VERSION {
+        let message = format!("the worker speaks version {VERSION} and the API {}", start.version);
+        return Err(Ended::bad(message));
+    }
+    let mut disks = Vec::new();
+    for disk in &start.disks {
+        let file = File::options().read(true).write(!disk.read_only).open(&disk.path);
+        let file = file.map_err(|e| Ended::bad(format!("{} cannot be opened: {e}", disk.path.display())))?;
+        disks.push(Disk { file, read_only: disk.read_only });
+    }
+    let page_map = PageMap::open();
+    let engine = match start.engine {
+        worker::Engine::Hvf => Engine::Hvf,
+        worker::Engine::Kvm => Engine::Kvm,
+        worker::Engine::Soft => Engine::Soft,
+    };
+    match &start.source {
+        Source::Boot(boot) => self::boot(engine, boot, disks, page_map, step),
+        Source::Restore(restore) => self::restore(engine, restore, disks, page_map, step),
+    }
+}
+
+fn boot(
+    engine: Engine,
+    boot: &Boot,
+    disks: Vec<Disk>,
+    page_map: Option<PageMap>,
+    step: &mut impl FnMut(&str),
+) -> Result<Built, Ended> {
+    let read = |path: &Path| fs::read(path).map_err(|e| unreadable(path, e));
+    let kernel = read(&boot.kernel)?;
+    let initramfs = if boot.initramfs.as_os_str().is_empty() { Vec::new() } else { read(&boot.initramfs)? };
+    confine()?;
+    let (kernel_digest, initramfs_digest) = (Digest32::of(&kernel), Digest32::of(&initramfs));
+    let machine = Machine::new(Config {
+        engine,
+        memory_bytes: boot.memory_bytes,
+        vcpus: boot.vcpus,
+        kernel: decompressed(&boot.kernel, kernel)?,
+        initramfs: decompressed(&boot.initramfs, initramfs)?,
+        cmdline: boot.cmdline.clone(),
+        disks,
+    })
+    .map_err(|e| Ended::bad(e.to_string()))?;
+    step("machine");
+    let (kernel, initramfs) = (kernel_digest, initramfs_digest);
+    Ok(Built { machine, page_map, kernel, initramfs, origin: None, leases: Vec::new() })
+}
+
+fn restore(
+    engine: Engine,
+    restore: &worker::Restore,
+    disks: Vec<Disk>,
+    page_map: Option<PageMap>,
+    step: &mut impl FnMut(&str),
+) -> Result<Built, Ended> {
+    let mut files = Vec::new();
+    for path in &restore.files {
+        let file = File::open(path).map_err(|e| unreadable(path, e))?;
+        lease(&file).map_err(|e| unreadable(path, e))?;
+        files.push(file);
+    }
+    let leases = files.iter().map(File::try_clone).collect::<io::Result<_>>();
+    let leases = leases.map_err(|e| Ended::bad(format!("a snapshot cannot be kept open: {e}")))?;
+    confine()?;
+    step("open");
+    let refused = |e: supermachine_machine::Error| Ended::new(ExitReason::BadSnapshot, e.to_string());
+    let opened = snapshot::open(files).map_err(refused)?;
+    if opened.engine != engine {
+        let message = format!(
+            "the snapshot was taken on the {} engine and cannot go on with {engine}; name its own engine",
+            opened.engine
+        );
+        return Err(Ended::new(ExitReason::BadSnapshot, message));
+    }
+    let mut generation = [0; 16];
+    let entropy = &restore.identity.entropy.0;
+    let fresh = entropy.get(entropy.len().saturating_sub(generation.len())..).unwrap_or_default();
+    generation[..fresh.len()].copy_from_slice(fresh);
+    let (memory_bytes, memory, state) = (opened.memory_bytes, opened.backing, opened.state);
+    let made = Restore { engine, memory_bytes, memory, state, disks, generation };
+    let machine = Machine::restore(made, &mut *step).map_err(refused)?;
+    let origin = opened.origin;
+    let (kernel, initramfs) = (origin.kernel, origin.initramfs);
+    Ok(Built { machine, page_map, kernel, initramfs, origin: Some(origin), leases })
+}
+
+/// Keeps a snapshot from being deleted by who asks for the lock before deleting: it is shared with other VMs, and held
+/// until the file is closed.
+fn lease(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open; the call takes no pointers.
+    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn confine() -> Result<(), Ended> {
+    confine::confine().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))
+}
+
+fn unreadable(path: &Path, error: io::Error) -> Ended {
+    Ended::bad(format!("{} cannot be read: {error}", path.display()))
+}
+
+/// A kernel or initramfs, decompressed when it is compressed.
+fn decompressed(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, Ended> {
+    if !bytes.starts_with(&ZSTD_MAGIC) {
+        return Ok(bytes);
+    }
+    let size = zstd::bulk::Decompressor::upper_bound(&bytes).unwrap_or(MAX_BOOT_FILE).min(MAX_BOOT_FILE);
+    zstd::bulk::decompress(&bytes, size).map_err(|e| unreadable(path, e))
+}
+
+/// The machine's view of a working set.
+pub fn page_ranges(ranges: &[PageRange]) -> Vec<supermachine_machine::pages::Touched> {
+    let run = |range: &PageRange| supermachine_machine::pages::Touched {
+        pages: range.start..range.start.saturating_add(range.count),
+        written: range.written,
+    };
+    ranges.iter().map(run).collect()
+}

@@ -1,0 +1,155 @@
+//! A worker process with a real guest, as the API drives it.
+#![allow(dead_code)] // each test program uses a part of it
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, Stdio};
+use std::time::Duration;
+
+use supermachine_proto::agent::{
+    Chunk, Configure, FileCommand, FileReply, Identity, REQUEST_PORT, Request, Root,
+};
+use supermachine_proto::worker::{Boot, Command, Engine, Event, Source, Start};
+use supermachine_proto::{VERSION, frame};
+
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+pub struct Worker {
+    pub process: Child,
+    pub control: UnixStream,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn guest_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest/aarch64").join(name)
+}
+
+/// The guest files that ship with the project, on the initramfs as its root.
+pub fn boot() -> Boot {
+    Boot {
+        kernel: guest_file("Image.zst"),
+        initramfs: guest_file("initramfs.cpio.zst"),
+        cmdline: String::new(),
+        memory_bytes: 256 << 20,
+        vcpus: 1,
+        configure: Configure {
+            identity: identity("tested"),
+            root: Root::Initramfs,
+            nameservers: vec![],
+            upper_bytes: 0,
+            mounts: vec![],
+        },
+    }
+}
+
+pub fn identity(hostname: &str) -> Identity {
+    Identity {
+        hostname: hostname.into(),
+        machine_id: [1; 16],
+        entropy: Chunk::from(vec![2; 64]),
+        wall_clock_ns: 0,
+    }
+}
+
+pub fn start() -> Start {
+    Start {
+        version: VERSION,
+        engine: Engine::Soft,
+        source: Source::Boot(Box::new(boot())),
+        disks: vec![],
+        boot_timeout_ms: DEADLINE.as_millis() as u64,
+        agent: true,
+    }
+}
+
+impl Worker {
+    pub fn spawn(start: Start) -> Self {
+        let (control, theirs) = UnixStream::pair().unwrap();
+        control.set_read_timeout(Some(DEADLINE)).unwrap();
+        let process = Process::new(env!("CARGO_BIN_EXE_supermachine-worker"))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .unwrap();
+        let mut worker = Self { process, control };
+        worker.send(&Command::Start(Box::new(start)));
+        worker
+    }
+
+    pub fn ready(start: Start) -> Self {
+        let mut worker = Self::spawn(start);
+        match worker.event() {
+            Event::Ready(timings) => eprintln!("{timings:?}"),
+            other => panic!("{other:?}"),
+        }
+        worker
+    }
+
+    pub fn send(&mut self, command: &Command) {
+        frame::write(&mut self.control, command).unwrap();
+    }
+
+    pub fn event(&mut self) -> Event {
+        frame::read(&mut self.control).unwrap().expect("the worker has a last word")
+    }
+
+    /// A connection on which file commands are served.
+    pub fn files(&mut self) -> UnixStream {
+        let mut stream = self.connect();
+        frame::write(&mut stream, &Request::Files).unwrap();
+        stream
+    }
+
+    pub fn connect(&mut self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut bytes = Vec::new();
+        frame::encode(&Command::Connect { port: REQUEST_PORT }, &mut bytes).unwrap();
+        send_with_fd(&self.control, &bytes, theirs.as_raw_fd()).unwrap();
+        ours.set_read_timeout(Some(DEADLINE)).unwrap();
+        ours
+    }
+}
+
+pub fn send_with_fd(stream: &UnixStream, bytes: &[u8], fd: i32) -> io::Result<()> {
+    let mut control = [0_u64; 8];
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all zeros is a valid msghdr; it then describes `bytes` and `control`, which outlive sendmsg.
+    unsafe {
+        let mut message: libc::msghdr = MaybeUninit::zeroed().assume_init();
+        message.msg_iov = &mut iov;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let header = libc::CMSG_FIRSTHDR(&message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd);
+        if libc::sendmsg(stream.as_raw_fd(), &message, 0) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+pub fn files(stream: &mut UnixStream, command: &FileCommand) -> FileReply {
+    frame::write(stream, command).unwrap();
+    frame::read(stream).unwrap().unwrap()
+}
+
+/// The whole of a small file.
+pub fn read(stream: &mut UnixStream, path: &str) -> Vec<u8> {
+    let path = Chunk::from(path.as_bytes().to_vec());
+    let reply = files(stream, &FileCommand::Read { path, offset: 0, length: 0 });
+    let FileReply::Data(data) = reply else { panic!("{reply:?}") };
+    assert_eq!(frame::read(stream).unwrap(), Some(FileReply::Done));
+    data.0
+}

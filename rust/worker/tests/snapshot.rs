@@ -1,0 +1,105 @@
+//! A guest is captured while it goes on, and restored in another worker as a guest with an identity of its own.
+
+mod common;
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use common::{Worker, boot, files, identity, read, send_with_fd, start};
+use supermachine_proto::agent::{Chunk, FileCommand, FileReply, WriteMode};
+use supermachine_proto::frame;
+use supermachine_proto::worker::{
+    Boot, Capture, Captured, Command, Event, ExitReason, Restore, Source, Start,
+};
+
+/// Takes a snapshot of a running guest into `path`.
+fn capture(worker: &mut Worker, path: &Path, diff: bool) -> Captured {
+    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    let request = Capture { diff, image: None, api: Chunk::from(b"ours".to_vec()) };
+    let mut bytes = Vec::new();
+    frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
+    send_with_fd(&worker.control, &bytes, file.as_raw_fd()).unwrap();
+    match worker.event() {
+        Event::Captured(captured) => captured,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn restoring(files: &[PathBuf], hostname: &str) -> Start {
+    let restore = Restore { files: files.into(), identity: identity(hostname), working_set: vec![] };
+    Start { source: Source::Restore(Box::new(restore)), ..start() }
+}
+
+fn write(worker: &mut Worker, path: &str, text: &str) {
+    let mut stream = worker.files();
+    let path = Chunk::from(path.as_bytes().to_vec());
+    let open = FileCommand::Write { path, mode: 0o600, how: WriteMode::Truncate };
+    assert_eq!(files(&mut stream, &open), FileReply::Done);
+    frame::write(&mut stream, &FileCommand::WriteData(Chunk::from(text.as_bytes().to_vec()))).unwrap();
+    assert_eq!(files(&mut stream, &FileCommand::WriteEnd), FileReply::Done);
+}
+
+fn contents(worker: &mut Worker, path: &str) -> String {
+    String::from_utf8(read(&mut worker.files(), path)).unwrap()
+}
+
+fn captured_and_restored(vcpus: u32) {
+    let place = tempfile::tempdir().unwrap();
+    let [base, diff] = ["base", "diff"].map(|name| place.path().join(name));
+    let source = Source::Boot(Box::new(Boot { vcpus, ..boot() }));
+    let mut original = Worker::ready(Start { source, ..start() });
+    write(&mut original, "/state", "before");
+    let captured = capture(&mut original, &base, false);
+    assert_eq!(captured.id.0.len(), 32);
+    assert!(captured.data_bytes > 1 << 20 && captured.data_bytes < 128 << 20, "{captured:?}");
+    write(&mut original, "/state", "after");
+    assert_eq!(contents(&mut original, "/state"), "after");
+
+    let mut clone = Worker::ready(restoring(std::slice::from_ref(&base), "first"));
+    assert_eq!(contents(&mut clone, "/state"), "before");
+    assert_eq!(contents(&mut clone, "/proc/sys/kernel/hostname"), "first\n");
+    write(&mut clone, "/state", "in the clone");
+    let changed = capture(&mut clone, &diff, true);
+    assert!(changed.data_bytes < captured.data_bytes, "{changed:?} {captured:?}");
+
+    let mut other = Worker::ready(restoring(&[base, diff], "second"));
+    assert_eq!(contents(&mut other, "/state"), "in the clone");
+    assert_eq!(contents(&mut other, "/proc/sys/kernel/hostname"), "second\n");
+    assert_eq!(contents(&mut original, "/state"), "after");
+    let random = "/proc/sys/kernel/random/uuid";
+    assert_ne!(contents(&mut clone, random), contents(&mut other, random));
+
+    // A clone of a clone that is captured whole has lost nothing.
+    let whole = place.path().join("whole");
+    capture(&mut other, &whole, false);
+    let mut last = Worker::ready(restoring(&[whole], "third"));
+    assert_eq!(contents(&mut last, "/state"), "in the clone");
+}
+
+#[test]
+fn a_guest_goes_on_after_its_capture_and_again_in_its_clones() {
+    captured_and_restored(1);
+}
+
+#[test]
+fn a_guest_of_two_vcpus_goes_on_in_its_clones() {
+    captured_and_restored(2);
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_used_is_refused_by_what_is_wrong_with_it() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("cut");
+    std::fs::write(&path, b"SMSNAP").unwrap();
+    let said = |start: Start| match Worker::spawn(start).event() {
+        Event::Exited { reason, message, .. } => (reason, message),
+        other => panic!("{other:?}"),
+    };
+    let (reason, message) = said(restoring(&[path], "x"));
+    assert_eq!(reason, ExitReason::BadSnapshot, "{message}");
+    let (reason, message) = said(restoring(&["/nowhere/snapshot".into()], "x"));
+    assert_eq!(reason, ExitReason::BadConfiguration);
+    assert!(message.contains("/nowhere/snapshot"), "{message}");
+    assert_eq!(said(restoring(&[], "x")).0, ExitReason::BadSnapshot);
+}
