@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use supermachine_devices::state::TransportState;
 use supermachine_engine::Engine;
+use supermachine_engine::arm64::features;
 use supermachine_engine::arm64::state::Clock;
 
 use crate::bus::Window;
@@ -80,8 +81,19 @@ impl Machine {
         Ok(Paused { machine: self, windows: windows.collect() })
     }
 
+    /// Features of the first vCPU, which are those of all.
+    fn cpu_features(&self) -> Result<Vec<String>, Error> {
+        let features = self.vcpus.on_each(DEADLINE, |_, vcpu| vcpu.features())?;
+        Ok(features.into_iter().next().unwrap_or_default())
+    }
+
     /// Takes over a snapshot's state; the vCPUs are paused and have not run.
-    pub(crate) fn take_over(&self, state: &State, step: &mut impl FnMut(&str)) -> Result<(), Error> {
+    pub(crate) fn take_over(
+        &self,
+        state: &State,
+        cpu_features: &[String],
+        step: &mut impl FnMut(&str),
+    ) -> Result<(), Error> {
         let common: Common = decode("machine state", &state.machine)?;
         if common.power.len() != state.vcpus.len() {
             let (powers, vcpus) = (common.power.len(), state.vcpus.len());
@@ -102,6 +114,10 @@ impl Machine {
         // All vCPUs exist once their threads wait: the interrupt controller's state names each of them.
         if !self.vcpus.pause(DEADLINE) {
             return Err(Error::Unresponsive);
+        }
+        let missing = features::missing(cpu_features, &self.cpu_features()?);
+        if !missing.is_empty() {
+            return Err(Error::CpuFeatures { missing: missing.join(", ") });
         }
         self.vm.set_gic_state(&state.interrupt_controller)?;
         step("gic");
@@ -130,6 +146,11 @@ impl Machine {
 }
 
 impl Paused<'_> {
+    /// Features of the CPU that the guest may rely on.
+    pub fn cpu_features(&self) -> Result<Vec<String>, Error> {
+        self.machine.cpu_features()
+    }
+
     /// Everything but the RAM.
     pub fn state(&self) -> Result<State, Error> {
         let machine = self.machine;

@@ -58,6 +58,11 @@ pub enum Error {
     Engine(#[from] supermachine_engine::Error),
     #[error("the vCPUs did not leave the guest in time, or the machine has stopped")]
     Unresponsive,
+    #[error(
+        "the CPU lacks what the snapshot's guest may rely on: {missing}; restore it on a CPU like the one that it was \
+         taken on, or take a new one here"
+    )]
+    CpuFeatures { missing: String },
     #[error("the snapshot's {part} cannot be taken over: {reason}")]
     State { part: String, reason: String },
     #[error(transparent)]

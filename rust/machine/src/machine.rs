@@ -114,6 +114,8 @@ pub struct Restore {
     pub memory_bytes: u64,
     pub memory: Backing,
     pub state: State,
+    /// Those that the guest may rely on.
+    pub cpu_features: Vec<String>,
     /// Those that the machine had.
     pub disks: Vec<Disk>,
     /// A new VM generation id: what tells the guest's kernel that it is another machine now.
@@ -161,7 +163,7 @@ impl Machine {
         let parts = Parts::new(restore.engine, vcpus, memory, restore.disks)?;
         parts.memory.set_generation(restore.generation);
         let machine = parts.assemble(restore.engine, vcpus)?;
-        machine.take_over(&state, &mut step)?;
+        machine.take_over(&state, &restore.cpu_features, &mut step)?;
         let vmgenid = layout::spi_intid(layout::VMGENID_SPI);
         machine.vm.set_spi(vmgenid, true);
         machine.vm.set_spi(vmgenid, false);

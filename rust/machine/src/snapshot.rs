@@ -43,6 +43,7 @@ pub struct Opened {
     pub memory_bytes: u64,
     pub backing: Backing,
     pub state: State,
+    pub cpu_features: Vec<String>,
     pub origin: Origin,
 }
 
@@ -92,7 +93,7 @@ pub fn open(files: Vec<File>) -> Result<Opened, Error> {
         }
     }
     let origin = Origin { kernel: identity.kernel, initramfs: identity.initramfs, id: last.id(), data };
-    let memory_bytes = identity.memory_bytes;
+    let (memory_bytes, cpu_features) = (identity.memory_bytes, identity.cpu_features.clone());
 
     let mut files = files.into_iter();
     let base = files.next().ok_or(Error::NoSnapshot)?;
@@ -101,7 +102,7 @@ pub fn open(files: Vec<File>) -> Result<Opened, Error> {
         Diff { file, offset: snapshot.ram_offset(), extents: extents.collect() }
     });
     let backing = Backing { base, offset: snapshots[0].ram_offset(), diffs: diffs.collect() };
-    Ok(Opened { engine, memory_bytes, backing, state, origin })
+    Ok(Opened { engine, memory_bytes, backing, state, cpu_features, origin })
 }
 
 fn state_of(snapshot: &v9::Snapshot, vcpus: u32) -> Result<State, Error> {
@@ -146,7 +147,7 @@ pub fn write(
         architecture: ARCHITECTURE.into(),
         engine: paused.engine().to_string(),
         engine_version: VERSION,
-        cpu_features: Vec::new(),
+        cpu_features: paused.cpu_features()?,
         kernel: about.kernel,
         initramfs: about.initramfs,
         image: about.image,

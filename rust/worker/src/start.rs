@@ -115,7 +115,8 @@ fn restore(
     let fresh = entropy.get(entropy.len().saturating_sub(generation.len())..).unwrap_or_default();
     generation[..fresh.len()].copy_from_slice(fresh);
     let (memory_bytes, memory, state) = (opened.memory_bytes, opened.backing, opened.state);
-    let made = Restore { engine, memory_bytes, memory, state, disks, generation };
+    let cpu_features = opened.cpu_features;
+    let made = Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation };
     let machine = Machine::restore(made, &mut *step).map_err(refused)?;
     let origin = opened.origin;
     let (kernel, initramfs) = (origin.kernel, origin.initramfs);

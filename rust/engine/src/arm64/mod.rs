@@ -1,5 +1,6 @@
 //! The arm64 machine's view of an engine: a VM and its vCPUs with the shape of Hypervisor.framework.
 
+pub mod features;
 pub mod state;
 
 use std::ptr::NonNull;
@@ -128,6 +129,11 @@ pub trait Vcpu {
     fn set_vtimer_mask(&mut self, masked: bool) -> Result<()>;
     /// Guest instructions run so far; 0 where the engine does not count.
     fn instructions(&self) -> u64;
+
+    /// Features that a guest may have come to rely on, as [`features::missing`] compares them.
+    fn features(&self) -> Vec<String> {
+        features::features(self)
+    }
 
     /// Everything that a snapshot holds of this vCPU, in the engine's own encoding.
     fn save(&self) -> Result<Vec<u8>> {
