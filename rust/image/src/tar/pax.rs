@@ -1,5 +1,7 @@
 //! pax extended header records (POSIX.1-2017, pax(1), "pax Extended Header").
 
+use std::collections::BTreeMap;
+
 use super::DataRun;
 
 /// Key and value of each record, in order, the last of a key counting; sparse map records repeat their keys.
@@ -84,9 +86,17 @@ impl Records {
         parse_time(value).ok_or_else(|| malformed(key, value))
     }
 
+    /// Extended attributes by name. One without a value is none, as every empty record (pax(1), and so in Go's
+    /// archive/tar, whose readers are those of other tools).
     pub(crate) fn xattrs(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let named = |(k, v): &(Vec<u8>, Vec<u8>)| Some((k.strip_prefix(XATTR)?.to_vec(), v.clone()));
-        self.list.iter().filter_map(named).filter(|(name, _)| !name.is_empty()).collect()
+        let mut found = BTreeMap::new();
+        for (key, value) in &self.list {
+            if let Some(name) = key.strip_prefix(XATTR).filter(|name| !name.is_empty()) {
+                found.insert(name, value);
+            }
+        }
+        found.retain(|_, value| !value.is_empty());
+        found.into_iter().map(|(name, value)| (name.to_vec(), value.clone())).collect()
     }
 }
 
@@ -145,8 +155,17 @@ mod tests {
     }
 
     #[test]
+    fn an_attribute_counts_once_and_not_without_a_value() {
+        let record = |text: &str| format!("{} {text}\n", text.len() + 4);
+        let data = ["user.a=1", "user.b=2", "user.a=3", "user.b=", "user.c="]
+            .map(|x| record(&format!("SCHILY.xattr.{x}")));
+        let records = Records::parse(data.concat().as_bytes()).unwrap();
+        assert_eq!(records.xattrs(), [(b"user.a".to_vec(), b"3".to_vec())]);
+    }
+
+    #[test]
     fn records() {
-        let r = Records::parse(b"9 path=a\n10 size=12\n8 path=\n").unwrap();
+        let r = Records::parse(b"9 path=a\n11 size=12\n8 path=\n").unwrap();
         assert_eq!(r.get(b"path"), None, "an empty value takes the key back");
         assert_eq!(r.size(b"size", 0), Ok(12));
         for bad in [&b"9 path=a"[..], b"x path=a\n", b"99 path=a\n", b"5 =a\n", b"0 path=a\n", b"9path=ab\n"]
