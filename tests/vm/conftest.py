@@ -1,28 +1,85 @@
-"""Real guests on real images: the demo's busybox, and a Python made from Debian's packages by real tools."""
+"""Real guests on real images: the demo's busybox, and what real tools make of Debian's packages for arm64."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from supermachine import VM
 
+from . import layers
+
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
-TOOLS = ("mmdebstrap", "umoci")
-PACKAGES = "python3,libpython3.11-testsuite,busybox-static,base-files,netbase"
+PACKAGES = "python3,dash,libpython3.11-testsuite,busybox-static,base-files,base-passwd,netbase"
+
+#: base-passwd's own script would make these; nothing of the image runs while it is made.
+PASSWD = 'for f in passwd group; do cp "$1/usr/share/base-passwd/$f.master" "$1/etc/$f"; done'
+
+
+def require(*tools: str) -> None:
+    """Skips where a tool is missing; in continuous integration that is a failure."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing and "CI" in os.environ:
+        pytest.fail(f"{', '.join(missing)} must be there in CI")
+    if missing:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+
+
+def require_root(what: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip(f"{what} needs root")
+
+
+def tool(*command: str | Path, timeout: float = 600) -> str:
+    """Runs a tool of the host's, which must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def packages(target: Path, include: str) -> Path:
+    """A tar of Debian's packages for arm64, unpacked and not configured: no foreign code runs for it."""
+    require("mmdebstrap")
+    hooks = ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--extract-hook={PASSWD}"]
+    how = ["--quiet", "--variant=extract", "--architectures=arm64", f"--include={include}", *hooks]
+    tool("mmdebstrap", *how, "bookworm", target)
+    return target
+
+
+def umoci_layout(layout: Path, tars: list[Path], *config: str) -> str:
+    """An OCI layout of these layers, packed by umoci; gives the image's name as umoci takes it."""
+    require("umoci")
+    image = f"{layout}:latest"
+    tool("umoci", "init", "--layout", layout)
+    tool("umoci", "new", "--image", image)
+    for tar in tars:
+        tool("umoci", "raw", "add-layer", "--image", image, tar)
+    tool("umoci", "config", "--image", image, "--architecture", "arm64", "--os", "linux", *config)
+    return image
+
+
+def check_images(cache: Path) -> int:
+    """Has erofs-utils look at every root file system in a cache; gives their number."""
+    images = sorted((cache / "rootfs").glob("*.erofs")) if (cache / "rootfs").is_dir() else []
+    if shutil.which("fsck.erofs") is not None:
+        for image in images:
+            tool("fsck.erofs", image)
+    return len(images)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of this run's own."""
+    """A cache of this run's own. At the end every image in it must be sound in the eyes of fsck.erofs."""
     path = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUPERMACHINE_CACHE", str(path))
         yield path
+    require("fsck.erofs")
+    assert check_images(path) > 0
 
 
 @pytest.fixture(scope="session")
@@ -39,27 +96,43 @@ def guest(busybox: str) -> Iterator[VM]:
 
 
 @pytest.fixture(scope="session")
-def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OCI layout with Debian's Python for arm64, its own tests included; packed by umoci."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing and "CI" in os.environ:
-        pytest.fail(f"{', '.join(missing)} must be there in CI")
-    if missing:
-        pytest.skip(f"{', '.join(missing)} is not installed")
-    place = tmp_path_factory.mktemp("debian")
-    rootfs, layout = place / "rootfs.tar", place / "oci"
-    image = f"{layout}:latest"
-    config = ["--architecture", "arm64", "--os", "linux", "--config.cmd", "python3", "--config.workingdir", "/srv"]
-    config += ["--config.env", "PATH=/usr/bin:/bin", "--config.env", "GREETING=good day", "--config.user", "www-data"]
-    commands = [
-        ["mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64", f"--include={PACKAGES}",
-         "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", "bookworm", str(rootfs)],
-        ["umoci", "init", "--layout", str(layout)],
-        ["umoci", "new", "--image", image],
-        ["umoci", "raw", "add-layer", "--image", image, str(rootfs)],
-        ["umoci", "config", "--image", image, *config],
-    ]  # fmt: skip
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stderr
+def debian_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian's Python for arm64, its own tests included."""
+    return packages(tmp_path_factory.mktemp("debian") / "rootfs.tar", PACKAGES)
+
+
+@pytest.fixture(scope="session")
+def debian(debian_tar: Path) -> Path:
+    """An OCI layout with Debian's Python, packed by umoci."""
+    layout = debian_tar.parent / "oci"
+    config = ["--config.cmd", "python3", "--config.workingdir", "/srv", "--config.user", "www-data"]
+    config += ["--config.env", "PATH=/usr/bin:/bin", "--config.env", "GREETING=good day"]
+    umoci_layout(layout, [debian_tar], *config)
     return layout
+
+
+@pytest.fixture(scope="session")
+def everything(debian_tar: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image that holds one of everything, over Debian's Python; its name as umoci takes it."""
+    place = tmp_path_factory.mktemp("everything")
+    tars = [debian_tar, place / "kinds.tar", place / "changes.tar", place / "gnu.tar", place / "pax.tar"]
+    layers.kinds(tars[1])
+    layers.changes(tars[2])
+    layers.gnu(tars[3])
+    layers.pax_sparse(tars[4], place)
+    return umoci_layout(place / "oci", tars, "--config.cmd", "python3")
+
+
+Unpack = Callable[[str, Path], Path]
+
+
+@pytest.fixture(scope="session")
+def unpack() -> Unpack:
+    """`umoci unpack`: what other tools make of an image."""
+
+    def run(image: str, bundle: Path) -> Path:
+        require_root("umoci unpack with owners and devices")
+        tool("umoci", "unpack", "--image", image, bundle)
+        return bundle / "rootfs"
+
+    return run
