@@ -16,6 +16,11 @@ impl<'a> Cursor<'a> {
         Self { section, bytes, at: 0, base }
     }
 
+    /// The same, for another part of the file.
+    pub fn renamed(self, section: &'a str) -> Self {
+        Self { section, ..self }
+    }
+
     /// Offset in the file of what is read next.
     pub fn offset(&self) -> u64 {
         self.base + self.at as u64
@@ -56,6 +61,10 @@ impl<'a> Cursor<'a> {
 
     pub fn u64(&mut self) -> Result<u64> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    pub fn u128(&mut self) -> Result<u128> {
+        self.array().map(u128::from_le_bytes)
     }
 
     /// An unsigned LEB128 number in its shortest form.

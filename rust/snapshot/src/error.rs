@@ -48,7 +48,7 @@ pub enum Error {
     )]
     UnknownSection { kind: String, index: u32, version: u32 },
     /// A register of a version 8 file that is unknown, doubled or missing.
-    #[error("vCPU {vcpu}: {reason}", reason = reason)]
+    #[error("vCPU {vcpu}, at byte {offset} of the file: {reason}")]
     Register { vcpu: u32, offset: u64, reason: String },
     /// The members of a chain do not belong together.
     #[error("snapshot {position} of the chain: {reason}")]
