@@ -1,0 +1,42 @@
+"""`python -m benches`: measures, and writes results.json and results.md into the directory given."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from . import comparison, guests, product, report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default %(default)s)")
+    parser.add_argument("--only", default="", help="cases of the comparison whose name contains this")
+    parser.add_argument("--skip-product", action="store_true", help="the software CPU alone")
+    parser.add_argument("--place", type=Path, default=guests.ROOT / "target" / "bench", help="for guests and results")
+    args = parser.parse_args()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    build = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "supermachine-soft", "--example", "boot"]
+    subprocess.run(build, check=True, cwd=guests.ROOT)
+    guest = guests.build(args.place)
+    results: report.Results = {"environment": report.environment(args.repeats)}
+    results["comparison"] = comparison.compare(args.place, guest, args.repeats, args.only, say)
+    if not args.only:
+        results["start_and_end"] = comparison.start_and_end(args.place, guest, args.repeats)
+        results["instruction_rates"] = comparison.instruction_rates(args.place, guest, args.repeats)
+    if not args.skip_product and not args.only:
+        results["product"] = product.measure(args.repeats, say)
+    (args.place / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    text = report.markdown(results)
+    (args.place / "results.md").write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

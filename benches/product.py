@@ -1,0 +1,87 @@
+"""The product through its Python interface and its command: start, memory, idle."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import supermachine
+
+from .guests import ROOT
+from .machines import cpu_seconds
+
+IMAGE = str(ROOT / "demo" / "busybox.oci.tar")
+MEMORY = 256 << 20
+#: Seconds that an idle guest is watched.
+IDLE = 10.0
+#: Work that reaches much of a guest's code, before its worker's memory is looked at.
+WORK = "ls -lR / >/dev/null; sha256sum /bin/busybox; head -c 8000000 /dev/zero | gzip | gunzip | md5sum; awk 'BEGIN{}'"
+
+
+def _worker() -> int:
+    """The process id of this process's only worker."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (process / "status").read_text()
+        except OSError:
+            continue
+        if f"\nPPid:\t{os.getpid()}\n" in text and text.startswith("Name:\tsupermachine-wo"):
+            return int(process.name)
+    raise RuntimeError("the worker of a running VM was not found among this process's children")
+
+
+def _memory_beyond_ram(pid: int) -> float:
+    """MiB that are resident beside the guest's RAM, which is the one mapping of its size."""
+    total, counts = 0, True
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            start, end = (int(x, 16) for x in first.split("-"))
+            counts = end - start < MEMORY
+        elif first == "Rss:" and counts:
+            total += int(rest[0])
+    return total / 1024
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure(repeats: int, say: Callable[[str], None]) -> dict[str, float]:
+    """Everything, on the image that ships with the project."""
+    command = Path(sys.executable).with_name("supermachine")
+    arguments = [str(command), "run", IMAGE, "--", "true"]
+    subprocess.run(arguments, check=True, capture_output=True)
+    starts, commands, whole = [], [], []
+    for n in range(repeats):
+        vm = supermachine.VM(IMAGE, memory=MEMORY)
+        starts.append(_seconds(vm.start))
+        try:
+            commands.append(_seconds(functools.partial(vm.run, ["true"], check=True)))
+        finally:
+            vm.kill()
+        whole.append(_seconds(lambda: subprocess.run(arguments, check=True, capture_output=True)))
+        say(f"product {n + 1}/{repeats}: start {starts[-1]:.3f} s, whole command {whole[-1]:.3f} s")
+    with supermachine.VM(IMAGE, memory=MEMORY) as vm:
+        pid = _worker()
+        time.sleep(1)
+        before = cpu_seconds(pid)
+        time.sleep(IDLE)
+        idle = (cpu_seconds(pid) - before) / IDLE
+        vm.run(["sh", "-c", WORK], check=True, capture_output=True)
+        memory = _memory_beyond_ram(pid)
+    return {
+        "start_s": median(starts),
+        "command_in_running_vm_s": median(commands),
+        "run_command_s": median(whole),
+        "memory_beyond_ram_mib": memory,
+        "idle_cpu_percent": idle * 100,
+    }
