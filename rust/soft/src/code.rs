@@ -31,12 +31,36 @@ impl Hasher for PageHasher {
 }
 
 /// For each instruction of a page, one more than the index of the first operation of the block there; 0 for none.
-type Page = Box<[u32; 1024]>;
+type Page = [u32; 1024];
+
+/// A page in the code cache.
+#[derive(Clone, Copy)]
+pub(crate) struct PageRef(*mut Page);
+
+impl PageRef {
+    pub const NONE: Self = Self(std::ptr::null_mut());
+}
+
+/// Owns the page that references point at.
+struct OwnedPage(PageRef);
+
+impl OwnedPage {
+    fn new() -> Self {
+        Self(PageRef(Box::into_raw(Box::new([0; 1024]))))
+    }
+}
+
+impl Drop for OwnedPage {
+    fn drop(&mut self) {
+        // SAFETY: the pointer is a box's, made in `new` and freed only here.
+        drop(unsafe { Box::from_raw(self.0.0) });
+    }
+}
 
 pub(crate) struct CodeCache {
     /// Never grows beyond its first capacity, so that pointers into it hold until `clear`.
     ops: Vec<Op>,
-    pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
+    pages: HashMap<u64, OwnedPage, BuildHasherDefault<PageHasher>>,
     block: Block,
 }
 
@@ -45,8 +69,15 @@ impl CodeCache {
         Self { ops: Vec::with_capacity(CAPACITY), pages: HashMap::default(), block: Block::default() }
     }
 
-    pub fn get(&self, pa: u64) -> Option<P> {
-        let at = self.pages.get(&(pa >> 12))?[(pa >> 2) as usize & 1023];
+    /// The page at physical address `pa`. The reference holds until the page is removed or all is cleared.
+    pub fn page(&mut self, pa: u64) -> PageRef {
+        self.pages.entry(pa >> 12).or_insert_with(OwnedPage::new).0
+    }
+
+    /// The block at this address in its page.
+    pub fn get(&self, page: PageRef, address: u64) -> Option<P> {
+        // SAFETY: by the contract of `page` it is in `pages` still.
+        let at = unsafe { (*page.0)[(address >> 2) as usize & 1023] };
         (at != 0).then(|| self.at(at as usize - 1))
     }
 
@@ -61,17 +92,17 @@ impl CodeCache {
         self.ops.len() + 2 * BLOCK_MAX + 8 > CAPACITY || self.pages.len() >= PAGES
     }
 
-    /// Decodes the block at `pa`, whose page is at `host`.
-    pub fn decode(&mut self, pa: u64, host: *const u8) -> P {
-        let first = (pa & 0xfff) as usize;
+    /// Decodes the block at this address in its page, whose memory is at `host`.
+    pub fn decode(&mut self, page: PageRef, address: u64, host: *const u8) -> P {
+        let first = (address & 0xfff) as usize;
         self.block.decode(first, |off| {
             // SAFETY: `host` is a mapped page of guest memory and `off` an aligned offset in it.
             u32::from_le(unsafe { host.add(off).cast::<u32>().read_volatile() })
         });
         let index = self.ops.len();
         self.ops.extend_from_slice(&self.block.ops);
-        let page = self.pages.entry(pa >> 12).or_insert_with(|| Box::new([0; 1024]));
-        page[first >> 2] = index as u32 + 1;
+        // SAFETY: by the contract of `page` it is in `pages` still, and nothing else refers to it.
+        unsafe { (*page.0)[first >> 2] = index as u32 + 1 };
         self.at(index)
     }
 

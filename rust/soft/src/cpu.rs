@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::Regs;
-use crate::code::CodeCache;
+use crate::code::{CodeCache, PageRef};
 use crate::mem::{EL1_TAG, Tlb, TlbEntry};
 use crate::mmu::{Access, Fault, PA_BITS};
 use crate::op::{self, FUEL, P};
@@ -41,6 +41,18 @@ struct Jump {
 /// An odd key is no instruction's.
 const NO_JUMP: Jump = Jump { key: 1, op: P::NULL };
 
+const FETCHES: usize = 64;
+
+/// A page that code is fetched from: where its memory and its decoded code are.
+#[derive(Clone, Copy)]
+struct Fetch {
+    key: u64,
+    host: *const u8,
+    page: PageRef,
+}
+
+const NO_FETCH: Fetch = Fetch { key: 1, host: std::ptr::null(), page: PageRef::NONE };
+
 /// PSTATE's fields beside the flags and the exception level.
 pub(crate) const DAIF_I: u8 = 2;
 pub(crate) const DAIF_F: u8 = 1;
@@ -65,8 +77,10 @@ pub(crate) struct Cpu {
     pub tag: u64,
     pub utlb: *const TlbEntry,
     pub utag: u64,
-    pub icount: u64,
-    pub fuel: i32,
+    /// Instructions until the run loop looks around; below zero when it is time.
+    pub fuel: i64,
+    /// All that `fuel` has ever been filled up by.
+    granted: u64,
     pub el: u8,
     pub spsel: bool,
     pub daif: u8,
@@ -87,6 +101,8 @@ pub(crate) struct Cpu {
     jumps: Box<[Jump; JUMPS]>,
     /// One bit for each (hashed) page that has entries in `jumps`.
     jump_pages: [u64; 64],
+    /// Each of these pages has its bit in `jump_pages` and goes with `jumps`.
+    fetches: Box<[Fetch; FETCHES]>,
     pub code: CodeCache,
     pub vm: Arc<Shared>,
     pub me: Arc<VcpuShared>,
@@ -111,8 +127,8 @@ impl Cpu {
             tag: 0,
             utlb: std::ptr::null(),
             utag: 0,
-            icount: 0,
             fuel: 0,
+            granted: 0,
             el: 1,
             spsel: true,
             daif: 15,
@@ -128,6 +144,7 @@ impl Cpu {
             tlbs: [Tlb::new(), Tlb::new()],
             jumps: jumps.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
             jump_pages: [0; 64],
+            fetches: Box::new([NO_FETCH; FETCHES]),
             code: CodeCache::new(),
             vm,
             me,
@@ -140,6 +157,11 @@ impl Cpu {
         });
         cpu.regime();
         cpu
+    }
+
+    /// Instructions run so far.
+    pub fn instructions(&self) -> u64 {
+        self.granted.wrapping_add_signed(-self.fuel)
     }
 
     /// Runs until an exit.
@@ -167,6 +189,7 @@ impl Cpu {
             }
             let Some(op) = self.find() else { continue };
             self.page = self.pc & !0xfff;
+            self.granted = self.granted.wrapping_add_signed(FUEL - self.fuel);
             self.fuel = FUEL;
             op::run(self, op);
         }
@@ -190,6 +213,31 @@ impl Cpu {
             self.exception(0x22, 0, None);
             return None;
         }
+        if self.code.is_full() {
+            self.flush_code();
+            return None;
+        }
+        let fetch = self.fetch(pc)?;
+        let op = match self.code.get(fetch.page, pc) {
+            Some(op) => op,
+            None => self.code.decode(fetch.page, pc, fetch.host),
+        };
+        if !patch.is_null() {
+            patch.set_chain(op);
+        }
+        let slot = Self::jump_slot(pc);
+        self.jumps[slot] = Jump { key: pc ^ self.key, op };
+        Some(op)
+    }
+
+    /// The page that PC is in; `None` when fetching took an exception.
+    fn fetch(&mut self, pc: u64) -> Option<Fetch> {
+        let number = (pc >> 12) as usize;
+        let key = (pc & !0xfff) ^ self.key;
+        let known = self.fetches[number % FETCHES];
+        if known.key == key {
+            return Some(known);
+        }
         let t = match self.walk(pc, Access::Execute, self.el == 0) {
             Ok(t) => t,
             Err(fault) => {
@@ -201,24 +249,10 @@ impl Cpu {
             self.instruction_abort(pc, Fault::EXTERNAL);
             return None;
         };
-        let op = match self.code.get(t.pa) {
-            Some(op) => op,
-            None => {
-                if self.code.is_full() {
-                    self.flush_code();
-                    return None;
-                }
-                self.code.decode(t.pa, host)
-            }
-        };
-        if !patch.is_null() {
-            patch.set_chain(op);
-        }
-        let slot = Self::jump_slot(pc);
-        self.jumps[slot] = Jump { key: pc ^ self.key, op };
-        let bit = (pc >> 12) as usize & 4095;
-        self.jump_pages[bit >> 6] |= 1 << (bit & 63);
-        Some(op)
+        let fetch = Fetch { key, host, page: self.code.page(t.pa) };
+        self.fetches[number % FETCHES] = fetch;
+        self.jump_pages[(number & 4095) >> 6] |= 1 << (number & 63);
+        Some(fetch)
     }
 
     #[inline(always)]
@@ -235,6 +269,7 @@ impl Cpu {
     pub fn flush_jumps(&mut self) {
         self.jumps.fill(NO_JUMP);
         self.jump_pages = [0; 64];
+        self.fetches.fill(NO_FETCH);
         self.patch = P::NULL;
     }
 
@@ -416,7 +451,7 @@ impl Cpu {
 
     /// An exception of the instruction `o`, to be returned to.
     pub fn raise(&mut self, o: P, ec: u64, iss: u64) {
-        self.icount += o.n();
+        self.fuel -= o.n();
         self.sync(o);
         self.exception(ec, iss, None);
     }

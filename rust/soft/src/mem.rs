@@ -33,8 +33,8 @@ impl TlbEntry {
 /// One exception level's TLB.
 pub(crate) struct Tlb {
     pub entries: Box<[TlbEntry; TLB_SIZE]>,
-    /// Whether entries of the lower and of the upper half have come from block mappings.
-    blocks: [bool; 2],
+    /// By half, one bit for each (hashed) 2 MiB that have entries from block mappings.
+    blocks: [u64; 2],
     /// Whether there are entries of the lower half.
     pub low: bool,
 }
@@ -43,19 +43,19 @@ impl Tlb {
     pub fn new() -> Self {
         let entries = vec![TlbEntry::EMPTY; TLB_SIZE].into_boxed_slice();
         let entries = entries.try_into().unwrap_or_else(|_| unreachable!("the length is right"));
-        Self { entries, blocks: [false; 2], low: false }
+        Self { entries, blocks: [0; 2], low: false }
     }
 
     pub fn flush(&mut self) {
         self.entries.fill(TlbEntry::EMPTY);
-        self.blocks = [false; 2];
+        self.blocks = [0; 2];
         self.low = false;
     }
 
     /// Drops what maps this address, whatever the ASID.
     pub fn flush_va(&mut self, va: u64) {
         self.entries[index(va)] = TlbEntry::EMPTY;
-        if self.blocks[half(va)] {
+        if self.blocks[half(va)] >> (va >> 21 & 63) & 1 == 1 {
             let block = |tag: u64| tag << 8 >> 8 >> 21;
             let wanted = block(va);
             for e in self.entries.iter_mut() {
@@ -187,7 +187,11 @@ impl Cpu {
                             e.write = NOTHING;
                         }
                     }
-                    tlb.blocks[half(va)] |= size != 0;
+                    tlb.blocks[half(va)] |= match size {
+                        0 => 0,
+                        1 => 1 << (va >> 21 & 63),
+                        _ => u64::MAX,
+                    };
                     tlb.low |= half(va) == 0;
                 }
                 Some((t.pa, host))

@@ -5,11 +5,12 @@ use crate::cpu::Cpu;
 /// Runs one operation and, unless the block ends or something has to be looked at first, the rest of its block.
 ///
 /// A handler ends with [`next`] or one of its kind in tail position, which optimised builds compile to a jump. Where
-/// they do not, the depth is bounded by the operations of a block times [`FUEL`].
+/// they do not, the depth is bounded by [`FUEL`] and the operations of a block.
 pub(crate) type Handler = fn(&mut Cpu, P);
 
-/// Blocks that may run one after the other before the run loop looks at interrupts and requests.
-pub(crate) const FUEL: i32 = 48;
+/// Instructions that may run before the run loop looks at interrupts and requests; the block they end in goes on to
+/// its end.
+pub(crate) const FUEL: i64 = 1024;
 
 /// One decoded instruction. What `a` to `d` and `imm` mean is between the decoder and the handler; register indexes
 /// are those of [`crate::Regs`].
@@ -80,8 +81,8 @@ impl P {
     }
 
     #[inline(always)]
-    pub fn n(self) -> u64 {
-        u64::from(self.op().n)
+    pub fn n(self) -> i64 {
+        i64::from(self.op().n)
     }
 
     #[inline(always)]
@@ -137,9 +138,8 @@ pub(crate) fn run(c: &mut Cpu, o: P) {
 /// Goes on at `o`'s target in the same page.
 #[inline(always)]
 pub(crate) fn jump(c: &mut Cpu, o: P) {
-    c.icount += o.n();
+    c.fuel -= o.n();
     let to = o.chain();
-    c.fuel -= 1;
     if to.is_null() || c.fuel < 0 {
         return jump_slow(c, o);
     }
@@ -158,8 +158,7 @@ fn jump_slow(c: &mut Cpu, o: P) {
 /// Goes on at any address.
 #[inline(always)]
 pub(crate) fn goto(c: &mut Cpu, o: P, to: u64) {
-    c.icount += o.n();
-    c.fuel -= 1;
+    c.fuel -= o.n();
     match c.jump_cache(to) {
         Some(op) if c.fuel >= 0 => {
             c.page = to & !0xfff;
@@ -172,6 +171,6 @@ pub(crate) fn goto(c: &mut Cpu, o: P, to: u64) {
 /// Ends the block after this instruction, so that the run loop looks around.
 #[inline(always)]
 pub(crate) fn leave(c: &mut Cpu, o: P) {
-    c.icount += o.n();
+    c.fuel -= o.n();
     c.pc = (c.page | o.off()).wrapping_add(4);
 }

@@ -131,6 +131,6 @@ impl Vcpu {
 
     /// Guest instructions run so far.
     pub fn instructions(&self) -> u64 {
-        self.cpu.icount
+        self.cpu.instructions()
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn smc(c: &mut Cpu, o: P) {
     if c.el == 0 {
         return c.undefined(o);
     }
-    c.icount += o.n();
+    c.fuel -= o.n();
     c.sync(o);
     c.exit = Some(Exit::Smc { immediate: o.imm() as u16 });
 }
@@ -44,7 +44,7 @@ pub(crate) fn eret(c: &mut Cpu, o: P) {
     if c.el == 0 {
         return c.undefined(o);
     }
-    c.icount += o.n();
+    c.fuel -= o.n();
     c.eret();
 }
 
