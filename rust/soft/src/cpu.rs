@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::Regs;
 use crate::code::{CodeCache, PageRef};
+use crate::exec::Flags;
 use crate::mem::{EL1_TAG, Tlb, TlbEntry};
 use crate::mmu::{Access, Fault, PA_BITS};
 use crate::op::{self, FUEL, P};
@@ -68,7 +69,10 @@ pub(crate) struct Monitor {
 
 #[repr(C)]
 pub(crate) struct Cpu {
+    /// `nzcv` in here counts when `flags` says so.
     pub regs: Regs,
+    pub flags: Flags,
+    pub compared: [u64; 2],
     /// Virtual page of the block that runs.
     pub page: u64,
     /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other.
@@ -121,6 +125,8 @@ impl Cpu {
         let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice();
         let mut cpu = Box::new(Self {
             regs: Regs::default(),
+            flags: Flags::Known,
+            compared: [0; 2],
             page: 0,
             key: 0,
             tlb: std::ptr::null(),
@@ -386,7 +392,7 @@ impl Cpu {
             (_, false) => 4,
             (_, true) => 5,
         };
-        u64::from(self.regs.nzcv)
+        u64::from(self.nzcv())
             | u64::from(self.pan) << 22
             | u64::from(self.il) << 20
             | u64::from(self.daif) << 6
@@ -395,7 +401,7 @@ impl Cpu {
 
     /// Takes PSTATE over; the mode must be one that exists.
     pub fn set_pstate(&mut self, v: u64) {
-        self.regs.nzcv = v as u32 & 0xf000_0000;
+        self.set_nzcv(v as u32 & 0xf000_0000);
         self.set_pan(v >> 22 & 1 == 1);
         self.il = v >> 20 & 1 == 1;
         self.daif = (v >> 6 & 15) as u8;
@@ -466,7 +472,7 @@ impl Cpu {
         self.pc = self.sys.elr;
         if !matches!(spsr & 0x1f, 0 | 4 | 5) {
             // Illegal return: PSTATE keeps level and stack, the rest comes in, IL is set (D1.3.4).
-            self.regs.nzcv = spsr as u32 & 0xf000_0000;
+            self.set_nzcv(spsr as u32 & 0xf000_0000);
             self.daif = (spsr >> 6 & 15) as u8;
             self.il = true;
             return;

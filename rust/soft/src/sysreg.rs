@@ -298,7 +298,7 @@ impl Cpu {
             0xc212 => u64::from(self.el) << 2,
             0xc213 => u64::from(self.pan) << 22,
             // NZCV, DAIF, FPCR, FPSR
-            0xda10 => u64::from(self.regs.nzcv),
+            0xda10 => u64::from(self.nzcv()),
             0xda11 => u64::from(self.daif) << 6,
             0xda20 | 0xda21 if self.fp_trap => return Err(Sysop::Undefined),
             0xda20 => u64::from(self.regs.fpcr),
@@ -346,7 +346,7 @@ impl Cpu {
             0xc208 if self.spsel => self.write_sp(0, v),
             0xc210 => self.set_spsel(v & 1 == 1),
             0xc213 => self.set_pan(v >> 22 & 1 == 1),
-            0xda10 => self.regs.nzcv = v as u32 & 0xf000_0000,
+            0xda10 => self.set_nzcv(v as u32 & 0xf000_0000),
             0xda11 => self.daif = (v >> 6 & 15) as u8,
             0xda20 | 0xda21 if self.fp_trap => return Sysop::Undefined,
             0xda20 => self.set_fpcr(v),

@@ -137,7 +137,13 @@ impl Block {
         let f = fp::decode(i)?;
         self.fp();
         let [a, b, c, d] = i.to_le_bytes();
-        self.op(vector::process, a, b, c, d, f as usize as u64);
+        // FCMP, FCCMP, FCSEL and FJCVTZS, with some neighbours.
+        let flags = bits(i, 28, 24) == 0b11110 && bits(i, 21, 21) == 1 && {
+            let op = bits(i, 15, 10);
+            op & 1 == 1 || op == 0 || op == 0b1000
+        };
+        let process = if flags { vector::process_flags } else { vector::process };
+        self.op(process, a, b, c, d, f as usize as u64);
         ON
     }
 }

@@ -1,6 +1,6 @@
 //! Integer data processing.
 
-use super::{Word, add_flags, extend, holds_now, nz, sub_flags};
+use super::{Word, add_flags, extend, nz};
 use crate::cpu::Cpu;
 use crate::op::{P, next};
 
@@ -73,8 +73,8 @@ set! {
         if o.d() == 0 { c.x(o.c()) } else {
             c.w::<T>(o.c()).shr(o.d() as u32).u() | c.w::<T>(o.b()).shl(T::BITS - o.d() as u32).u()
         });
-    adc<T>(c, o) = add_flags::<T>(c.w(o.b()), c.w(o.c()), c.regs.nzcv >> 29 & 1 == 1).0;
-    sbc<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(!c.x(o.c())), c.regs.nzcv >> 29 & 1 == 1).0;
+    adc<T>(c, o) = add_flags::<T>(c.w(o.b()), c.w(o.c()), c.nzcv() >> 29 & 1 == 1).0;
+    sbc<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(!c.x(o.c())), c.nzcv() >> 29 & 1 == 1).0;
     /// Addend in `d`.
     madd<T>(c, o) = c.w::<T>(o.d()).add(c.w::<T>(o.b()).mul(c.w(o.c())));
     msub<T>(c, o) = c.w::<T>(o.d()).sub(c.w::<T>(o.b()).mul(c.w(o.c())));
@@ -91,10 +91,10 @@ set! {
     clz<T>(c, o) = T::of(c.w::<T>(o.b()).clz());
     cls<T>(c, o) = { let v = c.w::<T>(o.b()); T::of(T::of(v.u() ^ v.sar(1).u()).clz() - 1) };
     /// Condition in `d`.
-    csel<T>(c, o) = if holds_now(o.d(), c.regs.nzcv) { c.w(o.b()) } else { c.w(o.c()) };
-    csinc<T>(c, o) = if holds_now(o.d(), c.regs.nzcv) { c.w(o.b()) } else { c.w::<T>(o.c()).add(T::of(1)) };
-    csinv<T>(c, o) = if holds_now(o.d(), c.regs.nzcv) { c.w(o.b()) } else { T::of(!c.x(o.c())) };
-    csneg<T>(c, o) = if holds_now(o.d(), c.regs.nzcv) { c.w(o.b()) } else { T::of(0).sub(c.w(o.c())) };
+    csel<T>(c, o) = if c.holds_now(o.d()) { c.w(o.b()) } else { c.w(o.c()) };
+    csinc<T>(c, o) = if c.holds_now(o.d()) { c.w(o.b()) } else { c.w::<T>(o.c()).add(T::of(1)) };
+    csinv<T>(c, o) = if c.holds_now(o.d()) { c.w(o.b()) } else { T::of(!c.x(o.c())) };
+    csneg<T>(c, o) = if c.holds_now(o.d()) { c.w(o.b()) } else { T::of(0).sub(c.w(o.c())) };
 }
 
 /// Handlers of the form "a, flags = f(…)".
@@ -104,7 +104,7 @@ macro_rules! flags {
         pub(crate) fn $name<$t: Word $(, const $k: $kt)*>($c: &mut Cpu, $o: P) {
             let (r, f): ($t, u32) = $e;
             $c.set_w($o.a(), r);
-            $c.regs.nzcv = f;
+            $c.set_nzcv(f);
             next($c, $o);
         }
     )*};
@@ -118,19 +118,34 @@ fn with_nz<T: Word>(v: u64) -> (T, u32) {
 
 flags! {
     adds_imm<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(o.imm()), false);
-    subs_imm<T>(c, o) = sub_flags::<T>(c.w(o.b()), T::of(o.imm()));
     ands_imm<T>(c, o) = with_nz(c.x(o.b()) & o.imm());
     adds<T>(c, o) = add_flags::<T>(c.w(o.b()), c.w(o.c()), false);
-    subs<T>(c, o) = sub_flags::<T>(c.w(o.b()), c.w(o.c()));
     adds_shift<T, const K: u8>(c, o) =
         add_flags::<T>(c.w(o.b()), shifted::<T, K>(c.w(o.c()), o.d() as u32), false);
-    subs_shift<T, const K: u8>(c, o) = sub_flags::<T>(c.w(o.b()), shifted::<T, K>(c.w(o.c()), o.d() as u32));
     ands_shift<T, const K: u8>(c, o) =
         with_nz(c.x(o.b()) & (shifted::<T, K>(c.w(o.c()), o.d() as u32).u() ^ o.imm()));
     adds_ext<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(extend(o.imm() as u32, c.x(o.c())) << o.d()), false);
-    subs_ext<T>(c, o) = sub_flags::<T>(c.w(o.b()), T::of(extend(o.imm() as u32, c.x(o.c())) << o.d()));
-    adcs<T>(c, o) = add_flags::<T>(c.w(o.b()), c.w(o.c()), c.regs.nzcv >> 29 & 1 == 1);
-    sbcs<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(!c.x(o.c())), c.regs.nzcv >> 29 & 1 == 1);
+    adcs<T>(c, o) = add_flags::<T>(c.w(o.b()), c.w(o.c()), c.nzcv() >> 29 & 1 == 1);
+    sbcs<T>(c, o) = add_flags::<T>(c.w(o.b()), T::of(!c.x(o.c())), c.nzcv() >> 29 & 1 == 1);
+}
+
+/// Handlers of the form "a, flags = b - f(…)".
+macro_rules! differences {
+    ($($name:ident<$t:ident $(, const $k:ident: $kt:ty)*>($c:ident, $o:ident) = $e:expr;)*) => {$(
+        pub(crate) fn $name<$t: Word $(, const $k: $kt)*>($c: &mut Cpu, $o: P) {
+            let (x, y): ($t, $t) = ($c.w($o.b()), $e);
+            $c.set_w($o.a(), x.sub(y));
+            $c.set_compared(x, y);
+            next($c, $o);
+        }
+    )*};
+}
+
+differences! {
+    subs_imm<T>(c, o) = T::of(o.imm());
+    subs<T>(c, o) = c.w(o.c());
+    subs_shift<T, const K: u8>(c, o) = shifted::<T, K>(c.w(o.c()), o.d() as u32);
+    subs_ext<T>(c, o) = T::of(extend(o.imm() as u32, c.x(o.c())) << o.d());
 }
 
 /// Condition in `d`, NZCV otherwise in `a` (as its top four bits shifted down), operands `b` and `c`.
@@ -147,13 +162,13 @@ pub(crate) fn ccmp_imm<T: Word, const NEG: bool>(c: &mut Cpu, o: P) {
 #[inline(always)]
 fn ccmp_with<T: Word, const NEG: bool>(c: &mut Cpu, o: P, b: T) {
     let a = c.w::<T>(o.b());
-    c.regs.nzcv = if !holds_now(o.d(), c.regs.nzcv) {
-        (o.a() as u32) << 28
+    if !c.holds_now(o.d()) {
+        c.set_nzcv((o.a() as u32) << 28);
     } else if NEG {
-        add_flags(a, b, false).1
+        c.set_nzcv(add_flags(a, b, false).1);
     } else {
-        sub_flags(a, b).1
-    };
+        c.set_compared(a, b);
+    }
 }
 
 /// Page of PC plus `imm`.
@@ -204,7 +219,7 @@ pub(crate) fn crc32<const C: bool>(c: &mut Cpu, o: P) {
 pub(crate) fn rmif(c: &mut Cpu, o: P) {
     let mask = (o.a() as u32) << 28;
     let v = (c.x(o.b()).rotate_right(o.d() as u32) as u32) << 28;
-    c.regs.nzcv = c.regs.nzcv & !mask | v & mask;
+    c.set_nzcv(c.nzcv() & !mask | v & mask);
     next(c, o);
 }
 
@@ -214,29 +229,29 @@ pub(crate) fn setf(c: &mut Cpu, o: P) {
     let n = v >> (bits - 1) & 1;
     let z = u32::from(v << (32 - bits) == 0);
     let overflow = (v >> bits ^ v >> (bits - 1)) & 1;
-    c.regs.nzcv = c.regs.nzcv & 1 << 29 | n << 31 | z << 30 | overflow << 28;
+    c.set_nzcv(c.nzcv() & 1 << 29 | n << 31 | z << 30 | overflow << 28);
     next(c, o);
 }
 
 pub(crate) fn cfinv(c: &mut Cpu, o: P) {
-    c.regs.nzcv ^= 1 << 29;
+    c.set_nzcv(c.nzcv() ^ 1 << 29);
     next(c, o);
 }
 
 /// AXFLAG: from Arm's floating-point flags to the others' (C6.2.29).
 pub(crate) fn axflag(c: &mut Cpu, o: P) {
-    let f = c.regs.nzcv;
+    let f = c.nzcv();
     let (z, cf, v) = (f >> 30 & 1, f >> 29 & 1, f >> 28 & 1);
-    c.regs.nzcv = (z | v) << 30 | (cf & (v ^ 1)) << 29;
+    c.set_nzcv((z | v) << 30 | (cf & (v ^ 1)) << 29);
     next(c, o);
 }
 
 /// XAFLAG: back (C6.2.429).
 pub(crate) fn xaflag(c: &mut Cpu, o: P) {
-    let f = c.regs.nzcv;
+    let f = c.nzcv();
     let (z, cf) = (f >> 30 & 1, f >> 29 & 1);
     let n = (cf | z) ^ 1;
-    c.regs.nzcv = n << 31 | (z & cf) << 30 | (cf | z) << 29 | ((cf ^ 1) & z) << 28;
+    c.set_nzcv(n << 31 | (z & cf) << 30 | (cf | z) << 29 | ((cf ^ 1) & z) << 28);
     next(c, o);
 }
 

@@ -1,6 +1,6 @@
 //! Branches.
 
-use super::{Word, compare, holds, sub_flags};
+use super::{Word, compare};
 use crate::cpu::Cpu;
 use crate::op::{P, goto, jump, next};
 
@@ -70,7 +70,7 @@ fn branch<const FAR: bool>(c: &mut Cpu, o: P, taken: bool) {
 }
 
 pub(crate) fn b_cond<const FAR: bool, const COND: u32>(c: &mut Cpu, o: P) {
-    let taken = holds(COND, c.regs.nzcv);
+    let taken = c.holds(COND);
     branch::<FAR>(c, o, taken);
 }
 
@@ -88,16 +88,14 @@ pub(crate) fn tbz<const FAR: bool, const NZ: bool>(c: &mut Cpu, o: P) {
 /// SUBS with an immediate, and the conditional branch that follows it.
 pub(crate) fn subs_imm_b<T: Word, const FAR: bool, const COND: u32>(c: &mut Cpu, o: P) {
     let (x, y) = (c.w::<T>(o.b()), T::of(o.imm()));
-    let (r, f) = sub_flags(x, y);
-    c.set_w(o.a(), r);
-    c.regs.nzcv = f;
+    c.set_w(o.a(), x.sub(y));
+    c.set_compared(x, y);
     branch::<FAR>(c, o.succ(), compare(COND, x, y));
 }
 
 pub(crate) fn subs_b<T: Word, const FAR: bool, const COND: u32>(c: &mut Cpu, o: P) {
     let (x, y) = (c.w::<T>(o.b()), c.w::<T>(o.c()));
-    let (r, f) = sub_flags(x, y);
-    c.set_w(o.a(), r);
-    c.regs.nzcv = f;
+    c.set_w(o.a(), x.sub(y));
+    c.set_compared(x, y);
     branch::<FAR>(c, o.succ(), compare(COND, x, y));
 }

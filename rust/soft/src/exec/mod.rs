@@ -13,6 +13,8 @@ use crate::cpu::Cpu;
 /// The two widths of general registers.
 pub(crate) trait Word: Copy + PartialEq + 'static {
     const BITS: u32;
+    /// What flags are of after a subtraction in this width.
+    const SUB: Flags;
     fn of(v: u64) -> Self;
     fn u(self) -> u64;
     fn s(self) -> i64;
@@ -34,6 +36,7 @@ macro_rules! words {
     ($($u:ident $i:ident)*) => {$(
         impl Word for $u {
             const BITS: u32 = $u::BITS;
+            const SUB: Flags = if $u::BITS == 32 { Flags::Sub32 } else { Flags::Sub64 };
             #[inline(always)]
             fn of(v: u64) -> Self { v as $u }
             #[inline(always)]
@@ -72,7 +75,58 @@ macro_rules! words {
 
 words! { u32 i32 u64 i64 }
 
+/// Where the condition flags are: most comparisons' flags are never looked at but by the branch behind them, so they
+/// are worked out only for whom asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flags {
+    /// In `regs.nzcv`.
+    Known,
+    /// Those of subtracting `compared[1]` from `compared[0]`.
+    Sub32,
+    Sub64,
+}
+
 impl Cpu {
+    #[inline(always)]
+    pub fn nzcv(&self) -> u32 {
+        let [a, b] = self.compared;
+        match self.flags {
+            Flags::Known => self.regs.nzcv,
+            Flags::Sub32 => sub_flags(a as u32, b as u32).1,
+            Flags::Sub64 => sub_flags(a, b).1,
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_nzcv(&mut self, v: u32) {
+        self.regs.nzcv = v;
+        self.flags = Flags::Known;
+    }
+
+    /// The flags become those of `a - b`.
+    #[inline(always)]
+    pub fn set_compared<T: Word>(&mut self, a: T, b: T) {
+        self.compared = [a.u(), b.u()];
+        self.flags = T::SUB;
+    }
+
+    /// Whether condition `cond` holds, where the handler knows it.
+    #[inline(always)]
+    pub fn holds(&self, cond: u32) -> bool {
+        let [a, b] = self.compared;
+        match self.flags {
+            Flags::Known => holds(cond, self.regs.nzcv),
+            Flags::Sub32 => compare(cond, a as u32, b as u32),
+            Flags::Sub64 => compare(cond, a, b),
+        }
+    }
+
+    /// As [`Cpu::holds`], for a condition that the handler does not know beforehand.
+    #[inline(always)]
+    pub fn holds_now(&self, cond: usize) -> bool {
+        HOLDS[cond & 15] >> (self.nzcv() >> 28) & 1 == 1
+    }
+
     /// A register by the decoder's index.
     #[inline(always)]
     pub fn x(&self, n: usize) -> u64 {
@@ -161,12 +215,6 @@ static HOLDS: [u16; 16] = {
     }
     table
 };
-
-/// As [`holds`], for a condition that the handler does not know beforehand.
-#[inline(always)]
-pub(crate) fn holds_now(cond: usize, nzcv: u32) -> bool {
-    HOLDS[cond & 15] >> (nzcv >> 28) & 1 == 1
-}
 
 /// Whether it holds after comparing `a` with `b`.
 #[inline(always)]

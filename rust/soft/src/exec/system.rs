@@ -170,12 +170,12 @@ pub(crate) fn mrs_sp0(c: &mut Cpu, o: P) {
 }
 
 pub(crate) fn mrs_nzcv(c: &mut Cpu, o: P) {
-    c.set_x(o.a(), u64::from(c.regs.nzcv));
+    c.set_x(o.a(), u64::from(c.nzcv()));
     next(c, o);
 }
 
 pub(crate) fn msr_nzcv(c: &mut Cpu, o: P) {
-    c.regs.nzcv = c.x(o.a()) as u32 & 0xf000_0000;
+    c.set_nzcv(c.x(o.a()) as u32 & 0xf000_0000);
     next(c, o);
 }
 

@@ -43,6 +43,12 @@ pub(crate) fn process(c: &mut Cpu, o: P) {
     next(c, o);
 }
 
+/// The same for those that read or write flags.
+pub(crate) fn process_flags(c: &mut Cpu, o: P) {
+    c.set_nzcv(c.nzcv());
+    process(c, o);
+}
+
 pub(crate) fn load<T: Part, const M: u8>(c: &mut Cpu, o: P) {
     let va = address::<M>(c, o);
     match c.load_fast::<T>(va, false) {
