@@ -53,6 +53,9 @@ pub enum Error {
     /// The members of a chain do not belong together.
     #[error("snapshot {position} of the chain: {reason}")]
     Chain { position: usize, reason: String },
+    /// A watcher asked to stop.
+    #[error("this was cancelled")]
+    Cancelled,
     /// What was to be written cannot be.
     #[error("this cannot be written as a snapshot: {reason}")]
     Unwritable { reason: String },
@@ -73,6 +76,7 @@ impl Error {
             Error::UnknownSection { .. } => "unknown_section",
             Error::Register { .. } => "register",
             Error::Chain { .. } => "chain",
+            Error::Cancelled => "cancelled",
             Error::Unwritable { .. } => "unwritable",
         }
     }
@@ -99,6 +103,22 @@ impl Error {
 
     pub(crate) fn unwritable(reason: impl Into<String>) -> Self {
         Error::Unwritable { reason: reason.into() }
+    }
+}
+
+/// What a file begins with, for [`Error::Magic`].
+pub(crate) fn beginning(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "its end: it is empty".into();
+    }
+    if bytes.iter().all(|byte| *byte == 0) {
+        // The header is written last.
+        return "zeros, as one does whose capture was not finished".into();
+    }
+    match bytes {
+        b"SMSNAP\x08\0" => "the mark of a version 8 snapshot".into(),
+        b"SMSNAP\x09\0" => "the mark of a version 9 snapshot".into(),
+        other => format!("{:?}", String::from_utf8_lossy(other)),
     }
 }
 

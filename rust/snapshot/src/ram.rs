@@ -1,13 +1,8 @@
 //! Guest RAM in a file: zero pages are holes, and what is not zero has one digest whatever the file system makes of it.
 
-use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::ops::{ControlFlow, Range};
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
-use crate::{Digest32, Error, Result};
+use crate::{Digest32, Error, Result, Source};
 
 /// The unit of holes, extents and digests, in bytes, whatever the page size of host or guest.
 pub const PAGE: usize = 4096;
@@ -39,16 +34,17 @@ pub(crate) fn runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// Where `range` of the file may hold something else than zeros, in whole pages counted from the range's start.
-///
-/// A file system that does not tell says: everywhere. The file's offset moves.
-pub fn data_extents(file: &File, range: Range<u64>) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
+/// Where `range` of the source may hold something else than zeros, in whole pages counted from the range's start.
+pub fn data_extents<S: Source + ?Sized>(
+    source: &S,
+    range: Range<u64>,
+) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
     let mut at = range.start;
     std::iter::from_fn(move || {
         if at >= range.end {
             return None;
         }
-        let found = next_data(file, at, &range);
+        let found = next_data(source, at, &range);
         at = match &found {
             Ok(Some(extent)) => extent.end,
             _ => range.end,
@@ -57,23 +53,15 @@ pub fn data_extents(file: &File, range: Range<u64>) -> impl Iterator<Item = Resu
     })
 }
 
-fn next_data(file: &File, at: u64, range: &Range<u64>) -> Result<Option<Range<u64>>> {
+fn next_data<S: Source + ?Sized>(source: &S, at: u64, range: &Range<u64>) -> Result<Option<Range<u64>>> {
     const PAGE: u64 = self::PAGE as u64;
-    let failed = |errno: Errno| Error::io("find the data of")(errno.into());
-    let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(at..range.end)),
-        Err(errno) => return Err(failed(errno)),
-    };
-    if start >= range.end {
-        return Ok(None);
-    }
-    let end = rustix::fs::seek(file, SeekFrom::Hole(start)).map_err(failed)?;
-    // Blocks of a file system may be smaller than a page, and the range may begin amid one.
-    let start = range.start + (start - range.start) / PAGE * PAGE;
-    let end = range.start + (end - range.start).div_ceil(PAGE).saturating_mul(PAGE);
-    Ok(Some(start.max(at)..end.min(range.end)))
+    let found = source.next_data(at..range.end).map_err(Error::io("find the data of"))?;
+    Ok(found.map(|data| {
+        // Blocks of a file system may be smaller than a page, and the range may begin amid one.
+        let start = range.start + (data.start - range.start) / PAGE * PAGE;
+        let end = range.start + (data.end - range.start).div_ceil(PAGE).saturating_mul(PAGE);
+        start.max(at)..end.min(range.end)
+    }))
 }
 
 /// Digest of a RAM, fed from its start to its end.
@@ -125,19 +113,23 @@ impl RamHasher {
 }
 
 /// Calls `each` with every stretch of `range` that is not a hole, as offset in the range and bytes, in order, at most
-/// [`CHUNK`] at a time.
+/// [`CHUNK`] at a time. `watch` hears before each how far this is and may end it.
 pub(crate) fn read_data(
-    file: &File,
+    source: &dyn Source,
     range: Range<u64>,
+    watch: Watch,
     mut each: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut buffer = vec![0; CHUNK.min(usize::try_from(range.end - range.start).unwrap_or(CHUNK))];
-    for extent in data_extents(file, range.clone()) {
+    for extent in data_extents(source, range.clone()) {
         let extent = extent?;
         let mut at = extent.start;
         while at < extent.end {
+            if watch(at - range.start).is_break() {
+                return Err(Error::Cancelled);
+            }
             let chunk = &mut buffer[..usize::try_from(extent.end - at).map_or(CHUNK, |left| left.min(CHUNK))];
-            file.read_exact_at(chunk, at).map_err(Error::io("read the RAM of"))?;
+            source.fill_at(chunk, at).map_err(Error::io("read the RAM of"))?;
             each(at - range.start, chunk)?;
             at += chunk.len() as u64;
         }
@@ -145,10 +137,18 @@ pub(crate) fn read_data(
     Ok(())
 }
 
-/// Digest of the RAM at `range` of the file, and the bytes of pages that are not zero.
-pub(crate) fn digest(file: &File, range: Range<u64>) -> Result<(Digest32, u64)> {
+/// Hears, at least every few milliseconds, at which byte something long is, and may end it: [`Error::Cancelled`].
+pub type Watch<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
+
+/// Lets things take their time.
+pub(crate) fn patient(_: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Digest of the RAM at `range` of the source, and the bytes of pages that are not zero.
+pub(crate) fn digest(source: &dyn Source, range: Range<u64>) -> Result<(Digest32, u64)> {
     let mut hasher = RamHasher::default();
-    read_data(file, range, |offset, bytes| {
+    read_data(source, range, &mut patient, |offset, bytes| {
         hasher.update(offset, bytes);
         Ok(())
     })?;

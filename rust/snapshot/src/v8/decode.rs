@@ -1,15 +1,12 @@
 //! Reading.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
 use super::registers::Class;
 use super::{
     Device, HEADER_BYTES, Listener, MAGIC, MAX_METADATA, Queue, RAM_ALIGNMENT, Snapshot, VERSION, Vcpu,
     check_ram, check_registers,
 };
 use crate::codec::Cursor;
-use crate::{Error, Result};
+use crate::{Error, Result, Source, error};
 
 const HEADER: &str = "the header";
 
@@ -22,17 +19,17 @@ struct Lengths {
 
 impl Snapshot {
     /// Reads and checks everything but RAM, and that the file ends where RAM does.
-    pub fn read(file: &File) -> Result<Self> {
-        Self::read_with_ram_offset(file).map(|(snapshot, _)| snapshot)
+    pub fn read<S: Source>(source: &S) -> Result<Self> {
+        Self::read_with_ram_offset(source).map(|(snapshot, _)| snapshot)
     }
 
     /// As [`Snapshot::read`]; gives the offset of RAM in the file too.
-    pub fn read_with_ram_offset(file: &File) -> Result<(Self, u64)> {
-        let length = file.metadata().map_err(Error::io("look at"))?.len();
-        let (mut snapshot, lengths) = Self::read_header(file, length)?;
+    pub fn read_with_ram_offset(source: &dyn Source) -> Result<(Self, u64)> {
+        let length = source.length().map_err(Error::io("look at"))?;
+        let (mut snapshot, lengths) = Self::read_header(source, length)?;
         let after = lengths.ram_offset - HEADER_BYTES as u64;
         let mut bytes = vec![0; after as usize];
-        file.read_exact_at(&mut bytes, HEADER_BYTES as u64).map_err(Error::io("read"))?;
+        source.fill_at(&mut bytes, HEADER_BYTES as u64).map_err(Error::io("read"))?;
 
         let blob = "the state of the interrupt controller";
         let mut cursor = Cursor::new(blob, &bytes, HEADER_BYTES as u64);
@@ -56,13 +53,13 @@ impl Snapshot {
         Ok((snapshot, lengths.ram_offset))
     }
 
-    fn read_header(file: &File, length: u64) -> Result<(Self, Lengths)> {
+    fn read_header(source: &dyn Source, length: u64) -> Result<(Self, Lengths)> {
         let mut bytes = [0; HEADER_BYTES];
         let at_hand = bytes.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-        file.read_exact_at(&mut bytes[..at_hand], 0).map_err(Error::io("read"))?;
+        source.fill_at(&mut bytes[..at_hand], 0).map_err(Error::io("read"))?;
         let mark = at_hand.min(MAGIC.len());
         if bytes[..mark] != MAGIC[..mark] {
-            let found = format!("{:?}", String::from_utf8_lossy(&bytes[..mark]));
+            let found = error::beginning(&bytes[..mark]);
             return Err(Error::Magic { expected: "version 8 snapshot", found });
         }
         if at_hand < bytes.len() {

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 
-use super::{Identity, Metadata, Snapshot, Summary, Verified, Writer, verify};
-use crate::ram::{self, Piece};
+use super::{Identity, Metadata, Snapshot, Summary, Verified, Writer, verify_watched};
+use crate::ram::{self, Piece, Watch};
 use crate::{Error, Result};
 
 /// Checks that the first is whole and each other a diff to the one before it, all of one machine.
@@ -60,7 +60,13 @@ pub fn layers(chain: &[&Snapshot]) -> Result<Vec<Piece>> {
 
 /// Writes to `out`, an empty file, the whole snapshot that a base and the diffs after it amount to. All are verified.
 pub fn flatten(chain: &[&File], out: &File) -> Result<Summary> {
-    let verified = chain.iter().map(|file| verify(file)).collect::<Result<Vec<Verified>>>()?;
+    flatten_watched(chain, out, &mut ram::patient)
+}
+
+/// As [`flatten`]; `watch` hears at which byte of a file's RAM it is, and may end it.
+pub fn flatten_watched(chain: &[&File], out: &File, watch: Watch) -> Result<Summary> {
+    let verified =
+        chain.iter().map(|file| verify_watched(*file, watch)).collect::<Result<Vec<Verified>>>()?;
     let snapshots: Vec<&Snapshot> = verified.iter().map(|verified| &verified.snapshot).collect();
     let pieces = layers(&snapshots)?;
     let last = snapshots.last().expect("a checked chain is not empty");
@@ -72,7 +78,7 @@ pub fn flatten(chain: &[&File], out: &File) -> Result<Summary> {
     writer.lay_out(metadata.identity.memory_bytes, None)?;
     for Piece { ram, layer } in pieces {
         let base = snapshots[layer].ram_offset();
-        ram::read_data(chain[layer], base + ram.start..base + ram.end, |offset, bytes| {
+        ram::read_data(chain[layer], base + ram.start..base + ram.end, watch, |offset, bytes| {
             writer.write_at(ram.start + offset, bytes)
         })?;
     }

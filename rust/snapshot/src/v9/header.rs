@@ -17,7 +17,7 @@
 use super::{MAX_METADATA, MAX_SECTIONS, RAM_ALIGNMENT};
 use crate::codec::Cursor;
 use crate::ram::PAGE;
-use crate::{Digest32, Error, Result};
+use crate::{Digest32, Error, Result, error};
 
 /// How a file of this version begins.
 pub const MAGIC: [u8; 8] = *b"SMSNAP\x09\0";
@@ -63,12 +63,7 @@ impl Header {
     /// Reads a header and checks what can be checked of it alone; gives the snapshot's id too.
     pub fn decode(bytes: &[u8; BYTES]) -> Result<(Self, Digest32)> {
         if bytes[..8] != MAGIC {
-            let found = match &bytes[..8] {
-                b"SMSNAP\x08\0" => "the mark of a version 8 snapshot".into(),
-                // What was written here last is the header: without it, nothing was.
-                [0, 0, 0, 0, 0, 0, 0, 0] => "zeros, as one does whose capture was not finished".into(),
-                other => format!("{:?}", String::from_utf8_lossy(other)),
-            };
+            let found = error::beginning(&bytes[..8]);
             return Err(Error::Magic { expected: "version 9 snapshot", found });
         }
         let id = Digest32::of(&bytes[..DIGESTED]);

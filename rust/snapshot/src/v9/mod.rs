@@ -63,9 +63,9 @@ mod writer;
 
 use std::ops::Range;
 
-pub use chain::{check_chain, flatten, layers};
+pub use chain::{check_chain, flatten, flatten_watched, layers};
 pub use header::MAGIC;
-pub use reader::{Snapshot, Verified, verify};
+pub use reader::{Snapshot, Verified, verify, verify_watched};
 pub use writer::{Summary, Writer};
 
 use crate::Digest32;

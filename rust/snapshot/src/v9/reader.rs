@@ -1,14 +1,12 @@
 //! Reading: header and sections, and RAM only when asked for.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use super::header::{self, Header};
 use super::{Extents, Identity, Section, extents, identity, section};
-use crate::ram::{self, PAGE};
-use crate::{Digest32, Error, Result};
+use crate::ram::{self, PAGE, Watch};
+use crate::{Digest32, Error, Result, Source, error};
 
 /// What a snapshot file says, all of it checked but RAM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +21,19 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Reads and checks header and sections, and that the file is as long as they say; RAM is neither read nor checked.
-    pub fn open(file: &File) -> Result<Self> {
-        let length = file.metadata().map_err(Error::io("look at"))?.len();
+    pub fn open<S: Source>(source: &S) -> Result<Self> {
+        Self::read(source)
+    }
+
+    pub(super) fn read(source: &dyn Source) -> Result<Self> {
+        let length = source.length().map_err(Error::io("look at"))?;
         let mut bytes = [0; header::BYTES];
         if length < bytes.len() as u64 {
             let mut start = [0; 8];
             let at_hand = usize::try_from(length).unwrap_or(8).min(8);
-            file.read_exact_at(&mut start[..at_hand], 0).map_err(Error::io("read"))?;
+            source.fill_at(&mut start[..at_hand], 0).map_err(Error::io("read"))?;
             if start[..at_hand] != header::MAGIC[..at_hand] {
-                let found = format!("{:?}", String::from_utf8_lossy(&start[..at_hand]));
+                let found = error::beginning(&start[..at_hand]);
                 return Err(Error::Magic { expected: "version 9 snapshot", found });
             }
             return Err(Error::Cut {
@@ -41,7 +43,7 @@ impl Snapshot {
                 available: length,
             });
         }
-        file.read_exact_at(&mut bytes, 0).map_err(Error::io("read"))?;
+        source.fill_at(&mut bytes, 0).map_err(Error::io("read"))?;
         let (header, id) = Header::decode(&bytes)?;
         let end = header.ram_offset + header.memory_bytes;
         if length < end {
@@ -55,11 +57,11 @@ impl Snapshot {
         if length > end {
             return Err(Error::invalid("RAM", end, format!("{} bytes follow its end", length - end)));
         }
-        Self::read_sections(file, header, id)
+        Self::read_sections(source, header, id)
     }
 
-    fn read_sections(file: &File, header: Header, id: Digest32) -> Result<Self> {
-        let mut metadata = Metadata::new(file, header.metadata_bytes);
+    fn read_sections(source: &dyn Source, header: Header, id: Digest32) -> Result<Self> {
+        let mut metadata = Metadata::new(source, header.metadata_bytes);
         let (mut own_identity, mut present) = (None, None);
         let mut sections = vec![];
         let mut positions = HashMap::new();
@@ -163,7 +165,7 @@ impl Snapshot {
 
 /// The sections, read once from front to back and digested on the way.
 struct Metadata<'a> {
-    file: &'a File,
+    source: &'a dyn Source,
     /// Offset in the file of what `buffer` does not have yet.
     at: u64,
     end: u64,
@@ -175,9 +177,9 @@ struct Metadata<'a> {
 impl<'a> Metadata<'a> {
     const BUFFER: u64 = 64 << 10;
 
-    fn new(file: &'a File, bytes: u64) -> Self {
+    fn new(source: &'a dyn Source, bytes: u64) -> Self {
         let at = header::BYTES as u64;
-        Self { file, at, end: at + bytes, buffer: vec![], taken: 0, hasher: blake3::Hasher::new() }
+        Self { source, at, end: at + bytes, buffer: vec![], taken: 0, hasher: blake3::Hasher::new() }
     }
 
     /// Offset in the file of what is taken next.
@@ -194,7 +196,7 @@ impl<'a> Metadata<'a> {
         while !out.is_empty() {
             if self.taken == self.buffer.len() {
                 self.buffer.resize((self.end - self.at).min(Self::BUFFER) as usize, 0);
-                self.file.read_exact_at(&mut self.buffer, self.at).map_err(Error::io("read"))?;
+                self.source.fill_at(&mut self.buffer, self.at).map_err(Error::io("read"))?;
                 self.hasher.update(&self.buffer);
                 self.at += self.buffer.len() as u64;
                 self.taken = 0;
@@ -258,13 +260,18 @@ pub struct Verified {
 }
 
 /// Checks everything, RAM included, which is read whole but for its holes.
-pub fn verify(file: &File) -> Result<Verified> {
-    let snapshot = Snapshot::open(file)?;
+pub fn verify<S: Source>(source: &S) -> Result<Verified> {
+    verify_watched(source, &mut ram::patient)
+}
+
+/// As [`verify`]; `watch` hears at which byte of RAM it is, and may end it.
+pub fn verify_watched(source: &dyn Source, watch: Watch) -> Result<Verified> {
+    let snapshot = Snapshot::read(source)?;
     let ram = snapshot.ram();
-    check_padding(file, header::BYTES as u64 + snapshot.header.metadata_bytes..ram.start)?;
+    check_padding(source, header::BYTES as u64 + snapshot.header.metadata_bytes..ram.start)?;
     let mut hasher = ram::RamHasher::default();
     let mut present = snapshot.present_extents().map(|extents| extents.iter().peekable());
-    ram::read_data(file, ram.clone(), |offset, bytes| {
+    ram::read_data(source, ram.clone(), watch, |offset, bytes| {
         hasher.update(offset, bytes);
         let Some(present) = &mut present else { return Ok(()) };
         for run in ram::runs(bytes) {
@@ -291,9 +298,9 @@ pub fn verify(file: &File) -> Result<Verified> {
     Ok(Verified { snapshot, data_bytes })
 }
 
-fn check_padding(file: &File, range: Range<u64>) -> Result<()> {
+fn check_padding(source: &dyn Source, range: Range<u64>) -> Result<()> {
     let mut buffer = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut buffer, range.start).map_err(Error::io("read"))?;
+    source.fill_at(&mut buffer, range.start).map_err(Error::io("read"))?;
     match buffer.iter().position(|byte| *byte != 0) {
         None => Ok(()),
         Some(at) => Err(Error::invalid(

@@ -1,0 +1,60 @@
+//! What a snapshot is read from: a file, an export of one, or bytes in memory.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+/// Bytes that can be read at any place.
+pub trait Source {
+    /// Number of bytes.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Fills `bytes` from `offset` on, or fails with `UnexpectedEof`.
+    fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Where the first bytes at or behind the start of `range` are that may be other than zero; `None` if none are.
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        Ok(Some(range))
+    }
+}
+
+impl Source for File {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(bytes, offset)
+    }
+
+    /// A file system that does not tell says: everywhere. The file's offset moves.
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        let start = match rustix::fs::seek(self, SeekFrom::Data(range.start)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(range)),
+            Err(errno) => return Err(errno.into()),
+        };
+        if start >= range.end {
+            return Ok(None);
+        }
+        let end = rustix::fs::seek(self, SeekFrom::Hole(start))?;
+        Ok(Some(start..end.min(range.end)))
+    }
+}
+
+impl Source for &[u8] {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let from = usize::try_from(offset).ok().and_then(|at| self.get(at..)?.get(..bytes.len()));
+        bytes.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
