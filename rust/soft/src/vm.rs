@@ -323,6 +323,12 @@ impl Vm {
         Ok(Vcpu::new(Cpu::new(self.shared.clone(), index)))
     }
 
+    /// Lets the guest find the redistributors of the first `vcpus` vCPUs only. For those that are not created in a
+    /// machine made for more; before the guest looks.
+    pub fn list_redistributors(&self, vcpus: u32) {
+        self.shared.gic.list(vcpus);
+    }
+
     /// What makes vCPU `index` leave its run.
     pub fn canceller(&self, index: u32) -> Result<Canceller> {
         let vcpu = self.shared.vcpus.get(index as usize).ok_or(Error::NoSuchVcpu(index))?;

@@ -272,7 +272,7 @@ impl Inner {
         match offset {
             GICR_IIDR => IIDR,
             // Processor number and, on the last one, the end of the list.
-            GICR_TYPER => (vcpu as u32) << 8 | u32::from(vcpu + 1 == self.cpus.len()) << 4,
+            GICR_TYPER => (vcpu as u32) << 8 | u32::from(vcpu + 1 == self.listed) << 4,
             // Affinities 3 to 0.
             GICR_TYPER_HIGH => vcpu as u32,
             GICR_WAKER if self.cpus[vcpu].asleep => WAKER_PROCESSOR_SLEEP | WAKER_CHILDREN_ASLEEP,

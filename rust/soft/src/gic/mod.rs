@@ -80,6 +80,8 @@ struct Inner {
     /// SPIs with GICD_IROUTER.Interrupt_Routing_Mode set, by bank.
     any_cpu: [u32; BANKS],
     cpus: Vec<Cpu>,
+    /// Redistributors in the list that a guest walks; the last one says so.
+    listed: usize,
     lines: Arc<[Lines]>,
     /// vCPUs whose lines have risen since the lock was taken, one bit each.
     risen: u32,
@@ -96,6 +98,7 @@ impl Gic {
             routes: vec![0; INTIDS as usize],
             any_cpu: [0; BANKS],
             cpus: (0..vcpus).map(|_| Cpu::default()).collect(),
+            listed: vcpus as usize,
             lines: lines.clone(),
             risen: 0,
         };
@@ -115,6 +118,11 @@ impl Gic {
         if let Some(slot) = wakers.get_mut(vcpu as usize) {
             *slot = Some(waker);
         }
+    }
+
+    /// Ends the list of redistributors that a guest walks after the first `vcpus`, before it does so.
+    pub fn list(&self, vcpus: u32) {
+        self.with(|inner| inner.listed = (vcpus as usize).min(inner.cpus.len()));
     }
 
     /// Whether `vcpu` has an interrupt to take as an IRQ (group 1).

@@ -251,6 +251,17 @@ fn routes_choose_the_vcpu() {
 }
 
 #[test]
+fn the_list_of_redistributors_ends_where_it_is_told_to() {
+    let gic = gic(4);
+    let last = || (0..4).filter(|n| load(&gic, GICR + 0x2_0000 * n + 8) >> 4 & 1 == 1).collect::<Vec<_>>();
+    assert_eq!(last(), [3]);
+    gic.list(2);
+    assert_eq!(last(), [1]);
+    gic.list(9);
+    assert_eq!(last(), [3]);
+}
+
+#[test]
 fn private_interrupts_are_their_vcpus_own() {
     let gic = gic(2);
     gic.set_ppi(1, 27, true);
