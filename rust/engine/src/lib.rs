@@ -2,6 +2,8 @@
 //! the shape of Hypervisor.framework; each engine is a provider of them.
 
 pub mod arm64;
+#[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
+pub mod hvf;
 mod soft;
 
 use std::fmt;
@@ -45,6 +47,8 @@ impl Engine {
     /// Makes an arm64 VM without memory.
     pub fn arm64(self, config: arm64::VmConfig) -> Result<Arc<dyn arm64::Vm>> {
         match self {
+            #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
+            Self::Hvf => Ok(Arc::new(hvf::HvfVm::new(config)?)),
             Self::Soft => Ok(Arc::new(SoftVm::new(config)?)),
             engine => Err(Error::Absent { engine }),
         }
@@ -56,6 +60,9 @@ impl Engine {
 pub enum Error {
     #[error("the soft engine failed: {0}")]
     Soft(#[from] supermachine_soft::Error),
+    #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
+    #[error(transparent)]
+    Hvf(#[from] hvf::Error),
     #[error("this build has no {engine} engine for arm64 guests; the soft engine runs everywhere")]
     Absent { engine: Engine },
     #[error(transparent)]

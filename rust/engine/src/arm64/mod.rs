@@ -87,7 +87,8 @@ pub trait Vm: Send + Sync {
     ///
     /// # Safety
     /// `host` must be valid for `len` bytes (readable, and writable when `protection` says so) until the VM and all
-    /// its vCPUs are gone. Both address and length are multiples of the host's page size.
+    /// its vCPUs are gone. `host` is a multiple of the host's page size; `gpa` and `len` are multiples of 16 KiB, the
+    /// largest page that an engine maps.
     unsafe fn map(&self, host: NonNull<u8>, gpa: u64, len: u64, protection: Protection) -> Result<()>;
 
     /// Creates vCPU `index` (its MPIDR affinity 0). It belongs to the calling thread.
@@ -107,6 +108,12 @@ pub trait Vm: Send + Sync {
 
     /// Ticks of the host counter that virtual counters are offset from.
     fn host_counter(&self) -> u64;
+
+    /// Ticks of the same rate that the host has slept since it started, while that counter stood still. 0 where it goes
+    /// on. A guest's wall clock is late by what this grows.
+    fn host_slept(&self) -> u64 {
+        0
+    }
 }
 
 /// One virtual CPU; used on the thread that created it.

@@ -1,0 +1,56 @@
+//! A VM of the hvf engine over the software framework, with a page of code.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use supermachine_engine::Engine;
+use supermachine_engine::arm64::{Protection, Vm, VmConfig};
+
+pub const RAM: u64 = 0x4000_0000;
+const RAM_BYTES: usize = 64 << 10;
+pub const CONFIG: VmConfig = VmConfig { vcpus: 1, gicd_base: 0x0800_0000, gicr_base: 0x080a_0000 };
+
+/// A process has one VM at a time, and tests share a process.
+static ONE: Mutex<()> = Mutex::new(());
+
+pub fn exclusive() -> MutexGuard<'static, ()> {
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A machine with `code` at the start of its memory.
+pub struct Machine {
+    pub vm: Arc<dyn Vm>,
+    ram: NonNull<u8>,
+    _exclusive: MutexGuard<'static, ()>,
+}
+
+impl Machine {
+    pub fn new(vcpus: u32, code: &[u32]) -> Self {
+        let exclusive = exclusive();
+        let vm = Engine::Hvf.arm64(VmConfig { vcpus, ..CONFIG }).unwrap();
+        // SAFETY: the layout is not empty.
+        let ram = NonNull::new(unsafe { alloc_zeroed(layout()) }).unwrap();
+        for (n, instruction) in code.iter().enumerate() {
+            // SAFETY: the code is far shorter than the memory, which no vCPU uses yet.
+            unsafe { ram.as_ptr().cast::<u32>().add(n).write(*instruction) };
+        }
+        // SAFETY: the memory outlives the VM, see `drop`.
+        unsafe { vm.map(ram, RAM, RAM_BYTES as u64, Protection::ReadWriteExecute).unwrap() };
+        Self { vm, ram, _exclusive: exclusive }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // A test that fails may still have vCPUs somewhere; their memory stays then.
+        if Arc::strong_count(&self.vm) == 1 && !std::thread::panicking() {
+            // SAFETY: it came from alloc_zeroed with this layout, and the VM, whose last reference this is, runs nothing.
+            unsafe { dealloc(self.ram.as_ptr(), layout()) };
+        }
+    }
+}
+
+fn layout() -> Layout {
+    Layout::from_size_align(RAM_BYTES, 16 << 10).unwrap()
+}
