@@ -13,6 +13,8 @@ pub const PL011_SIZE: u64 = 0x1000;
 /// The page that holds the VM generation id (16 bytes), read-only memory for the guest.
 pub const VMGENID_BASE: u64 = 0x0901_0000;
 pub const VMGENID_SIZE: u64 = 0x1000;
+/// What is mapped there: one page of the largest size that an engine maps.
+pub const VMGENID_MAPPED: u64 = 0x4000;
 /// SPI of the VM generation id (interrupt specifier 0 1 1: edge, rising).
 pub const VMGENID_SPI: u32 = 1;
 /// virtio-mmio windows, one after the other.

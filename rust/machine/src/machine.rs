@@ -259,7 +259,7 @@ impl Parts {
         unsafe { vm.map(ram, layout::RAM_BASE, bytes, Protection::ReadWriteExecute)? };
         // SAFETY: as above.
         unsafe {
-            vm.map(memory.vmgenid_host(), layout::VMGENID_BASE, layout::VMGENID_SIZE, Protection::Read)?
+            vm.map(memory.vmgenid_host(), layout::VMGENID_BASE, layout::VMGENID_MAPPED, Protection::Read)?
         };
         let line = |n: usize| -> Line {
             let (vm, intid) = (vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + n as u32));

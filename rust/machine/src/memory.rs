@@ -71,7 +71,7 @@ impl Memory {
             NonNull::new(ram.as_ptr()).ok_or(Error::Memory { bytes, reason: "it is at address 0".into() })?;
         let ram = GuestMemoryMmap::from_regions(vec![ram])
             .map_err(|e| Error::Memory { bytes, reason: e.to_string() })?;
-        let vmgenid = map(layout::VMGENID_SIZE, layout::VMGENID_BASE, None)?;
+        let vmgenid = map(layout::VMGENID_MAPPED, layout::VMGENID_BASE, None)?;
         Ok(Self { ram, host, len: bytes, vmgenid, base })
     }
 
