@@ -26,10 +26,20 @@ const REGIME: [SysReg; 6] = [
     SysReg::VBAR_EL1,
 ];
 
+/// What tells of the CPU and cannot be set.
+const FEATURES: [SysReg; 6] = [
+    SysReg::new(3, 0, 0, 4, 0),
+    SysReg::new(3, 0, 0, 4, 1),
+    SysReg::new(3, 0, 0, 6, 0),
+    SysReg::new(3, 0, 0, 6, 1),
+    SysReg::new(3, 0, 0, 7, 1),
+    SysReg::new(3, 0, 0, 7, 2),
+];
+
 /// Whether `hv_sys_reg_t` has it, as far as this CPU does.
 fn known(register: u32) -> Option<SysReg> {
     let register = u16::try_from(register).ok().map(SysReg)?;
-    SysReg::SNAPSHOT.contains(&register).then_some(register)
+    (SysReg::SNAPSHOT.contains(&register) || FEATURES.contains(&register)).then_some(register)
 }
 
 /// Documented: a general register; the owning thread calls. Assumed: an id that the type does not have is a bad
@@ -72,7 +82,7 @@ pub unsafe extern "C" fn hv_vcpu_get_sys_reg(vcpu: u64, register: u32, value: *m
 }
 
 /// Documented: as above; hv_gic_create: the affinity is the caller's to set in MPIDR_EL1. Measured: bit 31 of MPIDR is
-/// one whatever is set. Assumed: affinity 0 is the vCPU's place in the order of creation, others are zero; and the
+/// one whatever is set. Assumed: affinity 0 is the vCPU's place in the order of creation, others are zero; ID registers are read-only; and the
 /// registers of the translation regime are not changed under a vCPU that is complete (its PC set and not yet run),
 /// which no order that works does.
 #[unsafe(no_mangle)]
@@ -86,6 +96,9 @@ pub extern "C" fn hv_vcpu_set_sys_reg(vcpu: u64, register: u32, value: u64) -> R
             }
             mine.affinity_set = true;
             value = value & MPIDR_AFFINITY | MPIDR_FIXED;
+        }
+        if FEATURES.contains(&register) {
+            return HV_BAD_ARGUMENT;
         }
         if mine.complete && REGIME.contains(&register) {
             return HV_ILLEGAL_GUEST_STATE;
