@@ -6,15 +6,33 @@ use std::path::PathBuf;
 
 use common::{Worker, boot, files, read, start};
 use supermachine_proto::agent::{Chunk, Exec, ExecError, ExecOutput, FileCommand, FileReply, Request};
-use supermachine_proto::worker::{Boot, Command, Event, ExitReason, Source, Start};
+use supermachine_proto::worker::{Boot, Command, Engine, Event, ExitReason, Source, Start};
 use supermachine_proto::{VERSION, frame};
 
 #[test]
 fn a_guest_boots_serves_requests_and_shuts_down() {
-    let mut worker = Worker::ready(start());
+    boots_serves_and_shuts_down(Engine::Soft, 1);
+}
+
+/// The engine for Macs, over a software Hypervisor.framework.
+#[test]
+fn a_guest_of_the_hvf_engine_boots_serves_requests_and_shuts_down() {
+    for vcpus in 1..=4 {
+        boots_serves_and_shuts_down(Engine::Hvf, vcpus);
+    }
+}
+
+fn boots_serves_and_shuts_down(engine: Engine, vcpus: u32) {
+    let source = Source::Boot(Box::new(Boot { vcpus, ..boot() }));
+    let mut worker = Worker::ready(Start { engine, source, ..start() });
 
     let mut stream = worker.files();
     assert_eq!(read(&mut stream, "/proc/sys/kernel/hostname"), b"tested\n");
+    let online = match vcpus {
+        1 => "0\n".into(),
+        more => format!("0-{}\n", more - 1),
+    };
+    assert_eq!(read(&mut stream, "/sys/devices/system/cpu/online"), online.as_bytes());
     let stat = FileCommand::Stat { path: Chunk::from(b"/nowhere".to_vec()), follow: true };
     assert_eq!(files(&mut stream, &stat), FileReply::Failed { errno: libc::ENOENT });
 

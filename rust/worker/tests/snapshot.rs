@@ -10,7 +10,7 @@ use common::{Worker, boot, files, identity, read, send_with_fd, start};
 use supermachine_proto::agent::{Chunk, FileCommand, FileReply, WriteMode};
 use supermachine_proto::frame;
 use supermachine_proto::worker::{
-    Boot, Capture, Captured, Command, Event, ExitReason, Restore, Source, Start,
+    Boot, Capture, Captured, Command, Engine, Event, ExitReason, Restore, Source, Start,
 };
 
 /// Takes a snapshot of a running guest into `path`.
@@ -44,11 +44,12 @@ fn contents(worker: &mut Worker, path: &str) -> String {
     String::from_utf8(read(&mut worker.files(), path)).unwrap()
 }
 
-fn captured_and_restored(vcpus: u32) {
+fn captured_and_restored(engine: Engine, vcpus: u32) {
+    let restoring = |files: &[PathBuf], hostname| Start { engine, ..restoring(files, hostname) };
     let place = tempfile::tempdir().unwrap();
     let [base, diff] = ["base", "diff"].map(|name| place.path().join(name));
     let source = Source::Boot(Box::new(Boot { vcpus, ..boot() }));
-    let mut original = Worker::ready(Start { source, ..start() });
+    let mut original = Worker::ready(Start { engine, source, ..start() });
     write(&mut original, "/state", "before");
     let captured = capture(&mut original, &base, false);
     assert_eq!(captured.id.0.len(), 32);
@@ -79,12 +80,37 @@ fn captured_and_restored(vcpus: u32) {
 
 #[test]
 fn a_guest_goes_on_after_its_capture_and_again_in_its_clones() {
-    captured_and_restored(1);
+    captured_and_restored(Engine::Soft, 1);
 }
 
 #[test]
 fn a_guest_of_two_vcpus_goes_on_in_its_clones() {
-    captured_and_restored(2);
+    captured_and_restored(Engine::Soft, 2);
+}
+
+/// The engine for Macs, over a software Hypervisor.framework.
+#[test]
+fn a_guest_of_the_hvf_engine_goes_on_in_its_clones() {
+    captured_and_restored(Engine::Hvf, 1);
+}
+
+#[test]
+fn a_guest_of_the_hvf_engine_with_four_vcpus_goes_on_in_its_clones() {
+    captured_and_restored(Engine::Hvf, 4);
+}
+
+#[test]
+fn a_snapshot_of_one_engine_is_refused_by_another() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("whole");
+    capture(&mut Worker::ready(start()), &path, false);
+    let other = Start { engine: Engine::Hvf, ..restoring(&[path], "x") };
+    match Worker::spawn(other).event() {
+        Event::Exited { reason: ExitReason::BadSnapshot, message, .. } => {
+            assert!(message.contains("soft engine") && message.contains("hvf"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
