@@ -3,7 +3,8 @@
 set -euo pipefail
 
 packages=(
-    gcc-aarch64-linux-gnu qemu-user-static qemu-system-arm
+    gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static qemu-system-arm qemu-system-x86
+    rustc-web libstd-rust-web-dev:arm64 e2fsprogs kmod
     umoci skopeo buildah docker-registry erofs-utils mmdebstrap fakeroot cpio zstd
 )
 
@@ -15,9 +16,12 @@ done
 
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
+    # For libstd-rust-web-dev:arm64, the standard library that the guests' agent is built with.
+    dpkg --print-foreign-architectures | grep -qx arm64 || dpkg --add-architecture arm64
     apt-get update -q
     apt-get install -q -y --no-install-recommends "${missing[@]}"
 else
     echo "not installed, so the tests that need them will be skipped: ${missing[*]}" >&2
-    echo "install them with: sudo apt-get install ${missing[*]}" >&2
+    echo "install them with: sudo dpkg --add-architecture arm64 && sudo apt-get update &&" \
+        "sudo apt-get install ${missing[*]}" >&2
 fi

@@ -1,0 +1,136 @@
+"""supermachine and what it needs, as a directory for PYTHONPATH on an emulated host.
+
+For this machine's own architecture it is what is installed beside the running tests. For the other one the wheel is
+built by the same build backend, with Debian's cross compilers.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from .disk import ROOT, cache_directory
+
+PROJECT = "supermachine"
+#: Debian's compiler, which has the standard library of both architectures (libstd-rust-web-dev).
+RUSTC = "/usr/bin/rustc"
+SOURCES = ("Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "build_backend.py", "guest", "pyproject.toml", "python",
+           "rust", "rustfmt.toml")  # fmt: skip
+BUILT_TIMEOUT = 3600
+
+
+class SiteError(Exception):
+    """supermachine could not be prepared for a host."""
+
+
+def directory(architecture: str) -> Path:
+    """The directory for hosts of this architecture, made anew."""
+    out = cache_directory() / f"site-{architecture}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for name in _needed(PROJECT):
+        if name != PROJECT or architecture == platform.machine():
+            _copy_distribution(name, out)
+    if architecture != platform.machine():
+        with zipfile.ZipFile(_cross_wheel(architecture)) as wheel:
+            for member in wheel.infolist():
+                # ZipFile.extract drops the permissions, and the worker is an executable.
+                Path(wheel.extract(member, out)).chmod((member.external_attr >> 16) & 0o777 or 0o644)
+    return out
+
+
+def _needed(project: str) -> list[str]:
+    """The distribution and all that it needs without extras."""
+    names: list[str] = []
+    waiting = [project]
+    while waiting:
+        name = waiting.pop()
+        if name in names:
+            continue
+        try:
+            requirements = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            if name == PROJECT:
+                raise SiteError(f"{PROJECT} is not installed beside the tests (pip install '.[dev]')") from None
+            # Needed only where a marker says so.
+            continue
+        names.append(name)
+        wanted = [need for need in requirements if "extra ==" not in need]
+        waiting += [match.group() for need in wanted if (match := re.match(r"[\w.-]+", need))]
+    return names
+
+
+def _copy_distribution(name: str, out: Path) -> None:
+    for file in importlib.metadata.files(name) or []:
+        source = Path(str(file.locate()))
+        if ".." in file.parts or not source.is_file():
+            continue
+        target = out / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+
+
+def _cross_wheel(architecture: str) -> Path:
+    """The wheel for another architecture. Built from a copy, for the build puts an executable into the source tree."""
+    target, compiler = f"{architecture}-unknown-linux-gnu", f"{architecture}-linux-gnu-gcc"
+    missing = [tool for tool in (compiler, RUSTC, "cargo") if shutil.which(tool) is None]
+    if missing:
+        raise SiteError(f"a wheel for {architecture} is built with {', '.join(missing)}, which is not installed")
+    work = cache_directory() / f"build-{architecture}"
+    source, wheels = work / "source", work / "wheels"
+    for path in (source, wheels):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    for name in SOURCES:
+        # Times are kept, so that Cargo builds again only what has changed since.
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, source / name, ignore=shutil.ignore_patterns("_bin", "_guest", "*.so", "target")
+            )
+        else:
+            shutil.copy2(ROOT / name, source / name)
+    upper = target.upper().replace("-", "_")
+    lower = target.replace("-", "_")
+    environment = {
+        **os.environ,
+        "RUSTC": RUSTC,
+        "CARGO_BUILD_TARGET": target,
+        "CARGO_TARGET_DIR": str(work / "target"),
+        f"CARGO_TARGET_{upper}_LINKER": compiler,
+        f"CC_{lower}": compiler,
+        f"AR_{lower}": f"{architecture}-linux-gnu-ar",
+        # It runs on what Debian 12 has, so that is what it may be linked with.
+        "MATURIN_PEP517_ARGS": "--compatibility linux",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(wheels),
+        str(source),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=BUILT_TIMEOUT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        raise SiteError(f"the wheel for {architecture} could not be built: {(done.stdout + done.stderr)[-3000:]}")
+    (wheel,) = wheels.glob("*.whl")
+    return wheel
