@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint rust-test python-test tools
+.PHONY: demo test lint rust-test python-test tools guest-check guest-initramfs guest-kernels
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
@@ -13,7 +13,7 @@ test: tools lint rust-test python-test
 tools:
 	./tests/tools.sh
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed guest-check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --keep-going -- -D warnings
 	$(BIN)/ruff check .
@@ -25,6 +25,19 @@ rust-test:
 
 python-test: $(VENV)/installed
 	$(BIN)/pytest
+
+# Whether the committed guest files are those that their sources give, by what guest/manifest.json tells of both.
+guest-check:
+	$(PYTHON) guest/manifest.py check
+
+# After a change to the agent.
+guest-initramfs:
+	./guest/build-initramfs.sh
+
+# After a change to the kernel's configuration; takes the better part of an hour.
+guest-kernels:
+	./guest/build-kernel.sh x86_64
+	./guest/build-kernel.sh aarch64
 
 $(VENV)/installed: pyproject.toml Cargo.toml Cargo.lock
 	$(PYTHON) -m venv $(VENV)
