@@ -46,14 +46,20 @@ def _compile(name: str, place: Path) -> bytes:
     return out.read_bytes()
 
 
-def _archive(members: Iterator[Member]) -> bytes:
+def archive(members: Iterator[Member]) -> bytes:
+    """A whole initramfs."""
     entries = [_cpio.entry(n, *member) for n, member in enumerate(members, 1)]
     return b"".join([*entries, _cpio.entry(0, "TRAILER!!!", 0)])
 
 
-def _first(place: Path) -> Iterator[Member]:
+def nodes() -> Iterator[Member]:
+    """What every initramfs begins with."""
     for name, mode, device in _cpio.NODES:
         yield name, mode, device, b""
+
+
+def _first(place: Path) -> Iterator[Member]:
+    yield from nodes()
     yield "init", stat.S_IFREG | 0o755, (0, 0), _compile("init", place)
 
 
@@ -99,7 +105,7 @@ def build(place: Path) -> Guest:
     guest = Guest(place / "Image", place / "small.cpio", place / "full.cpio", place / "nothing")
     packed = ROOT / "guest" / "aarch64" / "Image.zst"
     subprocess.run(["zstd", "-dqf", str(packed), "-o", str(guest.kernel)], check=True)
-    guest.small.write_bytes(_archive(_first(place)))
-    guest.full.write_bytes(_archive(_full(place)))
+    guest.small.write_bytes(archive(_first(place)))
+    guest.full.write_bytes(archive(_full(place)))
     guest.nothing.write_bytes(_nothing())
     return guest
