@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import aio, errors, images
     from ._core import VERSION as __version__  # noqa: N811
+    from .baking import Image, bake
+    from .capture import Snapshot
     from .errors import HardwareRequired, SupermachineError, VMExited, VMTimeout
     from .paths import GuestPath
+    from .pool import Pool
     from .processes import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, Popen, TimeoutExpired
     from .vm import VM, run
 
@@ -29,14 +32,18 @@ _HOMES = {
     "DEVNULL": "processes",
     "GuestPath": "paths",
     "HardwareRequired": "errors",
+    "Image": "baking",
     "PIPE": "processes",
+    "Pool": "pool",
     "Popen": "processes",
     "STDOUT": "processes",
+    "Snapshot": "capture",
     "SupermachineError": "errors",
     "TimeoutExpired": "processes",
     "VM": "vm",
     "VMExited": "errors",
     "VMTimeout": "errors",
+    "bake": "baking",
     "run": "vm",
 }
 _MODULES = ("aio", "errors", "images")
@@ -50,13 +57,17 @@ __all__ = [
     "CompletedProcess",
     "GuestPath",
     "HardwareRequired",
+    "Image",
+    "Pool",
     "Popen",
+    "Snapshot",
     "SupermachineError",
     "TimeoutExpired",
     "VMExited",
     "VMTimeout",
     "__version__",
     "aio",
+    "bake",
     "errors",
     "images",
     "run",

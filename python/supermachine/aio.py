@@ -10,16 +10,22 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from subprocess import CompletedProcess
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from . import baking as _baking
 from . import paths as _paths
+from . import pool as _pool
 from . import processes as _processes
 from . import vm as _vm
 from .processes import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .baking import Warmup
+    from .capture import Snapshot
     from .images import ResolvedImage
     from .processes import Args
 
@@ -31,22 +37,37 @@ __all__ = [
     "CalledProcessError",
     "CompletedProcess",
     "GuestPath",
+    "Image",
+    "Pool",
     "Popen",
     "TimeoutExpired",
+    "bake",
     "run",
 ]
 
 T = TypeVar("T")
 
 
-async def _call(work: Callable[..., T], *args: Any, cancel: Callable[[], object] | None = None, **options: Any) -> T:
-    """`work` in a thread; when this is cancelled, `cancel` is what makes it end."""
+async def _call(
+    work: Callable[..., T],
+    *args: Any,
+    cancel: Callable[[], object] | None = None,
+    abandon: Callable[[T], object] | None = None,
+    **options: Any,
+) -> T:
+    """`work` in a thread; when this is cancelled, `cancel` is what makes it end, and its result goes to `abandon`."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+    def fail(error: BaseException) -> None:
         if not future.done():
-            set_it(value)
+            future.set_exception(error)
+
+    def succeed(value: T) -> None:
+        if not future.done():
+            future.set_result(value)
+        elif abandon is not None:
+            threading.Thread(target=abandon, args=(value,), name="supermachine-aio-abandon", daemon=True).start()
 
     def body() -> None:
         try:
@@ -54,9 +75,10 @@ async def _call(work: Callable[..., T], *args: Any, cancel: Callable[[], object]
         except BaseException as error:
             # StopIteration cannot be set on a future.
             wrapped = RuntimeError("the call raised StopIteration") if isinstance(error, StopIteration) else error
-            _post(loop, settle, future.set_exception, wrapped)
+            _post(loop, fail, wrapped)
         else:
-            _post(loop, settle, future.set_result, value)
+            if not _post(loop, succeed, value) and abandon is not None:
+                abandon(value)
 
     threading.Thread(target=body, name="supermachine-aio", daemon=True).start()
     try:
@@ -67,10 +89,18 @@ async def _call(work: Callable[..., T], *args: Any, cancel: Callable[[], object]
         raise
 
 
-def _post(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *args: Any) -> None:
-    # A closed loop means that nobody waits any more.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(settle, *args)
+def _post(loop: asyncio.AbstractEventLoop, deliver: Callable[[Any], None], value: Any) -> bool:
+    """False when the loop is closed, so that nobody waits any more."""
+    try:
+        loop.call_soon_threadsafe(deliver, value)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _kill_all(vms: Iterable[_vm.VM]) -> None:
+    for vm in vms:
+        vm.kill()
 
 
 class Popen:
@@ -221,6 +251,12 @@ class VM:
     def __init__(self, image: str | os.PathLike[str], **options: Any) -> None:
         self._vm = _vm.VM(image, **options)
 
+    @classmethod
+    def _of(cls, vm: _vm.VM) -> VM:
+        made = cls.__new__(cls)
+        made._vm = vm
+        return made
+
     @property
     def engine(self) -> str:
         return self._vm.engine
@@ -235,6 +271,10 @@ class VM:
         return self._vm.image
 
     @property
+    def ports(self) -> dict[str, list[tuple[str, int]]]:
+        return self._vm.ports
+
+    @property
     def timings(self) -> list[tuple[str, int]]:
         return self._vm.timings
 
@@ -247,18 +287,7 @@ class VM:
         return self._vm.pid
 
     async def start(self) -> VM:
-        stop = threading.Event()
-
-        def work() -> None:
-            self._vm.start()
-            if stop.is_set():
-                self._vm.kill()
-
-        def cancel() -> None:
-            stop.set()
-            self._vm.kill()
-
-        await _call(work, cancel=cancel)
+        await _call(self._vm.start, cancel=self._vm.kill, abandon=_vm.VM.kill)
         return self
 
     async def stop(self, timeout: float = _vm.DEFAULT_STOP_TIMEOUT) -> None:
@@ -330,6 +359,20 @@ class VM:
     async def popen(self, args: Args, **options: Any) -> Popen:
         return Popen(await _call(self._vm.popen, args, **options))
 
+    async def snapshot(
+        self, path: str | os.PathLike[str], *, diff: bool = False, timeout: float = _vm.SNAPSHOT_TIMEOUT
+    ) -> Snapshot:
+        return await _call(self._vm.snapshot, path, diff=diff, timeout=timeout)
+
+    async def fork(self, n: int = 1, *, timeout: float = _vm.SNAPSHOT_TIMEOUT) -> list[VM]:
+        forks = await _call(self._vm.fork, n, timeout=timeout, abandon=_kill_all)
+        return [VM._of(vm) for vm in forks]
+
+    @classmethod
+    async def restore(cls, snapshot: str | os.PathLike[str], **options: Any) -> VM:
+        """See :meth:`supermachine.VM.restore`, whose keywords it takes."""
+        return cls._of(await _call(_vm.VM.restore, snapshot, abandon=_vm.VM.kill, **options))
+
     def path(self, *parts: str | os.PathLike[str]) -> GuestPath:
         return GuestPath(self._vm.path(*parts))
 
@@ -338,6 +381,76 @@ class VM:
 
     async def copy_out(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
         return await _call(self._vm.copy_out, source, target)
+
+
+class Pool:
+    """Machines that are ready before they are asked for; see :class:`supermachine.Pool`, whose arguments it takes."""
+
+    def __init__(
+        self,
+        image: str | os.PathLike[str],
+        min: int = 1,  # noqa: A002
+        max: int = 4,  # noqa: A002
+        idle_timeout: float | None = None,
+        **machine: Any,
+    ) -> None:
+        self._pool = _pool.Pool(image, min, max, idle_timeout, **machine)
+
+    @property
+    def ready(self) -> int:
+        return self._pool.ready
+
+    @property
+    def in_use(self) -> int:
+        return self._pool.in_use
+
+    @contextlib.asynccontextmanager
+    async def acquire(self, timeout: float | None = None) -> AsyncIterator[VM]:
+        pool, given_up = self._pool, threading.Event()
+
+        def give_up() -> None:
+            given_up.set()
+            pool._wake()
+
+        vm = await _call(pool._take, timeout, given_up, cancel=give_up, abandon=pool._end)
+        try:
+            yield VM._of(vm)
+        finally:
+            await asyncio.shield(_call(pool._end, vm))
+
+    async def close(self) -> None:
+        await _call(self._pool.close)
+
+    async def __aenter__(self) -> Pool:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await asyncio.shield(self.close())
+
+    def __repr__(self) -> str:
+        return repr(self._pool)
+
+
+class Image:
+    """An image and how its machines are started; see :class:`supermachine.Image`."""
+
+    def __init__(self, reference: str | os.PathLike[str], **machine: Any) -> None:
+        self._image = _baking.Image(reference, **machine)
+        self.reference = reference
+
+    def vm(self, **machine: Any) -> VM:
+        return VM._of(self._image.vm(**machine))
+
+    async def bake(self, warmup: Warmup | None = None, **machine: Any) -> Path:
+        return await _call(self._image.bake, warmup, **machine)
+
+    def __repr__(self) -> str:
+        return repr(self._image)
+
+
+async def bake(image: str | os.PathLike[str], **machine: Any) -> Path:
+    """See :func:`supermachine.bake`. A `warmup` is given the machine of :mod:`supermachine`, in a thread."""
+    return await _call(_baking.bake, image, **machine)
 
 
 async def run(

@@ -190,6 +190,73 @@ class VMTimeout(SupermachineError, TimeoutError):
     default_code = "vm.timeout"
 
 
+class RenewFailed(SupermachineError, RuntimeError):
+    """A restored guest did not take on an identity, random state and clock of its own, so it was not started."""
+
+    default_code = "vm.renew-failed"
+    default_hint = "start from another snapshot, or boot the image anew"
+
+
+# Snapshots.
+
+
+class BadSnapshot(SupermachineError, ValueError):
+    """A file is not a snapshot, is damaged, or is of a machine that this version or host cannot go on with."""
+
+    default_code = "snapshot.bad"
+
+
+class SnapshotNotFound(SupermachineError, FileNotFoundError):
+    """A snapshot, or one that it builds on, is not there."""
+
+    default_code = "snapshot.not-found"
+
+
+class SnapshotExists(SupermachineError, FileExistsError):
+    """A snapshot is never written over: the name is taken."""
+
+    default_code = "snapshot.exists"
+    default_hint = "choose another name, or delete what has it"
+
+
+class SnapshotInUse(SupermachineError, PermissionError):
+    """A snapshot that virtual machines run from cannot be deleted."""
+
+    default_code = "snapshot.in-use"
+    default_hint = "end the virtual machines that were restored from it first"
+
+
+class SnapshotFailed(SupermachineError, OSError):
+    """No snapshot was taken; the virtual machine goes on."""
+
+    default_code = "snapshot.failed"
+
+
+# Pools.
+
+
+class PoolClosed(SupermachineError, RuntimeError):
+    """The pool has been closed."""
+
+    default_code = "pool.closed"
+
+
+class PoolTimeout(SupermachineError, TimeoutError):
+    """No virtual machine of the pool became free in the time given."""
+
+    default_code = "pool.timeout"
+    default_hint = "give it longer, or the pool a larger max="
+
+
+class PortUnavailable(SupermachineError, OSError):
+    """A port of the host cannot be listened on."""
+
+    default_code = "port.unavailable"
+
+
+# Commands.
+
+
 class CommandNotFound(SupermachineError, FileNotFoundError):
     """The guest has no such command; a shell would say 127."""
 

@@ -41,8 +41,17 @@ _KILL_GRACE = 2.0
 class Context:
     """What a process in a guest inherits: who runs it, and with what."""
 
-    def __init__(self, worker: Callable[[], Worker], env: Mapping[str, str], cwd: str, user: str) -> None:
+    def __init__(
+        self,
+        worker: Callable[[], Worker],
+        env: Mapping[str, str],
+        cwd: str,
+        user: str,
+        ended: Callable[[], object] | None = None,
+    ) -> None:
         self.worker = worker
+        #: Called when a process has ended and somebody asks.
+        self.ended = ended
         self.env = dict(env)
         self.cwd = cwd
         self.user = user
@@ -110,6 +119,7 @@ class Popen:
         clear_env: bool = False,
     ) -> None:
         self.args = args
+        self._context = context
         self.returncode: int | None = None
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
@@ -212,7 +222,7 @@ class Popen:
     def poll(self) -> int | None:
         """The return code when the process has ended."""
         if self.returncode is None:
-            self.returncode = self._exec.wait(0)
+            self._settle(self._exec.wait(0))
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -221,8 +231,14 @@ class Popen:
             code = self._exec.wait(timeout)
             if code is None:
                 raise TimeoutExpired(self.args, timeout or 0.0)
-            self.returncode = code
+            self._settle(code)
+            return code
         return self.returncode
+
+    def _settle(self, code: int | None) -> None:
+        self.returncode = code
+        if code is not None and self._context.ended is not None:
+            self._context.ended()
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002
         """Sends `input`, reads both outputs to their end and waits. May be called again after a time-out."""

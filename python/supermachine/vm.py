@@ -1,39 +1,32 @@
-"""Virtual machines: what they are made of, and their life."""
+"""Virtual machines: what runs in them, their files, their snapshots."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from . import engines, installation, options
-from .errors import ConfigurationError, NotSupported, VMExited, VMTimeout
+from .errors import ConfigurationError
+from .machine import DEFAULT_BOOT_TIMEOUT, DEFAULT_STOP_TIMEOUT, Machine
 from .options import Environment
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
-    from ._core import Worker
-    from .images import Progress, ResolvedImage
+    from .capture import Snapshot
+    from .images import Progress
     from .images.store import Pull
     from .paths import GuestPath
+    from .ports import Ports
     from .processes import Args, Popen, StrOrBytesPath
 
-#: Seconds that a guest has to become ready.
-DEFAULT_BOOT_TIMEOUT = 60.0
-#: Seconds that the guest's processes have to end after SIGTERM when a virtual machine is stopped.
-DEFAULT_STOP_TIMEOUT = 10.0
-#: Seconds beyond the grace that a worker takes at most.
-_STOP_SLACK = 3.0
+__all__ = ["DEFAULT_BOOT_TIMEOUT", "DEFAULT_STOP_TIMEOUT", "SNAPSHOT_TIMEOUT", "VM", "run"]
+
+#: Seconds that a snapshot may take; what is written is as much as the guest has touched.
+SNAPSHOT_TIMEOUT = 120.0
 
 
-def _nameservers() -> list[str]:
-    """The host's name servers that a guest could reach; none before guests have a network."""
-    return []
-
-
-class VM:
+class VM(Machine):
     """A microVM that runs an OCI image.
 
     ``with VM("debian:bookworm") as vm:`` starts and, at the end, kills it; `start`, `stop` and `kill` do so by hand.
@@ -42,193 +35,13 @@ class VM:
     `memory` is bytes or "512m", "2g" …; the host gives it as the guest touches it. `environment`, `working_dir` and
     `user` go before what the image says. `require_hardware` refuses software isolation
     (default: SUPERMACHINE_REQUIRE_HARDWARE). `boot_timeout` is in seconds.
+
+    The first start of an image boots and bakes a snapshot, later starts go on from it; ``bake=False`` always boots
+    (default: unless SUPERMACHINE_NO_SNAPSHOT). `warmup` runs in the guest before that: commands, or a callable that is
+    given this object; `warmup_key` names it where its code does not tell all that it does. `ports` are published as
+    ``{"80/tcp": 8080}``, ``None`` for any free port. ``prefault=False`` neither records nor uses which pages clones
+    need first.
     """
-
-    def __init__(
-        self,
-        image: str | os.PathLike[str],
-        *,
-        memory: int | str = options.DEFAULT_MEMORY,
-        vcpus: int = 1,
-        engine: str = "auto",
-        environment: Environment | None = None,
-        working_dir: str | None = None,
-        user: str | int | None = None,
-        hostname: str | None = None,
-        require_hardware: bool | None = None,
-        ports: Mapping[str, Any] | None = None,
-        volumes: Mapping[str, Any] | Sequence[str] | None = None,
-        platform: str | None = None,
-        pull: Pull = "missing",
-        insecure: bool = False,
-        progress: Progress | None = None,
-        boot_timeout: float = DEFAULT_BOOT_TIMEOUT,
-    ) -> None:
-        if ports:
-            raise NotSupported("this version has no guest network, so it cannot publish ports")
-        if volumes:
-            raise NotSupported("this version cannot mount volumes", hint="copy files with vm.copy_in and vm.copy_out")
-        if boot_timeout <= 0:
-            raise ConfigurationError(f"boot_timeout is {boot_timeout}; a positive number of seconds is needed")
-        self._reference = image
-        self._memory = options.memory_bytes(memory)
-        self._vcpus = options.vcpu_count(vcpus)
-        self._engine = engines.choose(engine, require_hardware)
-        self._environment = options.environment(environment)
-        self._working_dir = working_dir
-        self._user = None if user is None else str(user)
-        self._hostname = None if hostname is None else options.hostname(hostname)
-        self._platform = platform
-        self._pull: Pull = pull
-        self._insecure = insecure
-        self._progress = progress
-        self._boot_timeout = boot_timeout
-        self._image: ResolvedImage | None = None
-        self._worker: Worker | None = None
-        self._lock = threading.Lock()
-        self._timings: list[tuple[str, int]] = []
-        from .paths import FileSystem
-
-        self._files = FileSystem(self._running)
-
-    # What it is.
-
-    @property
-    def engine(self) -> str:
-        """The engine that runs it: "soft"."""
-        return self._engine.name
-
-    @property
-    def isolation(self) -> str:
-        """Its isolation, "hardware" or "software"."""
-        return self._engine.isolation
-
-    @property
-    def image(self) -> ResolvedImage:
-        """The image; looked up, and pulled if need be, on first use."""
-        if self._image is None:
-            from .images import resolve
-
-            self._image = resolve(
-                self._reference,
-                platform=self._platform,
-                pull=self._pull,
-                insecure=self._insecure,
-                progress=self._progress,
-            )
-        return self._image
-
-    @property
-    def timings(self) -> list[tuple[str, int]]:
-        """Steps of the last start: name, nanoseconds since the start of the worker process."""
-        return list(self._timings)
-
-    @property
-    def running(self) -> bool:
-        return self._worker is not None and self._worker.exit is None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the worker on the host, while it runs."""
-        return self._worker.pid if self._worker is not None and self.running else None
-
-    # Its life.
-
-    def start(self) -> VM:
-        """Starts it and waits until the guest serves requests. Does nothing when it runs already."""
-        with self._lock:
-            if self.running:
-                return self
-            image = self.image
-            engines.warn_once(self._engine)
-            from ._core import Worker
-
-            machine_id = os.urandom(16)
-            worker = Worker.spawn(
-                installation.worker(),
-                engine=self._engine.name,
-                kernel=installation.kernel("aarch64"),
-                initramfs=installation.initramfs("aarch64"),
-                disks=[(str(image.rootfs), True)],
-                memory_bytes=self._memory,
-                vcpus=self._vcpus,
-                hostname=self._hostname or machine_id.hex()[:12],
-                machine_id=machine_id,
-                entropy=os.urandom(64),
-                root_fs="erofs",
-                nameservers=_nameservers(),
-                boot_timeout_ms=max(1, int(self._boot_timeout * 1000)),
-            )
-            try:
-                # The worker keeps the time; this is for a worker that does not.
-                timings = worker.wait_ready(self._boot_timeout + 5)
-                if timings is None:
-                    raise VMTimeout(f"the guest was not ready after {self._boot_timeout:g} seconds")
-            except VMExited as error:
-                worker.kill()
-                if error.reason != "agent-timeout":
-                    raise
-                raise VMTimeout(
-                    f"the guest was not ready after {self._boot_timeout:g} seconds",
-                    cause=error.console_tail or None,
-                    hint="give it longer with boot_timeout=",
-                ) from error
-            except BaseException:
-                worker.kill()
-                raise
-            self._timings = timings
-            self._files.forget()
-            self._worker = worker
-            return self
-
-    def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT) -> None:
-        """Ends it cleanly: SIGTERM to its processes, SIGKILL after `timeout` seconds, file systems synced."""
-        worker = self._worker
-        if worker is None or worker.exit is not None:
-            return
-        worker.shutdown(max(0, int(timeout * 1000)))
-        if worker.wait(timeout + _STOP_SLACK) is None:
-            self.kill()
-        self._files.forget()
-
-    def kill(self) -> None:
-        """Ends it at once."""
-        worker = self._worker
-        if worker is None:
-            return
-        worker.kill()
-        worker.wait(_STOP_SLACK)
-        self._files.forget()
-
-    def wait(self, timeout: float | None = None) -> str:
-        """Waits until it has ended, and says why: "shutdown", "guest-power-off", "panic", "killed" …"""
-        if self._worker is None:
-            raise ConfigurationError("the virtual machine has not been started")
-        end = self._worker.wait(timeout)
-        if end is None:
-            raise VMTimeout(f"the virtual machine still runs after {timeout:g} seconds")
-        return end[0]
-
-    def __enter__(self) -> VM:
-        return self.start()
-
-    def __exit__(self, *_exc: object) -> None:
-        self.kill()
-
-    def __repr__(self) -> str:
-        state = "running" if self.running else "stopped" if self._worker else "new"
-        return f"<VM {str(self._reference)!r} {self.engine} {state}>"
-
-    def _running(self) -> Worker:
-        worker = self._worker
-        if worker is None:
-            raise ConfigurationError(
-                "the virtual machine is not running", hint="start it with `with VM(...) as vm:` or vm.start()"
-            )
-        if (end := worker.exit) is not None:
-            reason, message, console_tail = end
-            raise VMExited(message, reason=reason, console_tail=console_tail)
-        return worker
 
     # What runs in it.
 
@@ -242,6 +55,7 @@ class VM:
             {**config.environment, **self._environment},
             self._working_dir or config.working_dir or "/",
             self._user if self._user is not None else config.user,
+            self._answered,
         )
 
     def command(self, args: Sequence[str] | str | None = None, entrypoint: Sequence[str] | None = None) -> list[str]:
@@ -339,6 +153,71 @@ class VM:
             errors=errors,
             bufsize=bufsize,
             tty=tty,
+        )
+
+    # Its snapshots.
+
+    def snapshot(
+        self, path: str | os.PathLike[str], *, diff: bool = False, timeout: float = SNAPSHOT_TIMEOUT
+    ) -> Snapshot:
+        """Takes a snapshot into a new file. The machine goes on; only `Snapshot.pause` of it is lost to the guest.
+
+        With `diff` it holds only what has changed since the snapshot that this machine was restored from, whose files
+        it needs from then on. Raises `SnapshotExists`, `SnapshotFailed` or `DiskFull`; then no file is left.
+        """
+        from . import snapshotting
+
+        return snapshotting.take(self, snapshotting.absolute(path), diff=diff, timeout=timeout)
+
+    def fork(self, n: int = 1, *, timeout: float = SNAPSHOT_TIMEOUT) -> list[VM]:
+        """`n` running machines that go on where this one is now, each with an identity of its own.
+
+        They share the memory that none of them writes to. Published ports are on fresh ports of the host.
+        """
+        from . import snapshotting
+
+        return snapshotting.fork(self, n, timeout=timeout)
+
+    @classmethod
+    def restore(
+        cls,
+        snapshot: str | os.PathLike[str],
+        *,
+        hostname: str | None = None,
+        ports: Ports | Literal["fresh", "same"] = "fresh",
+        environment: Environment | None = None,
+        working_dir: str | None = None,
+        user: str | int | None = None,
+        require_hardware: bool | None = None,
+        pull: Pull = "never",
+        insecure: bool = False,
+        progress: Progress | None = None,
+        boot_timeout: float = DEFAULT_BOOT_TIMEOUT,
+        prefault: bool | None = None,
+    ) -> VM:
+        """A running machine that goes on where the snapshot was taken, with an identity of its own.
+
+        Before anything of the user's runs in it, the clock is set, the kernel's random state is fed from the host, and
+        host name and machine-id are new; a guest that does not confirm that is ended (`RenewFailed`). Ports that were
+        published are so again, on fresh ports of the host, on the ``"same"``, or as given. The image must be in the
+        cache, unless `pull` allows to get it.
+        """
+        from . import snapshotting
+
+        return snapshotting.restore(
+            cls,
+            snapshotting.absolute(snapshot),
+            ports=ports,
+            environment=environment,
+            pull=pull,
+            insecure=insecure,
+            progress=progress,
+            hostname=hostname,
+            working_dir=working_dir,
+            user=user,
+            require_hardware=require_hardware,
+            boot_timeout=boot_timeout,
+            prefault=prefault,
         )
 
     # Its files.

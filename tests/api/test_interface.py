@@ -120,7 +120,7 @@ def test_engines_that_are_not_there():
 
 def test_what_cannot_be_done_says_so():
     with pytest.raises(NotSupported):
-        supermachine.VM("x", ports={"80/tcp": 8080})
+        supermachine.VM("x", ports={"53/udp": 5353})
     with pytest.raises(NotSupported):
         supermachine.VM("x", volumes=["/tmp:/tmp"])
 

@@ -43,6 +43,10 @@ def cli() -> None:
 @click.option("--engine", default="auto", show_default=True, help="auto, kvm, hvf or soft.")
 @click.option("--entrypoint", metavar="PROGRAM", help="In place of the image's ENTRYPOINT and CMD.")
 @click.option("--hostname", "--name", metavar="NAME", help="Host name of the guest.")
+@click.option(
+    "-p", "--publish", multiple=True, metavar="[[ADDR:]PORT:]GUEST", help="Listen here for a port of the guest."
+)
+@click.option("--no-snapshot", is_flag=True, help="Boot, and neither use nor bake a snapshot.")
 @click.option("-i", "--interactive", is_flag=True, help="Accepted for docker's sake: stdin is always passed on.")
 @click.option("-n", "--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option("-t/-T", "--tty/--no-tty", default=None, help="Give it a terminal.  [default: when stdin and stdout are]")
@@ -139,10 +143,13 @@ def _is_digest(name: str) -> bool:
 @cli.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Every image, not only what nothing needs.")
 def prune(everything: bool) -> None:
-    """Free disk space that no image in the cache needs."""
+    """Free disk space: what no image needs, and baked snapshots that no virtual machine runs from."""
+    from .. import baking
     from ..images import Cache
 
-    click.echo(f"{human(Cache().prune(everything=everything))} freed")
+    cache = Cache()
+    freed = baking.prune(cache)
+    click.echo(f"{human(freed + cache.prune(everything=everything))} freed")
 
 
 @cli.command()

@@ -49,6 +49,8 @@ def run_command(
     engine: str,
     entrypoint: str | None,
     hostname: str | None,
+    publish: tuple[str, ...],
+    no_snapshot: bool,
     interactive: bool,  # noqa: ARG001 - docker's habit; stdin is passed on without it
     no_stdin: bool,
     tty: bool | None,
@@ -92,6 +94,8 @@ def run_command(
                 platform=platform,
                 pull=pull,
                 insecure=insecure,
+                ports=_published(publish),
+                bake=False if no_snapshot else None,
                 progress=report,
                 boot_timeout=boot_timeout or DEFAULT_BOOT_TIMEOUT,
             )
@@ -112,6 +116,14 @@ def run_command(
             print(f"supermachine: {name:<24} {at / 1e6:10.1f} ms  +{(at - last) / 1e6:.1f}", file=sys.stderr)
             last = at
     return 128 - code if code < 0 else code
+
+
+def _published(publish: tuple[str, ...]) -> Any:
+    if not publish:
+        return None
+    from ..ports import published
+
+    return published(publish)
 
 
 def _wants_terminal(tty: bool | None) -> bool:

@@ -7,6 +7,8 @@ mod connection;
 mod errors;
 mod exec;
 mod files;
+mod forward;
+mod head;
 mod image;
 mod pump;
 mod sys;
@@ -20,6 +22,10 @@ mod _core {
     use crate::exec::Exec;
     #[pymodule_export]
     use crate::files::Files;
+    #[pymodule_export]
+    use crate::forward::Forward;
+    #[pymodule_export]
+    use crate::head::snapshot_head;
     #[pymodule_export]
     use crate::image::convert_image;
     #[pymodule_export]

@@ -126,10 +126,39 @@ fn identity(hostname: String, machine_id: [u8; 16], entropy: Vec<u8>) -> Identit
 /// The process that owns one VM.
 #[pyclass(frozen, module = "supermachine._core")]
 pub struct Worker {
-    control: Mutex<UnixStream>,
+    control: Arc<Mutex<UnixStream>>,
     child: Arc<Mutex<Child>>,
     pid: u32,
     shared: Arc<Shared>,
+}
+
+/// Makes connections to a guest, from any thread; holds no VM alive.
+#[derive(Clone)]
+pub struct Dialer {
+    control: Arc<Mutex<UnixStream>>,
+    shared: Arc<Shared>,
+}
+
+impl Dialer {
+    /// A stream to a guest's vsock port. A refused one ends at once.
+    pub fn open(&self, port: u32) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut bytes = Vec::new();
+        frame::encode(&Command::Connect { port }, &mut bytes).map_err(io::Error::other)?;
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        sys::send_with_fd(&control, &bytes, &theirs)?;
+        Ok(ours)
+    }
+
+    /// A pipe that ends when the VM does.
+    pub fn bell(&self) -> io::Result<io::PipeReader> {
+        let (reader, writer) = io::pipe()?;
+        let mut state = self.shared.lock();
+        if state.exit.is_none() {
+            state.bells.push(writer);
+        }
+        Ok(reader)
+    }
 }
 
 /// A connection's end that the worker took, and what tells how the VM fares.
@@ -145,18 +174,16 @@ impl Worker {
 
     /// A stream to a guest's vsock port. A refused one ends at once.
     pub fn open(&self, py: Python<'_>, port: u32) -> PyResult<Connected> {
-        let attempt = py.detach(|| -> io::Result<UnixStream> {
-            let (ours, theirs) = UnixStream::pair()?;
-            let mut bytes = Vec::new();
-            frame::encode(&Command::Connect { port }, &mut bytes).map_err(io::Error::other)?;
-            let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-            sys::send_with_fd(&control, &bytes, &theirs)?;
-            Ok(ours)
-        });
-        match attempt {
+        let dialer = self.dialer();
+        match py.detach(|| dialer.open(port)) {
             Ok(stream) => Ok((stream, self.shared.clone())),
             Err(error) => Err(self.lost(py, &error)),
         }
+    }
+
+    /// What makes connections without this object.
+    pub fn dialer(&self) -> Dialer {
+        Dialer { control: self.control.clone(), shared: self.shared.clone() }
     }
 
     /// Waits for the worker's answer; `None` at the time-out, an error when the VM has ended without one.
@@ -398,12 +425,7 @@ impl Worker {
 
     /// A descriptor, owned by the caller, that reads as ended once the VM has ended.
     fn exit_fd(&self) -> PyResult<i32> {
-        let (reader, writer) = io::pipe()?;
-        let mut state = self.shared.lock();
-        if state.exit.is_none() {
-            state.bells.push(writer);
-        }
-        Ok(OwnedFd::from(reader).into_raw_fd())
+        Ok(OwnedFd::from(self.dialer().bell()?).into_raw_fd())
     }
 
     fn __repr__(&self) -> String {
@@ -439,7 +461,7 @@ fn launch(path: PathBuf, environment: Vec<(OsString, OsString)>, start: &Command
     let log = child.stderr.take();
     let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
     let worker = Worker {
-        control: Mutex::new(ours.try_clone()?),
+        control: Arc::new(Mutex::new(ours.try_clone()?)),
         child: Arc::new(Mutex::new(child)),
         pid,
         shared: shared.clone(),

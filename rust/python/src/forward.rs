@@ -1,0 +1,224 @@
+//! A port of the host that leads to a port of the guest: every connection is joined to one of the guest's, by threads
+//! that never take the GIL.
+
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use supermachine_proto::agent::{FileReply, REQUEST_PORT, Request};
+use supermachine_proto::frame;
+
+use crate::sys::{self, Interest};
+use crate::worker::{Dialer, Worker};
+
+/// Connections that one port serves at once; more are closed as they come.
+const MAX_CONNECTIONS: usize = 512;
+/// Bytes in flight in each direction of a connection.
+const BUFFER: usize = 64 * 1024;
+/// How long the guest may take to answer a new connection.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long a client may take to read what a VM sent before it ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// A listening port of the host; closed with the VM, or by `close`.
+#[pyclass(frozen, module = "supermachine._core")]
+pub struct Forward {
+    address: SocketAddr,
+    /// Closing it ends the listener.
+    alive: Mutex<Option<PipeWriter>>,
+}
+
+#[pymethods]
+impl Forward {
+    /// Listens on `host`:`port`, 0 for any free one, for connections to the guest's `guest_port`. Raises OSError when
+    /// the port cannot be had.
+    #[staticmethod]
+    fn start(
+        py: Python<'_>,
+        worker: &Worker,
+        guest_port: u16,
+        host: &str,
+        port: u16,
+    ) -> PyResult<Self> {
+        let address: IpAddr = host.parse().map_err(|_| {
+            pyo3::exceptions::PyValueError::new_err(format!("{host:?} is not an IP address of this host"))
+        })?;
+        let dialer = worker.dialer();
+        let started = py.detach(move || -> io::Result<Self> {
+            let listener = TcpListener::bind((address, port))?;
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            let (stop, alive) = io::pipe()?;
+            let ended = dialer.bell()?;
+            thread::Builder::new()
+                .name("supermachine-port".into())
+                .stack_size(128 * 1024)
+                .spawn(move || listen(&listener, &dialer, guest_port, &stop, &ended))?;
+            Ok(Self { address, alive: Mutex::new(Some(alive)) })
+        });
+        Ok(started?)
+    }
+
+    /// The port of the host.
+    #[getter]
+    fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Takes no more connections; those that are open go on.
+    fn close(&self) {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Takes connections until `stop` or `ended` closes.
+fn listen(listener: &TcpListener, dialer: &Dialer, port: u16, stop: &PipeReader, ended: &PipeReader) {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let interests = [
+            Interest::when(true, listener, libc::POLLIN),
+            Interest::when(true, stop, libc::POLLIN),
+            Interest::when(true, ended, libc::POLLIN),
+        ];
+        let Ok([_, 0, 0]) = sys::poll(interests, None) else { return };
+        let client = match listener.accept() {
+            Ok((client, _)) => client,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => {
+                // Out of descriptors, most likely: the connection stays in the queue.
+                thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        if open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
+            open.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let (dialer, counted) = (dialer.clone(), open.clone());
+        let spawned = thread::Builder::new()
+            .name("supermachine-port".into())
+            .stack_size(256 * 1024)
+            .spawn(move || {
+                let _ = serve(&client, &dialer, port);
+                counted.fetch_sub(1, Ordering::SeqCst);
+            });
+        if spawned.is_err() {
+            open.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// One connection, to its end. Dropping the client closes it, which is how a refusal shows.
+fn serve(client: &TcpStream, dialer: &Dialer, port: u16) -> Result<(), frame::Error> {
+    let ended = dialer.bell()?;
+    let mut guest = dialer.open(REQUEST_PORT)?;
+    guest.set_read_timeout(Some(ANSWER))?;
+    frame::write(&mut guest, &Request::Forward { port })?;
+    if frame::read::<FileReply>(&mut guest)? != Some(FileReply::Done) {
+        return Ok(());
+    }
+    client.set_nonblocking(true)?;
+    client.set_nodelay(true)?;
+    guest.set_nonblocking(true)?;
+    Ok(relay(client, &guest, &ended)?)
+}
+
+/// Bytes on their way in one direction.
+struct Flow {
+    buffer: Vec<u8>,
+    filled: usize,
+    sent: usize,
+    /// Nothing more comes.
+    ended: bool,
+    /// And the receiver has been told.
+    closed: bool,
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self { buffer: vec![0; BUFFER], filled: 0, sent: 0, ended: false, closed: false }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sent == self.filled
+    }
+
+    fn wants_input(&self) -> bool {
+        self.is_empty() && !self.ended
+    }
+
+    /// Moves what can be moved without waiting.
+    fn advance(&mut self, mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+        if self.wants_input() {
+            match from.read(&mut self.buffer) {
+                Ok(0) => self.ended = true,
+                Ok(n) => (self.sent, self.filled) = (0, n),
+                Err(error) => later(error)?,
+            }
+        }
+        while !self.is_empty() {
+            match to.write(&self.buffer[self.sent..self.filled]) {
+                Ok(n) => self.sent += n,
+                Err(error) => return later(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the receiver is to be told now that nothing more comes.
+    fn must_close(&mut self) -> bool {
+        let now = self.ended && self.is_empty() && !self.closed;
+        self.closed |= now;
+        now
+    }
+}
+
+/// What a socket that would block says is no error.
+fn later(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// Moves bytes both ways until both sides have ended, one is gone, or the VM has ended.
+fn relay(client: &TcpStream, guest: &UnixStream, ended: &PipeReader) -> io::Result<()> {
+    let (mut up, mut down) = (Flow::new(), Flow::new());
+    let mut deadline: Option<Instant> = None;
+    while !(up.closed && down.closed) {
+        let events = |reads: &Flow, writes: &Flow| {
+            let input = if reads.wants_input() { libc::POLLIN } else { 0 };
+            input | if writes.is_empty() { 0 } else { libc::POLLOUT }
+        };
+        let (of_client, of_guest) = (events(&up, &down), events(&down, &up));
+        let interests = [
+            Interest::when(of_client != 0, client, of_client),
+            Interest::when(of_guest != 0, guest, of_guest),
+            Interest::when(deadline.is_none(), ended, libc::POLLIN),
+        ];
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            break;
+        }
+        let [_, _, over] = sys::poll(interests, left)?;
+        if over != 0 {
+            // What the VM had sent is delivered, to a client that reads; it takes nothing more.
+            deadline = Some(Instant::now() + LAST_WORDS);
+            (up.ended, up.closed, up.sent) = (true, true, up.filled);
+        }
+        up.advance(client, guest)?;
+        down.advance(guest, client)?;
+        if up.must_close() {
+            guest.shutdown(Shutdown::Write)?;
+        }
+        if down.must_close() {
+            client.shutdown(Shutdown::Write)?;
+        }
+    }
+    Ok(())
+}
