@@ -26,21 +26,10 @@ def main() -> None:
 
 
 def _main() -> int:
-    import click
-
     from ..errors import CommandNotExecutable, CommandNotFound, SupermachineError, VMExited
-    from .commands import cli
 
     try:
-        result = cli.main(prog_name="supermachine", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    except click.exceptions.Abort:
-        return 128 + signal.SIGINT
-    except click.ClickException as error:
-        error.show()
-        return OWN_FAILURE
+        return _dispatch()
     except SupermachineError as error:
         _complain(str(error), error.cause, error.hint)
         if isinstance(error, VMExited) and error.console_tail and os.environ.get("SUPERMACHINE_DEBUG"):
@@ -52,6 +41,31 @@ def _main() -> int:
         raise
     except (OSError, ValueError) as error:
         _complain(str(error), None, None)
+        return OWN_FAILURE
+
+
+def _dispatch() -> int:
+    if sys.argv[1:2] == ["run"] and "_SUPERMACHINE_COMPLETE" not in os.environ:
+        from . import arguments
+
+        plain = arguments.parse(sys.argv[2:])
+        if plain is not None:
+            from .run import run_command
+
+            return run_command(**plain)  # type: ignore[arg-type]
+    import click
+
+    from .commands import cli
+
+    try:
+        result = cli.main(prog_name="supermachine", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.exceptions.Abort:
+        return 128 + signal.SIGINT
+    except click.ClickException as error:
+        error.show()
         return OWN_FAILURE
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -132,6 +131,12 @@ def _wants_terminal(tty: bool | None) -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
 
 
+def _terminal_size() -> tuple[int, int]:
+    from shutil import get_terminal_size
+
+    return get_terminal_size()
+
+
 def _execute(
     vm: VM, argv: list[str], terminal: bool, no_stdin: bool, timeout: float | None, running: list[Popen]
 ) -> int:
@@ -139,7 +144,7 @@ def _execute(
 
     size = None
     if terminal:
-        columns, rows = shutil.get_terminal_size()
+        columns, rows = _terminal_size()
         size = (rows, columns)
     term = {"TERM": os.environ["TERM"]} if terminal and os.environ.get("TERM") else None
     with _raw_terminal(terminal):
@@ -206,7 +211,7 @@ def _follow_size(process: Popen) -> None:
         return
 
     def resize(_number: int, _frame: FrameType | None) -> None:
-        columns, rows = shutil.get_terminal_size()
+        columns, rows = _terminal_size()
         process.resize(rows, columns)
 
     signal.signal(signal.SIGWINCH, resize)
