@@ -13,7 +13,6 @@ Nothing here can fail a start: what cannot be read is made anew, and what cannot
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import installation, launch, workingset
-from .errors import ConfigurationError, SnapshotFailed, SupermachineError, VMExited
+from .errors import ConfigurationError, SnapshotFailed, SnapshotInUse, SupermachineError, VMExited
 
 if TYPE_CHECKING:
     from ._core import Worker
@@ -42,6 +41,9 @@ _FORMAT = 1
 _WAIT = 10.0
 _WAIT_WARMUP = 120.0
 _POLL = 0.01
+#: Seconds that a restore may take before the guest is booted instead; it is a matter of milliseconds.
+RESTORE_TIMEOUT = 20.0
+_LET_GO = 2.0
 #: Seconds that a capture may take before a start goes on without it.
 _CAPTURE_TIMEOUT = 60.0
 #: Guest files whose digests are remembered.
@@ -106,6 +108,8 @@ class Baked:
         self.directory = cache.directory / "snapshots" / key
         self.path = self.directory / "snapshot"
         self.working_set = self.directory / "working-set"
+        #: Whether what is there has been tried, and is of no use.
+        self.refused = False
 
     @classmethod
     def place(
@@ -138,23 +142,31 @@ class Baked:
             if isinstance(error, VMExited) and error.reason == "killed":
                 raise
             if self.exists():
+                self.refused = True
                 _warn(f"a baked snapshot cannot be used and is made anew: {error}")
-                self.discard()
+                # The worker that tried it holds it until its process is gone.
+                self.discard(_LET_GO)
 
-    def discard(self) -> int:
-        """Removes it, unless a virtual machine runs from it; gives the bytes freed."""
+    def discard(self, patience: float = 0.0) -> int:
+        """Removes it, unless a virtual machine runs from it for longer than `patience`; gives the bytes freed."""
+        from . import capture
+
         freed = 0
-        with contextlib.suppress(OSError):
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        deadline = time.monotonic() + patience
+        while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.path.unlink()
-                freed = os.fstat(fd).st_blocks * 512
-            finally:
-                os.close(fd)
-        if not self.exists():
-            self.working_set.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
+                freed = capture.delete(self.path)
+            except SnapshotInUse:
+                if time.monotonic() < deadline:
+                    time.sleep(_POLL)
+                    continue
+                return 0
+            except OSError:
+                pass  # gone already
+            break
+        with contextlib.suppress(OSError):
+            if not self.exists():
+                self.working_set.unlink(missing_ok=True)
                 self.directory.rmdir()
         return freed
 
@@ -178,7 +190,7 @@ class Baked:
         except OSError as error:
             _warn(f"no snapshot is baked: {error}")
         try:
-            yield fd is not None and not self.exists()
+            yield fd is not None and (self.refused or not self.exists())
         finally:
             if fd is not None:
                 release(fd)

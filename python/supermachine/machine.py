@@ -217,7 +217,7 @@ class Machine:
         if self._restored(image, baked):
             return
         with baked.baking(long=self._warmup is not None, on_wait=self._waits) as mine:
-            if not mine and self._restored(image, baked):
+            if not mine and not baked.refused and self._restored(image, baked):
                 return
             self._boot(image)
             self._warm()
@@ -238,11 +238,11 @@ class Machine:
         worker = launch.spawn(self._engine, image, self._memory, self._vcpus, self._hostname, self._boot_timeout)
         self._await(worker, None)
 
-    def _await(self, worker: Worker, origin: Source | None) -> None:
+    def _await(self, worker: Worker, origin: Source | None, timeout: float | None = None) -> None:
         """Waits until the worker's guest is ready, and becomes its machine."""
         self._pending = worker
         try:
-            self._use(worker, launch.wait_ready(worker, self._boot_timeout), origin)
+            self._use(worker, launch.wait_ready(worker, timeout or self._boot_timeout), origin)
         finally:
             self._pending = None
 
@@ -258,14 +258,16 @@ class Machine:
         self._files.forget()
 
     def _restored(self, image: ResolvedImage, baked: Baked) -> bool:
-        from . import workingset
+        from . import baking, workingset
 
         prefault = workingset.enabled(self._prefault)
         ranges = workingset.load(baked.working_set) if prefault else ()
         with baked.usable() as there:
             if not there:
                 return False
-            self._await(self._restoring(image, [baked.path], ranges), Source([baked.path], baked=True))
+            timeout = min(self._boot_timeout, baking.RESTORE_TIMEOUT)
+            worker = self._restoring(image, [baked.path], ranges, timeout)
+            self._await(worker, Source([baked.path], baked=True), timeout)
         if self._worker is None:
             return False
         if prefault and not baked.working_set.exists():
@@ -289,8 +291,11 @@ class Machine:
         if kept is not None and not ranges:
             self._record_until(kept)
 
-    def _restoring(self, image: ResolvedImage, files: Sequence[Path], ranges: launch.PageRanges) -> Worker:
-        return launch.spawn_restored(self._engine, image, files, self._hostname, self._boot_timeout, ranges)
+    def _restoring(
+        self, image: ResolvedImage, files: Sequence[Path], ranges: launch.PageRanges, timeout: float | None = None
+    ) -> Worker:
+        timeout = timeout or self._boot_timeout
+        return launch.spawn_restored(self._engine, image, files, self._hostname, timeout, ranges)
 
     def _use(self, worker: Worker, timings: launch.Timings, origin: Source | None) -> None:
         self._worker = worker
