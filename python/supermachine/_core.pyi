@@ -1,7 +1,7 @@
 """The extension module; see rust/python."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 PROTOCOL_VERSION: int
 VERSION: str
@@ -76,6 +76,80 @@ class Forward:
     def close(self) -> None: ...
 
 def snapshot_head(path: str) -> dict[str, Any]: ...
+
+_Section = tuple[str, int, int, bool, bytes]
+
+class _Identity(TypedDict):
+    architecture: str
+    engine: str
+    engine_version: int
+    cpu_features: list[str]
+    kernel: str
+    initramfs: str
+    image: str | None
+    devices: list[str]
+    vcpus: int
+    memory_bytes: int
+    ram_gpa: int
+    parent: str | None
+    created_unix_ns: int
+
+class _SnapshotV9(TypedDict):
+    id: str
+    minor: int
+    ram_digest: str
+    identity: _Identity
+    sections: list[_Section]
+    present: list[tuple[int, int]] | None
+
+class _VcpuV8(TypedDict):
+    vtimer_offset: int
+    gp: list[tuple[int, int]]
+    simd: list[tuple[int, int]]
+    sys: list[tuple[int, int]]
+    icc: list[tuple[int, int]]
+    redist: list[tuple[int, int]]
+
+class _DeviceV8(TypedDict):
+    driver_features: tuple[int, int]
+    status: int
+    interrupt_status: int
+    #: size, ready, desc, avail, used, last_avail_idx, next_used_idx
+    queues: list[tuple[int, bool, int, int, int, int, int]]
+
+class _SnapshotV8(TypedDict):
+    captured_mach_time: int
+    captured_cntvct: int
+    gic_blob: bytes
+    vcpus: list[_VcpuV8]
+    devices: list[_DeviceV8]
+    #: cid, peer_port, vm_port, family, socktype
+    listeners: list[tuple[int, int, int, int, int]]
+    memory_bytes: int
+    ram_gpa: int
+
+class _Snapshot(TypedDict):
+    export: bool
+    file_bytes: int
+    disk_bytes: int
+    ram_offset: int
+    v8: _SnapshotV8 | None
+    v9: _SnapshotV9 | None
+
+def read_snapshot(path: str) -> _Snapshot: ...
+def verify_snapshot(path: str) -> str | None: ...
+def export_snapshot(path: str, out: str, replace: bool) -> int: ...
+def import_snapshot(path: str, out: str, replace: bool) -> str | None: ...
+def flatten_snapshots(paths: Sequence[str], out: str, replace: bool) -> str: ...
+def write_snapshot_v8(path: str, state: _SnapshotV8, ram: bytes, replace: bool) -> None: ...
+def write_snapshot_v9(
+    path: str,
+    identity: _Identity,
+    sections: Sequence[_Section],
+    ram: bytes,
+    present: Sequence[tuple[int, int]] | None,
+    replace: bool,
+) -> str: ...
 
 class Exec:
     @staticmethod

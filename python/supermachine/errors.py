@@ -219,6 +219,25 @@ class SnapshotExists(SupermachineError, FileExistsError):
     default_hint = "choose another name, or delete what has it"
 
 
+class SnapshotDamaged(BadSnapshot):
+    """A snapshot was changed or cut off after it was written."""
+
+    default_code = "snapshot.damaged"
+    default_hint = "copy it again from where it came, or take a new one"
+
+
+class SnapshotDenied(SupermachineError, PermissionError):
+    """The operating system does not let this user read or write a snapshot."""
+
+    default_code = "snapshot.denied"
+
+
+class SnapshotError(SupermachineError, OSError):
+    """The operating system could not read or write a snapshot."""
+
+    default_code = "snapshot.io"
+
+
 class SnapshotInUse(SupermachineError, PermissionError):
     """A snapshot that virtual machines run from cannot be deleted."""
 

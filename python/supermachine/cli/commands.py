@@ -152,6 +152,70 @@ def prune(everything: bool) -> None:
     click.echo(f"{human(freed + cache.prune(everything=everything))} freed")
 
 
+_path = click.Path(path_type=str)
+_replace = click.option("-f", "--replace", is_flag=True, help="Replace what is there.")
+
+
+@cli.group()
+def snapshot() -> None:
+    """Look at snapshot files, check them, pack and unpack them."""
+
+
+@snapshot.command("inspect")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.argument("path", type=_path)
+def snapshot_inspect(path: str, as_json: bool) -> None:
+    """Show what a snapshot, or an export of one, is of."""
+    from ..snapshots import inspect
+    from . import snapshot as shown
+
+    info = inspect(path)
+    click.echo(shown.as_json(info) if as_json else shown.as_text(info))
+
+
+@snapshot.command("verify")
+@click.argument("path", type=_path, nargs=-1, required=True)
+def snapshot_verify(path: tuple[str, ...]) -> None:
+    """Read and check all of each snapshot, and print its id."""
+    from ..snapshots import verify
+
+    for name in path:
+        click.echo(f"{name}: {verify(name) or 'no fault found; version 8 has no checksums'}")
+
+
+@snapshot.command("export")
+@_replace
+@click.argument("path", type=_path)
+@click.argument("out", type=_path)
+def snapshot_export(path: str, out: str, replace: bool) -> None:
+    """Verify a snapshot and pack it into one compressed file."""
+    from ..snapshots import export
+
+    click.echo(f"{out}: {human(export(path, out, replace=replace))}")
+
+
+@snapshot.command("import")
+@_replace
+@click.argument("path", type=_path)
+@click.argument("dest", type=_path)
+def snapshot_import(path: str, dest: str, replace: bool) -> None:
+    """Unpack an exported snapshot; it is there once it was verified."""
+    from ..snapshots import import_
+
+    click.echo(f"{dest}: {import_(path, dest, replace=replace) or 'version 8'}")
+
+
+@snapshot.command("flatten")
+@_replace
+@click.argument("path", type=_path, nargs=-1, required=True)
+@click.argument("dest", type=_path)
+def snapshot_flatten(path: tuple[str, ...], dest: str, replace: bool) -> None:
+    """Make one whole snapshot of a whole one and the diffs after it."""
+    from ..snapshots import flatten
+
+    click.echo(f"{dest}: {flatten(path, dest, replace=replace)}")
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor(as_json: bool) -> int:

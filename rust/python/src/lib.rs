@@ -11,6 +11,7 @@ mod forward;
 mod head;
 mod image;
 mod pump;
+mod snapshot;
 mod sys;
 mod worker;
 
@@ -28,6 +29,11 @@ mod _core {
     use crate::head::snapshot_head;
     #[pymodule_export]
     use crate::image::convert_image;
+    #[pymodule_export]
+    use crate::snapshot::{
+        export_snapshot, flatten_snapshots, import_snapshot, read_snapshot, verify_snapshot,
+        write_snapshot_v8, write_snapshot_v9,
+    };
     #[pymodule_export]
     use crate::worker::Worker;
 

@@ -53,6 +53,9 @@ pub enum Error {
     /// The members of a chain do not belong together.
     #[error("snapshot {position} of the chain: {reason}")]
     Chain { position: usize, reason: String },
+    /// A string that is no digest.
+    #[error("{text:?} is no digest: one is 64 lower-case hexadecimal digits")]
+    Digest { text: String },
     /// A watcher asked to stop.
     #[error("this was cancelled")]
     Cancelled,
@@ -76,6 +79,7 @@ impl Error {
             Error::UnknownSection { .. } => "unknown_section",
             Error::Register { .. } => "register",
             Error::Chain { .. } => "chain",
+            Error::Digest { .. } => "digest",
             Error::Cancelled => "cancelled",
             Error::Unwritable { .. } => "unwritable",
         }

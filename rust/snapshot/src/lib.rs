@@ -24,7 +24,7 @@ pub mod v9;
 
 pub use digest::Digest32;
 pub use error::Error;
-pub use source::Source;
+pub use source::{Source, open};
 
 /// What a file begins like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

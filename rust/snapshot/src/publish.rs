@@ -14,7 +14,7 @@ use crate::{Error, Result, fault};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// In the name of every temporary file: `.NAME.partial-PID-NUMBER`.
+/// In the name of every temporary file: `.NAME.partial-PID-NUMBER`, the number in decimal or hexadecimal.
 const MARK: &str = ".partial-";
 
 /// A file that will be published, beside its final name; dropping it without [`Publication::commit`] removes it.
@@ -148,7 +148,7 @@ fn is_temporary(name: &OsStr, destination: Option<&OsStr>) -> bool {
     };
     let (of, numbers) = (&rest[..at], &rest[at + MARK.len()..]);
     let are_numbers = match numbers.split(|byte| *byte == b'-').collect::<Vec<_>>()[..] {
-        [pid, number] => [pid, number].iter().all(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit)),
+        [pid, number] => [pid, number].iter().all(|n| !n.is_empty() && n.iter().all(u8::is_ascii_hexdigit)),
         _ => false,
     };
     are_numbers && !of.is_empty() && destination.is_none_or(|wanted| wanted.as_encoded_bytes() == of)
@@ -218,12 +218,12 @@ mod tests {
         let place = directory("stale");
         let alive = Publication::begin(&place.join("a")).unwrap();
         let others = [".a.partial-x-1", "a.partial-1-1", ".partial-1-1", ".a.partial-1", ".a.partial-1-1-1"];
-        for name in others.into_iter().chain([".a.partial-1-1", ".b.partial-22-33"]) {
+        for name in others.into_iter().chain([".a.partial-1-1", ".b.partial-22-3f"]) {
             fs::write(place.join(name), [1; 5000]).unwrap();
         }
         remove_stale_of(&place, Some(OsStr::new("a"))).unwrap();
         assert!(!place.join(".a.partial-1-1").exists());
-        assert!(place.join(".b.partial-22-33").exists());
+        assert!(place.join(".b.partial-22-3f").exists());
         assert!(remove_stale(&place).unwrap() >= 5000);
         let mut left: Vec<_> = others.into_iter().map(str::to_owned).collect();
         left.push(alive.temporary.file_name().unwrap().to_str().unwrap().to_owned());

@@ -3,10 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+
+use crate::{Error, Result};
 
 /// Bytes that can be read at any place.
 pub trait Source {
@@ -45,6 +48,19 @@ impl Source for File {
         let end = rustix::fs::seek(self, SeekFrom::Hole(start))?;
         Ok(Some(start..end.min(range.end)))
     }
+}
+
+/// Opens a file for reading; an error if it is not a regular file, which a pipe would wait for ever to tell.
+pub fn open(path: &Path) -> Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(Error::path("open", path))?;
+    let kind = file.metadata().map_err(Error::path("look at", path))?.file_type();
+    if !kind.is_file() {
+        let what = if kind.is_dir() { "it is a directory" } else { "it is not a regular file" };
+        return Err(Error::path("read", path)(io::Error::new(io::ErrorKind::InvalidInput, what)));
+    }
+    Ok(file)
 }
 
 impl Source for &[u8] {

@@ -25,7 +25,8 @@ impl Snapshot {
         Self::read(source)
     }
 
-    pub(super) fn read(source: &dyn Source) -> Result<Self> {
+    /// As [`Snapshot::open`].
+    pub fn read(source: &dyn Source) -> Result<Self> {
         let length = source.length().map_err(Error::io("look at"))?;
         let mut bytes = [0; header::BYTES];
         if length < bytes.len() as u64 {
