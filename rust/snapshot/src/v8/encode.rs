@@ -33,7 +33,7 @@ impl Snapshot {
         if length != 0 {
             return Err(Error::unwritable(format!("the file has {length} bytes already")));
         }
-        let metadata = self.encode()?;
+        let metadata = self.metadata()?;
         let ram_offset = metadata.len() as u64;
         let write = Error::io("write");
         let mut written = 0;
@@ -62,8 +62,8 @@ impl Snapshot {
         file.sync_all().map_err(&write)
     }
 
-    /// Everything before RAM.
-    pub(super) fn encode(&self) -> Result<Vec<u8>> {
+    /// The bytes before RAM.
+    pub fn metadata(&self) -> Result<Vec<u8>> {
         check_ram(self.ram_gpa, self.memory_bytes).map_err(Error::unwritable)?;
         if self.vcpus.is_empty() {
             return Err(Error::unwritable("no vCPU; a snapshot has at least one"));
