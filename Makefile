@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint rust-test python-test tools guest-check guest-initramfs guest-kernels
+.PHONY: demo test lint rust-test python-test tools guest-check guest-initramfs guest-kernels fuzz
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
@@ -15,6 +15,7 @@ tools:
 
 lint: $(VENV)/installed guest-check
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked --keep-going -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +39,19 @@ guest-initramfs:
 guest-kernels:
 	./guest/build-kernel.sh x86_64
 	./guest/build-kernel.sh aarch64
+
+# Bytes that a fuzzer makes up, into each parser of snapshot files: no crash, no hang, no large allocation. What led to
+# one is kept in fuzz/artifacts. Without a sanitizer, for the parsers have no unsafe code, any toolchain will do.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= v8 v9 export
+fuzz:
+	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz@0.13.2
+	set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/corpus/$$target; \
+		cargo fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -malloc_limit_mb=64 -rss_limit_mb=512 -timeout=10 \
+			-print_final_stats=1 -verbosity=0; \
+	done
 
 $(VENV)/installed: pyproject.toml Cargo.toml Cargo.lock
 	$(PYTHON) -m venv $(VENV)
