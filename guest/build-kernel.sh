@@ -67,5 +67,6 @@ if [ "$arch" = x86_64 ]; then
     "${prefix}strip" --strip-all --remove-section=.comment -o "$build/vmlinux" "$kernel"
     kernel=$build/vmlinux
 fi
+chmod 0644 "$kernel"
 zstd -q -19 -T1 -f "$kernel" -o "$out/$target.zst"
 [ "$out" != "guest/$arch" ] || python3 guest/manifest.py record "$arch/$target.zst"
