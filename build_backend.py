@@ -7,6 +7,7 @@ the first; this builds the second with Cargo and copies both others into the pac
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from maturin import get_requires_for_build_sdist, prepare_metadata_for_build_whe
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "python" / "supermachine"
 WORKER = "supermachine-worker"
-#: What a guest boots, per architecture of the guest. Every engine so far runs arm64 guests.
-GUEST_FILES = ("aarch64/Image.zst", "aarch64/initramfs.cpio.zst")
+#: What a guest boots, by the host's architecture: arm64 guests run everywhere, x86_64 guests where the host's CPU does.
+GUEST_FILES = {
+    "*": ("NOTICE", "aarch64/Image.zst", "aarch64/initramfs.cpio.zst"),
+    "x86_64": ("x86_64/vmlinux.zst", "x86_64/initramfs.cpio.zst"),
+}
 
 __all__ = [
     "build_editable",
@@ -59,11 +63,17 @@ def prepare() -> None:
         raise SystemExit("cargo was not found; install Rust (https://rustup.rs), then try again") from None
     directory = _target_directory() / target if target else _target_directory()
     _copy(directory / "release" / WORKER, PACKAGE / "_bin" / WORKER)
-    for name in GUEST_FILES:
+    architecture = target.split("-")[0] if target else platform.machine()
+    names = (*GUEST_FILES["*"], *GUEST_FILES.get(architecture, ()))
+    for name in names:
         source = ROOT / "guest" / name
         if not source.is_file():
             raise SystemExit(f"{source} is missing: the source tree is incomplete")
         _copy(source, PACKAGE / "_guest" / name)
+    # What an earlier build for another architecture left must not get into this wheel.
+    for path in [*(PACKAGE / "_guest").rglob("*")]:
+        if path.is_file() and path.relative_to(PACKAGE / "_guest").as_posix() not in names:
+            path.unlink()
 
 
 def build_wheel(

@@ -23,10 +23,11 @@ def worker() -> str:
 
 
 def kernel(architecture: str) -> str:
-    """The guest's kernel for "aarch64"; SUPERMACHINE_KERNEL overrides it."""
-    return _file("SUPERMACHINE_KERNEL", "_guest", architecture, "Image.zst")
+    """The guest's kernel for "aarch64" or "x86_64"; SUPERMACHINE_KERNEL overrides it."""
+    name = "vmlinux.zst" if architecture == "x86_64" else "Image.zst"
+    return _file("SUPERMACHINE_KERNEL", "_guest", architecture, name)
 
 
 def initramfs(architecture: str) -> str:
-    """The guest's initramfs for "aarch64"; SUPERMACHINE_INITRAMFS overrides it."""
+    """The guest's initramfs for "aarch64" or "x86_64"; SUPERMACHINE_INITRAMFS overrides it."""
     return _file("SUPERMACHINE_INITRAMFS", "_guest", architecture, "initramfs.cpio.zst")
