@@ -8,12 +8,8 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import socket
-import subprocess
 import tarfile
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,17 +23,9 @@ from supermachine.images.model import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from supermachine.images.store import Converter
 from supermachine.images.transport import Limits, Transport
 
+from ..real import RealRegistry
+
 GZIP_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-
-
-def require(*tools: str) -> None:
-    """Skips where a tool is missing; in continuous integration that is a failure."""
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing:
-        reason = f"not installed: {', '.join(missing)}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
 
 
 def sha256(data: bytes) -> str:
@@ -322,75 +310,6 @@ def client() -> Client:
     slept: list[float] = []
     limits = Limits(connect=5, read=0.5, stall=0.5, attempts=3)
     return Client(Transport(limits=limits, sleep=slept.append), slept)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class RealRegistry:
-    """Debian's docker-registry on a free port, with a password file when asked for."""
-
-    def __init__(self, directory: Path, password: bool = False) -> None:
-        require("docker-registry", "skopeo")
-        directory.mkdir()
-        self.host = f"127.0.0.1:{free_port()}"
-        auth = ""
-        if password:
-            (directory / "htpasswd").write_text(HTPASSWD)
-            auth = f"auth: {{htpasswd: {{realm: test, path: {directory}/htpasswd}}}}\n"
-        config = directory / "config.yml"
-        config.write_text(
-            f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
-            f"http: {{addr: '{self.host}'}}\n{auth}"
-        )
-        self._log = (directory / "log").open("wb")
-        self._process = subprocess.Popen(
-            ["docker-registry", "serve", str(config)], stdout=self._log, stderr=self._log, cwd=directory
-        )
-        self._await()
-
-    def _await(self) -> None:
-        deadline = time.monotonic() + 30
-        address, port = self.host.split(":")
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                socket.create_connection((address, int(port)), 1).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        self.close()
-        pytest.fail("docker-registry did not start")
-
-    def push(self, source: str, name: str, *options: str) -> None:
-        run(
-            "skopeo",
-            "--insecure-policy",
-            "copy",
-            "-q",
-            "--dest-tls-verify=false",
-            *options,
-            source,
-            f"docker://{self.host}/{name}",
-        )
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
-
-
-# user:secret, bcrypt with a cost of 4
-HTPASSWD = "user:$2a$04$0JfBykQLC2BNuoXPLBuo4uRhuMwL5w960tVsKgYg4uCGug4pwu9nC\n"
-
-
-def run(*command: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture

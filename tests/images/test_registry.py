@@ -16,6 +16,7 @@ from supermachine.images.progress import ProgressEvent
 from supermachine.images.store import Converter
 from supermachine.images.transport import Limits, Transport
 
+from ..real import free_port
 from .conftest import (
     Answer,
     Client,
@@ -24,7 +25,6 @@ from .conftest import (
     Request,
     auth_entry,
     docker_config,
-    free_port,
     make_image,
     make_index,
     sha256,

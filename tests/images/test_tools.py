@@ -15,16 +15,8 @@ from supermachine.images import resolve
 from supermachine.images.cache import Cache
 from supermachine.images.store import Converter
 
-from .conftest import (
-    RealRegistry,
-    RecordingConverter,
-    auth_entry,
-    docker_config,
-    make_index,
-    require,
-    run,
-    tar_of,
-)
+from ..real import RealRegistry, require, run
+from .conftest import RecordingConverter, auth_entry, docker_config, make_index, tar_of
 
 
 def umoci_layout(root: Path, architecture: str = "arm64", tag: str = "v1") -> Path:

@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from supermachine import VM
 
+from ..real import require, require_root, run
 from . import layers
 
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
 PACKAGES = "python3,dash,libpython3.11-testsuite,busybox-static,base-files,base-passwd,netbase"
 
 #: base-passwd's own script would make these; nothing of the image runs while it is made.
-PASSWD = 'for f in passwd group; do cp "$1/usr/share/base-passwd/$f.master" "$1/etc/$f"; done'
-
-
-def require(*tools: str) -> None:
-    """Skips where a tool is missing; in continuous integration that is a failure."""
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing and "CI" in os.environ:
-        pytest.fail(f"{', '.join(missing)} must be there in CI")
-    if missing:
-        pytest.skip(f"{', '.join(missing)} is not installed")
-
-
-def require_root(what: str) -> None:
-    if os.geteuid() != 0:
-        pytest.skip(f"{what} needs root")
-
-
-def tool(*command: str | Path, timeout: float = 600) -> str:
-    """Runs a tool of the host's, which must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
+PASSWD = 'cd "$1"; for f in passwd group; do cp usr/share/base-passwd/$f.master etc/$f; done'
 
 
 def packages(target: Path, include: str) -> Path:
     """A tar of Debian's packages for arm64, unpacked and not configured: no foreign code runs for it."""
     require("mmdebstrap")
-    hooks = ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--extract-hook={PASSWD}"]
+    hooks = ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
+    if "base-passwd" in include:
+        hooks.append(f"--extract-hook={PASSWD}")
     how = ["--quiet", "--variant=extract", "--architectures=arm64", f"--include={include}", *hooks]
-    tool("mmdebstrap", *how, "bookworm", target)
+    run("mmdebstrap", *how, "bookworm", target)
     return target
 
 
@@ -54,11 +34,11 @@ def umoci_layout(layout: Path, tars: list[Path], *config: str) -> str:
     """An OCI layout of these layers, packed by umoci; gives the image's name as umoci takes it."""
     require("umoci")
     image = f"{layout}:latest"
-    tool("umoci", "init", "--layout", layout)
-    tool("umoci", "new", "--image", image)
+    run("umoci", "init", "--layout", layout)
+    run("umoci", "new", "--image", image)
     for tar in tars:
-        tool("umoci", "raw", "add-layer", "--image", image, tar)
-    tool("umoci", "config", "--image", image, "--architecture", "arm64", "--os", "linux", *config)
+        run("umoci", "raw", "add-layer", "--image", image, tar)
+    run("umoci", "config", "--image", image, "--architecture", "arm64", "--os", "linux", *config)
     return image
 
 
@@ -67,7 +47,7 @@ def check_images(cache: Path) -> int:
     images = sorted((cache / "rootfs").glob("*.erofs")) if (cache / "rootfs").is_dir() else []
     if shutil.which("fsck.erofs") is not None:
         for image in images:
-            tool("fsck.erofs", image)
+            run("fsck.erofs", image)
     return len(images)
 
 
@@ -130,9 +110,9 @@ Unpack = Callable[[str, Path], Path]
 def unpack() -> Unpack:
     """`umoci unpack`: what other tools make of an image."""
 
-    def run(image: str, bundle: Path) -> Path:
+    def work(image: str, bundle: Path) -> Path:
         require_root("umoci unpack with owners and devices")
-        tool("umoci", "unpack", "--image", image, bundle)
+        run("umoci", "unpack", "--image", image, bundle)
         return bundle / "rootfs"
 
-    return run
+    return work

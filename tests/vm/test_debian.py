@@ -10,6 +10,8 @@ from supermachine import VM
 
 pytestmark = pytest.mark.vm
 
+#: A guest's vsock has one peer, its host; connections to itself would need one more transport in the kernel.
+NO_LOOPBACK = "*ThreadedVSOCKSocketStreamTest*"
 TESTS = ["test_json", "test_struct", "test_float", "test_math", "test_threading", "test_socket"]
 
 
@@ -28,8 +30,8 @@ def test_a_command_sees_what_it_is_given(debian: Path) -> None:
 
 
 def test_python_passes_its_own_tests(debian: Path) -> None:
-    with VM(str(debian), memory=1 << 30, vcpus=2) as vm:
-        command = ["python3", "-m", "test", "-u", "none", "--timeout", "600", *TESTS]
-        done = vm.run(command, user="root", cwd="/tmp", capture_output=True, text=True, timeout=1500)
+    with VM(str(debian), memory="1g", vcpus=2) as vm:
+        command = ["python3", "-m", "test", "-j2", "-u", "none", "--timeout", "300", "--ignore", NO_LOOPBACK, *TESTS]
+        done = vm.run(command, user="root", cwd="/tmp", text=True, timeout=600)
         print(done.stdout[-3000:], done.stderr[-3000:])
         assert done.returncode == 0
