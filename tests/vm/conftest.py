@@ -12,7 +12,8 @@ from supermachine import VM
 from ..real import require, require_root, run
 from . import layers
 
-BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
+ROOT = Path(__file__).parents[2]
+BUSYBOX = ROOT / "demo" / "busybox.oci.tar"
 PACKAGES = "python3,dash,libpython3.11-testsuite,busybox-static,base-files,base-passwd,netbase"
 
 #: base-passwd's own script would make these; nothing of the image runs while it is made.
