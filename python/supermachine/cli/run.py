@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 #: How long a killed command may take to go, in seconds.
 _KILL_GRACE = 2.0
+#: Rows and columns for a command that is given a terminal where there is none.
+_USUAL_SIZE = (24, 80)
 
 
 class _Signalled(BaseException):
@@ -132,9 +134,13 @@ def _wants_terminal(tty: bool | None) -> bool:
 
 
 def _terminal_size() -> tuple[int, int]:
-    from shutil import get_terminal_size
-
-    return get_terminal_size()
+    """Rows and columns of the terminal itself: COLUMNS and LINES in the environment do not change with it."""
+    for descriptor in (0, 1, 2):
+        with suppress(OSError):
+            columns, rows = os.get_terminal_size(descriptor)
+            if rows and columns:
+                return rows, columns
+    return _USUAL_SIZE
 
 
 def _execute(
@@ -144,8 +150,7 @@ def _execute(
 
     size = None
     if terminal:
-        columns, rows = _terminal_size()
-        size = (rows, columns)
+        size = _terminal_size()
     term = {"TERM": os.environ["TERM"]} if terminal and os.environ.get("TERM") else None
     with _raw_terminal(terminal):
         process = vm.popen(argv, stdin=DEVNULL if no_stdin else None, env=term, tty=size)
@@ -211,7 +216,6 @@ def _follow_size(process: Popen) -> None:
         return
 
     def resize(_number: int, _frame: FrameType | None) -> None:
-        columns, rows = _terminal_size()
-        process.resize(rows, columns)
+        process.resize(*_terminal_size())
 
     signal.signal(signal.SIGWINCH, resize)
