@@ -3,12 +3,14 @@
 mod alu;
 mod branch;
 mod memory;
+mod pairs;
 mod system;
 
 use crate::Regs;
 use crate::exec::{system as sys, vector};
 use crate::fp;
 use crate::op::{Handler, Op};
+use pairs::Half;
 
 /// Instructions of one block at most.
 pub(crate) const BLOCK_MAX: usize = 64;
@@ -81,6 +83,7 @@ impl Block {
     pub fn decode(&mut self, first: usize, fetch: impl Fn(usize) -> u32) {
         self.ops.clear();
         self.last = Last::Other;
+        let mut half = Half::NONE;
         self.fp_checked = false;
         self.n = 0;
         let mut off = first;
@@ -99,6 +102,14 @@ impl Block {
             if flow == Flow::End {
                 return;
             }
+            let this = Half::of(insn);
+            half = match half.and(this) {
+                Some(f) => {
+                    self.ops[mark - 1].f = f;
+                    Half::NONE
+                }
+                None => this,
+            };
             off += 4;
             if off >= 4096 {
                 return self.op(sys::fall_far, 0, 0, 0, 0, 0);

@@ -4,16 +4,27 @@ use super::{Word, add_flags, extend, nz};
 use crate::cpu::Cpu;
 use crate::op::{P, next};
 
-/// Handlers of the form "a = f(…)".
+/// Handlers of the form "a = f(…)", and in `apply` what they do before they go on.
 macro_rules! set {
-    ($($(#[$m:meta])* $name:ident<$t:ident $(, const $k:ident: $kt:ty)*>($c:ident, $o:ident) = $e:expr;)*) => {$(
-        $(#[$m])*
-        pub(crate) fn $name<$t: Word $(, const $k: $kt)*>($c: &mut Cpu, $o: P) {
-            let r: $t = $e;
-            $c.set_w($o.a(), r);
-            next($c, $o);
+    ($($(#[$m:meta])* $name:ident<$t:ident $(, const $k:ident: $kt:ty)*>($c:ident, $o:ident) = $e:expr;)*) => {
+        pub(crate) mod apply {
+            use super::*;
+            $(
+                #[inline(always)]
+                pub(crate) fn $name<$t: Word $(, const $k: $kt)*>($c: &mut Cpu, $o: P) {
+                    let r: $t = $e;
+                    $c.set_w($o.a(), r);
+                }
+            )*
         }
-    )*};
+        $(
+            $(#[$m])*
+            pub(crate) fn $name<$t: Word $(, const $k: $kt)*>(c: &mut Cpu, o: P) {
+                apply::$name::<$t $(, $k)*>(c, o);
+                next(c, o);
+            }
+        )*
+    };
 }
 
 #[inline(always)]
@@ -173,8 +184,13 @@ fn ccmp_with<T: Word, const NEG: bool>(c: &mut Cpu, o: P, b: T) {
 
 /// Page of PC plus `imm`.
 pub(crate) fn adr(c: &mut Cpu, o: P) {
-    c.set_x(o.a(), c.page.wrapping_add(o.imm()));
+    adr_now(c, o);
     next(c, o);
+}
+
+#[inline(always)]
+pub(crate) fn adr_now(c: &mut Cpu, o: P) {
+    c.set_x(o.a(), c.page.wrapping_add(o.imm()));
 }
 
 /// 32×32 to 64 bits, `d` plus or minus.

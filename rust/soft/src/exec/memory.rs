@@ -44,16 +44,18 @@ fn extended<T: Scalar, const W: u32>(v: T) -> u64 {
     if W == 32 { u64::from(v.u() as u32) } else { v.u() }
 }
 
-pub(crate) fn load<T: Scalar, const W: u32, const M: u8>(c: &mut Cpu, o: P) {
+/// What [`load`] does when the TLB knows the page; false when it does not.
+#[inline(always)]
+pub(crate) fn load_now<T: Scalar, const W: u32, const M: u8>(c: &mut Cpu, o: P) -> bool {
     let va = address::<M>(c, o);
-    match c.load_fast::<T>(va, M == USER) {
-        Some(v) => {
-            write_back::<M>(c, o);
-            c.set_x(o.a(), extended::<T, W>(v));
-            next(c, o);
-        }
-        None => load_slow::<T, W, M>(c, o),
-    }
+    let Some(v) = c.load_fast::<T>(va, M == USER) else { return false };
+    write_back::<M>(c, o);
+    c.set_x(o.a(), extended::<T, W>(v));
+    true
+}
+
+pub(crate) fn load<T: Scalar, const W: u32, const M: u8>(c: &mut Cpu, o: P) {
+    if load_now::<T, W, M>(c, o) { next(c, o) } else { load_slow::<T, W, M>(c, o) }
 }
 
 /// ISV, SAS, SSE, SRT and SF of a syndrome.
@@ -78,13 +80,19 @@ fn load_slow<T: Scalar, const W: u32, const M: u8>(c: &mut Cpu, o: P) {
     }
 }
 
-pub(crate) fn store<T: Scalar, const M: u8>(c: &mut Cpu, o: P) {
+/// What [`store`] does when the TLB knows the page.
+#[inline(always)]
+pub(crate) fn store_now<T: Scalar, const M: u8>(c: &mut Cpu, o: P) -> bool {
     let va = address::<M>(c, o);
-    if c.store_fast::<T>(va, T::of(c.x(o.a())), M == USER) {
+    let done = c.store_fast::<T>(va, T::of(c.x(o.a())), M == USER);
+    if done {
         write_back::<M>(c, o);
-        return next(c, o);
     }
-    store_slow::<T, M>(c, o);
+    done
+}
+
+pub(crate) fn store<T: Scalar, const M: u8>(c: &mut Cpu, o: P) {
+    if store_now::<T, M>(c, o) { next(c, o) } else { store_slow::<T, M>(c, o) }
 }
 
 #[cold]
@@ -101,18 +109,20 @@ fn store_slow<T: Scalar, const M: u8>(c: &mut Cpu, o: P) {
     }
 }
 
+/// What [`load_pair`] does when the TLB knows the page.
+#[inline(always)]
+pub(crate) fn load_pair_now<T: Scalar, const M: u8>(c: &mut Cpu, o: P) -> bool {
+    let va = address::<M>(c, o);
+    let Some([x, y]) = c.load_fast::<[T; 2]>(va, false) else { return false };
+    write_back::<M>(c, o);
+    c.set_x(o.a(), x.u());
+    c.set_x(o.d(), y.u());
+    true
+}
+
 /// Registers `a` and `d`. `T` is u32, u64 or i32 (LDPSW).
 pub(crate) fn load_pair<T: Scalar, const M: u8>(c: &mut Cpu, o: P) {
-    let va = address::<M>(c, o);
-    match c.load_fast::<[T; 2]>(va, false) {
-        Some([x, y]) => {
-            write_back::<M>(c, o);
-            c.set_x(o.a(), x.u());
-            c.set_x(o.d(), y.u());
-            next(c, o);
-        }
-        None => load_pair_slow::<T, M>(c, o),
-    }
+    if load_pair_now::<T, M>(c, o) { next(c, o) } else { load_pair_slow::<T, M>(c, o) }
 }
 
 #[cold]
@@ -130,14 +140,20 @@ fn load_pair_slow<T: Scalar, const M: u8>(c: &mut Cpu, o: P) {
     }
 }
 
-pub(crate) fn store_pair<T: Scalar, const M: u8>(c: &mut Cpu, o: P) {
+/// What [`store_pair`] does when the TLB knows the page.
+#[inline(always)]
+pub(crate) fn store_pair_now<T: Scalar, const M: u8>(c: &mut Cpu, o: P) -> bool {
     let va = address::<M>(c, o);
     let value = [T::of(c.x(o.a())), T::of(c.x(o.d()))];
-    if c.store_fast::<[T; 2]>(va, value, false) {
+    let done = c.store_fast::<[T; 2]>(va, value, false);
+    if done {
         write_back::<M>(c, o);
-        return next(c, o);
     }
-    store_pair_slow::<T, M>(c, o);
+    done
+}
+
+pub(crate) fn store_pair<T: Scalar, const M: u8>(c: &mut Cpu, o: P) {
+    if store_pair_now::<T, M>(c, o) { next(c, o) } else { store_pair_slow::<T, M>(c, o) }
 }
 
 #[cold]

@@ -5,6 +5,7 @@ pub(crate) mod alu;
 pub(crate) mod atomic;
 pub(crate) mod branch;
 pub(crate) mod memory;
+pub(crate) mod pairs;
 pub(crate) mod system;
 pub(crate) mod vector;
 
