@@ -1,21 +1,12 @@
-//! Waits for sockets, one readiness at a time: each event is told once, until [`Poller::watch`] asks again.
+//! By epoll(7).
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::connection::Connection;
+use super::{Event, Interest};
 
 const STOP: u64 = u64::MAX;
-
-/// What has become possible with a socket.
-pub struct Event {
-    pub token: u64,
-    pub readable: bool,
-    pub writable: bool,
-    /// Its other end is closed.
-    pub hung_up: bool,
-}
 
 pub struct Poller {
     epoll: OwnedFd,
@@ -43,16 +34,12 @@ impl Poller {
         let _ = self.control(libc::EPOLL_CTL_DEL, stream.as_raw_fd(), 0, 0);
     }
 
-    /// Watches a connection's socket for what it waits for.
-    pub fn watch(&self, connection: Option<&Connection>) {
-        let Some(connection) = connection else { return };
-        let read = if connection.readable || connection.host_ended { 0 } else { libc::EPOLLIN };
-        let write = if connection.is_drained() { 0 } else { libc::EPOLLOUT };
-        // A hang-up is told without being asked for; once it is known there is nothing more to hear of it.
-        let events = if connection.hung_up && read | write == 0 { return } else { read | write };
-        let fd = connection.stream.as_raw_fd();
+    pub(super) fn rearm(&self, stream: &UnixStream, token: u64, interest: Interest) {
+        let read = if interest.read { libc::EPOLLIN } else { 0 };
+        let write = if interest.write { libc::EPOLLOUT } else { 0 };
         // A socket of ours that is open can be watched; a failure would show as silence, not as a wrong answer.
-        let _ = self.control(libc::EPOLL_CTL_MOD, fd, events | libc::EPOLLONESHOT, connection.token);
+        let _ =
+            self.control(libc::EPOLL_CTL_MOD, stream.as_raw_fd(), read | write | libc::EPOLLONESHOT, token);
     }
 
     /// Waits for events; `None` when it is time to stop.

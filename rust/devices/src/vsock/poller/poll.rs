@@ -1,0 +1,129 @@
+//! By poll(2), for systems without epoll. Few sockets are watched at a time, so that going through all of them costs
+//! little.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Event, Interest};
+
+/// How often a socket that nothing but a hang-up is to be heard of is looked at, in milliseconds: systems differ in
+/// whether poll tells of that alone.
+const LOOK: i32 = 50;
+
+pub struct Poller {
+    watched: Mutex<BTreeMap<RawFd, Watched>>,
+    /// A byte here has a wait look again.
+    wake: UnixStream,
+    woken: UnixStream,
+    stopped: AtomicBool,
+}
+
+#[derive(Clone, Copy)]
+struct Watched {
+    token: u64,
+    interest: Interest,
+    /// Not told since it was asked for.
+    armed: bool,
+}
+
+impl Poller {
+    pub fn new() -> io::Result<Self> {
+        let (wake, woken) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
+        Ok(Self { watched: Mutex::default(), wake, woken, stopped: AtomicBool::new(false) })
+    }
+
+    /// Watches a new socket for bytes to read.
+    pub fn add(&self, stream: &UnixStream, token: u64) -> io::Result<()> {
+        self.rearm(stream, token, Interest { read: true, write: false });
+        Ok(())
+    }
+
+    pub fn remove(&self, stream: &UnixStream) {
+        self.watched().remove(&stream.as_raw_fd());
+    }
+
+    pub(super) fn rearm(&self, stream: &UnixStream, token: u64, interest: Interest) {
+        self.watched().insert(stream.as_raw_fd(), Watched { token, interest, armed: true });
+        self.look_again();
+    }
+
+    /// Waits for events; `None` when it is time to stop.
+    pub fn wait(&self) -> Option<Vec<Event>> {
+        if self.stopped.load(Ordering::SeqCst) {
+            return None;
+        }
+        let armed: Vec<_> =
+            self.watched().iter().filter(|(_, w)| w.armed).map(|(fd, watched)| (*fd, *watched)).collect();
+        let quiet = |watched: &Watched| !watched.interest.read && !watched.interest.write;
+        let timeout = if armed.iter().any(|(_, watched)| quiet(watched)) { LOOK } else { -1 };
+        let mut polled = vec![libc::pollfd { fd: self.woken.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        polled.extend(armed.iter().map(|(fd, watched)| {
+            let read = if watched.interest.read { libc::POLLIN } else { 0 };
+            let write = if watched.interest.write { libc::POLLOUT } else { 0 };
+            // A negative descriptor is skipped.
+            libc::pollfd { fd: if quiet(watched) { -1 } else { *fd }, events: read | write, revents: 0 }
+        }));
+        // SAFETY: the array is as long as the call is told.
+        let n = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
+        if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return None;
+        }
+        if polled[0].revents != 0 {
+            // However many bytes there are, one look is enough.
+            while matches!((&self.woken).read(&mut [0; 64]), Ok(1..)) {}
+        }
+        if self.stopped.load(Ordering::SeqCst) {
+            return None;
+        }
+        let mut events = Vec::new();
+        let mut watched = self.watched();
+        for ((fd, before), polled) in armed.into_iter().zip(&polled[1..]) {
+            // Removed or asked for anew in the meantime.
+            let Some(now) = watched.get_mut(&fd).filter(|now| now.token == before.token && now.armed) else {
+                continue;
+            };
+            let ended = polled.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0;
+            // Some systems call the end of what is to be read a hang-up as well.
+            let hung_up = (ended || quiet(&before)) && is_hung_up(fd);
+            if polled.revents == 0 && !hung_up {
+                continue;
+            }
+            now.armed = false;
+            events.push(Event {
+                token: now.token,
+                readable: ended || hung_up || polled.revents & libc::POLLIN != 0,
+                writable: polled.revents & libc::POLLOUT != 0,
+                hung_up,
+            });
+        }
+        Some(events)
+    }
+
+    /// Makes every [`Poller::wait`] from now on return `None`.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.look_again();
+    }
+
+    fn look_again(&self) {
+        // When it fails the socket is full of requests to look again.
+        let _ = (&self.wake).write(&[0]);
+    }
+
+    fn watched(&self) -> MutexGuard<'_, BTreeMap<RawFd, Watched>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether nothing that is written to this socket can arrive any more: a write of no bytes says so.
+fn is_hung_up(fd: RawFd) -> bool {
+    // SAFETY: no bytes are read from the pointer.
+    let sent = unsafe { libc::send(fd, std::ptr::null(), 0, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    sent < 0 && io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
+}

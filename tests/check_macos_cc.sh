@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# A C compiler for check_macos.sh: arm64, with the options that only Apple's know left out.
+set -euo pipefail
+
+arguments=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -arch | -isysroot) shift ;;
+        -mmacosx-version-min=* | --target=*) ;;
+        *) arguments+=("$1") ;;
+    esac
+    shift
+done
+exec aarch64-linux-gnu-gcc "${arguments[@]}"
