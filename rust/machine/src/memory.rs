@@ -78,26 +78,31 @@ impl Memory {
     /// Lays a diff's pages over what is there.
     fn overlay(&self, diff: &Diff) -> std::io::Result<()> {
         for extent in &diff.extents {
-            let length = extent.end.saturating_sub(extent.start);
-            let inside = extent.end <= self.len && (extent.start | extent.end).is_multiple_of(PAGE);
+            let inside = extent.start <= extent.end
+                && extent.end <= self.len
+                && (extent.start | extent.end).is_multiple_of(PAGE);
             let there = diff.file.metadata()?.len() >= diff.offset + extent.end;
             if !inside || !there {
                 return Err(std::io::ErrorKind::InvalidData.into());
             }
-            // SAFETY: the extent lies inside the mapping that `self` owns, and nothing uses it before the machine is
-            // made: no guest runs and no device exists. The file reaches as far as the extent does, by the check above.
+            let [head, mapped, tail] = parts(extent, host_page());
+            // SAFETY: the parts lie inside the mapping that `self` owns, and nothing uses it before the machine is made:
+            // no guest runs and no device exists. The file reaches as far as the extent does, by the check above.
             unsafe {
-                let to = self.host.as_ptr().add(extent.start as usize);
-                if length >= MAPPED {
+                let at = |offset: u64| self.host.as_ptr().add(offset as usize);
+                for part in [head, tail] {
+                    let bytes =
+                        std::slice::from_raw_parts_mut(at(part.start), (part.end - part.start) as usize);
+                    diff.file.read_exact_at(bytes, diff.offset + part.start)?;
+                }
+                if !mapped.is_empty() {
                     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
                     let prot = libc::PROT_READ | libc::PROT_WRITE;
-                    let (fd, offset) = (diff.file.as_raw_fd(), (diff.offset + extent.start) as libc::off_t);
-                    if libc::mmap(to.cast(), length as usize, prot, flags, fd, offset) == libc::MAP_FAILED {
+                    let (to, length) = (at(mapped.start).cast(), (mapped.end - mapped.start) as usize);
+                    let (fd, offset) = (diff.file.as_raw_fd(), (diff.offset + mapped.start) as libc::off_t);
+                    if libc::mmap(to, length, prot, flags, fd, offset) == libc::MAP_FAILED {
                         return Err(std::io::Error::last_os_error());
                     }
-                } else {
-                    let bytes = std::slice::from_raw_parts_mut(to, length as usize);
-                    diff.file.read_exact_at(bytes, diff.offset + extent.start)?;
                 }
             }
         }
@@ -131,7 +136,10 @@ impl Memory {
             self.advise(pages, advice);
         }
         #[cfg(not(target_os = "linux"))]
-        let _ = write;
+        {
+            let _ = write;
+            self.read_ahead(pages);
+        }
     }
 
     /// Has the host begin to read these pages of the file.
@@ -142,11 +150,13 @@ impl Memory {
     }
 
     fn advise(&self, pages: &Range<u64>, advice: i32) {
-        // SAFETY: the range lies inside the mapping, by the callers' checks; none of the three kinds of advice changes
-        // what the memory holds.
+        let page = host_page();
+        let (start, end) = (pages.start * PAGE / page * page, (pages.end * PAGE).next_multiple_of(page));
+        // SAFETY: the range lies inside the mapping, by the callers' checks, for that is whole pages of the host's; none of
+        // the three kinds of advice changes what the memory holds.
         unsafe {
-            let at = self.host.as_ptr().add((pages.start * PAGE) as usize);
-            libc::madvise(at.cast(), ((pages.end - pages.start) * PAGE) as usize, advice);
+            let at = self.host.as_ptr().add(start as usize);
+            libc::madvise(at.cast(), (end - start) as usize, advice);
         }
     }
 
@@ -159,6 +169,23 @@ impl Memory {
     pub fn set_generation(&self, id: [u8; 16]) {
         use vm_memory::{Bytes, MemoryRegionAddress};
         self.vmgenid.write_slice(&id, MemoryRegionAddress(0)).expect("the id lies inside its page");
+    }
+}
+
+/// The host's pages: whole ones are mapped.
+fn host_page() -> u64 {
+    // SAFETY: the call takes no pointers.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(PAGE)
+}
+
+/// An extent as what is read, what is mapped in whole pages of this size, and what is read again. Too little is not
+/// mapped.
+fn parts(extent: &Range<u64>, page: u64) -> [Range<u64>; 3] {
+    let Range { start, end } = *extent;
+    let (from, to) = (start.next_multiple_of(page), end / page * page);
+    match to.checked_sub(from) {
+        Some(MAPPED..) => [start..from, from..to, to..end],
+        _ => [start..end, end..end, end..end],
     }
 }
 
@@ -208,6 +235,19 @@ mod tests {
         let mut there = [0];
         kept.read_exact_at(&mut there, PAGE).unwrap();
         assert_eq!(there, [1]);
+    }
+
+    #[test]
+    fn whole_pages_of_the_host_are_mapped_and_the_rest_is_read() {
+        let large = 16 << 10;
+        assert_eq!(parts(&(0..MAPPED), PAGE), [0..0, 0..MAPPED, MAPPED..MAPPED]);
+        assert_eq!(parts(&(PAGE..MAPPED), PAGE), [PAGE..MAPPED, MAPPED..MAPPED, MAPPED..MAPPED]);
+        let (start, end) = (3 * PAGE, 2 * MAPPED + 5 * PAGE);
+        assert_eq!(
+            parts(&(start..end), large),
+            [start..large, large..2 * MAPPED + large, 2 * MAPPED + large..end]
+        );
+        assert_eq!(parts(&(PAGE..2 * PAGE), large), [PAGE..2 * PAGE, 2 * PAGE..2 * PAGE, 2 * PAGE..2 * PAGE]);
     }
 
     #[test]
