@@ -1,15 +1,13 @@
-//! Takes from the process what a VM does not need, before guest code runs: no path of the file system can be opened
-//! any more (Landlock), and only listed system calls work (seccomp). Both last for the life of the process and all
-//! its threads. A kernel without Landlock leaves that half out.
+//! Landlock and seccomp. A kernel without Landlock leaves that half out.
 
-#[cfg(target_os = "linux")]
 use std::collections::BTreeMap;
 
-/// Confines this process. Every file it will use is open by now; no other thread runs yet.
-#[cfg(target_os = "linux")]
-pub fn confine() -> Result<(), Error> {
-    use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr};
+use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr};
 
+use super::Error;
+
+/// Confines this process and all its threads.
+pub fn confine() -> Result<(), Error> {
     Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))
         .and_then(|ruleset| ruleset.create())
@@ -18,23 +16,7 @@ pub fn confine() -> Result<(), Error> {
     seccompiler::apply_filter_all_threads(&filter()?).map_err(|e| Error::Seccomp(e.to_string()))
 }
 
-/// Confines this process: on this system there is nothing to do it with yet.
-#[cfg(not(target_os = "linux"))]
-pub fn confine() -> Result<(), Error> {
-    Ok(())
-}
-
-/// Why the process could not be confined.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("the Landlock rules cannot be applied: {0}")]
-    Landlock(String),
-    #[error("the seccomp filter cannot be applied: {0}")]
-    Seccomp(String),
-}
-
 /// What a running VM calls: memory, threads, waiting, time, and reading and writing descriptors that are open.
-#[cfg(target_os = "linux")]
 const SYSCALLS: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -102,7 +84,6 @@ const SYSCALLS: &[i64] = &[
     libc::SYS_poll,
 ];
 
-#[cfg(target_os = "linux")]
 fn filter() -> Result<seccompiler::BpfProgram, Error> {
     use seccompiler::{
         SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -123,34 +104,4 @@ fn filter() -> Result<seccompiler::BpfProgram, Error> {
     SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, arch)
         .and_then(TryInto::try_into)
         .map_err(|e| Error::Seccomp(e.to_string()))
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use std::fs::File;
-    use std::io::ErrorKind;
-
-    /// Runs in a process of its own, which stays confined.
-    #[test]
-    fn a_confined_process_opens_nothing_and_still_works() {
-        const CHILD: &str = "SUPERMACHINE_TEST_CONFINED";
-        if std::env::var_os(CHILD).is_some() {
-            super::confine().unwrap();
-            assert_eq!(File::open("/etc/passwd").unwrap_err().kind(), ErrorKind::PermissionDenied);
-            assert_eq!(
-                std::net::TcpStream::connect("127.0.0.1:9").unwrap_err().kind(),
-                ErrorKind::PermissionDenied
-            );
-            assert!(std::process::Command::new("/bin/true").status().is_err());
-            assert_eq!(std::thread::spawn(|| 7).join().unwrap(), 7);
-            std::os::unix::net::UnixStream::pair().unwrap().0.set_nonblocking(true).unwrap();
-            return;
-        }
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "confine::tests::a_confined_process_opens_nothing_and_still_works"])
-            .env(CHILD, "1")
-            .status()
-            .unwrap();
-        assert!(status.success());
-    }
 }
