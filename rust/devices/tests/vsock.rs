@@ -340,3 +340,13 @@ fn a_restored_guest_hears_that_its_connections_are_gone() {
     guest.receive_op(RESPONSE);
     accepted.recv().unwrap();
 }
+
+#[test]
+fn a_restored_guest_gets_connections_that_it_does_not_take_for_those_it_had() {
+    let mut original = Guest::start();
+    let (_stream, before) = original.connected(1025);
+    let mut restored = Guest::start();
+    restored.host.reset_connections();
+    let (_stream, after) = restored.connected(1025);
+    assert_ne!(before, after);
+}

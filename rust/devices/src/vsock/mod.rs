@@ -449,6 +449,7 @@ impl Host {
     pub fn reset_connections(&self) {
         lock(&self.transport).with(|device, rings| {
             device.drop_all();
+            device.next_port = fresh_port();
             device.reset_unreported = true;
             device.report_reset(rings)
         });
@@ -473,6 +474,15 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// A first port that a restored guest has seen no connection from: it knows those that were open at its capture until
+/// each of its processes has closed its end, and takes a new connection of the same ports for the old one.
+fn fresh_port() -> u32 {
+    use std::hash::{BuildHasher, Hasher};
+
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish() as u32;
+    FIRST_EPHEMERAL + random % (u32::MAX - FIRST_EPHEMERAL)
 }
 
 fn lock(transport: &Mutex<Transport<Vsock>>) -> MutexGuard<'_, Transport<Vsock>> {
