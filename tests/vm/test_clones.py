@@ -1,0 +1,251 @@
+"""Clones are safe: what two guests of one snapshot share and what they must not, and that the guest's work goes on.
+
+docs/clones.md lists the hazards and names these tests.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from supermachine import VM, Snapshot, errors, launch
+
+pytestmark = pytest.mark.vm
+
+#: Moments at which the determinism test captures its guest.
+MOMENTS = int(os.environ.get("SUPERMACHINE_TEST_MOMENTS", "6"))
+
+
+def output(vm: VM, command: str) -> str:
+    return str(vm.run(command, shell=True, text=True, check=True).stdout)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+SCRIPT = r"""
+# A machine-id, as images have one.
+echo 00000000000000000000000000000000 > /etc/machine-id
+# Writes its host name and the monotonic clock as fast as it can.
+(while true; do echo "$(hostname) $(cut -d' ' -f1 /proc/uptime)"; done > /tmp/log) &
+# Sleeps, on a timer that is pending at the capture.
+(sleep 2; echo woke > /tmp/woke) &
+# A pipe with data that nobody has read yet.
+(echo "through a pipe"; sleep 1000) | (sleep 2; head -n 1 > /tmp/piped) &
+# A file that is open and has no name any more, written by an open descriptor.
+(exec 3<> /tmp/nameless; rm /tmp/nameless; echo "still here" >&3; sleep 2; head -n 1 < /proc/self/fd/3 > /tmp/named) &
+dd if=/dev/urandom of=/tmp/large bs=1M count=8 2> /dev/null
+sha256sum /tmp/large > /tmp/large.sum
+sleep 1
+"""
+
+
+@pytest.fixture(scope="module")
+def year_old(busybox: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
+    """A snapshot of a guest at work, taken, as far as the guest knows, a year ago."""
+    with VM(busybox, vcpus=2) as vm:
+        vm.run(["sh", "-c", f"({SCRIPT}) > /dev/null 2>&1"], check=True)
+        output(vm, f"date -s @{int(time.time()) - 365 * 86400}")
+        yield vm.snapshot(tmp_path_factory.mktemp("clones") / "year-old")
+
+
+@pytest.fixture(scope="module")
+def clones(year_old: Snapshot) -> Iterator[list[VM]]:
+    """Three of them."""
+    made = [year_old.restore() for _ in range(3)]
+    yield made
+    for vm in made:
+        vm.kill()
+
+
+def all_differ(clones: list[VM], command: str) -> bool:
+    said = [output(vm, command) for vm in clones]
+    assert all(said)
+    return len(set(said)) == len(said)
+
+
+def test_the_kernels_random_numbers_differ(clones: list[VM]) -> None:
+    # The generator behind getrandom(2) is the one behind both of these.
+    assert all_differ(clones, "cat /proc/sys/kernel/random/uuid")
+    assert all_differ(clones, "head -c 32 /dev/urandom | sha256sum")
+
+
+def test_machine_id_and_host_name_differ(clones: list[VM]) -> None:
+    assert all_differ(clones, "cat /etc/machine-id")
+    assert all_differ(clones, "hostname")
+    for vm in clones:
+        machine_id = output(vm, "cat /etc/machine-id").strip()
+        assert len(machine_id) == 32 and int(machine_id, 16)
+
+
+def test_the_clock_is_right_in_a_clone_of_a_year_old_snapshot(clones: list[VM]) -> None:
+    for vm in clones:
+        probe = vm.path("/tmp/probe")
+        before = time.time()
+        probe.write_bytes(b"")
+        after = time.time()
+        assert before - 0.05 <= probe.stat().st_mtime <= after + 0.05
+
+
+def log(vm: VM) -> list[tuple[str, float]]:
+    lines = vm.path("/tmp/log").read_text().splitlines()[:-1]
+    return [(name, float(uptime)) for name, uptime in (line.split() for line in lines)]
+
+
+def test_monotonic_time_never_goes_back(clones: list[VM]) -> None:
+    for vm in clones:
+        names = {name for name, _ in log(vm)}
+        wait_for(lambda vm=vm: output(vm, "hostname").strip() in {name for name, _ in log(vm)})  # type: ignore[misc]
+        times = [uptime for _, uptime in log(vm)]
+        assert times == sorted(times)
+        # And not far ahead: a year has not passed on it.
+        assert times[-1] < 600
+        assert names
+
+
+def test_nothing_of_the_users_runs_before_the_clone_is_somebody_else(clones: list[VM]) -> None:
+    logs = [log(vm) for vm in clones]
+    originals = [[entry for entry in entries if entry[0] == entries[0][0]] for entries in logs]
+    # A process that ran on in a clone under the original's name would have written more of these there. One line may
+    # have been under way: its name was asked for before the capture.
+    shortest = min(len(entries) for entries in originals)
+    assert all(len(entries) - shortest <= 1 for entries in originals)
+    for vm, entries, old in zip(clones, logs, originals, strict=True):
+        own = output(vm, "hostname").strip()
+        assert {name for name, _ in entries[len(old) :]} <= {own}
+
+
+def test_processes_go_on_with_what_they_had(clones: list[VM]) -> None:
+    for vm in clones:
+        wait_for(lambda vm=vm: vm.path("/tmp/named").exists() and bool(vm.path("/tmp/named").read_text()))  # type: ignore[misc]
+        wait_for(lambda vm=vm: vm.path("/tmp/woke").exists() and vm.path("/tmp/piped").exists())  # type: ignore[misc]
+        assert vm.path("/tmp/piped").read_text() == "through a pipe\n"
+        assert vm.path("/tmp/named").read_text() == "still here\n"
+        assert output(vm, "sha256sum /tmp/large") == vm.path("/tmp/large.sum").read_text()
+
+
+def test_a_clone_that_cannot_confirm_does_not_start(year_old: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent takes at most 64 bytes of entropy; more is a step of the renewal that fails."""
+    urandom = os.urandom
+    monkeypatch.setattr(launch.os, "urandom", lambda size: urandom(65 if size == 64 else size))
+    with pytest.raises(errors.RenewFailed) as caught:
+        year_old.restore()
+    assert caught.value.code == "vm.renew-failed"
+    assert "identity" in str(caught.value)
+
+
+def test_connections_of_the_original_are_reset_and_new_ones_work(busybox: str, tmp_path: Path) -> None:
+    serve = "while true; do echo answer | nc -l -p 80; done"
+    with VM(busybox, ports={"80/tcp": None}) as vm:
+        server = vm.popen(serve, shell=True)
+        (address,) = vm.ports["80/tcp"]
+        wait_for(lambda: ask(address) == b"answer\n")
+        snapshot = vm.snapshot(tmp_path / "snapshot")
+        with snapshot.restore() as clone:
+            # Its own port of the host, and the process that listens in the guest is the original's.
+            (other,) = clone.ports["80/tcp"]
+            assert other != address
+            wait_for(lambda: ask(other) == b"answer\n")
+            wait_for(lambda: ask(address) == b"answer\n")
+            with pytest.raises(errors.PortUnavailable):
+                snapshot.restore(ports="same")
+        assert server.poll() is None
+    with snapshot.restore(ports="same") as clone:
+        assert clone.ports == {"80/tcp": [address]}
+        wait_for(lambda: ask(address) == b"answer\n")
+
+
+def ask(address: tuple[str, int]) -> bytes:
+    try:
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(b"question\n")
+            connection.shutdown(socket.SHUT_WR)
+            data = b""
+            while part := connection.recv(4096):
+                data += part
+            return data
+    except OSError:
+        return b""
+
+
+# Determinism.
+
+STEPS = 12_000
+#: Both vCPUs are busy, one with floating point in vector registers, one with integers; timers are pending.
+WORK = f"""
+exec > /tmp/out 2>&1
+(awk 'BEGIN {{ x = 0.4; for (i = 0; i < {STEPS}; i++) x = 3.9 * x * (1 - x); printf "%.17g\\n", x }}' > /tmp/x) &
+(h=start; i=0; while [ $i -lt 30 ]; do h=$(echo "$h" | sha256sum); i=$((i+1)); done; echo "$h" > /tmp/h) &
+(i=0; while [ $i -lt 20 ]; do sleep 0.05; i=$((i+1)); done; echo $i > /tmp/t) &
+wait
+cat /tmp/x /tmp/h /tmp/t > /tmp/partial
+mv /tmp/partial /tmp/result
+"""
+
+
+def expected() -> str:
+    import hashlib
+
+    x = 0.4
+    for _ in range(STEPS):
+        x = 3.9 * x * (1 - x)
+    assert math.isfinite(x)
+    chain = "start"
+    for _ in range(30):
+        chain = hashlib.sha256(f"{chain}\n".encode()).hexdigest() + "  -"
+    return f"{x:.17g}\n{chain}\n20\n"
+
+
+def result(vm: VM) -> str:
+    wait_for(vm.path("/tmp/result").exists, 300)
+    return vm.path("/tmp/result").read_text()
+
+
+def test_work_that_is_captured_at_any_moment_ends_with_the_same_result(busybox: str, tmp_path: Path) -> None:
+    with VM(busybox, vcpus=2, memory="128m") as vm:
+        began = time.monotonic()
+        vm.popen(["sh", "-c", WORK])
+        assert result(vm) == expected()
+        took = time.monotonic() - began
+    done = 0
+    while done < MOMENTS:
+        with VM(busybox, vcpus=2, memory="128m") as vm:
+            vm.popen(["sh", "-c", WORK])
+            # A few captures of one run, each of which is restored.
+            snapshots = []
+            for number in range(min(3, MOMENTS - done)):
+                time.sleep(random.uniform(0, took / 4))
+                snapshots.append(vm.snapshot(tmp_path / f"{done}-{number}"))
+            assert result(vm) == expected()
+        for snapshot in snapshots:
+            with snapshot.restore() as clone:
+                assert result(clone) == expected()
+            snapshot.delete()
+        done += len(snapshots)
+
+
+def test_a_clone_in_a_process_of_its_own_ends_with_the_same_result(busybox: str, tmp_path: Path) -> None:
+    with VM(busybox, vcpus=2, memory="128m") as vm:
+        vm.popen(["sh", "-c", WORK])
+        time.sleep(0.3)
+        snapshot = vm.snapshot(tmp_path / "snapshot")
+    script = (
+        "import sys, time, supermachine\n"
+        "with supermachine.VM.restore(sys.argv[1]) as vm:\n"
+        "    while not vm.path('/tmp/result').exists(): time.sleep(0.05)\n"
+        "    print(vm.path('/tmp/result').read_text(), end='')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, snapshot.path], capture_output=True, text=True, timeout=300)
+    assert done.stdout == expected(), done.stderr
