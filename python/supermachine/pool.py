@@ -49,7 +49,8 @@ class Pool:
         #: Ready machines and since when, the longest ready first.
         self._ready: deque[tuple[VM, float]] = deque()
         self._lent = 0
-        self._waiting = 0
+        #: Those who wait and have not been told of a failure.
+        self._waiting: set[object] = set()
         self._starting: VM | None = None
         #: The last failure of a refill, until somebody has been told; and how many there were in a row and in all.
         self._untold: BaseException | None = None
@@ -94,7 +95,8 @@ class Pool:
         dead: list[VM] = []
         with self._changed:
             failures = self._failures
-            self._waiting += 1
+            waiter = object()
+            self._waiting.add(waiter)
             self._changed.notify_all()
             try:
                 while True:
@@ -119,7 +121,7 @@ class Pool:
                         )
                     self._changed.wait(left)
             finally:
-                self._waiting -= 1
+                self._waiting.discard(waiter)
                 for vm in dead:
                     vm.kill()
 
@@ -162,7 +164,9 @@ class Pool:
                 self._untold = self._failed = error
                 self._failures += 1
                 if self._waiting:
-                    self._untold = None  # those who wait are told by the count
+                    # They are told by the count, and leave.
+                    self._untold = None
+                    self._waiting.clear()
                 self._retry_at = time.monotonic() + min(_BACKOFF * 2**self._in_a_row, _MAX_BACKOFF)
                 self._in_a_row = min(self._in_a_row + 1, 10)
                 self._changed.notify_all()
@@ -181,7 +185,9 @@ class Pool:
         alive = len(self._ready) + self._lent
         if alive >= self._max:
             return False
-        return len(self._ready) < self._waiting or (len(self._ready) < self._min and time.monotonic() >= self._retry_at)
+        return len(self._ready) < len(self._waiting) or (
+            len(self._ready) < self._min and time.monotonic() >= self._retry_at
+        )
 
     def _idle(self) -> list[VM]:
         """Takes out what nobody wants any more."""
