@@ -160,7 +160,7 @@ def test_the_same_as_coroutines(busybox: str, tmp_path: Path) -> None:
         async with aio.Pool(busybox, min=0, max=2) as pool, pool.acquire(60) as one, pool.acquire(60) as other:
             assert len(set(await asyncio.gather(hostname(one), hostname(other)))) == 2
         task = asyncio.create_task(aio.VM.restore(snapshot))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
