@@ -38,13 +38,7 @@ impl Forward {
     /// Listens on `host`:`port`, 0 for any free one, for connections to the guest's `guest_port`. Raises OSError when
     /// the port cannot be had.
     #[staticmethod]
-    fn start(
-        py: Python<'_>,
-        worker: &Worker,
-        guest_port: u16,
-        host: &str,
-        port: u16,
-    ) -> PyResult<Self> {
+    fn start(py: Python<'_>, worker: &Worker, guest_port: u16, host: &str, port: u16) -> PyResult<Self> {
         let address: IpAddr = host.parse().map_err(|_| {
             pyo3::exceptions::PyValueError::new_err(format!("{host:?} is not an IP address of this host"))
         })?;
@@ -100,10 +94,8 @@ fn listen(listener: &TcpListener, dialer: &Dialer, port: u16, stop: &PipeReader,
             continue;
         }
         let (dialer, counted) = (dialer.clone(), open.clone());
-        let spawned = thread::Builder::new()
-            .name("supermachine-port".into())
-            .stack_size(256 * 1024)
-            .spawn(move || {
+        let spawned =
+            thread::Builder::new().name("supermachine-port".into()).stack_size(256 * 1024).spawn(move || {
                 let _ = serve(&client, &dialer, port);
                 counted.fetch_sub(1, Ordering::SeqCst);
             });
