@@ -140,6 +140,9 @@ def test_what_is_there_stays_unless_asked(tmp_path: Path, source: Path):
     assert isinstance(caught.value, FileExistsError)
     assert isinstance(caught.value, SupermachineError)
     assert dest.read_bytes() == b"mine"
+    # It is looked at first, before anything is read.
+    with pytest.raises(SnapshotExists):
+        snapshots.import_(tmp_path / "dest", dest)
     snapshots.import_(source, dest, replace=True)
     assert snapshots.verify(dest) == snapshots.verify(source)
 

@@ -226,6 +226,10 @@ pub fn write_snapshot_v9(
 }
 
 fn publish<T>(path: &Path, replace: bool, write: impl FnOnce(&File) -> Result<T>) -> Result<T> {
+    if !replace && path.symlink_metadata().is_ok() {
+        // Not after all the work.
+        return Err(Error::Exists { path: path.to_owned() });
+    }
     let publication = Publication::begin(path)?;
     let value = write(publication.file())?;
     publication.commit(replace)?;

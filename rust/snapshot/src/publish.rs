@@ -1,7 +1,7 @@
 //! From a temporary file to a published one, whole or not at all.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -49,10 +49,19 @@ impl Publication {
             match opened {
                 Ok(file) => {
                     fault::point("created");
-                    // Another process may have seen it before the lock, and removed it; then take a new name.
-                    if file.try_lock().is_ok() && temporary.exists() {
-                        let destination = destination.to_owned();
-                        return Ok(Self { file, temporary, destination, published: false });
+                    match file.try_lock() {
+                        // Another process may have seen it before the lock, and removed it; then take a new name.
+                        Ok(()) if !temporary.exists() => {}
+                        Err(TryLockError::WouldBlock) => {}
+                        // Where there are no locks, nobody removes what the dead have left.
+                        Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => {
+                            let _ = fs::remove_file(&temporary);
+                            return Err(Error::path("lock", &temporary)(error));
+                        }
+                        Ok(()) | Err(TryLockError::Error(_)) => {
+                            let destination = destination.to_owned();
+                            return Ok(Self { file, temporary, destination, published: false });
+                        }
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
