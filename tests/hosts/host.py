@@ -134,6 +134,13 @@ class Host:
         """Whether commands can run."""
         return not self._dead and self._qemu is not None and self._qemu.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        if self._qemu is None:
+            raise HostError("the host is not running")
+        return self._qemu.pid
+
     def console_tail(self, size: int = 4000) -> str:
         """The last that the kernel and QEMU said."""
         if self._place is None:

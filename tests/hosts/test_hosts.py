@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +64,20 @@ def test_files_and_trees_are_copied_in_and_out(host: Host, tmp_path: Path) -> No
     program.chmod(0o755)
     host.put(program, "/root/new/program")
     assert host.run(["/root/new/program"], 60).stdout == b"ran\n"
+
+
+def test_a_host_does_not_outlive_who_started_it() -> None:
+    script = (
+        "import os, signal; from tests.hosts import Host; host = Host('aarch64', memory=512 << 20, cpus=1); "
+        "host.start(); print(host.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=900)
+    emulator = Path(f"/proc/{int(done.stdout)}/cmdline")
+    deadline = time.monotonic() + 300
+    while emulator.exists() and b"qemu" in emulator.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_a_host_that_ends_wakes_who_waits() -> None:
