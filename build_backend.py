@@ -17,9 +17,12 @@ from typing import Any
 import maturin
 from maturin import get_requires_for_build_sdist, prepare_metadata_for_build_wheel
 
+import third_party
+
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "python" / "supermachine"
 WORKER = "supermachine-worker"
+MODULE = "supermachine-python"
 #: What a guest boots, by the host's architecture: arm64 guests run everywhere, x86_64 guests where the host's CPU does.
 GUEST_FILES = {
     "*": ("NOTICE", "aarch64/Image.zst", "aarch64/initramfs.cpio.zst"),
@@ -63,6 +66,9 @@ def prepare() -> None:
         raise SystemExit("cargo was not found; install Rust (https://rustup.rs), then try again") from None
     directory = _target_directory() / target if target else _target_directory()
     _copy(directory / "release" / WORKER, PACKAGE / "_bin" / WORKER)
+    licences = PACKAGE / "_licenses" / "third-party.txt"
+    licences.parent.mkdir(exist_ok=True)
+    licences.write_text(third_party.collect(ROOT, [WORKER, MODULE], target))
     architecture = target.split("-")[0] if target else platform.machine()
     names = (*GUEST_FILES["*"], *GUEST_FILES.get(architecture, ()))
     for name in names:

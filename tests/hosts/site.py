@@ -22,7 +22,7 @@ PROJECT = "supermachine"
 #: Debian's compiler, which has the standard library of both architectures (libstd-rust-web-dev).
 RUSTC = "/usr/bin/rustc"
 SOURCES = ("Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "build_backend.py", "guest", "pyproject.toml", "python",
-           "rust", "rustfmt.toml")  # fmt: skip
+           "rust", "rustfmt.toml", "third_party.py")  # fmt: skip
 BUILT_TIMEOUT = 3600
 
 
@@ -88,12 +88,11 @@ def _cross_wheel(architecture: str) -> Path:
     for path in (source, wheels):
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
+    made = shutil.ignore_patterns("_bin", "_guest", "_licenses", "*.so", "target")
     for name in SOURCES:
         # Times are kept, so that Cargo builds again only what has changed since.
         if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, source / name, ignore=shutil.ignore_patterns("_bin", "_guest", "*.so", "target")
-            )
+            shutil.copytree(ROOT / name, source / name, ignore=made)
         else:
             shutil.copy2(ROOT / name, source / name)
     upper = target.upper().replace("-", "_")
