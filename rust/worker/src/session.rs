@@ -22,6 +22,9 @@ use crate::start::{self, Built};
 
 /// How long a guest may take to power off beyond the grace that its processes get.
 const POWER_OFF: Duration = Duration::from_secs(2);
+/// What the console of a kernel says that panics.
+const PANIC: &str = "Kernel panic";
+const ASKED: &str = "the host asked for it";
 
 /// Ranges of a working set that are told, so that they fit a message.
 const MAX_RANGES: usize = 16_000;
@@ -53,6 +56,8 @@ struct Session {
     ready: AtomicBool,
     /// The reason that the API is told in place of what made the vCPUs stop.
     verdict: Mutex<Option<Ended>>,
+    /// Whether the guest was asked to power off.
+    asked: AtomicBool,
     started: Instant,
     steps: Mutex<Vec<(String, u64)>>,
 }
@@ -85,6 +90,7 @@ pub fn run(control: UnixStream) -> io::Result<()> {
         events,
         ready: AtomicBool::new(false),
         verdict: Mutex::new(None),
+        asked: AtomicBool::new(false),
         started,
         steps: Mutex::new(steps),
     });
@@ -131,7 +137,8 @@ impl Session {
         self.machine.close();
         let console_tail = self.machine.console_tail();
         let verdict = self.verdict.lock().unwrap_or_else(|e| e.into_inner()).take();
-        let Ended { reason, message } = verdict.unwrap_or_else(|| outcome(stop, &console_tail));
+        let Ended { reason, message } =
+            verdict.unwrap_or_else(|| outcome(stop, self.asked.load(Ordering::Acquire), &console_tail));
         self.events.send(&Event::Exited { reason, message, console_tail });
     }
 
@@ -191,12 +198,14 @@ impl Session {
                 None => self.end(Ended::bad("a connect command came without its socket")),
             },
             Command::Shutdown { grace_ms } => {
+                self.asked.store(true, Ordering::Release);
                 let asked = self.boot.send(&BootCommand::Shutdown { grace_ms });
                 let grace =
                     if asked { Duration::from_millis(grace_ms.into()) + POWER_OFF } else { Duration::ZERO };
                 self.spawn("shutdown", move |session| {
-                    session.machine.wait(Some(grace));
-                    session.end(Ended::new(ExitReason::Shutdown, "the host asked for it"));
+                    if session.machine.wait(Some(grace)).is_none() {
+                        session.end(Ended::new(ExitReason::Shutdown, ASKED));
+                    }
                 });
             }
             Command::Stats => {
@@ -250,14 +259,18 @@ fn nanoseconds(since: Instant) -> u64 {
 }
 
 /// What a stop means to the user.
-fn outcome(stop: Option<Stop>, console_tail: &str) -> Ended {
+fn outcome(stop: Option<Stop>, asked: bool, console_tail: &str) -> Ended {
     match stop {
+        // Some guests cannot power off, and reset themselves instead.
+        Some(Stop::PowerOff | Stop::Reset) if asked && !console_tail.contains(PANIC) => {
+            Ended::new(ExitReason::Shutdown, ASKED)
+        }
         Some(Stop::PowerOff) => Ended::new(ExitReason::GuestPowerOff, "the guest powered off"),
-        Some(Stop::Reset) if console_tail.contains("Kernel panic") => {
+        Some(Stop::Reset) if console_tail.contains(PANIC) => {
             Ended::new(ExitReason::Panic, "the guest's kernel panicked")
         }
         Some(Stop::Reset) => Ended::new(ExitReason::GuestReset, "the guest asked for a reset"),
         Some(Stop::Engine(message)) => Ended::new(ExitReason::Engine, message),
-        Some(Stop::Requested) | None => Ended::new(ExitReason::Shutdown, "the host asked for it"),
+        Some(Stop::Requested) | None => Ended::new(ExitReason::Shutdown, ASKED),
     }
 }
