@@ -10,6 +10,7 @@ pub mod memory;
 pub mod pages;
 pub mod psci;
 pub mod snapshot;
+pub mod v8;
 pub mod vcpu;
 
 pub use capture::{Paused, State};

@@ -21,7 +21,7 @@ use crate::fdt::Description;
 use crate::memory::{Backing, Memory};
 use crate::pages::{PAGE, PageMap, Touched};
 use crate::vcpu::Vcpus;
-use crate::{Error, Stop, layout};
+use crate::{Error, Stop, layout, v8};
 
 /// The guest's vsock context id.
 const GUEST_CID: u32 = 3;
@@ -155,21 +155,24 @@ impl Machine {
     /// Makes a machine as it was when its snapshot was taken; told of each step as it is done. Connections that were
     /// open are reset, and the guest's kernel is told that it is another machine.
     pub fn restore(restore: Restore, mut step: impl FnMut(&str)) -> Result<Self, Error> {
-        let state = restore.state;
-        let vcpus = u32::try_from(state.vcpus.len()).unwrap_or(u32::MAX);
-        check(restore.memory_bytes, vcpus, restore.disks.len())?;
-        let memory = Memory::restored(restore.memory_bytes, restore.memory)?;
-        step("ram_map");
-        let parts = Parts::new(restore.engine, vcpus, memory, restore.disks)?;
-        parts.memory.set_generation(restore.generation);
-        let machine = parts.assemble(restore.engine, vcpus)?;
-        machine.take_over(&state, &restore.cpu_features, &mut step)?;
-        let vmgenid = layout::spi_intid(layout::VMGENID_SPI);
-        machine.vm.set_spi(vmgenid, true);
-        machine.vm.set_spi(vmgenid, false);
-        machine.vsock.reset_connections();
-        step("devices");
-        Ok(machine)
+        let Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation } = restore;
+        let parts = Parts::restored(engine, state.vcpus.len(), memory_bytes, memory, disks, &mut step)?;
+        parts.go_on(engine, &state, &cpu_features, generation, step)
+    }
+
+    /// As [`Machine::restore`], from a version 8 file.
+    pub fn restore_v8(
+        engine: Engine,
+        opened: v8::Opened,
+        disks: Vec<Disk>,
+        generation: [u8; 16],
+        mut step: impl FnMut(&str),
+    ) -> Result<Self, Error> {
+        let (vcpus, memory_bytes) = (opened.vcpus(), opened.memory_bytes);
+        let (backing, snapshot) = opened.split();
+        let parts = Parts::restored(engine, vcpus, memory_bytes, backing, disks, &mut step)?;
+        let state = v8::state(&snapshot, &parts.windows)?;
+        parts.go_on(engine, &state, &[], generation, step)
     }
 
     /// Lets the vCPUs run.
@@ -275,6 +278,42 @@ impl Parts {
         windows.push(window(Console(tail.clone()), &memory, line(windows.len())));
         windows.push(window(Rng, &memory, line(windows.len())));
         Ok(Self { vm, memory, windows, vsock, tail })
+    }
+
+    /// With RAM as a snapshot has it.
+    fn restored(
+        engine: Engine,
+        vcpus: usize,
+        memory_bytes: u64,
+        backing: Backing,
+        disks: Vec<Disk>,
+        step: &mut impl FnMut(&str),
+    ) -> Result<Self, Error> {
+        let vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
+        check(memory_bytes, vcpus, disks.len())?;
+        let memory = Memory::restored(memory_bytes, backing)?;
+        step("ram_map");
+        Self::new(engine, vcpus, memory, disks)
+    }
+
+    /// Takes over a snapshot's state.
+    fn go_on(
+        self,
+        engine: Engine,
+        state: &State,
+        cpu_features: &[String],
+        generation: [u8; 16],
+        mut step: impl FnMut(&str),
+    ) -> Result<Machine, Error> {
+        self.memory.set_generation(generation);
+        let machine = self.assemble(engine, u32::try_from(state.vcpus.len()).unwrap_or(u32::MAX))?;
+        machine.take_over(state, cpu_features, &mut step)?;
+        let vmgenid = layout::spi_intid(layout::VMGENID_SPI);
+        machine.vm.set_spi(vmgenid, true);
+        machine.vm.set_spi(vmgenid, false);
+        machine.vsock.reset_connections();
+        step("devices");
+        Ok(machine)
     }
 
     /// Starts the vCPU threads, all paused.

@@ -1,0 +1,251 @@
+//! A machine in a version 8 snapshot, the format in the field: fixed records of Hypervisor.framework's registers.
+//!
+//! What the format has no room for: PSCI's power states (only a machine all of whose vCPUs are on can be written, and
+//! all are on when it is read), the devices' types (they are by place: vsock, disks, then what a machine of this project
+//! has beyond them), and the features of the CPU.
+
+use std::fs::File;
+
+use supermachine_devices::state::{QueueState, TransportState};
+use supermachine_engine::arm64::state::VcpuState;
+use supermachine_engine::arm64::{IccReg, RedistReg, Reg, SimdReg, SysReg};
+use supermachine_snapshot::v8;
+
+use crate::capture::{self, Common, DeviceState, Paused, State};
+use crate::machine::SharedWindow;
+use crate::memory::Backing;
+use crate::vcpu::Power;
+use crate::{Error, layout};
+
+/// Devices of every machine that the format's own writers do not have: console and entropy source, the last two.
+const BEYOND: usize = 2;
+
+/// A version 8 file, checked and ready for [`crate::Machine::restore_v8`].
+pub struct Opened {
+    pub memory_bytes: u64,
+    backing: Backing,
+    snapshot: v8::Snapshot,
+}
+
+impl Opened {
+    pub(crate) fn vcpus(&self) -> usize {
+        self.snapshot.vcpus.len()
+    }
+
+    /// The RAM, and everything else.
+    pub(crate) fn split(self) -> (Backing, v8::Snapshot) {
+        (self.backing, self.snapshot)
+    }
+
+    /// The ports on which the guest listened.
+    pub fn listeners(&self) -> &[v8::Listener] {
+        &self.snapshot.listeners
+    }
+}
+
+fn refused(part: impl Into<String>, reason: impl ToString) -> Error {
+    Error::State { part: part.into(), reason: reason.to_string() }
+}
+
+/// Opens and checks a file.
+pub fn open(file: File) -> Result<Opened, Error> {
+    let (snapshot, offset) = v8::Snapshot::read_with_ram_offset(&file).map_err(Error::Snapshot)?;
+    if snapshot.ram_gpa != layout::RAM_BASE {
+        let ram = snapshot.ram_gpa;
+        return Err(refused(
+            "header",
+            format!("its RAM is at {ram:#x}, and this machine's at {:#x}", layout::RAM_BASE),
+        ));
+    }
+    let memory_bytes = snapshot.memory_bytes;
+    Ok(Opened { memory_bytes, backing: Backing { base: file, offset, diffs: Vec::new() }, snapshot })
+}
+
+/// Writes a machine that stands still into `file`, which is empty, and waits until the disk has it.
+pub fn write(paused: &Paused, file: &File) -> Result<(), Error> {
+    let state = paused.state()?;
+    let ram = paused.ram();
+    snapshot(&state, ram.len() as u64)?.write(file, ram).map_err(Error::Snapshot)
+}
+
+fn snapshot(state: &State, memory_bytes: u64) -> Result<v8::Snapshot, Error> {
+    let common: Common = capture::decode("the machine's state", &state.machine)?;
+    if let Some(vcpu) = common.power.iter().position(|power| *power != Power::On) {
+        let reason = "it is off, which version 8 cannot say; take a snapshot of version 9";
+        return Err(refused(format!("vCPU {vcpu}"), reason));
+    }
+    let vcpus: Vec<_> = state
+        .vcpus
+        .iter()
+        .map(|bytes| Ok(record(&VcpuState::decode(bytes)?)))
+        .collect::<Result<_, Error>>()?;
+    let devices = state.devices.iter().map(|bytes| {
+        let DeviceState { transport, .. } = capture::decode("a device's state", bytes)?;
+        Ok(device(&transport))
+    });
+    let devices = devices.collect::<Result<_, Error>>()?;
+    Ok(v8::Snapshot {
+        captured_mach_time: common
+            .cntvct
+            .wrapping_add(vcpus.first().map_or(0, |vcpu: &v8::Vcpu| vcpu.vtimer_offset)),
+        captured_cntvct: common.cntvct,
+        gic_blob: state.interrupt_controller.clone(),
+        vcpus,
+        devices,
+        listeners: Vec::new(),
+        memory_bytes,
+        ram_gpa: layout::RAM_BASE,
+    })
+}
+
+/// The state that [`crate::Machine::restore_v8`] takes over, for a machine with these windows.
+pub(crate) fn state(snapshot: &v8::Snapshot, windows: &[SharedWindow]) -> Result<State, Error> {
+    let (found, expected) = (snapshot.devices.len(), windows.len());
+    if found != expected && found + BEYOND != expected {
+        return Err(refused(
+            "device list",
+            format!(
+                "it has {found} devices, and this machine {expected} or, as other writers have it, {}; give it the \
+                 disks that it had",
+                expected - BEYOND
+            ),
+        ));
+    }
+    let common = Common { cntvct: snapshot.captured_cntvct, power: vec![Power::On; snapshot.vcpus.len()] };
+    let vcpus = snapshot.vcpus.iter().map(|vcpu| Ok(vcpu_state(vcpu)?.encode()?));
+    let devices = windows.iter().enumerate().map(|(n, window)| {
+        // What a device is comes from the machine, what its driver has made of it from the file.
+        let mut state = window.lock().unwrap_or_else(|e| e.into_inner()).state();
+        if let Some(saved) = snapshot.devices.get(n) {
+            state.transport = transport(saved);
+        }
+        capture::encode("a device's state", &state)
+    });
+    Ok(State {
+        machine: capture::encode("the machine's state", &common)?,
+        interrupt_controller: snapshot.gic_blob.clone(),
+        vcpus: vcpus.collect::<Result<_, Error>>()?,
+        devices: devices.collect::<Result<_, _>>()?,
+    })
+}
+
+/// A vCPU's registers as a record.
+pub fn record(state: &VcpuState) -> v8::Vcpu {
+    v8::Vcpu {
+        vtimer_offset: state.vtimer_offset,
+        gp: state.general.iter().map(|(Reg(id), value)| (*id, *value)).collect(),
+        simd: state.simd.iter().map(|(SimdReg(id), value)| (*id, *value)).collect(),
+        sys: state.system.iter().map(|(SysReg(id), value)| (u32::from(*id), *value)).collect(),
+        icc: state.icc.iter().map(|(IccReg(id), value)| (u32::from(*id), *value)).collect(),
+        redist: state.redistributor.iter().map(|(RedistReg(id), value)| (*id, *value)).collect(),
+    }
+}
+
+/// A record's registers, checked: ids that no engine has, that are there twice or not at all are named.
+pub fn vcpu_state(vcpu: &v8::Vcpu) -> Result<VcpuState, Error> {
+    let short =
+        |id: u32| u16::try_from(id).map_err(|_| refused("vCPU record", format!("it has a register {id:#x}")));
+    let state = VcpuState {
+        vtimer_offset: vcpu.vtimer_offset,
+        general: vcpu.gp.iter().map(|(id, value)| (Reg(*id), *value)).collect(),
+        simd: vcpu.simd.iter().map(|(id, value)| (SimdReg(*id), *value)).collect(),
+        system: vcpu
+            .sys
+            .iter()
+            .map(|(id, value)| Ok((SysReg(short(*id)?), *value)))
+            .collect::<Result<_, Error>>()?,
+        icc: vcpu
+            .icc
+            .iter()
+            .map(|(id, value)| Ok((IccReg(short(*id)?), *value)))
+            .collect::<Result<_, Error>>()?,
+        redistributor: vcpu.redist.iter().map(|(id, value)| (RedistReg(*id), *value)).collect(),
+    };
+    state.check().map_err(|e| refused("vCPU record", e))?;
+    Ok(state)
+}
+
+fn device(state: &TransportState) -> v8::Device {
+    let queue = |queue: &QueueState| {
+        let QueueState { size, ready, desc, avail, used, last_avail_idx, next_used_idx } = *queue;
+        v8::Queue { size, ready, desc, avail, used, last_avail_idx, next_used_idx }
+    };
+    v8::Device {
+        driver_features: [state.driver_features as u32, (state.driver_features >> 32) as u32],
+        status: state.status,
+        interrupt_status: state.interrupt_status,
+        queues: state.queues.iter().map(queue).collect(),
+    }
+}
+
+fn transport(device: &v8::Device) -> TransportState {
+    let queue = |queue: &v8::Queue| {
+        let v8::Queue { size, ready, desc, avail, used, last_avail_idx, next_used_idx } = *queue;
+        QueueState { size, ready, desc, avail, used, last_avail_idx, next_used_idx }
+    };
+    let [low, high] = device.driver_features;
+    TransportState {
+        driver_features: u64::from(low) | u64::from(high) << 32,
+        status: device.status,
+        interrupt_status: device.interrupt_status,
+        queues: device.queues.iter().map(queue).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use supermachine_engine::Engine;
+    use supermachine_engine::arm64::VmConfig;
+
+    use super::*;
+
+    /// A vCPU as it is made, with its own values in a few places.
+    fn saved() -> VcpuState {
+        let (gicd_base, gicr_base) = (layout::GICD_BASE, layout::GICR_BASE);
+        let vm = Engine::Soft.arm64(VmConfig { vcpus: 1, gicd_base, gicr_base }).unwrap();
+        let mut vcpu = vm.create_vcpu(0).unwrap();
+        vcpu.set_vtimer_offset(99).unwrap();
+        vcpu.set_reg(Reg::LR, 7).unwrap();
+        vcpu.set_simd_reg(SimdReg(31), u128::MAX - 1).unwrap();
+        vcpu.set_sys_reg(SysReg::APGAKEYHI_EL1, 5).unwrap();
+        VcpuState::capture(&*vcpu).unwrap()
+    }
+
+    #[test]
+    fn registers_are_the_same_there_and_back() {
+        let state = saved();
+        let record = record(&state);
+        assert_eq!(record.vtimer_offset, 99);
+        let table = v8::registers::Class::Redistributor.table();
+        assert_eq!(
+            record.redist.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            table.iter().map(|register| register.id).collect::<Vec<_>>()
+        );
+        assert_eq!(vcpu_state(&record).unwrap(), state);
+    }
+
+    #[test]
+    fn ids_out_of_range_are_named() {
+        let mut bad = record(&saved());
+        bad.sys[3].0 = 0x1_c080;
+        assert!(vcpu_state(&bad).unwrap_err().to_string().contains("0x1c080"));
+        let mut bad = record(&saved());
+        bad.gp.pop();
+        assert!(vcpu_state(&bad).unwrap_err().to_string().contains("Reg(33)"));
+        let mut bad = record(&saved());
+        bad.icc[0].0 = 0xffff;
+        assert!(vcpu_state(&bad).unwrap_err().to_string().contains("IccReg(65535)"));
+    }
+
+    #[test]
+    fn a_vcpu_that_is_off_cannot_be_written() {
+        let state = State {
+            machine: capture::encode("", &Common { cntvct: 0, power: vec![Power::On, Power::Off] }).unwrap(),
+            interrupt_controller: vec![],
+            vcpus: vec![],
+            devices: vec![],
+        };
+        let error = snapshot(&state, 64 << 20).unwrap_err().to_string();
+        assert!(error.contains("vCPU 1") && error.contains("version 9"), "{error}");
+    }
+}
