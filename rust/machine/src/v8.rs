@@ -194,6 +194,10 @@ fn transport(device: &v8::Device) -> TransportState {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use supermachine_devices::Transport;
+    use supermachine_devices::rng::Rng;
     use supermachine_engine::Engine;
     use supermachine_engine::arm64::VmConfig;
 
@@ -222,6 +226,40 @@ mod tests {
             table.iter().map(|register| register.id).collect::<Vec<_>>()
         );
         assert_eq!(vcpu_state(&record).unwrap(), state);
+    }
+
+    #[test]
+    fn devices_are_by_place_and_those_beyond_the_format_may_be_left_out() {
+        let memory = crate::memory::Memory::new(64 << 20).unwrap();
+        let window = || -> SharedWindow {
+            let line: supermachine_devices::Line = Arc::new(|_| {});
+            Arc::new(Mutex::new(Transport::new(Rng, memory.ram.clone(), line)))
+        };
+        let windows: Vec<_> = (0..4).map(|_| window()).collect();
+        let saved = |devices: usize| v8::Snapshot {
+            captured_cntvct: 5,
+            vcpus: vec![record(&saved())],
+            devices: vec![
+                v8::Device { driver_features: [1, 2], status: 3, ..v8::Device::default() };
+                devices
+            ],
+            ..v8::Snapshot::default()
+        };
+        for (devices, given) in [(4, [3; 4]), (2, [3, 3, 0, 0])] {
+            let state = state(&saved(devices), &windows).unwrap();
+            let statuses = state.devices.iter().map(|bytes| {
+                let device: DeviceState = capture::decode("", bytes).unwrap();
+                assert_eq!(device.id, 4);
+                device.transport.status
+            });
+            assert_eq!(statuses.collect::<Vec<_>>(), given);
+            let common: Common = capture::decode("", &state.machine).unwrap();
+            assert_eq!((common.cntvct, common.power), (5, vec![Power::On]));
+        }
+        for devices in [0, 1, 3, 5] {
+            let error = state(&saved(devices), &windows).unwrap_err().to_string();
+            assert!(error.contains(&format!("{devices} devices")), "{error}");
+        }
     }
 
     #[test]

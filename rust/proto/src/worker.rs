@@ -97,6 +97,8 @@ pub struct Capture {
     pub image: Option<String>,
     /// The API's own section, kept as it is.
     pub api: Chunk,
+    /// In version 8 of the format, which has no room for what is above.
+    pub v8: bool,
 }
 
 /// Pages of guest RAM, in 4 KiB pages from its start.

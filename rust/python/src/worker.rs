@@ -398,7 +398,7 @@ impl Worker {
     ) -> PyResult<Option<(Vec<u8>, u64, u64, Vec<(String, u64)>)>> {
         let file = sys::duplicate(fd)?;
         self.shared.lock().captured = None;
-        let request = Command::Capture(Box::new(Capture { diff, image, api: Chunk(api) }));
+        let request = Command::Capture(Box::new(Capture { diff, image, api: Chunk(api), v8: false }));
         let sent = py.detach(|| -> io::Result<()> {
             let mut bytes = Vec::new();
             frame::encode(&request, &mut bytes).map_err(io::Error::other)?;

@@ -1,14 +1,16 @@
 //! Takes a snapshot of a guest that goes on afterwards.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use supermachine_machine::Machine;
 use supermachine_machine::pages::PageMap;
 use supermachine_machine::snapshot::{self, About, Origin};
+use supermachine_machine::v8;
 use supermachine_proto::agent::{BootCommand, BootEvent, Chunk};
 use supermachine_proto::worker::{Capture, Captured};
-use supermachine_snapshot::Digest32;
+use supermachine_snapshot::{Digest32, v9};
 
 use crate::boot::BootChannel;
 
@@ -61,19 +63,22 @@ impl Subject {
         // Whatever came of it, the guest goes on.
         let thawed = ask(BootCommand::Thaw, BootEvent::Thawed, "let the guest's processes go on");
         step("thaw");
-        let summary = written?.finish()?;
+        let (id, data_bytes) = match written? {
+            Some(writer) => writer.finish().map(|summary| (summary.id.0.to_vec(), summary.data_bytes))?,
+            None => (Vec::new(), file.metadata().map_err(supermachine_machine::Error::from)?.blocks() * 512),
+        };
         thawed?;
         step("sync");
-        Ok(Captured { id: Chunk(summary.id.0.to_vec()), data_bytes: summary.data_bytes, pause_ns, steps })
+        Ok(Captured { id: Chunk(id), data_bytes, pause_ns, steps })
     }
 
-    /// Everything that the guest stands still for.
+    /// Everything that the guest stands still for; `None` when that was all.
     fn write(
         &self,
         machine: &Machine,
         request: Capture,
         file: &File,
-    ) -> Result<supermachine_snapshot::v9::Writer, supermachine_machine::Error> {
+    ) -> Result<Option<v9::Writer>, supermachine_machine::Error> {
         let about = About {
             kernel: self.kernel,
             initramfs: self.initramfs,
@@ -81,7 +86,15 @@ impl Subject {
             api: request.api.0,
         };
         let paused = machine.pause()?;
-        snapshot::write(&paused, file, about, self.page_map.as_ref(), self.origin.as_ref(), request.diff)
+        if request.v8 && request.diff {
+            let reason = "version 8 has no diffs; take a whole one".into();
+            return Err(supermachine_machine::Error::State { part: "format".into(), reason });
+        }
+        if request.v8 {
+            return v8::write(&paused, file).map(|()| None);
+        }
+        let (page_map, origin) = (self.page_map.as_ref(), self.origin.as_ref());
+        snapshot::write(&paused, file, about, page_map, origin, request.diff).map(Some)
     }
 }
 

@@ -4,14 +4,15 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use supermachine_machine::pages::PageMap;
 use supermachine_machine::snapshot::{self, Origin};
-use supermachine_machine::{Config, Disk, Engine, Machine, Restore};
+use supermachine_machine::{Config, Disk, Engine, Machine, Restore, v8};
 use supermachine_proto::VERSION;
 use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Start};
-use supermachine_snapshot::Digest32;
+use supermachine_snapshot::{Digest32, v8 as v8_format};
 
 use crate::confine;
 use crate::session::Ended;
@@ -102,6 +103,20 @@ fn restore(
     confine()?;
     step("open");
     let refused = |e: supermachine_machine::Error| Ended::new(ExitReason::BadSnapshot, e.to_string());
+    let mut generation = [0; 16];
+    let entropy = &restore.identity.entropy.0;
+    let fresh = entropy.get(entropy.len().saturating_sub(generation.len())..).unwrap_or_default();
+    generation[..fresh.len()].copy_from_slice(fresh);
+    if let [file] = &files[..]
+        && is_v8(file)
+    {
+        let opened = files.swap_remove(0);
+        let opened = v8::open(opened).map_err(refused)?;
+        let machine = Machine::restore_v8(engine, opened, disks, generation, &mut *step).map_err(refused)?;
+        // The format does not say what its guest booted, and nothing builds on it.
+        let (kernel, initramfs) = (Digest32::default(), Digest32::default());
+        return Ok(Built { machine, page_map, kernel, initramfs, origin: None, leases });
+    }
     let opened = snapshot::open(files).map_err(refused)?;
     if opened.engine != engine {
         let message = format!(
@@ -110,10 +125,6 @@ fn restore(
         );
         return Err(Ended::new(ExitReason::BadSnapshot, message));
     }
-    let mut generation = [0; 16];
-    let entropy = &restore.identity.entropy.0;
-    let fresh = entropy.get(entropy.len().saturating_sub(generation.len())..).unwrap_or_default();
-    generation[..fresh.len()].copy_from_slice(fresh);
     let (memory_bytes, memory, state) = (opened.memory_bytes, opened.backing, opened.state);
     let cpu_features = opened.cpu_features;
     let made = Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation };
@@ -121,6 +132,12 @@ fn restore(
     let origin = opened.origin;
     let (kernel, initramfs) = (origin.kernel, origin.initramfs);
     Ok(Built { machine, page_map, kernel, initramfs, origin: Some(origin), leases })
+}
+
+/// Whether a file is a version 8 snapshot, by how it begins.
+fn is_v8(file: &File) -> bool {
+    let mut start = [0; v8_format::MAGIC.len()];
+    file.read_exact_at(&mut start, 0).is_ok() && start == v8_format::MAGIC
 }
 
 /// Keeps a snapshot from being deleted by who asks for the lock before deleting: it is shared with other VMs, and held
