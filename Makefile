@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint rust-test python-test tools guest-check guest-initramfs guest-kernels fuzz
+.PHONY: demo test lint check-macos rust-test python-test tools guest-check guest-initramfs guest-kernels fuzz
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
@@ -13,13 +13,17 @@ test: tools lint rust-test python-test
 tools:
 	./tests/tools.sh
 
-lint: $(VENV)/installed guest-check
+lint: $(VENV)/installed guest-check check-macos
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked --keep-going -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict python/supermachine
+
+# What ships to Macs, for their target; docs/macos.md.
+check-macos:
+	./tests/check_macos.sh
 
 rust-test:
 	cargo test --workspace --locked

@@ -5,6 +5,7 @@ set -euo pipefail
 packages=(
     gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static qemu-system-arm qemu-system-x86
     rustc-web libstd-rust-web-dev:arm64 e2fsprogs kmod
+    cargo-web rust-web-clippy rust-web-src
     umoci skopeo buildah docker-registry erofs-utils mmdebstrap fakeroot cpio zstd
 )
 
