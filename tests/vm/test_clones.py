@@ -88,6 +88,8 @@ def test_machine_id_and_host_name_differ(clones: list[VM]) -> None:
     for vm in clones:
         machine_id = output(vm, "cat /etc/machine-id").strip()
         assert len(machine_id) == 32 and int(machine_id, 16)
+        name = output(vm, "hostname").strip()
+        assert output(vm, "grep 127.0.1.1 /etc/hosts; cat /etc/hostname") == f"127.0.1.1\t{name}\n{name}\n"
 
 
 def test_the_clock_is_right_in_a_clone_of_a_year_old_snapshot(clones: list[VM]) -> None:

@@ -69,6 +69,7 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
             }
             BootCommand::Renew(new) => {
                 identity::assume(&new).map_err(step("renewing the guest's identity"))?;
+                identity::rename_hosts(&new.hostname).map_err(step("renaming the guest in /etc"))?;
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Renewed)?;
             }

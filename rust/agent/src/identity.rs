@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Mutex;
 
 use supermachine_proto::agent::Identity;
 
@@ -49,18 +50,46 @@ fn add_entropy(entropy: &[u8]) -> io::Result<()> {
     }
 }
 
+/// The files with the guest's host name in them that this agent has written, and the name.
+static NAMED: Mutex<(Vec<&str>, String)> = Mutex::new((Vec::new(), String::new()));
+
 /// Writes the files that name hosts and name servers, where the image leaves them empty or out.
 pub fn write_hosts(hostname: &str, nameservers: &[String]) -> io::Result<()> {
-    let hosts =
-        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
     let resolv: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    let files =
-        [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n")), ("/etc/resolv.conf", resolv)];
-    for (path, contents) in files {
-        if !contents.is_empty() && fs::metadata(path).map_or(0, |file| file.len()) == 0 {
-            fs::create_dir_all("/etc")?;
-            fs::write(path, contents)?;
+    let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
+    named.1 = hostname.into();
+    for (path, contents) in naming(hostname) {
+        if write_where_empty(path, &contents)? {
+            named.0.push(path);
+        }
+    }
+    write_where_empty("/etc/resolv.conf", &resolv).map(drop)
+}
+
+/// Puts a new host name into the files that hold the one before, where they are still as this agent wrote them.
+pub fn rename_hosts(hostname: &str) -> io::Result<()> {
+    let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
+    let before = std::mem::replace(&mut named.1, hostname.into());
+    for ((path, old), (_, new)) in naming(&before).into_iter().zip(naming(hostname)) {
+        if named.0.contains(&path) && fs::read(path).is_ok_and(|found| found == old.as_bytes()) {
+            fs::write(path, new)?;
         }
     }
     Ok(())
+}
+
+/// The files that hold the host name, as they are when the image has none of its own.
+fn naming(hostname: &str) -> [(&'static str, String); 2] {
+    let hosts =
+        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
+    [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n"))]
+}
+
+fn write_where_empty(path: &str, contents: &str) -> io::Result<bool> {
+    if contents.is_empty() || fs::metadata(path).map_or(0, |file| file.len()) != 0 {
+        return Ok(false);
+    }
+    fs::create_dir_all("/etc")?;
+    fs::write(path, contents)?;
+    Ok(true)
 }
