@@ -277,7 +277,7 @@ fn raise(py: Python<'_>, path: &Path, error: &Error) -> PyErr {
         }
         // What an export cannot be unpacked to.
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => "SnapshotDamaged",
-        Error::Path { .. } | Error::Io { .. } => "SnapshotError",
+        Error::Path { .. } | Error::Io { .. } | Error::WrittenDiffers { .. } => "SnapshotError",
         Error::Checksum { .. } | Error::RamDigest { .. } | Error::Cut { .. } => "SnapshotDamaged",
         _ => "BadSnapshot",
     };

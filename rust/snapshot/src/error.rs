@@ -42,6 +42,11 @@ pub enum Error {
         "the RAM has digest {found} and {expected} was recorded; the file is damaged, copy or capture it again"
     )]
     RamDigest { expected: Digest32, found: Digest32 },
+    /// What is in the file is not what was written to it.
+    #[error(
+        "{written} bytes of RAM were written and {found} are in the file; something else writes to it, or the file system lost some"
+    )]
+    WrittenDiffers { written: u64, found: u64 },
     /// A required section that this build does not know.
     #[error(
         "section {kind:?} (index {index}, version {version}) is required to restore this snapshot and this version does not know it; use the version of supermachine that wrote it, or a newer one"
@@ -76,6 +81,7 @@ impl Error {
             Error::Invalid { .. } => "invalid",
             Error::Checksum { .. } => "checksum",
             Error::RamDigest { .. } => "ram_digest",
+            Error::WrittenDiffers { .. } => "written_differs",
             Error::UnknownSection { .. } => "unknown_section",
             Error::Register { .. } => "register",
             Error::Chain { .. } => "chain",

@@ -142,6 +142,16 @@ fn an_unfinished_file_is_no_snapshot() {
 }
 
 #[test]
+fn a_file_that_another_has_written_to_is_not_finished() {
+    let file = nameless();
+    let mut writer = Writer::begin(&file, &metadata()).unwrap();
+    writer.write_ram(&sparse_ram()).unwrap();
+    file.write_all_at(&[1], RAM_ALIGNMENT + 10 * PAGE as u64).unwrap();
+    assert!(matches!(writer.finish(), Err(Error::WrittenDiffers { written: 12288, found: 16384 })));
+    assert!(matches!(Snapshot::open(&file), Err(Error::Magic { .. })));
+}
+
+#[test]
 fn a_section_that_is_required_and_unknown_is_refused_by_name() {
     let (file, _) = write(&metadata(), &sparse_ram(), None).unwrap();
     let snapshot = Snapshot::open(&file).unwrap();

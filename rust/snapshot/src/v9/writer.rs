@@ -32,6 +32,8 @@ struct Ram {
     offset: u64,
     /// End of what was written last, counted from the start of RAM.
     written: u64,
+    /// Bytes of pages that are not zero.
+    data_bytes: u64,
 }
 
 /// What [`Writer::finish`] has written.
@@ -126,7 +128,7 @@ impl Writer {
             )));
         }
         let offset = Header::ram_offset(metadata.len() as u64);
-        self.ram = Some(Ram { metadata, section_count, offset, written: 0 });
+        self.ram = Some(Ram { metadata, section_count, offset, written: 0, data_bytes: 0 });
         Ok(())
     }
 
@@ -145,6 +147,7 @@ impl Writer {
             let at = start + run.start as u64;
             self.file.write_all_at(&bytes[run.clone()], ram.offset + at).map_err(Error::io("write"))?;
             ram.written = at + run.len() as u64;
+            ram.data_bytes += run.len() as u64;
         }
         Ok(())
     }
@@ -159,7 +162,16 @@ impl Writer {
             // Gives the file its length without a call that a confined process may lack.
             self.file.write_all_at(&[0], ram.offset + memory_bytes - 1).map_err(&write)?;
         }
-        let (ram_digest, data_bytes) = ram::digest(&self.file, ram.offset..ram.offset + memory_bytes)?;
+        let place = ram.offset..ram.offset + memory_bytes;
+        let (mut ram_digest, mut data_bytes) = ram::digest(&self.file, place.clone())?;
+        if data_bytes != ram.data_bytes {
+            // There have been file systems that took for a hole what the disk did not have yet.
+            self.file.sync_data().map_err(&write)?;
+            (ram_digest, data_bytes) = ram::digest(&self.file, place)?;
+        }
+        if data_bytes != ram.data_bytes {
+            return Err(Error::WrittenDiffers { written: ram.data_bytes, found: data_bytes });
+        }
         fault::point("digest");
         self.file.write_all_at(&ram.metadata, header::BYTES as u64).map_err(&write)?;
         fault::point("metadata");
