@@ -271,33 +271,10 @@ impl Source for Export<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::ops::ControlFlow;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-
-    fn nameless() -> File {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let name =
-            format!("supermachine-export-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        fs::remove_file(path).unwrap();
-        file
-    }
-
-    fn file_of(bytes: &[u8]) -> File {
-        let file = nameless();
-        file.write_all_at(bytes, 0).unwrap();
-        file
-    }
-
-    fn bytes_of(file: &File) -> Vec<u8> {
-        let mut bytes = vec![0; file.length().unwrap() as usize];
-        file.fill_at(&mut bytes, 0).unwrap();
-        bytes
-    }
+    use crate::testing::{bytes_of, file_of, nameless};
 
     /// A snapshot of several frames, some of them holes.
     fn snapshot() -> File {

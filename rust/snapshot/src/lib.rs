@@ -19,6 +19,8 @@ mod fault;
 pub mod publish;
 pub mod ram;
 mod source;
+#[cfg(test)]
+mod testing;
 pub mod v8;
 pub mod v9;
 

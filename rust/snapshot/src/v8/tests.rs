@@ -1,36 +1,13 @@
 //! Round trips, and files that were damaged or made to mislead.
 
-use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::ram::PAGE;
+use crate::testing::{bytes_of, file_of, nameless};
 use crate::{Error, Result};
-
-/// A file without a name.
-fn nameless() -> File {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = format!("supermachine-v8-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-    let path = std::env::temp_dir().join(name);
-    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-    fs::remove_file(path).unwrap();
-    file
-}
-
-fn file_of(bytes: &[u8]) -> File {
-    let file = nameless();
-    file.write_all_at(bytes, 0).unwrap();
-    file
-}
-
-fn bytes_of(file: &File) -> Vec<u8> {
-    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    bytes
-}
 
 /// Every register with a value of its own.
 fn vcpu(number: u64) -> Vcpu {

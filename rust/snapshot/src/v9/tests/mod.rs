@@ -3,40 +3,16 @@
 mod hostile;
 mod random;
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::ram::PAGE;
+use crate::testing::{bytes_of, file_of, nameless};
 use crate::{Error, Result};
 
 const RAM: usize = 48 * PAGE;
-
-/// A file without a name.
-fn nameless() -> File {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = format!("supermachine-v9-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-    let path: PathBuf = std::env::temp_dir().join(name);
-    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-    fs::remove_file(path).unwrap();
-    file
-}
-
-fn file_of(bytes: &[u8]) -> File {
-    let mut file = nameless();
-    file.write_all(bytes).unwrap();
-    file
-}
-
-fn bytes_of(file: &File) -> Vec<u8> {
-    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    bytes
-}
 
 fn identity() -> Identity {
     Identity {

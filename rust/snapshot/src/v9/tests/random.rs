@@ -66,6 +66,37 @@ proptest! {
         prop_assert!(ram_of(&file) == ram);
     }
 
+    /// Diffs of random pages, each with a value of its own, are worth what they were made from.
+    #[test]
+    fn any_chain_amounts_to_the_last_state(
+        pages in prop::collection::vec((0..48_usize, any::<u8>()), 0..20),
+        diffs in prop::collection::vec(prop::collection::vec((0..48_usize, any::<u8>()), 0..12), 1..4),
+    ) {
+        let mut ram = vec![0; RAM];
+        let mut files = vec![];
+        let mut parent = None;
+        for pages in std::iter::once(&pages).chain(&diffs) {
+            for (page, value) in pages {
+                ram[page * PAGE..(page + 1) * PAGE].fill(*value);
+            }
+            let ranges: Vec<_> =
+                pages.iter().map(|(page, _)| (page * PAGE) as u64..((page + 1) * PAGE) as u64).collect();
+            let metadata = Metadata { identity: Identity { parent, ..identity() }, sections: vec![] };
+            let (file, summary) = write(&metadata, &ram, parent.map(|_| &ranges[..])).unwrap();
+            parent = Some(summary.id);
+            files.push(file);
+        }
+        let flat = nameless();
+        flatten(&files.iter().collect::<Vec<_>>(), &flat).unwrap();
+        prop_assert!(ram_of(&flat) == ram);
+        let snapshots: Vec<_> = files.iter().map(|file| Snapshot::open(file).unwrap()).collect();
+        let mut laid: Vec<u8> = vec![];
+        for piece in layers(&snapshots.iter().collect::<Vec<_>>()).unwrap() {
+            laid.extend(&ram_of(&files[piece.layer])[piece.ram.start as usize..piece.ram.end as usize]);
+        }
+        prop_assert!(laid == ram);
+    }
+
     /// Whatever the bytes after a right header are, the reader says something and goes on living.
     #[test]
     fn arbitrary_sections_do_no_harm(count in 0_u32..4, bytes in prop::collection::vec(any::<u8>(), 0..400)) {
