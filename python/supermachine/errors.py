@@ -300,6 +300,12 @@ class BadWorkingDirectory(SupermachineError, NotADirectoryError):
     default_code = "command.working-directory"
 
 
+class WorkingDirectoryNotFound(BadWorkingDirectory, FileNotFoundError):
+    """A command's working directory is not in the guest."""
+
+    default_code = "command.working-directory-not-found"
+
+
 class InvalidCommand(SupermachineError, ValueError):
     """A command that no system could run: no arguments, or a NUL inside one."""
 

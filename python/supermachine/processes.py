@@ -7,6 +7,7 @@ import io
 import locale
 import os
 import signal as _signal
+import stat
 import subprocess
 import threading
 import time
@@ -143,6 +144,8 @@ class Popen:
         closing: list[int] = []
         try:
             targets = self._targets(stdin, stdout, stderr, tty is not None)
+            if cwd is not None:
+                _must_be_directory(context.worker(), encode(cwd))
             self._exec: Exec = Exec.start(
                 context.worker(),
                 command,
@@ -310,6 +313,33 @@ class Popen:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
+
+
+def _must_be_directory(worker: Worker, path: bytes) -> None:
+    """The agent makes a working directory that is missing, as docker does for the image's; one named for a single
+    command must be there, as with `subprocess`.
+    """
+    from ._core import Files
+    from .errors import BadWorkingDirectory, WorkingDirectoryNotFound
+
+    shown = os.fsdecode(path)
+    files = Files.open(worker)
+    try:
+        mode = files.stat(path if path.startswith(b"/") else b"/" + path, True)[2]
+    except FileNotFoundError as error:
+        raise WorkingDirectoryNotFound(
+            f"the working directory {shown} does not exist in the guest", cause=error.strerror
+        ) from None
+    except OSError as error:
+        if not error.errno:
+            raise
+        raise BadWorkingDirectory(
+            f"the working directory {shown} cannot be entered in the guest", cause=error.strerror
+        ) from None
+    finally:
+        files.close()
+    if not stat.S_ISDIR(mode):
+        raise BadWorkingDirectory(f"the working directory {shown} is no directory in the guest")
 
 
 def _drain(stream: Any, parts: list[bytes]) -> None:

@@ -127,6 +127,20 @@ def test_arguments_of_any_bytes(people: VM) -> None:
     assert len(people.run(["echo", "x" * 65536]).stdout) == 65537
 
 
+def test_a_working_directory_that_is_not_there(people: VM) -> None:
+    for kind in (FileNotFoundError, errors.BadWorkingDirectory):
+        with pytest.raises(kind, match="/no/such/directory"):
+            people.run(["true"], cwd="/no/such/directory")
+    assert not people.path("/no").exists()
+    for file in ("/etc/passwd", "/etc/passwd/inside"):
+        with pytest.raises(NotADirectoryError, match=file):
+            people.run(["true"], cwd=file)
+    assert people.run(["pwd"], cwd="tmp", text=True).stdout == "/tmp\n"
+    people.path("/root/closed").mkdir(0o700)
+    with pytest.raises(errors.BadWorkingDirectory, match="Permission denied"):
+        people.run(["true"], cwd="/root/closed", user="33")
+
+
 def test_the_image_says_what_to_run(tmp_path: Path) -> None:
     """ENTRYPOINT and CMD in both forms, ENV, WORKDIR, USER."""
     require("skopeo", "umoci")
