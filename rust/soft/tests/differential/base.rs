@@ -336,6 +336,91 @@ impl Writer<'_> {
         self.code.push(op | q << 30 | l << 22 | post << 23 | rm << 16 | rn << 5 | rt);
     }
 
+    /// A register that may be lost: not the zero register, which some instructions take for the stack pointer.
+    fn free(&mut self) -> u32 {
+        self.r.below(FREE) as u32
+    }
+
+    /// Neighbours that compilers write often, and that an implementation may run as one: register moves, sums,
+    /// shifts, masks and constants without the odd operands that random fields have, loads and stores among them.
+    fn frequent(&mut self) {
+        for _ in 0..2 + self.r.below(3) {
+            let (rd, rn, rm) = (self.free(), self.data(), self.data());
+            let (sf, amount) = ((self.r.next() as u32 & 1) << 31, self.r.below(32) as u32);
+            let (imm12, imm16) = ((self.r.next() as u32 & 0xfff) << 10, (self.r.next() as u32 & 0xffff) << 5);
+            let registers = rm << 16 | rn << 5 | rd;
+            let i = match self.r.below(13) {
+                0 | 1 => 0x0b00_0000 | sf | registers,
+                2 => self.r.pick(&[0x0a00_0000, 0x0a20_0000, 0x2a00_0000, 0x4a00_0000]) | sf | registers,
+                3 => self.r.pick(&[0x4a40_0000, 0x4ac0_0000]) | amount << 10 | registers,
+                4 => 0xaa00_03e0 | rm << 16 | rd,
+                5 => 0x1380_0000 | amount << 10 | (registers & !(31 << 16)) | rn << 16,
+                6 => {
+                    self.r.pick(&[0x1280_0000, 0x5280_0000, 0x7280_0000, 0x9280_0000, 0xd280_0000])
+                        | imm16
+                        | rd
+                }
+                7 => self.r.pick(&[0x9100_0000, 0xd100_0000]) | imm12 | (rn % FREE as u32) << 5 | rd,
+                8 => {
+                    // LSL by a number, and the mask of so many low bits.
+                    let shift = 1 + self.r.below(63) as u32;
+                    let field =
+                        if self.r.one_in(2) { shift << 16 | (shift - 1) << 10 } else { (shift - 1) << 10 };
+                    0xd340_0000 | field | rn << 5 | rd
+                }
+                9 => {
+                    0x9240_0000
+                        | (self.r.below(63) as u32) << 10
+                        | (self.r.below(64) as u32) << 16
+                        | rn << 5
+                        | rd
+                }
+                10 => {
+                    self.pair();
+                    continue;
+                }
+                _ => {
+                    self.single();
+                    continue;
+                }
+            };
+            self.code.push(i);
+        }
+    }
+
+    /// What depends on the program counter, so that what is left of it does not: differences of two addresses,
+    /// literals, and a branch to a register.
+    fn relative(&mut self) {
+        let (a, b) = (self.r.below(10) as u32, 10 + self.r.below(10) as u32);
+        match self.r.below(3) {
+            0 => {
+                for rd in [a, b] {
+                    let imm = self.r.next() as u32;
+                    self.code.push(0x1000_0000 | (imm & 3) << 29 | (imm >> 2 & 0x7ffff) << 5 | rd);
+                }
+                self.code.push(0xcb00_0000 | b << 16 | a << 5 | a);
+                self.code.push(0xd280_0000 | b);
+            }
+            1 => {
+                let (opc, v) = (self.r.below(3) as u32, self.r.below(2) as u32);
+                let words = if v == 0 && opc == 2 { 1 } else { 1 << opc };
+                let rt = if v == 1 { self.vector() } else { self.data() };
+                self.code.push(0x1800_0000 | opc << 30 | v << 26 | 2 << 5 | rt);
+                self.code.push(0x1400_0000 | (words + 1));
+                for _ in 0..words {
+                    let word = self.r.next() as u32;
+                    self.code.push(word);
+                }
+            }
+            _ => {
+                self.code.push(0x1000_0000 | 3 << 5 | b);
+                self.code.push(0xd61f_0000 | b << 5);
+                self.data_processing();
+                self.code.push(0xd280_0000 | b);
+            }
+        }
+    }
+
     fn floating(&mut self) {
         let i = fp::any(self.r);
         // Results in general registers go where no address is.
@@ -367,7 +452,7 @@ fn request(r: &mut Random) -> Request {
     let length = 1 + r.below(11) as usize;
     let mut w = Writer { r, pointer, code: Vec::new() };
     while w.code.len() < length {
-        match w.r.below(14) {
+        match w.r.below(18) {
             0 | 1 => w.single(),
             2 => w.pair(),
             3 | 4 => w.atomic(),
@@ -375,6 +460,8 @@ fn request(r: &mut Random) -> Request {
             6 => w.branch(4),
             7 => w.floating(),
             8 => w.flags(),
+            9..=11 => w.frequent(),
+            12 => w.relative(),
             _ => w.data_processing(),
         }
     }
