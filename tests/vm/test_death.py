@@ -108,8 +108,8 @@ def wait_in_thread(work: Callable[[], Any], kill: Callable[[], None], settle: fl
     thread.start()
     time.sleep(settle)
     assert not raised, f"it did not wait: {raised[0][0]!r}"
-    killed = time.monotonic()
     kill()
+    killed = time.monotonic()
     thread.join(30)
     assert not thread.is_alive(), "it never woke"
     assert raised, "it ended as if nothing had been"
@@ -149,11 +149,14 @@ def test_a_worker_killed_while_it_boots(busybox: str) -> None:
         # Without one that goes on from a snapshot, which is started anew when it falls.
         vm = VM(busybox, bake=False)
 
-        def kill(before: set[int] = before) -> None:
-            (pid,) = workers() - before
-            os.kill(pid, signal.SIGKILL)
+        def kill(before: set[int] = before, moment: float = 0.004 * number) -> None:
+            deadline = time.monotonic() + 30
+            while not (found := workers() - before):
+                assert time.monotonic() < deadline
+            time.sleep(moment)
+            os.kill(found.pop(), signal.SIGKILL)
 
-        error, delay = wait_in_thread(vm.start, kill, 0.02 + 0.01 * number)
+        error, delay = wait_in_thread(vm.start, kill, 0)
         assert isinstance(error, errors.VMExited), repr(error)
         assert error.reason == "crashed"
         assert not vm.running
