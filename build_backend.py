@@ -28,6 +28,12 @@ GUEST_FILES = {
     "*": ("NOTICE", "aarch64/Image.zst", "aarch64/initramfs.cpio.zst"),
     "x86_64": ("x86_64/vmlinux.zst", "x86_64/initramfs.cpio.zst"),
 }
+#: What the worker is signed with on macOS, here or at its first use.
+ENTITLEMENTS = ROOT / "rust" / "worker" / "entitlements.plist"
+
+if sys.platform == "darwin":
+    # The first macOS with an interrupt controller for guests; Cargo and maturin go by it, the wheel's tag included.
+    os.environ.setdefault("MACOSX_DEPLOYMENT_TARGET", "15.0")
 
 __all__ = [
     "build_editable",
@@ -55,6 +61,14 @@ def _copy(source: Path, target: Path) -> None:
     part.replace(target)
 
 
+def _sign(worker: Path) -> None:
+    """Ad hoc, with the entitlement to make virtual machines. Where that fails it is done at the first use."""
+    command = ["codesign", "--sign", "-", "--force", "--entitlements", str(ENTITLEMENTS), str(worker)]
+    print("+", *command, file=sys.stderr, flush=True)
+    if subprocess.run(command, check=False).returncode != 0:
+        print("the worker is not signed yet; it will be at its first use", file=sys.stderr)
+
+
 def prepare() -> None:
     """Builds the worker and puts it and the guest files into the package."""
     command = ["cargo", "build", "--release", "--locked", "--package", WORKER]
@@ -65,7 +79,11 @@ def prepare() -> None:
     except FileNotFoundError:
         raise SystemExit("cargo was not found; install Rust (https://rustup.rs), then try again") from None
     directory = _target_directory() / target if target else _target_directory()
-    _copy(directory / "release" / WORKER, PACKAGE / "_bin" / WORKER)
+    worker = PACKAGE / "_bin" / WORKER
+    _copy(directory / "release" / WORKER, worker)
+    if sys.platform == "darwin":
+        _copy(ENTITLEMENTS, PACKAGE / "_bin" / ENTITLEMENTS.name)
+        _sign(worker)
     licences = PACKAGE / "_licenses" / "third-party.txt"
     licences.parent.mkdir(exist_ok=True)
     licences.write_text(third_party.collect(ROOT, [WORKER, MODULE], target))

@@ -27,7 +27,8 @@ class Engine:
 
 
 _KVM_ABSENT = "this version has no KVM engine yet"
-_HVF_ABSENT = "this version has no Hypervisor.framework engine yet"
+#: The first macOS whose Hypervisor.framework has the interrupt controller that guests need.
+_HVF_MACOS = 15
 
 
 def _kvm() -> Engine:
@@ -52,7 +53,31 @@ def _kvm() -> Engine:
 def _hvf() -> Engine:
     if sys.platform != "darwin":
         return Engine("hvf", "hardware", False, "Hypervisor.framework exists on macOS only")
-    return Engine("hvf", "hardware", False, _HVF_ABSENT)
+    import platform
+
+    if platform.machine() != "arm64":
+        found = f"this Python is for {platform.machine()}, and the engine is for Apple silicon"
+        return Engine("hvf", "hardware", False, found, "on Apple silicon: install supermachine in an arm64 Python")
+    version = platform.mac_ver()[0]
+    if int(version.split(".")[0] or 0) < _HVF_MACOS:
+        found = f"macOS {version} lacks Hypervisor.framework's interrupt controller"
+        return Engine("hvf", "hardware", False, found, f"softwareupdate --install --all  # macOS {_HVF_MACOS} or newer")
+    if _hv_support() == 0:
+        found = "this Mac offers no hardware virtualisation: it is itself a virtual machine, as hosted runners are"
+        return Engine("hvf", "hardware", False, found)
+    return Engine("hvf", "hardware", True, f"Hypervisor.framework of macOS {version}")
+
+
+def _hv_support() -> int | None:
+    """What macOS says of hardware virtualisation (sysctl kern.hv_support); ``None`` when it says nothing."""
+    import ctypes
+
+    value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    try:
+        failed = ctypes.CDLL(None).sysctlbyname(b"kern.hv_support", ctypes.byref(value), ctypes.byref(size), None, 0)
+    except (OSError, AttributeError):
+        return None
+    return None if failed else value.value
 
 
 def _soft() -> Engine:

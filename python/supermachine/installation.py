@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from .errors import InstallationError
 
@@ -19,7 +20,12 @@ def _file(variable: str, *parts: str) -> str:
 
 def worker() -> str:
     """The executable that owns a virtual machine; SUPERMACHINE_WORKER overrides it."""
-    return _file("SUPERMACHINE_WORKER", "_bin", "supermachine-worker")
+    path = _file("SUPERMACHINE_WORKER", "_bin", "supermachine-worker")
+    if sys.platform != "darwin":
+        return path
+    from .signing import entitled
+
+    return entitled(path, _file("SUPERMACHINE_ENTITLEMENTS", "_bin", "entitlements.plist"))
 
 
 def kernel(architecture: str) -> str:
