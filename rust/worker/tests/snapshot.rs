@@ -66,7 +66,11 @@ fn captured_and_restored(engine: Engine, vcpus: u32) {
     assert_eq!(contents(&mut clone, "/proc/sys/kernel/hostname"), "first\n");
     write(&mut clone, "/state", "in the clone");
     let changed = capture(&mut clone, &diff, true);
+    // Elsewhere the host does not tell which pages were written to.
+    #[cfg(target_os = "linux")]
     assert!(changed.data_bytes < captured.data_bytes, "{changed:?} {captured:?}");
+    #[cfg(not(target_os = "linux"))]
+    let _ = changed;
 
     let mut other = Worker::ready(restoring(&[base, diff], "second"));
     assert_eq!(contents(&mut other, "/state"), "in the clone");

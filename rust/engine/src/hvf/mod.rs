@@ -18,7 +18,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use applevisor_sys as hv;
-#[cfg(feature = "hvf-soft")]
+// On a Mac Apple's framework is there, for tests as well.
+#[cfg(not(target_os = "macos"))]
 use supermachine_hvf_soft as _;
 
 use crate::Result;
