@@ -27,17 +27,29 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(vcpus: u32, code: &[u32]) -> Self {
+        let code: Vec<u8> = code.iter().flat_map(|instruction| instruction.to_le_bytes()).collect();
+        Self::with_ram(vcpus, &code)
+    }
+
+    /// A machine whose memory begins with these bytes.
+    pub fn with_ram(vcpus: u32, bytes: &[u8]) -> Self {
         let exclusive = exclusive();
         let vm = Engine::Hvf.arm64(VmConfig { vcpus, ..CONFIG }).unwrap();
         // SAFETY: the layout is not empty.
         let ram = NonNull::new(unsafe { alloc_zeroed(layout()) }).unwrap();
-        for (n, instruction) in code.iter().enumerate() {
-            // SAFETY: the code is far shorter than the memory, which no vCPU uses yet.
-            unsafe { ram.as_ptr().cast::<u32>().add(n).write(*instruction) };
-        }
+        assert!(bytes.len() <= RAM_BYTES);
+        // SAFETY: the bytes fit into the memory, which no vCPU uses yet.
+        unsafe { ram.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         // SAFETY: the memory outlives the VM, see `drop`.
         unsafe { vm.map(ram, RAM, RAM_BYTES as u64, Protection::ReadWriteExecute).unwrap() };
         Self { vm, ram, _exclusive: exclusive }
+    }
+
+    /// The memory, while no vCPU runs.
+    #[allow(dead_code)] // each test program uses a part of this
+    pub fn ram(&self) -> &[u8] {
+        // SAFETY: the memory is this long, and tests look at it between runs only.
+        unsafe { std::slice::from_raw_parts(self.ram.as_ptr(), RAM_BYTES) }
     }
 }
 
