@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import aio, errors, images
+    from . import aio, errors, images, snapshots
     from ._core import VERSION as __version__  # noqa: N811
     from .baking import Image, bake
     from .capture import Snapshot
@@ -46,7 +46,7 @@ _HOMES = {
     "bake": "baking",
     "run": "vm",
 }
-_MODULES = ("aio", "errors", "images")
+_MODULES = ("aio", "errors", "images", "snapshots")
 
 __all__ = [
     "DEVNULL",
@@ -71,6 +71,7 @@ __all__ = [
     "errors",
     "images",
     "run",
+    "snapshots",
 ]
 
 

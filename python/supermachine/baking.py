@@ -250,8 +250,11 @@ def _guest_files(cache: Cache) -> str:
     return digest.hexdigest()
 
 
-def prune(cache: Cache) -> int:
-    """Removes the baked snapshots that no virtual machine runs from and nobody makes; gives the bytes freed."""
+def prune(cache: Cache, *, orphans: bool = False) -> int:
+    """Removes the baked snapshots that no virtual machine runs from and nobody makes; gives the bytes freed.
+
+    With `orphans` only those whose image is not in the cache any more.
+    """
     from .images.locks import locked
 
     cache.prepare()
@@ -263,11 +266,19 @@ def prune(cache: Cache) -> int:
                 continue
             lock = cache.lock("snapshot", directory.name)
             with locked(lock, block=False) as mine:
-                if mine:
+                if mine and not (orphans and _has_image(cache, directory / "snapshot")):
                     freed += Baked(cache, directory.name).discard()
                     lock.unlink(missing_ok=True)
-    freed += workingset.prune(cache)
-    return freed
+    return freed if orphans else freed + workingset.prune(cache)
+
+
+def _has_image(cache: Cache, path: Path) -> bool:
+    from .records import Head
+
+    try:
+        return cache.rootfs(Head.read(path).record().rootfs).exists()
+    except (SupermachineError, OSError):
+        return False
 
 
 _warned: set[str] = set()

@@ -40,6 +40,13 @@ class Snapshot:
 
         return VM.restore(self.path, **options)
 
+    def flatten(self, path: str | os.PathLike[str]) -> Path:
+        """Makes one whole snapshot, in a new file, of this diff and all that it builds on."""
+        from . import records, snapshots
+
+        snapshots.flatten([head.path for head in records.chain(self.path)], path)
+        return Path(path)
+
     def delete(self) -> None:
         """Removes the file. Raises `SnapshotInUse` while a virtual machine runs from it."""
         delete(self.path)

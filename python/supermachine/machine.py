@@ -224,7 +224,8 @@ class Machine:
             if mine:
                 from .snapshotting import record
 
-                baked.bake(self._running(), image, record(self, []).encode())
+                said = record(self, [], bare=self._warmup is None)
+                baked.bake(self._running(), image, said.encode())
 
     def _baked(self, image: ResolvedImage) -> Baked | None:
         """Where the snapshot is that this machine would start from; ``None`` where there can be none."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigurationError, PoolClosed, PoolTimeout, VMExited
 
 if TYPE_CHECKING:
+    from .images import ResolvedImage
     from .vm import VM
 
 #: Seconds before a refill that failed is tried again while nobody waits, doubled each time up to the most.
@@ -44,6 +45,8 @@ class Pool:
             raise ConfigurationError(f"idle_timeout is {idle_timeout}; seconds are needed")
         self._image = image
         self._machine = machine
+        #: The image as the first machine found it; all others are of the same.
+        self._resolved: ResolvedImage | None = None
         self._min, self._max, self._idle_timeout = min, max, idle_timeout
         self._changed = threading.Condition()
         #: Ready machines and since when, the longest ready first.
@@ -66,7 +69,9 @@ class Pool:
     def _new(self) -> VM:
         from .vm import VM
 
-        return VM(self._image, **self._machine)
+        vm = VM(self._image, **self._machine)
+        vm._image = self._resolved
+        return vm
 
     @property
     def ready(self) -> int:
@@ -171,6 +176,7 @@ class Pool:
                 self._in_a_row = min(self._in_a_row + 1, 10)
                 self._changed.notify_all()
             return
+        self._resolved = vm.image
         with self._changed:
             self._starting = None
             self._in_a_row, self._retry_at, self._untold = 0, 0.0, None

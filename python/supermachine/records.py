@@ -186,16 +186,33 @@ class Head:
     @classmethod
     def read(cls, path: Path) -> Head:
         """Raises SnapshotNotFound or BadSnapshot."""
-        from ._core import snapshot_head
+        from ._core import read_snapshot
 
         try:
             # A pipe or a device would keep whoever opens it waiting.
             if not stat.S_ISREG(path.stat().st_mode):
                 raise BadSnapshot(f"{path} is not a file, so it is no snapshot")
-            head = snapshot_head(str(path))
         except FileNotFoundError as error:
             raise SnapshotNotFound(f"the snapshot {path} does not exist") from error
-        return cls(path, head["id"], head["parent"], head["engine"], head["memory_bytes"], head["vcpus"], head["api"])
+        found = read_snapshot(str(path))
+        if found["export"]:
+            raise BadSnapshot(
+                f"{path} is an exported snapshot, which must be unpacked first",
+                hint=f"supermachine snapshot import {path} SNAPSHOT",
+            )
+        if (state := found["v9"]) is None:
+            raise BadSnapshot(f"{path} is a snapshot of version 8, which does not say which image it is of")
+        identity = state["identity"]
+        api = next((data for kind, _, _, _, data in state["sections"] if kind == "api"), b"")
+        return cls(
+            path=path,
+            id=state["id"],
+            parent=identity["parent"],
+            engine=identity["engine"],
+            memory=identity["memory_bytes"],
+            vcpus=identity["vcpus"],
+            api=api,
+        )
 
     def record(self) -> Record:
         return Record.decode(self.api, str(self.path))

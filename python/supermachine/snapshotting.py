@@ -24,8 +24,8 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow a link that is to be replaced by none
 
 
-def record(machine: Machine, parents: list[records.Head]) -> records.Record:
-    """What a snapshot of this machine says for whoever restores it."""
+def record(machine: Machine, parents: list[records.Head], *, bare: bool = False) -> records.Record:
+    """What a snapshot of this machine says for whoever restores it; `bare` is without what only this one was given."""
     image = machine.image
     return records.Record(
         reference=image.reference,
@@ -33,10 +33,10 @@ def record(machine: Machine, parents: list[records.Head]) -> records.Record:
         platform=str(image.platform),
         rootfs=image.rootfs.stem,
         config=image.config,
-        environment=machine._environment,
-        working_dir=machine._working_dir,
-        user=machine._user,
-        ports=machine.ports or machine._wanted_ports,
+        environment={} if bare else machine._environment,
+        working_dir=None if bare else machine._working_dir,
+        user=None if bare else machine._user,
+        ports={} if bare else machine.ports or machine._wanted_ports,
         parents=[(head.id, str(head.path)) for head in parents],
     )
 

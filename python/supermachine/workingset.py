@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAGIC = b"SMWSET\x01\0"
 #: What is recorded at most: runs, and pages of 4 KiB in all. More is no help.
 _MAX_RUNS = 16_000
-_MAX_PAGES = 32_768
+_MAX_PAGES = 16_384
 #: Seconds that the worker may take to tell.
 _TIMEOUT = 5.0
 

@@ -19,6 +19,7 @@ class Machine:
     def __init__(self, factory):
         self.factory = factory
         self.running = False
+        self.image = None
         self.killed = threading.Event()
 
     def start(self):

@@ -64,9 +64,9 @@ def python(script: str, **options: object) -> subprocess.Popen[str]:
 
 
 def test_the_first_start_bakes_and_later_ones_go_on_from_it(own_cache: Path, busybox: str) -> None:
-    with VM(busybox) as vm:
+    with VM(busybox, environment={"SECRET": "of the first"}, working_dir="/tmp") as vm:
         assert not was_restored(vm)
-        assert output(vm, "echo $GREETING") == "\n"
+        assert output(vm, "echo $SECRET $GREETING") == "of the first\n"
     (snapshot,) = baked(own_cache)
     assert snapshot.stat().st_mode & 0o777 == 0o600
     assert leftovers(own_cache) == []
@@ -76,6 +76,9 @@ def test_the_first_start_bakes_and_later_ones_go_on_from_it(own_cache: Path, bus
         assert steps == ["open", "ram_map", "gic", "vcpu", "vtimer", "devices", "agent", "ready"]
         assert output(vm, "echo $GREETING $(hostname) $PWD $(id -u)") == "hello named /tmp 1\n"
     assert baked(own_cache) == [snapshot]
+    with VM.restore(snapshot) as vm:
+        # What the first one was given is nobody else's.
+        assert output(vm, "echo $SECRET; pwd") == "\n/\n"
     with VM(busybox, memory="256m") as vm:
         assert not was_restored(vm)
     assert len(baked(own_cache)) == 2
@@ -232,6 +235,12 @@ def test_pruning_leaves_what_is_in_use(own_cache: Path, busybox: str, tmp_path: 
     assert freed > 1 << 20
     assert baked(own_cache) == []
     assert baking.prune(cache) == 0
+    supermachine.bake(busybox)
+    assert baking.prune(cache, orphans=True) == 0
+    digest = supermachine.images.resolve(busybox).digest
+    subprocess.run([sys.executable, "-m", "supermachine", "rm", digest], capture_output=True, check=True)
+    assert baked(own_cache) == []
+    supermachine.images.resolve(busybox)
     # The diff has kept what it builds on.
     with VM.restore(diff) as vm:
         assert output(vm, "echo hi") == "hi\n"
@@ -342,6 +351,14 @@ def test_capturing_what_was_restored_again_and_again_loses_nothing(taken: Snapsh
     assert sizes[0] < taken.data_bytes / 2
     with last.restore() as vm:
         assert output(vm, "cat log; cat file") == "0\n1\n2\n3\n4\n5\ncontents"
+        log = vm.path("/tmp/log").read_text()
+        diff = vm.snapshot(tmp_path / "diff", diff=True)
+    whole = diff.flatten(tmp_path / "flat")
+    for path in tmp_path.iterdir():
+        if path != whole:
+            path.unlink()
+    with VM.restore(whole) as vm:
+        assert vm.path("/tmp/log").read_text() == log
 
 
 def test_a_diff_finds_what_it_builds_on_or_says_what_is_missing(taken: Snapshot, tmp_path: Path) -> None:
@@ -386,12 +403,13 @@ def test_an_image_that_is_not_there_is_named(taken: Snapshot, own_cache: Path, b
 
 
 def test_files_that_are_no_snapshots(tmp_path: Path, taken: Snapshot) -> None:
-    text, fifo, cut = tmp_path / "text", tmp_path / "fifo", tmp_path / "cut"
+    text, fifo, cut, export = (tmp_path / name for name in ("text", "fifo", "cut", "export"))
+    supermachine.snapshots.export(taken.path, export)
     text.write_text("SMSNAP, they said")
     os.mkfifo(fifo)
     with taken.path.open("rb") as file:
         cut.write_bytes(file.read(10_000))
-    for path in (text, fifo, cut, tmp_path):
+    for path in (text, fifo, cut, export, tmp_path):
         with pytest.raises(errors.BadSnapshot):
             VM.restore(path)
     with pytest.raises(errors.SnapshotNotFound):

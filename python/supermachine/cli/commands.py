@@ -119,6 +119,7 @@ def images(as_json: bool) -> None:
 @click.argument("image", nargs=-1, required=True)
 def rm(image: tuple[str, ...]) -> None:
     """Remove images from the cache, by reference or digest."""
+    from .. import baking
     from ..errors import ImageNotFound
     from ..images import Cache, RegistryReference, parse_reference
 
@@ -132,6 +133,7 @@ def rm(image: tuple[str, ...]) -> None:
             freed += cache.remove(name)
         if not freed and before == cache.images():
             raise ImageNotFound(f"the cache has no image {name}")
+        freed += baking.prune(cache, orphans=True)
         click.echo(f"{name}: {human(freed)} freed")
 
 

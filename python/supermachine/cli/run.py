@@ -105,7 +105,7 @@ def run_command(
             report.close()
             with vm:
                 steps.extend((name, steps[0][1] + at) for name, at in vm.timings)
-                step("ready")
+                step("started")
                 code = _execute(vm, argv, terminal, no_stdin, timeout, running)
                 step("command")
             step("end")

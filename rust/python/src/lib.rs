@@ -8,7 +8,6 @@ mod errors;
 mod exec;
 mod files;
 mod forward;
-mod head;
 mod image;
 mod pump;
 mod snapshot;
@@ -25,8 +24,6 @@ mod _core {
     use crate::files::Files;
     #[pymodule_export]
     use crate::forward::Forward;
-    #[pymodule_export]
-    use crate::head::snapshot_head;
     #[pymodule_export]
     use crate::image::convert_image;
     #[pymodule_export]
