@@ -501,6 +501,32 @@ def test_a_capture_that_is_late_is_an_error_and_the_machine_goes_on(busybox: str
         os.kill(vm.pid, signal.SIGSTOP)
         with pytest.raises(errors.SnapshotFailed):
             vm.snapshot(tmp_path / "late", timeout=0.2)
+        assert list(tmp_path.iterdir()) == []
         os.kill(vm.pid, signal.SIGCONT)
+        # What is late is not taken for the answer to what comes next.
+        vm.path("/root/file").write_text("contents")
+        snapshot = vm.snapshot(tmp_path / "next")
         assert output(vm, "echo hi") == "hi\n"
-    assert list(tmp_path.iterdir()) == []
+    with snapshot.restore() as vm:
+        assert vm.path("/root/file").read_text() == "contents"
+
+
+def test_forks_that_die_as_they_start_are_an_error_and_none_is_left(
+    busybox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = launch.spawn_restored
+    pids = []
+
+    def killed(*args):  # type: ignore[no-untyped-def]
+        worker = spawn(*args)
+        pids.append(worker.pid)
+        if len(pids) == 2:
+            os.kill(worker.pid, signal.SIGKILL)
+        return worker
+
+    with VM(busybox) as vm:
+        monkeypatch.setattr(launch, "spawn_restored", killed)
+        with pytest.raises(errors.VMExited):
+            vm.fork(4)
+        assert output(vm, "echo hi") == "hi\n"
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))

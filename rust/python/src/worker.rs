@@ -44,6 +44,8 @@ struct State {
     exit: Option<Exit>,
     stats: Option<Stats>,
     captured: Option<Result<Captured, String>>,
+    /// Whether a capture is under way, be it that nobody waits for its answer any more.
+    capturing: bool,
     working_set: Option<Vec<PageRange>>,
     /// Whether [`Worker::kill`] asked for the end.
     killed: bool,
@@ -397,6 +399,11 @@ impl Worker {
         timeout: Option<f64>,
     ) -> PyResult<Option<(Vec<u8>, u64, u64, Vec<(String, u64)>)>> {
         let file = sys::duplicate(fd)?;
+        // One at a time: answers do not say which capture they are of.
+        let begin = |state: &mut State| (!state.capturing).then(|| state.capturing = true);
+        if self.answer(py, timeout, begin)?.is_none() {
+            return Ok(None);
+        }
         self.shared.lock().captured = None;
         let request = Command::Capture(Box::new(Capture { diff, image, api: Chunk(api), v8: false }));
         let sent = py.detach(|| -> io::Result<()> {
@@ -405,7 +412,10 @@ impl Worker {
             let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
             sys::send_with_fd(&control, &bytes, &file)
         });
-        sent.map_err(|e| self.lost(py, &e))?;
+        if let Err(error) = sent {
+            self.shared.update(|state| state.capturing = false);
+            return Err(self.lost(py, &error));
+        }
         match self.answer(py, timeout, |state| state.captured.take())? {
             Some(Ok(done)) => Ok(Some((done.id.0, done.data_bytes, done.pause_ns, done.steps))),
             Some(Err(message)) => Err(PyOSError::new_err(message)),
@@ -531,8 +541,12 @@ fn events_of(decoder: &mut Decoder, shared: &Shared) -> Result<(), frame::Error>
         shared.update(|state| match event {
             Event::Ready(timings) => state.ready = Some(timings),
             Event::Stats(stats) => state.stats = Some(stats),
-            Event::Captured(captured) => state.captured = Some(Ok(captured)),
-            Event::CaptureFailed { message } => state.captured = Some(Err(message)),
+            Event::Captured(captured) => {
+                (state.capturing, state.captured) = (false, Some(Ok(captured)));
+            }
+            Event::CaptureFailed { message } => {
+                (state.capturing, state.captured) = (false, Some(Err(message)));
+            }
             Event::WorkingSet(ranges) => state.working_set = Some(ranges),
             Event::Exited { reason, message, console_tail } => {
                 state.exit = Some(Exit { reason: reason_name(reason), message, console_tail });
