@@ -4,6 +4,8 @@
 pub mod arm64;
 #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
 pub mod hvf;
+#[cfg(target_os = "linux")]
+pub mod kvm;
 mod soft;
 
 use std::fmt;
@@ -65,6 +67,9 @@ pub enum Error {
     Hvf(#[from] hvf::Error),
     #[error("this build has no {engine} engine for arm64 guests; the soft engine runs everywhere")]
     Absent { engine: Engine },
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
     #[error(transparent)]
     State(#[from] arm64::state::Error),
 }

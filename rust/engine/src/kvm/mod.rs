@@ -1,0 +1,70 @@
+//! The KVM engine: Linux's /dev/kvm. The provider of an architecture is built on that architecture alone.
+
+pub mod host;
+pub mod kick;
+pub mod probe;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;
+
+pub use host::Unusable;
+
+/// Why KVM could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+    #[error("KVM refused {call}: {source}")]
+    Call { call: &'static str, source: kvm_ioctls::Error },
+    #[error("{vcpus} vCPUs are asked for and this host's KVM gives a machine at most {most}")]
+    TooManyVcpus { vcpus: u32, most: usize },
+    #[error("KVM cannot go on with the guest: {0}")]
+    Guest(String),
+    #[error("saved KVM state cannot be decoded: {0}")]
+    Encoding(postcard::Error),
+    #[error("saved KVM state is of version {found} and this release reads version {known}")]
+    Version { found: u32, known: u32 },
+    #[error("saved KVM state is impossible: {0}")]
+    State(String),
+    #[error("the snapshot was made on a CPU of {saved} and this one is of {host}; restore it on the former")]
+    Vendor { saved: String, host: String },
+    #[error("the snapshot needs CPU features that this host does not give its guests: {}", .0.join(", "))]
+    Features(Vec<String>),
+    #[error(
+        "the snapshot's time stamp counter runs at {saved} kHz, this host's at {host} kHz, and it cannot be scaled; \
+         restore it on a host of the former"
+    )]
+    TscFrequency { saved: u32, host: u32 },
+    #[error("model specific register {index:#x} does not take the saved value {value:#x}")]
+    Msr { index: u32, value: u64 },
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Names the call that failed.
+pub(crate) trait Named<T> {
+    fn named(self, call: &'static str) -> Result<T>;
+}
+
+impl<T> Named<T> for std::result::Result<T, kvm_ioctls::Error> {
+    fn named(self, call: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Call { call, source })
+    }
+}
+
+/// Encodes state behind its version.
+pub(crate) fn encode<T: serde::Serialize>(version: u32, state: &T) -> Result<Vec<u8>> {
+    postcard::to_stdvec(&(version, state)).map_err(Error::Encoding)
+}
+
+/// What [`encode`] gave, of exactly this version and length.
+pub(crate) fn decode<T: serde::de::DeserializeOwned>(known: u32, bytes: &[u8]) -> Result<T> {
+    let (found, bytes) = postcard::take_from_bytes::<u32>(bytes).map_err(Error::Encoding)?;
+    if found != known {
+        return Err(Error::Version { found, known });
+    }
+    let (state, rest) = postcard::take_from_bytes::<T>(bytes).map_err(Error::Encoding)?;
+    if !rest.is_empty() {
+        return Err(Error::State(format!("{} bytes follow it", rest.len())));
+    }
+    Ok(state)
+}
