@@ -46,6 +46,15 @@ impl Engine {
         Self::ALL.into_iter().find(|engine| engine.to_string() == name)
     }
 
+    /// Opens what the engine needs of the host: for a process that confines itself before it makes a VM.
+    pub fn prepare(self) -> Result<()> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Kvm => Ok(kvm::host::open().map(drop).map_err(kvm::Error::from)?),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes an arm64 VM without memory.
     pub fn arm64(self, config: arm64::VmConfig) -> Result<Arc<dyn arm64::Vm>> {
         match self {

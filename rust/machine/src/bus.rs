@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::board::Map;
 use crate::capture::DeviceState;
-use crate::layout;
 
 /// A device's window of registers.
 pub trait Registers: Send {
@@ -23,14 +23,19 @@ pub trait Window: Registers {
 /// The virtio-mmio windows and the UART. An address that nothing answers at reads as zeros and ignores writes.
 #[derive(Clone)]
 pub struct Bus {
+    map: &'static Map,
     virtio: Vec<Arc<Mutex<dyn Window>>>,
-    uart: Arc<Mutex<dyn Registers>>,
+    uart: Option<Arc<Mutex<dyn Registers>>>,
 }
 
 impl Bus {
     /// `virtio` in the order of their windows.
-    pub fn new(virtio: Vec<Arc<Mutex<dyn Window>>>, uart: Arc<Mutex<dyn Registers>>) -> Self {
-        Self { virtio, uart }
+    pub fn new(
+        map: &'static Map,
+        virtio: Vec<Arc<Mutex<dyn Window>>>,
+        uart: Option<Arc<Mutex<dyn Registers>>>,
+    ) -> Self {
+        Self { map, virtio, uart }
     }
 
     pub fn read(&self, address: u64, data: &mut [u8]) {
@@ -47,18 +52,20 @@ impl Bus {
     }
 
     fn find(&self, address: u64) -> Option<(&Mutex<dyn Registers>, u64)> {
-        if let Some(offset) = address.checked_sub(layout::VIRTIO_BASE) {
-            let window = usize::try_from(offset / layout::VIRTIO_STRIDE).ok()?;
-            return Some((&**self.virtio.get(window)?, offset % layout::VIRTIO_STRIDE));
+        let Map { virtio_base, virtio_stride, .. } = *self.map;
+        if let Some(offset) = address.checked_sub(virtio_base) {
+            let window = usize::try_from(offset / virtio_stride).ok()?;
+            return Some((&**self.virtio.get(window)?, offset % virtio_stride));
         }
-        let offset = address.checked_sub(layout::PL011_BASE)?;
-        (offset < layout::PL011_SIZE).then_some((&*self.uart, offset))
+        let uart = self.map.uart.as_ref().filter(|uart| uart.contains(&address))?;
+        Some((&**self.uart.as_ref()?, address - uart.start))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arm64::layout;
 
     /// Answers with its own number and the offset, and remembers the last write.
     struct Probe(u8, Vec<u8>);
@@ -86,7 +93,7 @@ mod tests {
     #[test]
     fn addresses_find_their_device_and_holes_read_as_zeros() {
         let probes: Vec<_> = [10, 20, 30].map(|n| Arc::new(Mutex::new(Probe(n, vec![])))).into();
-        let bus = Bus::new(vec![probes[0].clone(), probes[1].clone()], probes[2].clone());
+        let bus = Bus::new(&layout::MAP, vec![probes[0].clone(), probes[1].clone()], Some(probes[2].clone()));
         let read = |address| {
             let mut data = [0xff; 2];
             bus.read(address, &mut data);

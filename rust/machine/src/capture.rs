@@ -1,25 +1,19 @@
 //! What a snapshot holds of a machine beside its RAM: taken while it is paused, and given back to a new one.
 
 use std::sync::{MutexGuard, PoisonError};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use supermachine_devices::state::TransportState;
 use supermachine_engine::Engine;
-use supermachine_engine::arm64::features;
-use supermachine_engine::arm64::state::Clock;
 
 use crate::bus::Window;
-use crate::vcpu::Power;
+use crate::vcpus::DEADLINE;
 use crate::{Error, Machine};
-
-/// How long vCPUs may take to leave the guest, or to give and take their state.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A machine's state, in the encodings of those that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// Encodes [`Common`].
+    /// What belongs to the machine as a whole.
     pub machine: Vec<u8>,
     /// The engine's.
     pub interrupt_controller: Vec<u8>,
@@ -27,14 +21,6 @@ pub struct State {
     pub vcpus: Vec<Vec<u8>>,
     /// Encode [`DeviceState`], in bus order.
     pub devices: Vec<Vec<u8>>,
-}
-
-/// What belongs to the machine as a whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Common {
-    /// The guest's virtual counter (CNTVCT_EL0) at the capture, in ticks.
-    pub cntvct: u64,
-    pub power: Vec<Power>,
 }
 
 /// One device.
@@ -59,7 +45,7 @@ pub(crate) fn decode<T: DeserializeOwned>(part: &str, bytes: &[u8]) -> Result<T,
     }
 }
 
-fn refused(part: impl Into<String>, reason: impl ToString) -> Error {
+pub(crate) fn refused(part: impl Into<String>, reason: impl ToString) -> Error {
     Error::State { part: part.into(), reason: reason.to_string() }
 }
 
@@ -72,19 +58,13 @@ pub struct Paused<'m> {
 impl Machine {
     /// Brings every vCPU out of the guest and holds every device.
     pub fn pause(&self) -> Result<Paused<'_>, Error> {
-        if !self.vcpus.pause(DEADLINE) {
-            self.vcpus.resume();
+        if !self.processors.pause(DEADLINE) {
+            self.processors.resume();
             return Err(Error::Unresponsive);
         }
         // Devices serve a request whole under their lock, so that nothing is popped and unfinished now.
         let windows = self.windows.iter().map(|window| window.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(Paused { machine: self, windows: windows.collect() })
-    }
-
-    /// Features of the first vCPU, which are those of all.
-    fn cpu_features(&self) -> Result<Vec<String>, Error> {
-        let features = self.vcpus.on_each(DEADLINE, |_, vcpu| vcpu.features())?;
-        Ok(features.into_iter().next().unwrap_or_default())
     }
 
     /// Takes over a snapshot's state; the vCPUs are paused and have not run.
@@ -94,14 +74,6 @@ impl Machine {
         cpu_features: &[String],
         step: &mut impl FnMut(&str),
     ) -> Result<(), Error> {
-        let common: Common = decode("machine state", &state.machine)?;
-        if common.power.len() != state.vcpus.len() {
-            let (powers, vcpus) = (common.power.len(), state.vcpus.len());
-            return Err(refused(
-                "machine state",
-                format!("it tells of {powers} vCPUs and there are {vcpus}"),
-            ));
-        }
         if state.devices.len() != self.windows.len() {
             let (found, expected) = (state.devices.len(), self.windows.len());
             return Err(refused(
@@ -112,35 +84,18 @@ impl Machine {
             ));
         }
         // All vCPUs exist once their threads wait: the interrupt controller's state names each of them.
-        if !self.vcpus.pause(DEADLINE) {
+        if !self.processors.pause(DEADLINE) {
             return Err(Error::Unresponsive);
         }
-        let missing = features::missing(cpu_features, &self.cpu_features()?);
-        if !missing.is_empty() {
-            return Err(Error::CpuFeatures { missing: missing.join(", ") });
-        }
-        self.vm.set_gic_state(&state.interrupt_controller)?;
-        step("gic");
-        let clock = Clock::resuming(common.cntvct, self.vm.host_counter());
-        let saved = state.vcpus.clone();
-        let restored = self.vcpus.on_each(DEADLINE, move |index, vcpu| vcpu.restore(&saved[index], clock))?;
-        for (index, result) in restored.into_iter().enumerate() {
-            result.map_err(|e| refused(format!("vCPU {index}"), e))?;
-        }
-        step("vcpu");
+        self.processors.restore(state, cpu_features, step)?;
         for (n, (window, bytes)) in self.windows.iter().zip(&state.devices).enumerate() {
             let part = format!("device {n}");
             let device: DeviceState = decode(&part, bytes)?;
             let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
             window.restore(&device).map_err(|reason| refused(part, reason))?;
         }
-        // The time between the first register and the last must not pass for the guest: one offset for all vCPUs, last.
-        let offset = Clock::resuming(common.cntvct, self.vm.host_counter()).vtimer_offset;
-        for result in self.vcpus.on_each(DEADLINE, move |_, vcpu| vcpu.set_vtimer_offset(offset))? {
-            result?;
-        }
+        self.processors.settle(state)?;
         step("vtimer");
-        self.vcpus.set_power(&common.power);
         Ok(())
     }
 }
@@ -148,24 +103,14 @@ impl Machine {
 impl Paused<'_> {
     /// Features of the CPU that the guest may rely on.
     pub fn cpu_features(&self) -> Result<Vec<String>, Error> {
-        self.machine.cpu_features()
+        self.machine.processors.cpu_features()
     }
 
     /// Everything but the RAM.
     pub fn state(&self) -> Result<State, Error> {
-        let machine = self.machine;
-        let host = machine.vm.host_counter();
-        let saved = machine.vcpus.on_each(DEADLINE, |_, vcpu| (vcpu.vtimer_offset(), vcpu.save()))?;
-        let cntvct = host.wrapping_sub(saved.first().map_or(0, |(offset, _)| *offset));
-        let common = Common { cntvct, power: machine.vcpus.power() };
-        let vcpus = saved.into_iter().map(|(_, bytes)| bytes).collect::<Result<_, _>>()?;
         let devices = self.windows.iter().map(|window| encode("a device's state", &window.state()));
-        Ok(State {
-            machine: encode("the machine's state", &common)?,
-            interrupt_controller: machine.vm.gic_state()?,
-            vcpus,
-            devices: devices.collect::<Result<_, _>>()?,
-        })
+        let devices = devices.collect::<Result<_, _>>()?;
+        Ok(State { devices, ..self.machine.processors.save()? })
     }
 
     /// The engine that runs the machine.
@@ -184,6 +129,6 @@ impl Paused<'_> {
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
         self.windows.clear();
-        self.machine.vcpus.resume();
+        self.machine.processors.resume();
     }
 }

@@ -1,21 +1,27 @@
 //! A virtual machine: memory, devices, vCPUs and boot, over any engine.
 
-pub mod boot;
+pub mod arm64;
+mod board;
 pub mod bus;
 mod capture;
-pub mod fdt;
-pub mod layout;
 mod machine;
 pub mod memory;
 pub mod pages;
-pub mod psci;
 pub mod snapshot;
 pub mod v8;
-pub mod vcpu;
+mod vcpus;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod x86_64;
 
+pub use board::{Architecture, Map};
 pub use capture::{Paused, State};
+pub(crate) use machine::SharedWindow;
 pub use machine::{Config, Disk, Machine, Restore};
 pub use supermachine_engine::Engine;
+
+/// Bytes of guest RAM at least and at most.
+pub const MIN_MEMORY: u64 = 64 << 20;
+pub const MAX_MEMORY: u64 = 64 << 30;
 
 /// Why a machine stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +41,13 @@ pub enum Stop {
 pub enum Error {
     #[error("the kernel is not an arm64 Image (no \"ARM\\x64\" header, or sizes in it that no kernel has)")]
     NotAKernel,
-    #[error("{memory} bytes of memory do not hold kernel, initramfs and device tree; they need {needed}")]
+    #[error("the kernel is not an x86_64 vmlinux, as an ELF file: {reason}")]
+    NotAVmlinux { reason: String },
+    #[error("the kernel's command line is {bytes} bytes long; it may have {most}")]
+    LongCmdline { bytes: usize, most: usize },
+    #[error(
+        "{memory} bytes of memory do not hold kernel, initramfs and the machine's description; they need {needed}"
+    )]
     MemoryTooSmall { memory: u64, needed: u64 },
     #[error("{bytes} bytes of guest memory cannot be had: {reason}")]
     Memory { bytes: u64, reason: String },
@@ -43,14 +55,14 @@ pub enum Error {
     DeviceTree(String),
     #[error(
         "{memory} bytes of guest memory are not between {} and {} MiB, in whole steps of 2 MiB",
-        layout::MIN_MEMORY >> 20,
-        layout::MAX_MEMORY >> 20
+        MIN_MEMORY >> 20,
+        MAX_MEMORY >> 20
     )]
     BadMemory { memory: u64 },
-    #[error("{vcpus} vCPUs are asked for; a machine has from 1 to {}", layout::MAX_VCPUS)]
-    BadVcpus { vcpus: u32 },
-    #[error("{disks} disks are asked for; a machine has at most {}", layout::VIRTIO_MAX - 3)]
-    TooManyDisks { disks: usize },
+    #[error("{vcpus} vCPUs are asked for; a machine has from 1 to {most}")]
+    BadVcpus { vcpus: u32, most: u32 },
+    #[error("{disks} disks are asked for; a machine has at most {most}")]
+    TooManyDisks { disks: usize, most: usize },
     #[error("a vCPU thread cannot be started: {0}")]
     Thread(std::io::Error),
     #[error("a device cannot be made: {0}")]

@@ -1,7 +1,6 @@
 //! The machine as its owner sees it: made from a configuration, started, watched, stopped.
 
 use std::fs::File;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,32 +11,29 @@ use supermachine_devices::rng::Rng;
 use supermachine_devices::tail::Tail;
 use supermachine_devices::{Device, Line, Transport, vsock};
 use supermachine_engine::Engine;
-use supermachine_engine::arm64::{Protection, Vm, VmConfig};
 
-use crate::boot;
-use crate::bus::{Bus, Registers, Window};
+use crate::board::{Architecture, Board, Load};
+use crate::bus::{Registers, Window};
 use crate::capture::{DeviceState, State};
-use crate::fdt::Description;
 use crate::memory::{Backing, Memory};
 use crate::pages::{PAGE, PageMap, Touched};
-use crate::vcpu::Vcpus;
-use crate::{Error, Stop, layout, v8};
+use crate::vcpus::Processors;
+use crate::{Error, MAX_MEMORY, MIN_MEMORY, Stop, v8};
+
+/// Devices that every machine has: vsock, console, rng.
+const OTHER_DEVICES: usize = 3;
 
 /// The guest's vsock context id.
 const GUEST_CID: u32 = 3;
 
-/// What every guest gets on its command line. `panic=-1` turns a panic into a reset at once; the UART shows what goes
-/// wrong before the virtio console is there.
-const CMDLINE: &str = "earlycon=pl011,mmio32,0x9000000 console=hvc0 panic=-1";
-
 /// What a machine is made of.
 pub struct Config {
     pub engine: Engine,
-    /// Bytes of RAM; a multiple of 2 MiB from [`layout::MIN_MEMORY`] to [`layout::MAX_MEMORY`].
+    /// Bytes of RAM; a multiple of 2 MiB from [`MIN_MEMORY`] to [`MAX_MEMORY`].
     pub memory_bytes: u64,
-    /// From 1 to [`layout::MAX_VCPUS`].
+    /// From 1 to as many as the architecture's machine has.
     pub vcpus: u32,
-    /// An arm64 Image.
+    /// An arm64 Image, or an x86_64 vmlinux, as the engine's guests are.
     pub kernel: Vec<u8>,
     /// A cpio archive, or nothing.
     pub initramfs: Vec<u8>,
@@ -59,8 +55,7 @@ pub(crate) type SharedWindow = Arc<Mutex<dyn Window>>;
 /// A machine, paused until [`Machine::start`].
 pub struct Machine {
     pub(crate) engine: Engine,
-    pub(crate) vcpus: Arc<Vcpus>,
-    pub(crate) vm: Arc<dyn Vm>,
+    pub(crate) processors: Arc<dyn Processors>,
     /// In bus order.
     pub(crate) windows: Vec<SharedWindow>,
     vsock: vsock::Host,
@@ -125,9 +120,11 @@ pub struct Restore {
 impl Machine {
     /// Makes the machine and loads what it boots.
     pub fn new(config: Config) -> Result<Self, Error> {
-        check(config.memory_bytes, config.vcpus, config.disks.len())?;
-        let memory = Memory::new(config.memory_bytes)?;
-        let parts = Parts::new(config.engine, config.vcpus, memory, config.disks)?;
+        let architecture = Architecture::of(config.engine);
+        let memory_bytes = config.memory_bytes;
+        check(architecture, memory_bytes, config.vcpus, config.disks.len())?;
+        let memory = Memory::new(architecture.map(), architecture.span(memory_bytes))?;
+        let parts = Parts::new(config.engine, config.vcpus, memory, config.disks, None)?;
 
         let mut rng_seed = [0; 32];
         // SAFETY: the pointer and length are the array's.
@@ -137,18 +134,17 @@ impl Machine {
         let mut generation = [0; 16];
         generation.copy_from_slice(&rng_seed[16..]);
         parts.memory.set_generation(generation);
-        let cmdline = format!("{CMDLINE} {}", config.cmdline);
-        let description = Description {
-            vcpus: config.vcpus,
-            memory_bytes: config.memory_bytes,
-            cmdline: cmdline.trim_end(),
-            initramfs: None,
+        let load = Load {
+            kernel: &config.kernel,
+            initramfs: &config.initramfs,
+            cmdline: &config.cmdline,
+            memory_bytes,
             virtio_devices: parts.windows.len(),
             rng_seed,
         };
-        let entry = boot::load(&parts.memory.ram, &config.kernel, &config.initramfs, description)?;
-        let machine = parts.assemble(config.engine, config.vcpus)?;
-        machine.vcpus.power_on(0, entry.pc, entry.fdt);
+        let entry = parts.board.load(&parts.memory, &load)?;
+        let machine = parts.assemble(config.engine)?;
+        machine.processors.power_on(0, entry);
         Ok(machine)
     }
 
@@ -156,7 +152,8 @@ impl Machine {
     /// open are reset, and the guest's kernel is told that it is another machine.
     pub fn restore(restore: Restore, mut step: impl FnMut(&str)) -> Result<Self, Error> {
         let Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation } = restore;
-        let parts = Parts::restored(engine, state.vcpus.len(), memory_bytes, memory, disks, &mut step)?;
+        let (vcpus, machine) = (state.vcpus.len(), Some(&state.machine[..]));
+        let parts = Parts::restored(engine, vcpus, memory_bytes, memory, disks, machine, &mut step)?;
         parts.go_on(engine, &state, &cpu_features, generation, step)
     }
 
@@ -168,16 +165,24 @@ impl Machine {
         generation: [u8; 16],
         mut step: impl FnMut(&str),
     ) -> Result<Self, Error> {
+        let architecture = Architecture::of(engine);
+        if architecture != Architecture::Arm64 {
+            let reason = format!(
+                "its guest is aarch64, and the {engine} engine's are {} here",
+                architecture.map().architecture
+            );
+            return Err(Error::State { part: "header".into(), reason });
+        }
         let (vcpus, memory_bytes) = (opened.vcpus(), opened.memory_bytes);
         let (backing, snapshot) = opened.split();
-        let parts = Parts::restored(engine, vcpus, memory_bytes, backing, disks, &mut step)?;
+        let parts = Parts::restored(engine, vcpus, memory_bytes, backing, disks, None, &mut step)?;
         let state = v8::state(&snapshot, &parts.windows)?;
         parts.go_on(engine, &state, &[], generation, step)
     }
 
     /// Lets the vCPUs run.
     pub fn start(&self) {
-        self.vcpus.resume();
+        self.processors.resume();
     }
 
     /// The host's side of vsock.
@@ -187,12 +192,12 @@ impl Machine {
 
     /// Ends the machine; the first reason given is kept.
     pub fn stop(&self, reason: Stop) {
-        self.vcpus.stop(reason);
+        self.processors.stop(reason);
     }
 
     /// Waits until the machine has stopped. `None` when `deadline` passes first.
     pub fn wait(&self, deadline: Option<Duration>) -> Option<Stop> {
-        self.vcpus.wait(deadline)
+        self.processors.wait(deadline)
     }
 
     /// Ends every connection of the guest's; whoever waits on one sees the end of its stream.
@@ -223,28 +228,20 @@ impl Machine {
 
     /// Exits by cause, and guest instructions run by vCPUs that have stopped.
     pub fn stats(&self) -> (Vec<(String, u64)>, u64) {
-        let counters = &self.vcpus.counters;
-        let named = [
-            ("mmio", &counters.mmio),
-            ("hvc", &counters.hvc),
-            ("smc", &counters.smc),
-            ("canceled", &counters.canceled),
-        ];
-        let exits = named.map(|(name, counter)| (name.to_owned(), counter.load(Ordering::Relaxed)));
-        (exits.into(), counters.instructions.load(Ordering::Relaxed))
+        self.processors.stats()
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.vcpus.stop(Stop::Requested);
-        self.vcpus.wait(None);
+        self.processors.stop(Stop::Requested);
+        self.processors.wait(None);
     }
 }
 
 /// What a machine consists of before its vCPUs exist.
 struct Parts {
-    vm: Arc<dyn Vm>,
+    board: Box<dyn Board>,
     memory: Arc<Memory>,
     windows: Vec<SharedWindow>,
     vsock: vsock::Host,
@@ -253,31 +250,25 @@ struct Parts {
 
 impl Parts {
     /// Devices come in bus order: vsock, blocks, then what the snapshot format of the field does not know.
-    fn new(engine: Engine, vcpus: u32, memory: Memory, disks: Vec<Disk>) -> Result<Self, Error> {
+    fn new(
+        engine: Engine,
+        vcpus: u32,
+        memory: Memory,
+        disks: Vec<Disk>,
+        machine: Option<&[u8]>,
+    ) -> Result<Self, Error> {
         let memory = Arc::new(memory);
-        let (gicd_base, gicr_base) = (layout::GICD_BASE, layout::GICR_BASE);
-        let vm = engine.arm64(VmConfig { vcpus, gicd_base, gicr_base })?;
-        let (ram, bytes) = memory.host();
-        // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
-        unsafe { vm.map(ram, layout::RAM_BASE, bytes, Protection::ReadWriteExecute)? };
-        // SAFETY: as above.
-        unsafe {
-            vm.map(memory.vmgenid_host(), layout::VMGENID_BASE, layout::VMGENID_MAPPED, Protection::Read)?
-        };
-        let line = |n: usize| -> Line {
-            let (vm, intid) = (vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + n as u32));
-            Arc::new(move |level| vm.set_spi(intid, level))
-        };
+        let board = Architecture::of(engine).board(engine, vcpus, &memory, machine)?;
         let tail = Tail::default();
-        let (vsock, transport) = vsock::Host::start(GUEST_CID, memory.ram.clone(), line(0))?;
+        let (vsock, transport) = vsock::Host::start(GUEST_CID, memory.ram.clone(), board.line(0))?;
         let mut windows: Vec<SharedWindow> = vec![transport];
         for disk in disks {
             let disk = Blk::new(disk.file, disk.read_only)?;
-            windows.push(window(disk, &memory, line(windows.len())));
+            windows.push(window(disk, &memory, board.line(windows.len())));
         }
-        windows.push(window(Console(tail.clone()), &memory, line(windows.len())));
-        windows.push(window(Rng, &memory, line(windows.len())));
-        Ok(Self { vm, memory, windows, vsock, tail })
+        windows.push(window(Console(tail.clone()), &memory, board.line(windows.len())));
+        windows.push(window(Rng, &memory, board.line(windows.len())));
+        Ok(Self { board, memory, windows, vsock, tail })
     }
 
     /// With RAM as a snapshot has it.
@@ -287,13 +278,15 @@ impl Parts {
         memory_bytes: u64,
         backing: Backing,
         disks: Vec<Disk>,
+        machine: Option<&[u8]>,
         step: &mut impl FnMut(&str),
     ) -> Result<Self, Error> {
         let vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
-        check(memory_bytes, vcpus, disks.len())?;
-        let memory = Memory::restored(memory_bytes, backing)?;
+        let architecture = Architecture::of(engine);
+        check(architecture, memory_bytes, vcpus, disks.len())?;
+        let memory = Memory::restored(architecture.map(), memory_bytes, backing)?;
         step("ram_map");
-        Self::new(engine, vcpus, memory, disks)
+        Self::new(engine, vcpus, memory, disks, machine)
     }
 
     /// Takes over a snapshot's state.
@@ -306,22 +299,19 @@ impl Parts {
         mut step: impl FnMut(&str),
     ) -> Result<Machine, Error> {
         self.memory.set_generation(generation);
-        let machine = self.assemble(engine, u32::try_from(state.vcpus.len()).unwrap_or(u32::MAX))?;
+        let machine = self.assemble(engine)?;
         machine.take_over(state, cpu_features, &mut step)?;
-        let vmgenid = layout::spi_intid(layout::VMGENID_SPI);
-        machine.vm.set_spi(vmgenid, true);
-        machine.vm.set_spi(vmgenid, false);
+        machine.processors.announce_generation();
         machine.vsock.reset_connections();
         step("devices");
         Ok(machine)
     }
 
     /// Starts the vCPU threads, all paused.
-    fn assemble(self, engine: Engine, vcpus: u32) -> Result<Machine, Error> {
-        let Self { vm, memory, windows, vsock, tail } = self;
-        let bus = Bus::new(windows.clone(), Arc::new(Mutex::new(Pl011(tail.clone()))));
-        let vcpus = Vcpus::start(vm.clone(), bus, vcpus)?;
-        Ok(Machine { engine, vcpus, vm, windows, vsock, tail, memory })
+    fn assemble(self, engine: Engine) -> Result<Machine, Error> {
+        let Self { board, memory, windows, vsock, tail } = self;
+        let processors = board.start(windows.clone(), tail.clone())?;
+        Ok(Machine { engine, processors, windows, vsock, tail, memory })
     }
 }
 
@@ -329,15 +319,17 @@ fn window(device: impl Device + 'static, memory: &Memory, line: Line) -> SharedW
     Arc::new(Mutex::new(Transport::new(device, memory.ram.clone(), line)))
 }
 
-fn check(memory: u64, vcpus: u32, disks: usize) -> Result<(), Error> {
-    if !(layout::MIN_MEMORY..=layout::MAX_MEMORY).contains(&memory) || !memory.is_multiple_of(2 << 20) {
+fn check(architecture: Architecture, memory: u64, vcpus: u32, disks: usize) -> Result<(), Error> {
+    let map = architecture.map();
+    if !(MIN_MEMORY..=architecture.span(MAX_MEMORY)).contains(&memory) || !memory.is_multiple_of(2 << 20) {
         return Err(Error::BadMemory { memory });
     }
-    if vcpus == 0 || vcpus > layout::MAX_VCPUS {
-        return Err(Error::BadVcpus { vcpus });
+    if vcpus == 0 || vcpus > map.max_vcpus {
+        return Err(Error::BadVcpus { vcpus, most: map.max_vcpus });
     }
-    if disks + 3 > layout::VIRTIO_MAX {
-        return Err(Error::TooManyDisks { disks });
+    let most = map.virtio_max - OTHER_DEVICES;
+    if disks > most {
+        return Err(Error::TooManyDisks { disks, most });
     }
     Ok(())
 }

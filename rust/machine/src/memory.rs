@@ -10,8 +10,9 @@ use std::ptr::NonNull;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::Error;
+use crate::board::Map;
 use crate::pages::PAGE;
-use crate::{Error, layout};
 
 /// Shorter runs of a diff's pages are read; longer ones are mapped.
 const MAPPED: u64 = 16 * PAGE;
@@ -21,7 +22,7 @@ pub struct Memory {
     pub ram: GuestMemoryMmap<()>,
     host: NonNull<u8>,
     len: u64,
-    vmgenid: GuestRegionMmap<()>,
+    generation: Option<GuestRegionMmap<()>>,
     /// The full snapshot below the RAM, and the offset of the RAM in it.
     base: Option<(File, u64)>,
 }
@@ -49,30 +50,35 @@ pub struct Diff {
 }
 
 impl Memory {
-    /// Maps `bytes` of zeroed RAM at [`layout::RAM_BASE`].
-    pub fn new(bytes: u64) -> Result<Self, Error> {
-        Self::with(bytes, map(bytes, layout::RAM_BASE, None)?, None)
+    /// Maps `bytes` of zeroed RAM.
+    pub fn new(layout: &Map, bytes: u64) -> Result<Self, Error> {
+        Self::with(layout, bytes, map(bytes, layout.ram_base, None)?, None)
     }
 
     /// Maps `bytes` of RAM that are as the snapshot has them, and never written back.
-    pub fn restored(bytes: u64, backing: Backing) -> Result<Self, Error> {
+    pub fn restored(layout: &Map, bytes: u64, backing: Backing) -> Result<Self, Error> {
         let failed = |e: std::io::Error| Error::Memory { bytes, reason: e.to_string() };
         let file = backing.base.try_clone().map_err(failed)?;
-        let ram = map(bytes, layout::RAM_BASE, Some(FileOffset::new(backing.base, backing.offset)))?;
-        let memory = Self::with(bytes, ram, Some((file, backing.offset)))?;
+        let ram = map(bytes, layout.ram_base, Some(FileOffset::new(backing.base, backing.offset)))?;
+        let memory = Self::with(layout, bytes, ram, Some((file, backing.offset)))?;
         for diff in &backing.diffs {
             memory.overlay(diff).map_err(failed)?;
         }
         Ok(memory)
     }
 
-    fn with(bytes: u64, ram: GuestRegionMmap<()>, base: Option<(File, u64)>) -> Result<Self, Error> {
+    fn with(
+        layout: &Map,
+        bytes: u64,
+        ram: GuestRegionMmap<()>,
+        base: Option<(File, u64)>,
+    ) -> Result<Self, Error> {
         let host =
             NonNull::new(ram.as_ptr()).ok_or(Error::Memory { bytes, reason: "it is at address 0".into() })?;
         let ram = GuestMemoryMmap::from_regions(vec![ram])
             .map_err(|e| Error::Memory { bytes, reason: e.to_string() })?;
-        let vmgenid = map(layout::VMGENID_MAPPED, layout::VMGENID_BASE, None)?;
-        Ok(Self { ram, host, len: bytes, vmgenid, base })
+        let generation = layout.generation.map(|(gpa, bytes)| map(bytes, gpa, None)).transpose()?;
+        Ok(Self { ram, host, len: bytes, generation, base })
     }
 
     /// Lays a diff's pages over what is there.
@@ -160,15 +166,17 @@ impl Memory {
         }
     }
 
-    /// Host address of the VM generation id's page.
-    pub fn vmgenid_host(&self) -> NonNull<u8> {
-        NonNull::new(self.vmgenid.as_ptr()).expect("mmap does not give address 0")
+    /// Host address of the VM generation id's page, where the guest has one.
+    pub fn generation_host(&self) -> Option<NonNull<u8>> {
+        NonNull::new(self.generation.as_ref()?.as_ptr())
     }
 
     /// Writes a new VM generation id.
     pub fn set_generation(&self, id: [u8; 16]) {
         use vm_memory::{Bytes, MemoryRegionAddress};
-        self.vmgenid.write_slice(&id, MemoryRegionAddress(0)).expect("the id lies inside its page");
+        if let Some(page) = &self.generation {
+            page.write_slice(&id, MemoryRegionAddress(0)).expect("the id lies inside its page");
+        }
     }
 }
 
@@ -208,6 +216,7 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+    use crate::arm64::layout::{MAP, RAM_BASE};
 
     fn file(pages: &[(u64, u8)], total: u64) -> File {
         let file = tempfile::tempfile().unwrap();
@@ -227,11 +236,10 @@ mod tests {
         let kept = base.try_clone().unwrap();
         let extents = vec![PAGE..2 * PAGE, 20 * PAGE..44 * PAGE];
         let diffs = vec![Diff { file: diff, offset: PAGE, extents }];
-        let memory = Memory::restored(pages * PAGE, Backing { base, offset: PAGE, diffs }).unwrap();
-        let byte =
-            |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(layout::RAM_BASE + page * PAGE)).unwrap() };
+        let memory = Memory::restored(&MAP, pages * PAGE, Backing { base, offset: PAGE, diffs }).unwrap();
+        let byte = |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(RAM_BASE + page * PAGE)).unwrap() };
         assert_eq!([0, 1, 2, 19, 20, 43, 44].map(byte), [1, 8, 0, 0, 9, 9, 0]);
-        memory.ram.write_obj(77_u8, GuestAddress(layout::RAM_BASE)).unwrap();
+        memory.ram.write_obj(77_u8, GuestAddress(RAM_BASE)).unwrap();
         let mut there = [0];
         kept.read_exact_at(&mut there, PAGE).unwrap();
         assert_eq!(there, [1]);
@@ -255,6 +263,6 @@ mod tests {
         let base = file(&[], 64);
         let diff = Diff { file: file(&[], 10), offset: 0, extents: std::iter::once(0..64 * PAGE).collect() };
         let backing = Backing { base, offset: 0, diffs: vec![diff] };
-        assert!(Memory::restored(64 * PAGE, backing).is_err());
+        assert!(Memory::restored(&MAP, 64 * PAGE, backing).is_err());
     }
 }

@@ -8,10 +8,11 @@ use supermachine_engine::Engine;
 use supermachine_snapshot::v9::{self, Identity, Metadata, Section, Writer};
 use supermachine_snapshot::{Digest32, ram};
 
+use crate::Error;
+use crate::board::Architecture;
 use crate::capture::{self, DeviceState, Paused, State};
 use crate::memory::{Backing, Diff};
 use crate::pages::{self, PAGE, PageMap};
-use crate::{Error, layout};
 
 /// Kinds of sections. [`API`] is its writer's own and optional.
 const MACHINE: &str = "machine";
@@ -22,8 +23,6 @@ pub const API: &str = "api";
 const KNOWN: [&str; 5] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API];
 /// Version of the sections' encodings.
 const VERSION: u32 = 1;
-/// Guests of this machine.
-const ARCHITECTURE: &str = "aarch64";
 
 /// What a snapshot says of where its guest comes from.
 #[derive(Clone, Debug, Default)]
@@ -69,20 +68,21 @@ pub fn open(files: Vec<File>) -> Result<Opened, Error> {
     let last = snapshots.last().ok_or(Error::NoSnapshot)?;
     last.require_known(&KNOWN).map_err(bad)?;
     let identity = last.identity();
-    if (identity.architecture.as_str(), identity.ram_gpa) != (ARCHITECTURE, layout::RAM_BASE) {
-        let (architecture, ram) = (&identity.architecture, identity.ram_gpa);
-        return Err(Error::State {
-            part: "identity".into(),
-            reason: format!(
-                "its guest is {architecture} with RAM at {ram:#x}; this machine is {ARCHITECTURE} with RAM at {:#x}",
-                layout::RAM_BASE
-            ),
-        });
-    }
     let engine = Engine::from_name(&identity.engine).ok_or_else(|| Error::State {
         part: "identity".into(),
         reason: format!("its engine is {:?}, which this version does not have", identity.engine),
     })?;
+    let map = Architecture::of(engine).map();
+    if (identity.architecture.as_str(), identity.ram_gpa) != (map.architecture, map.ram_base) {
+        let (architecture, ram) = (&identity.architecture, identity.ram_gpa);
+        return Err(Error::State {
+            part: "identity".into(),
+            reason: format!(
+                "its guest is {architecture} with RAM at {ram:#x}; the {engine} engine's machine here is {} with RAM at {:#x}",
+                map.architecture, map.ram_base
+            ),
+        });
+    }
     let state = state_of(last, identity.vcpus)?;
     let mut data = Vec::new();
     for (file, snapshot) in files.iter().zip(&snapshots) {
@@ -143,8 +143,9 @@ pub fn write(
         (true, None) => return Err(Error::NoParent),
     };
     let memory = paused.ram();
+    let map = Architecture::of(paused.engine()).map();
     let identity = Identity {
-        architecture: ARCHITECTURE.into(),
+        architecture: map.architecture.into(),
         engine: paused.engine().to_string(),
         engine_version: VERSION,
         cpu_features: paused.cpu_features()?,
@@ -154,7 +155,7 @@ pub fn write(
         devices: state.devices.iter().map(|device| device_name(device)).collect::<Result<_, _>>()?,
         vcpus: state.vcpus.len() as u32,
         memory_bytes: memory.len() as u64,
-        ram_gpa: layout::RAM_BASE,
+        ram_gpa: map.ram_base,
         parent,
         created_unix_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
     };

@@ -11,11 +11,12 @@ use supermachine_engine::arm64::state::VcpuState;
 use supermachine_engine::arm64::{IccReg, RedistReg, Reg, SimdReg, SysReg};
 use supermachine_snapshot::v8;
 
-use crate::capture::{self, Common, DeviceState, Paused, State};
+use crate::Error;
+use crate::arm64::{Common, layout};
+use crate::capture::{self, DeviceState, Paused, State};
 use crate::machine::SharedWindow;
 use crate::memory::Backing;
-use crate::vcpu::Power;
-use crate::{Error, layout};
+use crate::vcpus::Power;
 
 /// Devices of every machine that the format's own writers do not have: console and entropy source, the last two.
 const BEYOND: usize = 2;

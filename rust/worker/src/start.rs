@@ -52,6 +52,7 @@ pub fn build(start: &Start, step: &mut impl FnMut(&str)) -> Result<Built, Ended>
         worker::Engine::Kvm => Engine::Kvm,
         worker::Engine::Soft => Engine::Soft,
     };
+    engine.prepare().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
     match &start.source {
         Source::Boot(boot) => self::boot(engine, boot, disks, page_map, step),
         Source::Restore(restore) => self::restore(engine, restore, disks, page_map, step),
@@ -68,7 +69,7 @@ fn boot(
     let read = |path: &Path| fs::read(path).map_err(|e| unreadable(path, e));
     let kernel = read(&boot.kernel)?;
     let initramfs = if boot.initramfs.as_os_str().is_empty() { Vec::new() } else { read(&boot.initramfs)? };
-    confine()?;
+    confine(engine)?;
     let (kernel_digest, initramfs_digest) = (Digest32::of(&kernel), Digest32::of(&initramfs));
     let machine = Machine::new(Config {
         engine,
@@ -100,7 +101,7 @@ fn restore(
     }
     let leases = files.iter().map(File::try_clone).collect::<io::Result<_>>();
     let leases = leases.map_err(|e| Ended::bad(format!("a snapshot cannot be kept open: {e}")))?;
-    confine()?;
+    confine(engine)?;
     step("open");
     let refused = |e: supermachine_machine::Error| Ended::new(ExitReason::BadSnapshot, e.to_string());
     let mut generation = [0; 16];
@@ -150,8 +151,8 @@ fn lease(file: &File) -> io::Result<()> {
     }
 }
 
-fn confine() -> Result<(), Ended> {
-    confine::confine().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))
+fn confine(engine: Engine) -> Result<(), Ended> {
+    confine::confine(engine).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))
 }
 
 fn unreadable(path: &Path, error: io::Error) -> Ended {

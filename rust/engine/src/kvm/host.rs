@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use kvm_ioctls::{Cap, Kvm};
 
@@ -91,8 +92,13 @@ impl Unusable {
     }
 }
 
-/// Opens /dev/kvm and checks that it has what machines need.
-pub fn open() -> Result<Kvm, Unusable> {
+/// The device, opened and checked for what machines need. It is opened once for the whole process, so that a process
+/// that confines itself afterwards still has it.
+pub fn open() -> Result<&'static Kvm, Unusable> {
+    static DEVICE: OnceLock<Kvm> = OnceLock::new();
+    if let Some(kvm) = DEVICE.get() {
+        return Ok(kvm);
+    }
     let kvm = Kvm::new().map_err(|e| refused(e.errno()))?;
     let version = kvm.get_api_version();
     if version != API_VERSION {
@@ -100,7 +106,7 @@ pub fn open() -> Result<Kvm, Unusable> {
     }
     match COMMON.iter().chain(ARCHITECTURE).find(|(_, cap)| !kvm.check_extension(*cap)) {
         Some((name, _)) => Err(Unusable::Lacking((*name).into())),
-        None => Ok(kvm),
+        None => Ok(DEVICE.get_or_init(|| kvm)),
     }
 }
 

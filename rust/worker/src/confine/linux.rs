@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr};
 
 use super::Error;
+use supermachine_machine::Engine;
 
 /// Confines this process and all its threads.
-pub fn confine() -> Result<(), Error> {
+pub fn confine(engine: Engine) -> Result<(), Error> {
     Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))
         .and_then(|ruleset| ruleset.create())
         .and_then(|ruleset| ruleset.restrict_self())
         .map_err(|e| Error::Landlock(e.to_string()))?;
-    seccompiler::apply_filter_all_threads(&filter()?).map_err(|e| Error::Seccomp(e.to_string()))
+    seccompiler::apply_filter_all_threads(&filter(engine)?).map_err(|e| Error::Seccomp(e.to_string()))
 }
 
 /// What a running VM calls: memory, threads, waiting, time, and reading and writing descriptors that are open.
@@ -84,7 +85,10 @@ const SYSCALLS: &[i64] = &[
     libc::SYS_poll,
 ];
 
-fn filter() -> Result<seccompiler::BpfProgram, Error> {
+/// The letter that KVM's ioctls have in bits 15:8 (include/uapi/linux/kvm.h, KVMIO).
+const KVM_IOCTLS: u64 = 0xae00;
+
+fn filter(engine: Engine) -> Result<seccompiler::BpfProgram, Error> {
     use seccompiler::{
         SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
         TargetArch,
@@ -95,11 +99,17 @@ fn filter() -> Result<seccompiler::BpfProgram, Error> {
         .map_err(|e: seccompiler::BackendError| Error::Seccomp(e.to_string()))?;
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         SYSCALLS.iter().map(|number| (*number, vec![])).collect();
-    // How the standard library makes a socket non-blocking, and no other ioctl.
-    let nonblocking = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::FIONBIO)
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(|e| Error::Seccomp(e.to_string()))?;
-    rules.insert(libc::SYS_ioctl, vec![nonblocking]);
+    // How the standard library makes a socket non-blocking, KVM's own for its engine, and no other ioctl.
+    let mut requests = vec![(SeccompCmpOp::Eq, libc::FIONBIO)];
+    if engine == Engine::Kvm {
+        requests.push((SeccompCmpOp::MaskedEq(0xff00), KVM_IOCTLS));
+    }
+    let allowed = requests.into_iter().map(|(compare, request)| {
+        SeccompCondition::new(1, SeccompCmpArgLen::Dword, compare, request)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+            .map_err(|e| Error::Seccomp(e.to_string()))
+    });
+    rules.insert(libc::SYS_ioctl, allowed.collect::<Result<_, _>>()?);
     // A call that is not listed fails as if it were not permitted, so that a library that merely asks goes on.
     SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, arch)
         .and_then(TryInto::try_into)

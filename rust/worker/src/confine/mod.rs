@@ -10,10 +10,11 @@ mod macos;
 use linux as system;
 #[cfg(target_os = "macos")]
 use macos as system;
+use supermachine_machine::Engine;
 
 /// Confines this process. Every file it will use is open by now; no other thread runs yet.
-pub fn confine() -> Result<(), Error> {
-    system::confine()
+pub fn confine(engine: Engine) -> Result<(), Error> {
+    system::confine(engine)
 }
 
 /// Why the process could not be confined.
@@ -40,7 +41,7 @@ mod tests {
     fn a_confined_process_opens_nothing_and_still_works() {
         const CHILD: &str = "SUPERMACHINE_TEST_CONFINED";
         if std::env::var_os(CHILD).is_some() {
-            super::confine().unwrap();
+            super::confine(supermachine_machine::Engine::Soft).unwrap();
             assert_eq!(File::open("/etc/passwd").unwrap_err().kind(), ErrorKind::PermissionDenied);
             assert_eq!(
                 std::net::TcpStream::connect("127.0.0.1:9").unwrap_err().kind(),

@@ -129,6 +129,18 @@ impl CpuModel {
         if missing.is_empty() { Ok(()) } else { Err(Error::Features(missing)) }
     }
 
+    /// The names of what the guest may rely on.
+    pub fn features(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for word in WORDS {
+            let bits = self.find(word.leaf, word.subleaf).map_or(0, |mut leaf| *leaf.register(word.register));
+            names.extend(
+                word.bits.iter().filter(|(bit, _)| bits >> bit & 1 == 1).map(|(_, name)| (*name).into()),
+            );
+        }
+        names
+    }
+
     /// What vCPU `index` of `count` answers to CPUID.
     pub fn for_vcpu(&self, index: u32, count: u32) -> Result<CpuId> {
         let mut leaves = self.leaves.clone();

@@ -153,7 +153,11 @@ impl Vcpu {
                 Ok(VcpuExit::FailEntry(reason, cpu)) => {
                     return Err(Error::Guest(format!("entry failed on CPU {cpu} for reason {reason:#x}")));
                 }
-                Ok(VcpuExit::InternalError) => return Err(self.internal_error()),
+                Ok(VcpuExit::InternalError) => {
+                    if !self.breakpoint()? {
+                        return Err(self.internal_error());
+                    }
+                }
                 Ok(exit) => {
                     let exit = format!("{exit:?}");
                     return Err(Error::Guest(format!("it left with {exit}{}", self.place())));
@@ -176,6 +180,33 @@ impl Vcpu {
             }
             self.enomem_left = 0;
         }
+    }
+
+    /// Has the guest take the breakpoint exception that it is at, when that is what KVM could not emulate: Linux makes
+    /// sure of breakpoints as it boots, and a KVM that runs kernel code by emulation does not know the instruction.
+    fn breakpoint(&mut self) -> Result<bool> {
+        /// INT3, and the vector of its exception, #BP.
+        const INT3: u8 = 0xcc;
+        const BREAKPOINT: u8 = 3;
+        let run = self.fd.get_kvm_run();
+        // SAFETY: the exit was KVM_EXIT_INTERNAL_ERROR, for which the kernel fills in this member of the union.
+        let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
+        // SAFETY: the instruction's bytes are only looked at when the flag says that the kernel put them there.
+        let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+        let told =
+            failure.flags & u64::from(kvm_bindings::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
+        let emulation = failure.suberror == kvm_bindings::KVM_INTERNAL_ERROR_EMULATION && failure.ndata >= 3;
+        if !(emulation && told && instruction.insn_size > 0 && instruction.insn_bytes[0] == INT3) {
+            return Ok(false);
+        }
+        let mut regs = self.registers()?;
+        regs.rip += 1;
+        self.fd.set_regs(&regs).named("KVM_SET_REGS")?;
+        let mut events = self.fd.get_vcpu_events().named("KVM_GET_VCPU_EVENTS")?;
+        (events.exception.injected, events.exception.nr, events.exception.has_error_code) =
+            (1, BREAKPOINT, 0);
+        self.fd.set_vcpu_events(&events).named("KVM_SET_VCPU_EVENTS")?;
+        Ok(true)
     }
 
     /// What KVM says of an error of its own; most often an instruction that it cannot emulate.

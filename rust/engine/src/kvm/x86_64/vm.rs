@@ -40,7 +40,7 @@ pub enum Protection {
 /// An x86_64 virtual machine on KVM.
 pub struct Vm {
     pub(super) fd: VmFd,
-    pub(super) kvm: Kvm,
+    pub(super) kvm: &'static Kvm,
     pub(super) model: CpuModel,
     pub(super) vcpus: u32,
     /// Set when the time stamp counter must be scaled to the model's frequency.
@@ -71,7 +71,7 @@ impl Vm {
         if vcpus == 0 || vcpus as usize > most {
             return Err(Error::TooManyVcpus { vcpus, most });
         }
-        let fd = create(&kvm)?;
+        let fd = create(kvm)?;
         fd.set_identity_map_address(IDENTITY_MAP).named("KVM_SET_IDENTITY_MAP_ADDR")?;
         fd.set_tss_address(TSS).named("KVM_SET_TSS_ADDR")?;
         fd.create_irq_chip().named("KVM_CREATE_IRQCHIP")?;
@@ -86,7 +86,7 @@ impl Vm {
             }
         }
 
-        let host_model = host_model(&kvm, &fd)?;
+        let host_model = host_model(kvm, &fd)?;
         let model = match model {
             None => host_model.clone(),
             Some(model) => {

@@ -3,7 +3,7 @@
 
 use vm_fdt::{FdtWriter, FdtWriterResult};
 
-use crate::layout;
+use super::layout;
 
 /// What varies from one machine to the next.
 pub struct Description<'a> {

@@ -2,8 +2,9 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::fdt::{self, Description};
-use crate::{Error, layout};
+use super::fdt::{self, Description};
+use super::layout;
+use crate::{Error, MAX_MEMORY};
 
 /// "ARM\x64" at offset 56 of an arm64 Image.
 const MAGIC: u32 = 0x644d_5241;
@@ -61,7 +62,7 @@ fn header(kernel: &[u8]) -> Result<(u64, u64), Error> {
     }
     let (text_offset, image_size) = (field(8), field(16));
     // Bounds that keep the sums above from overflowing; a real kernel is far below them.
-    if text_offset >= 2 << 20 || image_size > layout::MAX_MEMORY {
+    if text_offset >= 2 << 20 || image_size > MAX_MEMORY {
         return Err(Error::NotAKernel);
     }
     Ok((text_offset, image_size))
@@ -97,7 +98,7 @@ mod tests {
 
     #[test]
     fn parts_do_not_overlap() {
-        let memory = Memory::new(64 << 20).unwrap();
+        let memory = Memory::new(&layout::MAP, 64 << 20).unwrap();
         let kernel = image(0, 0x1_0001);
         let entry = load(&memory.ram, &kernel, &[9; 5000], description(64 << 20)).unwrap();
         assert_eq!(entry.pc, layout::RAM_BASE);
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn what_is_no_kernel_is_refused() {
-        let memory = Memory::new(64 << 20).unwrap();
+        let memory = Memory::new(&layout::MAP, 64 << 20).unwrap();
         for kernel in [vec![], vec![0; 64], image(0, u64::MAX), image(1 << 40, 4096)] {
             assert!(matches!(load(&memory.ram, &kernel, &[], description(64 << 20)), Err(Error::NotAKernel)));
         }
@@ -118,7 +119,7 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_named() {
-        let memory = Memory::new(64 << 20).unwrap();
+        let memory = Memory::new(&layout::MAP, 64 << 20).unwrap();
         let error = load(&memory.ram, &image(0, 65 << 20), &[], description(64 << 20)).unwrap_err();
         assert!(matches!(error, Error::MemoryTooSmall { needed, .. } if needed > 65 << 20));
     }

@@ -1,6 +1,8 @@
 //! Where things are in guest physical memory, and which interrupts they raise. Part of the snapshot's contract: a
 //! change here makes older snapshots unusable.
 
+use crate::Map;
+
 /// GICv3 distributor, 64 KiB.
 pub const GICD_BASE: u64 = 0x0800_0000;
 pub const GICD_SIZE: u64 = 0x1_0000;
@@ -28,10 +30,19 @@ pub const VIRTIO_MAX: usize = 32;
 pub const RAM_BASE: u64 = 0x4000_0000;
 
 /// vCPUs at most: what one distributor addresses here by affinity 0 alone.
-pub const MAX_VCPUS: u32 = 8;
-/// Bytes of guest RAM at least and at most.
-pub const MIN_MEMORY: u64 = 64 << 20;
-pub const MAX_MEMORY: u64 = 64 << 30;
+const MAX_VCPUS: u32 = 8;
+
+/// The parts of this that the rest of the machine goes by.
+pub static MAP: Map = Map {
+    architecture: "aarch64",
+    ram_base: RAM_BASE,
+    virtio_base: VIRTIO_BASE,
+    virtio_stride: VIRTIO_STRIDE,
+    virtio_max: VIRTIO_MAX,
+    max_vcpus: MAX_VCPUS,
+    uart: Some(PL011_BASE..PL011_BASE + PL011_SIZE),
+    generation: Some((VMGENID_BASE, VMGENID_MAPPED)),
+};
 
 /// INTID of shared peripheral interrupt `spi` (Arm IHI 0069, 2.2.1).
 pub const fn spi_intid(spi: u32) -> u32 {

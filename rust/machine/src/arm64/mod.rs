@@ -1,0 +1,76 @@
+//! The arm64 machine, on any engine that runs arm64 guests.
+
+pub mod boot;
+pub mod fdt;
+pub mod layout;
+pub mod psci;
+mod vcpu;
+
+use std::sync::{Arc, Mutex};
+
+use supermachine_devices::Line;
+use supermachine_devices::pl011::Pl011;
+use supermachine_devices::tail::Tail;
+use supermachine_engine::Engine;
+use supermachine_engine::arm64::{Protection, Vm, VmConfig};
+
+use self::fdt::Description;
+use self::vcpu::Arm64;
+pub(crate) use self::vcpu::Common;
+use crate::board::{Board, Load};
+use crate::bus::Bus;
+use crate::memory::Memory;
+use crate::vcpus::{Entry, Power, Processors, Vcpus};
+use crate::{Error, SharedWindow};
+
+/// What every guest gets on its command line. `panic=-1` turns a panic into a reset at once; the UART shows what goes
+/// wrong before the virtio console is there.
+const CMDLINE: &str = "earlycon=pl011,mmio32,0x9000000 console=hvc0 panic=-1";
+
+/// An arm64 machine that is being made.
+pub struct Arm64Board {
+    vm: Arc<dyn Vm>,
+    vcpus: u32,
+}
+
+impl Arm64Board {
+    pub fn new(engine: Engine, vcpus: u32, memory: &Memory) -> Result<Self, Error> {
+        let (gicd_base, gicr_base) = (layout::GICD_BASE, layout::GICR_BASE);
+        let vm = engine.arm64(VmConfig { vcpus, gicd_base, gicr_base })?;
+        let (ram, bytes) = memory.host();
+        // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
+        unsafe { vm.map(ram, layout::RAM_BASE, bytes, Protection::ReadWriteExecute)? };
+        if let Some(generation) = memory.generation_host() {
+            let (at, size) = (layout::VMGENID_BASE, layout::VMGENID_MAPPED);
+            // SAFETY: as above.
+            unsafe { vm.map(generation, at, size, Protection::Read)? };
+        }
+        Ok(Self { vm, vcpus })
+    }
+}
+
+impl Board for Arm64Board {
+    fn line(&self, window: usize) -> Line {
+        let (vm, intid) = (self.vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + window as u32));
+        Arc::new(move |level| vm.set_spi(intid, level))
+    }
+
+    fn load(&self, memory: &Memory, load: &Load) -> Result<Entry, Error> {
+        let cmdline = format!("{CMDLINE} {}", load.cmdline);
+        let description = Description {
+            vcpus: self.vcpus,
+            memory_bytes: memory.host().1,
+            cmdline: cmdline.trim_end(),
+            initramfs: None,
+            virtio_devices: load.virtio_devices,
+            rng_seed: load.rng_seed,
+        };
+        let boot::Entry { pc, fdt } = boot::load(&memory.ram, load.kernel, load.initramfs, description)?;
+        Ok(Entry { pc, context: fdt })
+    }
+
+    fn start(self: Box<Self>, windows: Vec<SharedWindow>, tail: Tail) -> Result<Arc<dyn Processors>, Error> {
+        let bus = Bus::new(&layout::MAP, windows, Some(Arc::new(Mutex::new(Pl011(tail)))));
+        Ok(Vcpus::start(Arm64::new(self.vm, bus), self.vcpus, Power::Off)?)
+    }
+}

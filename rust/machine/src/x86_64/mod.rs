@@ -1,0 +1,68 @@
+//! The x86_64 machine, on KVM.
+
+pub mod boot;
+pub mod layout;
+pub mod mptable;
+pub mod serial;
+mod vcpu;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use supermachine_devices::Line;
+use supermachine_devices::tail::Tail;
+use supermachine_engine::kvm::x86_64::{Protection, Vm};
+
+use self::serial::Serial;
+use self::vcpu::X86;
+use crate::board::{Board, Load};
+use crate::bus::Bus;
+use crate::memory::Memory;
+use crate::vcpus::{Entry, Power, Processors, Vcpus};
+use crate::{Error, SharedWindow};
+
+/// An x86_64 machine that is being made.
+pub struct X86Board {
+    vm: Arc<Vm>,
+    vcpus: u32,
+}
+
+impl X86Board {
+    /// `machine` is that part of a snapshot's state, for a machine that is restored.
+    pub fn new(vcpus: u32, memory: &Memory, machine: Option<&[u8]>) -> Result<Self, Error> {
+        let engine = |e: supermachine_engine::kvm::Error| Error::Engine(e.into());
+        let vm = Vm::new(vcpus, machine.map(vcpu::model).transpose()?).map_err(engine)?;
+        let (host, bytes) = memory.host();
+        let far = layout::FAR_RAM..bytes.max(layout::FAR_RAM);
+        for range in [0..bytes.min(layout::HOLE), far] {
+            if range.is_empty() {
+                continue;
+            }
+            // SAFETY: the range begins inside the mapping, which is not at address 0.
+            let at = unsafe { NonNull::new_unchecked(host.as_ptr().add(range.start as usize)) };
+            // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
+            unsafe { vm.map(at, range.start, range.end - range.start, Protection::ReadWriteExecute) }
+                .map_err(engine)?;
+        }
+        Ok(Self { vm, vcpus })
+    }
+}
+
+impl Board for X86Board {
+    fn line(&self, window: usize) -> Line {
+        let (vm, irq) = (self.vm.clone(), layout::VIRTIO_IRQ + window as u32);
+        // It fails for no line that the IOAPIC has.
+        Arc::new(move |level| drop(vm.set_irq(irq, level)))
+    }
+
+    fn load(&self, memory: &Memory, load: &Load) -> Result<Entry, Error> {
+        let pc = boot::load(&memory.ram, self.vcpus, load)?;
+        Ok(Entry { pc, context: layout::BOOT_PARAMS })
+    }
+
+    fn start(self: Box<Self>, windows: Vec<SharedWindow>, tail: Tail) -> Result<Arc<dyn Processors>, Error> {
+        let bus = Bus::new(&layout::MAP, windows, None);
+        // All vCPUs run; KVM keeps those back that the guest has not started.
+        Ok(Vcpus::start(X86::new(self.vm, bus, Serial(tail)), self.vcpus, Power::On)?)
+    }
+}

@@ -1,0 +1,118 @@
+//! Guests of the host's architecture on KVM, as far as this host has it. Where KVM runs kernel code by emulation a boot
+//! takes a minute, so that one guest serves for all that is to be seen.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod common;
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{Worker, boot, identity, read, send_with_fd, start};
+use supermachine_proto::agent::Chunk;
+use supermachine_proto::frame;
+use supermachine_proto::worker::{
+    Boot, Capture, Captured, Command, Engine, Event, ExitReason, Restore, Source, Start,
+};
+
+const PATIENCE: Duration = Duration::from_secs(400);
+
+fn kvm_here() -> bool {
+    let there = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !there {
+        eprintln!("SKIPPED: /dev/kvm cannot be opened");
+    }
+    there
+}
+
+fn on_kvm(source: Source) -> Start {
+    Start { engine: Engine::Kvm, source, boot_timeout_ms: PATIENCE.as_millis() as u64, ..start() }
+}
+
+fn booting(vcpus: u32) -> Start {
+    let file = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest/x86_64").join(name);
+    let (kernel, initramfs) = (file("vmlinux.zst"), file("initramfs.cpio.zst"));
+    // A KVM that emulates kernel code leaves out XRSTOR and CMPXCHG16B, whatever the CPU is said to have.
+    let slow = supermachine_engine::kvm::probe::measure().is_ok_and(|measured| measured.judge().is_err());
+    let cmdline = if slow {
+        "noxsave clearcpuid=cx16,popcnt,rdrand,rdseed,ssse3,sse4_1,sse4_2,pclmulqdq,aes,smap"
+    } else {
+        ""
+    }
+    .into();
+    on_kvm(Source::Boot(Box::new(Boot { kernel, initramfs, cmdline, vcpus, ..boot() })))
+}
+
+fn restoring(file: &Path, hostname: &str) -> Start {
+    let files: Vec<PathBuf> = vec![file.into()];
+    on_kvm(Source::Restore(Box::new(Restore { files, identity: identity(hostname), working_set: vec![] })))
+}
+
+fn ready(start: Start) -> Worker {
+    let mut worker = Worker::spawn(start);
+    worker.control.set_read_timeout(Some(PATIENCE)).unwrap();
+    match worker.event() {
+        Event::Ready(timings) => eprintln!("{timings:?}"),
+        other => panic!("{other:?}"),
+    }
+    worker.send(&Command::Stats);
+    match worker.event() {
+        Event::Stats(stats) => eprintln!("{stats:?}"),
+        other => panic!("{other:?}"),
+    }
+    worker
+}
+
+fn capture(worker: &mut Worker, path: &Path) -> Captured {
+    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    let mut bytes = Vec::new();
+    let request = Capture { diff: false, v8: false, image: None, api: Chunk::from(vec![]) };
+    frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
+    send_with_fd(&worker.control, &bytes, file.as_raw_fd()).unwrap();
+    match worker.event() {
+        Event::Captured(captured) => captured,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn contents(worker: &mut Worker, path: &str) -> String {
+    String::from_utf8(read(&mut worker.files(), path)).unwrap()
+}
+
+fn seconds(worker: &mut Worker, path: &str) -> f64 {
+    contents(worker, path).split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_guest_boots_is_captured_goes_on_and_is_restored() {
+    if !kvm_here() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("snapshot");
+    let mut original = ready(booting(1));
+    assert!(contents(&mut original, "/proc/version").contains("Linux version 6.12"));
+    eprintln!("{}", contents(&mut original, "/proc/cpuinfo"));
+    eprintln!("{}", contents(&mut original, "/proc/interrupts"));
+    eprintln!(
+        "{}",
+        contents(&mut original, "/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    );
+    eprintln!("{:?}", capture(&mut original, &path));
+    let captured_at = seconds(&mut original, "/proc/uptime");
+
+    let mut first = ready(restoring(&path, "first"));
+    assert_eq!(contents(&mut first, "/proc/sys/kernel/hostname"), "first\n");
+    let _ = captured_at;
+    let mut second = ready(restoring(&path, "second"));
+    assert_eq!(contents(&mut second, "/proc/sys/kernel/hostname"), "second\n");
+    let random = "/proc/sys/kernel/random/uuid";
+    assert_ne!(contents(&mut first, random), contents(&mut second, random));
+
+    original.send(&Command::Shutdown { grace_ms: 1000 });
+    match original.event() {
+        Event::Exited { reason: ExitReason::Shutdown, .. } => {}
+        other => panic!("{other:?}"),
+    }
+}
