@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn devices_are_by_place_and_those_beyond_the_format_may_be_left_out() {
-        let memory = crate::memory::Memory::new(64 << 20).unwrap();
+        let memory = crate::memory::Memory::new(&crate::arm64::layout::MAP, 64 << 20).unwrap();
         let window = || -> SharedWindow {
             let line: supermachine_devices::Line = Arc::new(|_| {});
             Arc::new(Mutex::new(Transport::new(Rng, memory.ram.clone(), line)))

@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use supermachine_engine::arm64::state::VcpuState;
 use supermachine_engine::arm64::{Reg, SimdReg, SysReg};
 use supermachine_machine::snapshot::{self, About};
-use supermachine_machine::{Config, Engine, Machine, Restore, layout};
+use supermachine_machine::{Config, Engine, Machine, Restore};
 use supermachine_snapshot::export;
 use supermachine_snapshot::publish::Publication;
 
+/// Guest physical address and bytes of RAM in every golden file.
+const RAM_BASE: u64 = 0x4000_0000;
+const MEMORY: u64 = 64 << 20;
 /// Where the guest counts.
 const COUNTER: usize = 16 << 20;
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -76,7 +79,7 @@ fn check(state: &VcpuState, count: u64) {
     let system = |wanted: SysReg| state.system.iter().find(|(reg, _)| *reg == wanted).unwrap().1;
     // Between the addition and the store, the register is one ahead.
     assert!([count, count + 1].contains(&general(Reg::x(0))), "x0 {} and memory {count}", general(Reg::x(0)));
-    assert_eq!(general(Reg::x(1)), layout::RAM_BASE + COUNTER as u64);
+    assert_eq!(general(Reg::x(1)), RAM_BASE + COUNTER as u64);
     assert_eq!(general(Reg::x(2)), 0x1234);
     assert_eq!(system(SysReg::TPIDR_EL0), 0x1234);
     assert_eq!(system(SysReg::CPACR_EL1), 3 << 20);
@@ -131,7 +134,7 @@ fn make() {
     for engine in engines() {
         let machine = Machine::new(Config {
             engine,
-            memory_bytes: layout::MIN_MEMORY,
+            memory_bytes: MEMORY,
             vcpus: 1,
             kernel: guest(),
             initramfs: vec![],

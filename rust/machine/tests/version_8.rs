@@ -11,8 +11,8 @@ fn ids(table: &[Register]) -> Vec<u32> {
 fn an_engine_has_the_registers_of_the_file() {
     assert_eq!(ids(&registers::GENERAL), state::GENERAL.map(|register| register.0));
     assert_eq!(ids(&registers::SIMD), (0..32).collect::<Vec<_>>());
-    assert_eq!(ids(&registers::SYSTEM), state::SYSTEM.map(|register| register.0.into()));
-    assert_eq!(ids(&registers::ICC), state::ICC.map(|register| register.0.into()));
+    assert_eq!(ids(&registers::SYSTEM), state::SYSTEM.map(|register| u32::from(register.0)));
+    assert_eq!(ids(&registers::ICC), state::ICC.map(|register| u32::from(register.0)));
     assert_eq!(ids(&registers::REDISTRIBUTOR), state::REDISTRIBUTOR.map(|register| register.0));
 }
 
