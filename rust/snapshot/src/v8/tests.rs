@@ -165,6 +165,8 @@ fn registers_that_are_unknown_doubled_or_missing_are_named() {
     wrong(&|v| v.sys[9].0 = 0xffff_ffff, "0xffffffff");
     wrong(&|v| v.sys[9].0 = v.sys[10].0, "TPIDR_EL1");
     wrong(&|v| v.icc[0].0 = v.icc[1].0, "ICC_BPR0_EL1");
+    wrong(&|v| v.icc[0] = v.icc[1], "ICC_BPR0_EL1 (0xc643) is there more often");
+    wrong(&|v| v.sys[9] = v.sys[10], "TPIDR_EL1 (0xc684) is there more often");
     wrong(&|v| v.redist[0].0 = 0x10180, "0x10180");
     wrong(&|v| v.redist.push((0x10080, 0)), "");
 }

@@ -37,6 +37,21 @@ fn every_flipped_byte_is_noticed() {
     verify(&file).unwrap();
 }
 
+#[test]
+fn a_damaged_section_is_named() {
+    let (mut bytes, _) = small();
+    let data = bytes.windows(100).position(|window| window == [1; 100]).unwrap();
+    bytes[data + 50] ^= 1;
+    // Digests of sections and header that fit what is there now, as if it had been damaged before it was written.
+    let end = metadata_end(&bytes);
+    let digest = Digest32::of(&bytes[header::BYTES..end]);
+    bytes[48..80].copy_from_slice(&digest.0);
+    let id = Digest32::of(&bytes[..128]);
+    bytes[128..160].copy_from_slice(&id.0);
+    let error = Snapshot::open(&file_of(&bytes)).unwrap_err();
+    assert!(matches!(&error, Error::Checksum { section, .. } if section == "section vcpu 0"), "{error}");
+}
+
 fn metadata_end(bytes: &[u8]) -> usize {
     header::BYTES + u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize
 }
