@@ -7,10 +7,10 @@ mod pairs;
 mod system;
 
 use crate::Regs;
+use crate::exec::pairs::Half;
 use crate::exec::{system as sys, vector};
 use crate::fp;
 use crate::op::{Handler, Op};
-use pairs::Half;
 
 /// Instructions of one block at most.
 pub(crate) const BLOCK_MAX: usize = 64;
@@ -83,7 +83,7 @@ impl Block {
     pub fn decode(&mut self, first: usize, fetch: impl Fn(usize) -> u32) {
         self.ops.clear();
         self.last = Last::Other;
-        let mut half = Half::NONE;
+        let mut half: Option<Half> = None;
         self.fp_checked = false;
         self.n = 0;
         let mut off = first;
@@ -102,13 +102,12 @@ impl Block {
             if flow == Flow::End {
                 return;
             }
-            let this = Half::of(insn);
-            half = match half.and(this) {
-                Some(f) => {
-                    self.ops[mark - 1].f = f;
-                    Half::NONE
+            half = match (half, pairs::half(insn)) {
+                (Some(first), Some(second)) => {
+                    self.ops[mark - 1].f = first.and(second);
+                    None
                 }
-                None => this,
+                (_, second) => second,
             };
             off += 4;
             if off >= 4096 {

@@ -4,7 +4,7 @@
 //! could not be finished at once (its page is not in the TLB, say).
 
 use super::alu::{self, apply};
-use super::memory::{self as m, OFFSET, POST, PRE};
+use super::memory::{self as m, INDEX, OFFSET, POST, PRE};
 use crate::cpu::Cpu;
 use crate::op::{Handler, P, next};
 
@@ -27,13 +27,13 @@ fn pair<A: Step, B: Step>(c: &mut Cpu, o: P) {
     next(c, o);
 }
 
-macro_rules! pairs {
-    ($(#[$m:meta])* $kind:ident in $module:ident { $($name:ident: $whole:expr, $now:expr;)* }) => {
-        $(#[$m])*
+macro_rules! steps {
+    ($($name:ident: $whole:expr, $now:expr;)*) => {
+        /// What has a place in pairs.
         #[derive(Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum $kind { $($name),* }
+        pub(crate) enum Half { $($name),* }
 
-        mod $module {
+        mod half {
             use super::*;
             $(
                 pub(super) struct $name;
@@ -46,16 +46,9 @@ macro_rules! pairs {
                     }
                 }
             )*
-            /// Handlers by both kinds.
+            const COUNT: usize = [$(Half::$name),*].len();
+            /// Handlers by both halves.
             pub(super) static TABLE: [[Handler; COUNT]; COUNT] = table!($($name)*);
-            const COUNT: usize = [$($kind::$name),*].len();
-        }
-
-        impl $kind {
-            /// The handler of this operation and one of kind `second` behind it.
-            pub fn and(self, second: Self) -> Handler {
-                $module::TABLE[self as usize][second as usize]
-            }
         }
     };
 }
@@ -75,46 +68,47 @@ macro_rules! applied {
     };
 }
 
-pairs! {
-    /// 32-bit arithmetic, as hash functions have it.
-    Narrow in narrow {
-        Add: alu::add::<u32>, applied!(add::<u32>);
-        And: alu::and::<u32>, applied!(and::<u32>);
-        Orr: alu::orr::<u32>, applied!(orr::<u32>);
-        Eor: alu::eor::<u32>, applied!(eor::<u32>);
-        Bic: alu::bic::<u32>, applied!(bic::<u32>);
-        Ror: alu::ror_imm::<u32>, applied!(ror_imm::<u32>);
-        EorRor: alu::eor_shift::<u32, 3>, applied!(eor_shift::<u32, 3>);
-        EorLsr: alu::eor_shift::<u32, 1>, applied!(eor_shift::<u32, 1>);
-        Mov: alu::mov_imm::<u32>, applied!(mov_imm::<u32>);
-        Movk: alu::movk::<u32>, applied!(movk::<u32>);
-        Load: m::load::<u32, 32, OFFSET>, m::load_now::<u32, 32, OFFSET>;
-        Store: m::store::<u32, OFFSET>, m::store_now::<u32, OFFSET>;
-    }
+// Every one costs a row and a column of handlers: these are the most frequent in kernels, interpreters, compilers' output
+// and hash functions.
+steps! {
+    Mov: alu::mov::<u64>, applied!(mov::<u64>);
+    MovImm: alu::mov_imm::<u64>, applied!(mov_imm::<u64>);
+    AddImm: alu::add_imm::<u64>, applied!(add_imm::<u64>);
+    Add: alu::add::<u64>, applied!(add::<u64>);
+    Lsl: alu::lsl_imm::<u64>, applied!(lsl_imm::<u64>);
+    AndImm: alu::and_imm::<u64>, applied!(and_imm::<u64>);
+    Adr: alu::adr, |c, o| {
+        alu::adr_now(c, o);
+        true
+    };
+    Mov32: alu::mov::<u32>, applied!(mov::<u32>);
+    MovImm32: alu::mov_imm::<u32>, applied!(mov_imm::<u32>);
+    Movk32: alu::movk::<u32>, applied!(movk::<u32>);
+    AddImm32: alu::add_imm::<u32>, applied!(add_imm::<u32>);
+    Add32: alu::add::<u32>, applied!(add::<u32>);
+    And32: alu::and::<u32>, applied!(and::<u32>);
+    Bic32: alu::bic::<u32>, applied!(bic::<u32>);
+    Orr32: alu::orr::<u32>, applied!(orr::<u32>);
+    Eor32: alu::eor::<u32>, applied!(eor::<u32>);
+    EorRor32: alu::eor_shift::<u32, 3>, applied!(eor_shift::<u32, 3>);
+    EorLsr32: alu::eor_shift::<u32, 1>, applied!(eor_shift::<u32, 1>);
+    Ror32: alu::ror_imm::<u32>, applied!(ror_imm::<u32>);
+    Load: m::load::<u64, 64, OFFSET>, m::load_now::<u64, 64, OFFSET>;
+    Load32: m::load::<u32, 32, OFFSET>, m::load_now::<u32, 32, OFFSET>;
+    Load8: m::load::<u8, 32, OFFSET>, m::load_now::<u8, 32, OFFSET>;
+    LoadIndex: m::load::<u64, 64, INDEX>, m::load_now::<u64, 64, INDEX>;
+    LoadIndex32: m::load::<u32, 32, INDEX>, m::load_now::<u32, 32, INDEX>;
+    Store: m::store::<u64, OFFSET>, m::store_now::<u64, OFFSET>;
+    Store32: m::store::<u32, OFFSET>, m::store_now::<u32, OFFSET>;
+    LoadPair: m::load_pair::<u64, OFFSET>, m::load_pair_now::<u64, OFFSET>;
+    StorePair: m::store_pair::<u64, OFFSET>, m::store_pair_now::<u64, OFFSET>;
+    Push: m::store_pair::<u64, PRE>, m::store_pair_now::<u64, PRE>;
+    Pop: m::load_pair::<u64, POST>, m::load_pair_now::<u64, POST>;
 }
 
-pairs! {
-    /// Addresses, pointers and spilled registers.
-    Wide in wide {
-        Mov: alu::mov::<u64>, applied!(mov::<u64>);
-        AddImm: alu::add_imm::<u64>, applied!(add_imm::<u64>);
-        Add: alu::add::<u64>, applied!(add::<u64>);
-        Lsl: alu::lsl_imm::<u64>, applied!(lsl_imm::<u64>);
-        AndImm: alu::and_imm::<u64>, applied!(and_imm::<u64>);
-        MovImm: alu::mov_imm::<u64>, applied!(mov_imm::<u64>);
-        MovImm32: alu::mov_imm::<u32>, applied!(mov_imm::<u32>);
-        Adr: alu::adr, |c, o| {
-            alu::adr_now(c, o);
-            true
-        };
-        Load: m::load::<u64, 64, OFFSET>, m::load_now::<u64, 64, OFFSET>;
-        Load32: m::load::<u32, 32, OFFSET>, m::load_now::<u32, 32, OFFSET>;
-        Load8: m::load::<u8, 32, OFFSET>, m::load_now::<u8, 32, OFFSET>;
-        Store: m::store::<u64, OFFSET>, m::store_now::<u64, OFFSET>;
-        Store32: m::store::<u32, OFFSET>, m::store_now::<u32, OFFSET>;
-        LoadPair: m::load_pair::<u64, OFFSET>, m::load_pair_now::<u64, OFFSET>;
-        StorePair: m::store_pair::<u64, OFFSET>, m::store_pair_now::<u64, OFFSET>;
-        Push: m::store_pair::<u64, PRE>, m::store_pair_now::<u64, PRE>;
-        Pop: m::load_pair::<u64, POST>, m::load_pair_now::<u64, POST>;
+impl Half {
+    /// The handler of this operation and `second` behind it.
+    pub fn and(self, second: Self) -> Handler {
+        half::TABLE[self as usize][second as usize]
     }
 }
