@@ -83,6 +83,8 @@ pub(crate) struct Cpu {
     pub utag: u64,
     /// Instructions until the run loop looks around; below zero when it is time.
     pub fuel: i64,
+    /// Instructions of the block up to the one that has been noted by `sync`.
+    pub reached: i64,
     /// All that `fuel` has ever been filled up by.
     granted: u64,
     pub el: u8,
@@ -134,6 +136,7 @@ impl Cpu {
             utlb: std::ptr::null(),
             utag: 0,
             fuel: 0,
+            reached: 0,
             granted: 0,
             el: 1,
             spsel: true,
@@ -447,6 +450,7 @@ impl Cpu {
 
     pub fn data_abort(&mut self, va: u64, fault: Fault, write: bool) {
         let ec = if self.el == 0 { 0x24 } else { 0x25 };
+        self.fuel -= self.reached;
         self.exception(ec, u64::from(fault.0) | u64::from(write) << 6, Some(va));
     }
 

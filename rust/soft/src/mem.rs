@@ -339,6 +339,7 @@ impl Cpu {
     }
 
     fn abort_exit(&mut self, pa: u64, va: u64, iss: u32, write: bool) {
+        self.fuel -= self.reached;
         // EC of a data abort from a lower level, IL; translation fault at level 3 (ESR_EL2).
         let syndrome = 0x24 << 26 | 1 << 25 | u64::from(iss) | u64::from(write) << 6 | 7;
         self.exit = Some(Exit::DataAbort(DataAbort { syndrome, virtual_address: va, physical_address: pa }));
@@ -347,6 +348,7 @@ impl Cpu {
     /// Notes where the instruction is, before it may fault.
     pub fn sync(&mut self, o: P) {
         self.pc = self.page | o.off();
+        self.reached = o.n();
     }
 
     fn resume(&mut self) -> Option<()> {

@@ -120,6 +120,23 @@ fn device_accesses_carry_their_syndrome() {
 }
 
 #[test]
+fn instructions_are_counted_up_to_every_exit_and_fault() {
+    let m = Machine::new(1);
+    // mov x0, x0; mov x0, x0; ldr x1, [x2]; mov x0, x0; ldr x1, [x3]
+    m.put(0, &[0xaa00_03e0, 0xaa00_03e0, 0xf940_0041, 0xaa00_03e0, 0xf940_0061]);
+    // Exceptions from EL1h, VBAR_EL1 being RAM.
+    m.put(0x200, &[0xd400_0122]);
+    let mut v = m.vcpu(0, 0, &[(2, 0x0900_0000), (3, 1 << 50)]);
+    v.set_sys_reg(SysReg::VBAR_EL1, RAM).unwrap();
+    assert!(matches!(v.run().unwrap(), Exit::DataAbort(_)));
+    assert_eq!((v.reg(Reg::PC).unwrap(), v.instructions()), (RAM + 8, 3));
+    v.set_reg(Reg::PC, RAM + 12).unwrap();
+    // Beyond the addresses there are: a fault, whose vector calls out.
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 9 });
+    assert_eq!((v.sys_reg(SysReg::ELR_EL1).unwrap(), v.instructions()), (RAM + 16, 6));
+}
+
+#[test]
 fn cancelling_reaches_a_sleeping_and_a_stopped_vcpu() {
     let m = Machine::new(1);
     // 1: wfi; b 1b
