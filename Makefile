@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check-macos rust-test python-test tools guest-check guest-initramfs guest-kernels fuzz
+.PHONY: demo test lint check-macos rust-test python-test tools bench guest-check guest-initramfs guest-kernels fuzz
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
@@ -30,6 +30,10 @@ rust-test:
 
 python-test: $(VENV)/installed
 	$(BIN)/pytest
+
+# Measurements, not part of the tests; benches/README.md.
+bench: $(VENV)/installed
+	$(BIN)/python -m benches
 
 # Whether the committed guest files are those that their sources give, by what guest/manifest.json tells of both.
 guest-check:
