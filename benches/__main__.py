@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ def main() -> None:
     parser.add_argument("--skip-product", action="store_true", help="the software CPU alone")
     parser.add_argument("--place", type=Path, default=guests.ROOT / "target" / "bench", help="for guests and results")
     args = parser.parse_args()
+
+    # The user's own cache is not touched.
+    os.environ["SUPERMACHINE_CACHE"] = str(args.place / "cache")
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -30,6 +30,8 @@ class Guest:
     """Files to boot from."""
 
     kernel: Path
+    #: Debian's stock kernel for clouds.
+    debian_kernel: Path
     #: Nothing but the first process.
     small: Path
     #: With Debian's Python, busybox and the programs.
@@ -63,13 +65,25 @@ def _first(place: Path) -> Iterator[Member]:
     yield "init", stat.S_IFREG | 0o755, (0, 0), _compile("init", place)
 
 
-def _debian(place: Path) -> Iterator[Member]:
-    tar = place / "rootfs.tar"
+def _extract(tar: Path, packages: str) -> Path:
+    """Unpacked Debian packages for arm64 as a tar file, fetched when it is not there."""
     if not tar.exists():
-        options = ["--quiet", "--variant=extract", "--architectures=arm64"]
-        options += ["--include=python3,busybox-static,coreutils,openssl,base-files"]
+        options = ["--quiet", "--variant=extract", "--architectures=arm64", f"--include={packages}"]
         options += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
         subprocess.run(["mmdebstrap", *options, "bookworm", str(tar)], check=True)
+    return tar
+
+
+def _debian_kernel(place: Path) -> bytes:
+    with tarfile.open(_extract(place / "kernel.tar", "linux-image-cloud-arm64")) as tar:
+        for info in tar:
+            if "/boot/vmlinuz-" in info.name and (content := tar.extractfile(info)):
+                return content.read()
+    raise RuntimeError("Debian's kernel package holds no kernel")
+
+
+def _debian(place: Path) -> Iterator[Member]:
+    tar = _extract(place / "rootfs.tar", "python3,busybox-static,coreutils,openssl,base-files")
     with tarfile.open(tar) as archive:
         for info in archive:
             name = info.name.removeprefix("./")
@@ -102,9 +116,10 @@ def _nothing() -> bytes:
 def build(place: Path) -> Guest:
     """Builds everything in this directory; Debian's packages are fetched once."""
     place.mkdir(parents=True, exist_ok=True)
-    guest = Guest(place / "Image", place / "small.cpio", place / "full.cpio", place / "nothing")
+    guest = Guest(place / "Image", place / "Image.debian", place / "small.cpio", place / "full.cpio", place / "nothing")
     packed = ROOT / "guest" / "aarch64" / "Image.zst"
     subprocess.run(["zstd", "-dqf", str(packed), "-o", str(guest.kernel)], check=True)
+    guest.debian_kernel.write_bytes(_debian_kernel(place))
     guest.small.write_bytes(archive(_first(place)))
     guest.full.write_bytes(archive(_full(place)))
     guest.nothing.write_bytes(_nothing())

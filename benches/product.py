@@ -55,22 +55,38 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def _start(bake: bool, commands: list[float]) -> float:
+    """Seconds until the agent is ready; appends those of a first command then."""
+    vm = supermachine.VM(IMAGE, memory=MEMORY, bake=bake)
+    start = _seconds(vm.start)
+    try:
+        commands.append(_seconds(functools.partial(vm.run, ["true"], check=True)))
+    finally:
+        vm.kill()
+    return start
+
+
 def measure(repeats: int, say: Callable[[str], None]) -> dict[str, float]:
     """Everything, on the image that ships with the project."""
     command = Path(sys.executable).with_name("supermachine")
-    arguments = [str(command), "run", IMAGE, "--", "true"]
-    subprocess.run(arguments, check=True, capture_output=True)
-    starts, commands, whole = [], [], []
+
+    def run(*options: str) -> None:
+        subprocess.run([str(command), "run", *options, IMAGE, "--", "true"], check=True, capture_output=True)
+
+    # The image is converted and the snapshot baked.
+    run()
+    boots: list[float] = []
+    restores: list[float] = []
+    commands: list[float] = []
+    whole: list[float] = []
+    whole_restored: list[float] = []
     for n in range(repeats):
-        vm = supermachine.VM(IMAGE, memory=MEMORY)
-        starts.append(_seconds(vm.start))
-        try:
-            commands.append(_seconds(functools.partial(vm.run, ["true"], check=True)))
-        finally:
-            vm.kill()
-        whole.append(_seconds(lambda: subprocess.run(arguments, check=True, capture_output=True)))
-        say(f"product {n + 1}/{repeats}: start {starts[-1]:.3f} s, whole command {whole[-1]:.3f} s")
-    with supermachine.VM(IMAGE, memory=MEMORY) as vm:
+        boots.append(_start(False, commands))
+        restores.append(_start(True, []))
+        whole.append(_seconds(functools.partial(run, "--no-snapshot")))
+        whole_restored.append(_seconds(run))
+        say(f"product {n + 1}/{repeats}: boot {boots[-1]:.3f} s, whole command {whole[-1]:.3f} s")
+    with supermachine.VM(IMAGE, memory=MEMORY, bake=False) as vm:
         pid = _worker()
         time.sleep(1)
         before = cpu_seconds(pid)
@@ -79,9 +95,11 @@ def measure(repeats: int, say: Callable[[str], None]) -> dict[str, float]:
         vm.run(["sh", "-c", WORK], check=True, capture_output=True)
         memory = _memory_beyond_ram(pid)
     return {
-        "start_s": median(starts),
+        "boot_s": median(boots),
+        "restore_s": median(restores),
         "command_in_running_vm_s": median(commands),
-        "run_command_s": median(whole),
+        "run_booted_s": median(whole),
+        "run_restored_s": median(whole_restored),
         "memory_beyond_ram_mib": memory,
         "idle_cpu_percent": idle * 100,
     }
