@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import installation, launch, workingset
+from . import installation, workingset
 from .errors import ConfigurationError, SnapshotFailed, SnapshotInUse, SupermachineError, VMExited
 
 if TYPE_CHECKING:
@@ -122,7 +122,14 @@ class Baked:
         cache = Cache()
         if image.rootfs.parent != cache.directory / "rootfs":
             return None
-        identity = [_FORMAT, VERSION, engine.name, image.digest, image.rootfs.stem, _guest_files(cache)]
+        identity = [
+            _FORMAT,
+            VERSION,
+            engine.name,
+            image.digest,
+            image.rootfs.stem,
+            _guest_files(cache, engine.architecture),
+        ]
         key = json.dumps([*identity, memory, vcpus, warmup])
         return cls(cache, hashlib.sha256(key.encode()).hexdigest())
 
@@ -219,12 +226,12 @@ class Baked:
         return True
 
 
-def _guest_files(cache: Cache) -> str:
+def _guest_files(cache: Cache, architecture: str) -> str:
     """One digest of what a guest boots and what runs it, remembered for as long as the files stay as they are."""
     paths = [
         installation.worker(),
-        installation.kernel(launch.ARCHITECTURE),
-        installation.initramfs(launch.ARCHITECTURE),
+        installation.kernel(architecture),
+        installation.initramfs(architecture),
     ]
     stats = [os.stat(path) for path in paths]  # noqa: PTH116 - this is on the way of every start
     signature = json.dumps(

@@ -51,16 +51,18 @@ class Report:
 def examine() -> Report:
     """Looks at the host; changes nothing."""
     chosen = problem = None
+    architecture = "aarch64"
     try:
-        chosen = engines.choose().name
+        engine = engines.choose()
+        chosen, architecture = engine.name, engine.architecture
     except SupermachineError as error:
         problem = str(error)
     files: dict[str, str] = {}
     missing = []
     for name, find in (
         ("worker", installation.worker),
-        ("kernel", lambda: installation.kernel("aarch64")),
-        ("initramfs", lambda: installation.initramfs("aarch64")),
+        ("kernel", lambda: installation.kernel(architecture)),
+        ("initramfs", lambda: installation.initramfs(architecture)),
     ):
         try:
             files[name] = find()

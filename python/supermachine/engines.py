@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from .errors import ConfigurationError, EngineUnavailable, HardwareRequired
+from .errors import ConfigurationError, EngineUnavailable, HardwareRequired, SupermachineError
 
 EngineName = Literal["auto", "soft", "kvm", "hvf"]
 Isolation = Literal["hardware", "software"]
@@ -24,30 +24,126 @@ class Engine:
     status: str
     #: What would change it, as an exact command or a sentence; ``None`` where nothing would.
     remedy: str | None = None
+    #: Its guests' architecture, as the kernel names it.
+    architecture: str = "aarch64"
+    #: Why it is not usable, in a word or two: "missing", "not permitted", "busy", "too slow", "lacking" …
+    code: str | None = None
 
 
-_KVM_ABSENT = "this version has no KVM engine yet"
 #: The first macOS whose Hypervisor.framework has the interrupt controller that guests need.
 _HVF_MACOS = 15
+
+
+#: Verdicts that stay true until the host boots again; the others may change at any time.
+_LASTING = ("usable", "too slow", "lacking")
+#: Seconds that the worker gets to measure KVM; it takes milliseconds.
+_PROBE_TIMEOUT = 20.0
 
 
 def _kvm() -> Engine:
     if not sys.platform.startswith("linux"):
         return Engine("kvm", "hardware", False, "KVM exists on Linux only")
-    path = "/dev/kvm"
-    remedy = None
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-        found = "/dev/kvm is present and permitted"
-    except FileNotFoundError:
-        found = "/dev/kvm does not exist"
-        remedy = "sudo modprobe -a kvm_intel kvm_amd  # needs virtualisation enabled in the firmware or the outer host"
-    except PermissionError:
-        found = "/dev/kvm exists but this user may not open it"
-        remedy = "sudo usermod -aG kvm $USER  # then log in again"
-    except OSError as error:
-        found = f"/dev/kvm cannot be opened: {error.strerror}"
-    return Engine("kvm", "hardware", False, f"{found}; {_KVM_ABSENT}", remedy)
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+        permitted = True
+    except OSError:
+        permitted = False
+    try:
+        found = (_remembered() if permitted else None) or _measure()
+    except SupermachineError as error:
+        return Engine("kvm", "hardware", False, f"it cannot be measured: {error}")
+    remedy = found.get("remedy")
+    usable = found["usable"] is True
+    return Engine(
+        "kvm",
+        "hardware",
+        usable,
+        str(found["status"]),
+        str(remedy) if remedy else None,
+        architecture=_host_architecture(),
+        code=None if usable else str(found.get("code")),
+    )
+
+
+def _host_architecture() -> str:
+    machine = os.uname().machine
+    return "aarch64" if machine == "arm64" else machine
+
+
+def _measure() -> dict[str, Any]:
+    """What the worker finds; remembered when it will stay so."""
+    import json
+    import subprocess
+
+    from . import installation
+
+    worker = installation.worker()
+    try:
+        done = subprocess.run(
+            [worker, "--probe-kvm"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PROBE_TIMEOUT,
+            check=True,
+        )
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise EngineUnavailable(f"{worker} --probe-kvm failed: {error}") from error
+    if not isinstance(found, dict) or not {"usable", "code", "status"} <= found.keys():
+        raise EngineUnavailable(f"{worker} --probe-kvm said {done.stdout[:200]!r}")
+    if found["code"] in _LASTING:
+        _remember(found)
+    return found
+
+
+def _key() -> list[str] | None:
+    """What a verdict holds for: one boot of the host, and one worker."""
+    from . import installation
+
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - on the way of every start
+            boot = file.read().strip()
+        worker = os.stat(installation.worker())  # noqa: PTH116
+    except OSError:
+        return None
+    return [boot, str(worker.st_mtime_ns), str(worker.st_size)]
+
+
+def _record() -> str:
+    from .images.cache import default_directory
+
+    return os.path.join(default_directory(), "kvm.json")  # noqa: PTH118
+
+
+def _remembered() -> dict[str, Any] | None:
+    import json
+
+    try:
+        with open(_record(), encoding="utf-8") as file:  # noqa: PTH123
+            record = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return None
+    key = _key()
+    if not isinstance(record, dict) or key is None or record.get("for") != key:
+        return None
+    found = record.get("found")
+    return found if isinstance(found, dict) and {"usable", "status"} <= found.keys() else None
+
+
+def _remember(found: dict[str, Any]) -> None:
+    """Best effort: without it the next process measures again."""
+    import contextlib
+    import json
+    import tempfile
+
+    key, path = _key(), _record()
+    if key is None:
+        return
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+        with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), delete=False) as file:  # noqa: PTH120
+            json.dump({"for": key, "found": found}, file)
+        os.replace(file.name, path)  # noqa: PTH105
 
 
 def _hvf() -> Engine:
@@ -121,7 +217,10 @@ def choose(name: str = "auto", require_hardware: bool | None = None) -> Engine:
     if required and engine.isolation != "hardware":
         raise HardwareRequired(f"hardware isolation is required and the {name} engine does not give it")
     if not engine.usable:
-        raise EngineUnavailable(f"the {name} engine cannot be used: {engine.status}", hint=engine.remedy)
+        error = EngineUnavailable(f"the {name} engine cannot be used: {engine.status}", hint=engine.remedy)
+        if engine.code:
+            error.code = f"engine.{engine.code.replace(' ', '-')}"
+        raise error
     return engine
 
 
@@ -136,6 +235,7 @@ def warn_once(engine: Engine) -> None:
     _warned = True
     if sys.stderr is not None:
         print(
-            "supermachine: warning: the soft engine isolates in software only, not by hardware (supermachine doctor)",
+            f"supermachine: warning: the {engine.name} engine isolates in software only, not by hardware "
+            "(supermachine doctor)",
             file=sys.stderr,
         )

@@ -19,8 +19,6 @@ Timings: TypeAlias = "list[tuple[str, int]]"
 #: Pages to bring in before the guest asks: first page, pages, whether they are written to.
 PageRanges: TypeAlias = "Sequence[tuple[int, int, bool]]"
 
-#: Guests of every engine so far.
-ARCHITECTURE = "aarch64"
 #: Seconds that a worker gets beyond the time in which it says by itself that a guest is late.
 _SLACK = 5.0
 
@@ -40,8 +38,8 @@ def spawn(
     return Worker.spawn(
         installation.worker(),
         engine=engine.name,
-        kernel=installation.kernel(ARCHITECTURE),
-        initramfs=installation.initramfs(ARCHITECTURE),
+        kernel=installation.kernel(engine.architecture),
+        initramfs=installation.initramfs(engine.architecture),
         disks=[(str(image.rootfs), True)],
         memory_bytes=memory,
         vcpus=vcpus,

@@ -128,7 +128,7 @@ class Machine:
 
     @property
     def engine(self) -> str:
-        """The engine that runs it: "soft"."""
+        """The engine that runs it: "kvm" or "soft"."""
         return self._engine.name
 
     @property
@@ -144,7 +144,7 @@ class Machine:
 
             self._image = resolve(
                 self._reference,
-                platform=self._platform,
+                platform=self._platform or f"linux/{self._engine.architecture}",
                 pull=self._pull,
                 insecure=self._insecure,
                 progress=self._progress,

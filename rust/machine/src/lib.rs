@@ -18,6 +18,8 @@ pub use capture::{Paused, State};
 pub(crate) use machine::SharedWindow;
 pub use machine::{Config, Disk, Machine, Restore};
 pub use supermachine_engine::Engine;
+#[cfg(target_os = "linux")]
+pub use supermachine_engine::kvm;
 
 /// Bytes of guest RAM at least and at most.
 pub const MIN_MEMORY: u64 = 64 << 20;

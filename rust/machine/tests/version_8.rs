@@ -20,7 +20,7 @@ fn an_engine_has_the_registers_of_the_file() {
 fn what_an_engine_cannot_do_without_the_file_has() {
     let mut required: Vec<u32> =
         registers::SYSTEM.iter().filter(|register| register.required).map(|register| register.id).collect();
-    let mut essential: Vec<u32> = state::ESSENTIAL.iter().map(|register| register.0.into()).collect();
+    let mut essential: Vec<u32> = state::ESSENTIAL.iter().map(|register| u32::from(register.0)).collect();
     required.sort_unstable();
     essential.sort_unstable();
     assert_eq!(required, essential);

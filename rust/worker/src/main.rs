@@ -1,9 +1,12 @@
-//! The process that owns one virtual machine. Its standard input is the control socket; it takes no arguments.
+//! The process that owns one virtual machine. Its standard input is the control socket; it takes no arguments, but for
+//! `--probe-kvm`, which tells as JSON what this host's KVM is worth.
 
 mod boot;
 mod capture;
 mod confine;
 mod control;
+#[cfg(target_os = "linux")]
+mod probe;
 mod session;
 mod start;
 
@@ -12,6 +15,11 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--probe-kvm") {
+        println!("{}", probe::kvm());
+        return ExitCode::SUCCESS;
+    }
     let control = match std::io::stdin().as_fd().try_clone_to_owned() {
         Ok(fd) => control_socket(fd),
         Err(error) => Err(error),

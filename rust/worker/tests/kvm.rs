@@ -34,7 +34,7 @@ fn booting(vcpus: u32) -> Start {
     let file = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest/x86_64").join(name);
     let (kernel, initramfs) = (file("vmlinux.zst"), file("initramfs.cpio.zst"));
     // A KVM that emulates kernel code leaves out XRSTOR and CMPXCHG16B, whatever the CPU is said to have.
-    let slow = supermachine_engine::kvm::probe::measure().is_ok_and(|measured| measured.judge().is_err());
+    let slow = supermachine_machine::kvm::probe::measure().is_ok_and(|measured| measured.judge().is_err());
     let cmdline = if slow {
         "noxsave clearcpuid=cx16,popcnt,rdrand,rdseed,ssse3,sse4_1,sse4_2,pclmulqdq,aes,smap"
     } else {
