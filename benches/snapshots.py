@@ -1,4 +1,5 @@
-"""Snapshots through the Python interface: restore to first output, warm and cold, capture, forks, the whole command.
+"""Snapshots through the Python interface: restore to first output, warm and cold and beside QEMU's way of doing it,
+capture, forks, the whole command.
 
 `python -m benches.snapshots` prints milliseconds, medians unless they say otherwise, with the spread beside them.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 import supermachine
 from supermachine import VM, Snapshot
 
+from . import incoming
 from .guests import ROOT
 
 IMAGE = str(ROOT / "demo" / "busybox.oci.tar")
@@ -79,6 +81,28 @@ def _restores(path: Path, memory: str, repeats: int) -> dict[str, dict[str, floa
     return {name: _row(sorted(times)) for name, times in found.items()}
 
 
+def _beside_qemu(place: Path, repeats: int) -> dict[str, float]:
+    """The same kernel with 256 MiB and busybox, restored here and by QEMU, in turn; from warm files."""
+    kernel = place / "Image"
+    packed = ROOT / "guest" / "aarch64" / "Image.zst"
+    subprocess.run(["zstd", "-dqf", str(packed), "-o", str(kernel)], check=True)
+    initramfs, state = incoming.prepare(place, kernel, 256)
+    with VM(IMAGE, memory="256m") as vm:
+        vm.run(ECHO, check=True)
+        snapshot = vm.snapshot(place / "beside")
+    _restore(snapshot, True)
+    here, there = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        _restore(snapshot, True)
+        here.append((time.perf_counter() - start) * 1000)
+        there.append(incoming.first_output(place, kernel, initramfs, state, 256) * 1000)
+    snapshot.delete()
+    # The median of ratios, each of two runs that followed one another.
+    ratio = statistics.median(b / a for a, b in zip(here, there, strict=True))
+    return {"p50_ms": statistics.median(here), "qemu_p50_ms": statistics.median(there), "times_faster": round(ratio, 1)}
+
+
 def _private_mib(pid: int) -> float:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Private_Dirty:"):
@@ -97,6 +121,7 @@ def measure(place: Path, repeats: int, say: Callable[[str], None]) -> dict[str, 
     for memory in ("256m", "2g"):
         for name, row in _restores(place / memory, memory, repeats).items():
             note(name, row)
+    note("restore beside QEMU's -incoming", _beside_qemu(place, max(5, repeats // 2)))
     with VM(IMAGE, memory="512m") as vm:
         vm.run(["dd", "if=/dev/urandom", "of=/root/data", "bs=1M", "count=100"], check=True)
         pauses, rows = [], []
