@@ -118,6 +118,7 @@ class Popen:
         bufsize: int = -1,
         tty: tuple[int, int] | None = None,
         clear_env: bool = False,
+        start_timeout: float | None = None,
     ) -> None:
         self.args = args
         self._context = context
@@ -164,12 +165,14 @@ class Popen:
             for fd in closing:
                 os.close(fd)
         try:
-            started = self._exec.wait_started()
+            started = self._exec.wait_started(start_timeout)
+            if started is None:
+                raise TimeoutExpired(args, start_timeout or 0.0)
         except BaseException:
             self._exec.close()
             self._close_pipes()
             raise
-        self.pid: int = started or 0
+        self.pid: int = started
 
     @staticmethod
     def _targets(stdin: Target, stdout: Target, stderr: Target, tty: bool) -> tuple[Any, Any, Any]:
@@ -390,6 +393,7 @@ def run(
         stdin = DEVNULL
     if capture_output or (capture_output is None and stdout is None and stderr is None):
         stdout, stderr = PIPE, PIPE
+    deadline = None if timeout is None else time.monotonic() + timeout
     process = Popen(
         context,
         args,
@@ -400,13 +404,16 @@ def run(
         universal_newlines=universal_newlines,
         encoding=encoding,
         errors=errors,
+        start_timeout=timeout,
         **options,
     )
     if stop is not None:
         threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
     try:
-        out, err = process.communicate(input, timeout=timeout)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        out, err = process.communicate(input, timeout=left)
     except TimeoutExpired as expired:
+        expired.timeout = timeout or 0.0
         process.kill()
         try:
             process.communicate(timeout=_KILL_GRACE)
