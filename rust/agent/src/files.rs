@@ -6,10 +6,11 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use supermachine_proto::agent::{Chunk, FileCommand, FileReply, Stat, WriteMode};
 use supermachine_proto::frame::{self, MAX_DATA};
+
+use crate::sys;
 
 /// Entries in one reply.
 const MAX_ENTRIES: usize = 256;
@@ -77,8 +78,7 @@ fn simple(command: FileCommand) -> io::Result<FileReply> {
             change(path(at), id(*uid), id(*gid))?;
         }
         FileCommand::SetTimes { path: at, atime_ns, mtime_ns } => {
-            let times = fs::FileTimes::new().set_accessed(time(*atime_ns)).set_modified(time(*mtime_ns));
-            File::open(path(at))?.set_times(times)?;
+            sys::set_times(&at.0, *atime_ns, *mtime_ns)?;
         }
         // These come only after a write, or are served by the caller.
         FileCommand::WriteData(_)
@@ -88,11 +88,6 @@ fn simple(command: FileCommand) -> io::Result<FileReply> {
         | FileCommand::List { .. } => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
     }
     Ok(FileReply::Done)
-}
-
-fn time(ns: i64) -> SystemTime {
-    let distance = Duration::from_nanos(ns.unsigned_abs());
-    if ns < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
 
 fn make_dir(at: &Path, mode: u32, parents: bool, exist_ok: bool) -> io::Result<()> {

@@ -27,9 +27,10 @@ pub fn assume(identity: &Identity) -> io::Result<()> {
     sys::set_clock(identity.wall_clock_ns)?;
     add_entropy(&identity.entropy.0)?;
     sys::set_hostname(&identity.hostname)?;
-    if fs::exists("/etc/machine-id")? {
+    // What an image has there and is no file is nobody's machine id.
+    if fs::metadata("/etc/machine-id").is_ok_and(|found| found.is_file()) {
         let digits: String = identity.machine_id.iter().map(|byte| format!("{byte:02x}")).collect();
-        fs::write("/etc/machine-id", digits + "\n")?;
+        sys::write_file("/etc/machine-id", (digits + "\n").as_bytes())?;
     }
     Ok(())
 }
@@ -53,17 +54,18 @@ fn add_entropy(entropy: &[u8]) -> io::Result<()> {
 /// The files with the guest's host name in them that this agent has written, and the name.
 static NAMED: Mutex<(Vec<&str>, String)> = Mutex::new((Vec::new(), String::new()));
 
-/// Writes the files that name hosts and name servers, where the image leaves them empty or out.
-pub fn write_hosts(hostname: &str, nameservers: &[String]) -> io::Result<()> {
+/// Writes the files that name hosts and name servers, where the image leaves them empty or out. An image in which
+/// that cannot be done (a link to nowhere stands there, say) goes without.
+pub fn write_hosts(hostname: &str, nameservers: &[String]) {
     let resolv: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
     let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
     named.1 = hostname.into();
     for (path, contents) in naming(hostname) {
-        if write_where_empty(path, &contents)? {
+        if write_where_empty(path, &contents).unwrap_or(false) {
             named.0.push(path);
         }
     }
-    write_where_empty("/etc/resolv.conf", &resolv).map(drop)
+    let _ = write_where_empty("/etc/resolv.conf", &resolv);
 }
 
 /// Puts a new host name into the files that hold the one before, where they are still as this agent wrote them.
@@ -71,8 +73,9 @@ pub fn rename_hosts(hostname: &str) -> io::Result<()> {
     let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
     let before = std::mem::replace(&mut named.1, hostname.into());
     for ((path, old), (_, new)) in naming(&before).into_iter().zip(naming(hostname)) {
-        if named.0.contains(&path) && fs::read(path).is_ok_and(|found| found == old.as_bytes()) {
-            fs::write(path, new)?;
+        let limit = old.len() as u64 + 1;
+        if named.0.contains(&path) && sys::read_file(path, limit).is_ok_and(|found| found == old.as_bytes()) {
+            sys::write_file(path, new.as_bytes())?;
         }
     }
     Ok(())
@@ -90,6 +93,6 @@ fn write_where_empty(path: &str, contents: &str) -> io::Result<bool> {
         return Ok(false);
     }
     fs::create_dir_all("/etc")?;
-    fs::write(path, contents)?;
+    sys::write_file(path, contents.as_bytes())?;
     Ok(true)
 }

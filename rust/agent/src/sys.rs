@@ -2,8 +2,9 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::ptr;
 use std::time::Duration;
 
@@ -15,6 +16,41 @@ pub fn check(value: i32) -> io::Result<i32> {
 /// A C string; what holds a NUL is an invalid argument.
 pub fn c_string(bytes: impl Into<Vec<u8>>) -> io::Result<CString> {
     CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// The first `limit` bytes of a regular file. What else may stand there (a FIFO without a writer, a device without an
+/// end) is an error, and nothing is waited for.
+pub fn read_file(path: &str, limit: u64) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    regular(&file)?;
+    let mut contents = Vec::new();
+    file.take(limit).read_to_end(&mut contents)?;
+    Ok(contents)
+}
+
+/// Gives a regular file, which is made when there is none, these contents. What else may stand there is an error.
+pub fn write_file(path: &str, contents: &[u8]) -> io::Result<()> {
+    let mut options = File::options();
+    let mut file =
+        options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK).open(path)?;
+    regular(&file)?;
+    file.set_len(0)?;
+    file.write_all(contents)
+}
+
+fn regular(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+}
+
+/// Sets access and modification time, in nanoseconds since 1970, without opening the file; links are followed.
+pub fn set_times(path: &[u8], atime_ns: i64, mtime_ns: i64) -> io::Result<()> {
+    let time = |ns: i64| libc::timespec {
+        tv_sec: ns.div_euclid(1_000_000_000),
+        tv_nsec: ns.rem_euclid(1_000_000_000),
+    };
+    let (path, times) = (c_string(path)?, [time(atime_ns), time(mtime_ns)]);
+    // SAFETY: the string is NUL-terminated, and the array has the two times that the call reads.
+    check(unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), 0) }).map(drop)
 }
 
 /// mount(2).

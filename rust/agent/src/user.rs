@@ -1,6 +1,9 @@
 //! Resolves docker's USER in the guest's own passwd and group files.
 
-use std::fs;
+use crate::sys;
+
+/// Looked at of either file, which is the image's and may be anything.
+const MAX_BYTES: u64 = 4 << 20;
 
 /// Who a process runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +17,11 @@ pub struct User {
 
 /// Looks `spec` up: "", "name", "uid", and either with ":group" or ":gid".
 pub fn resolve(spec: &str) -> Result<User, String> {
-    let read =
-        |path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let read = |path| {
+        sys::read_file(path, MAX_BYTES)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    };
     lookup(spec, &read("/etc/passwd"), &read("/etc/group"))
 }
 
