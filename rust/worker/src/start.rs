@@ -114,9 +114,10 @@ fn restore(
         let opened = files.swap_remove(0);
         let opened = v8::open(opened).map_err(refused)?;
         let machine = Machine::restore_v8(engine, opened, disks, generation, &mut *step).map_err(refused)?;
-        // The format does not say what its guest booted, and nothing builds on it.
+        // The format does not say what its guest booted, and no diff builds on it. What the guest has not touched is the
+        // file's all the same, so that a later snapshot must look at all of RAM.
         let (kernel, initramfs) = (Digest32::default(), Digest32::default());
-        return Ok(Built { machine, page_map, kernel, initramfs, origin: None, leases });
+        return Ok(Built { machine, page_map: None, kernel, initramfs, origin: None, leases });
     }
     let opened = snapshot::open(files).map_err(refused)?;
     if opened.engine != engine {
