@@ -61,6 +61,8 @@ impl Engine {
             #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
             Self::Hvf => Ok(Arc::new(hvf::HvfVm::new(config)?)),
             Self::Soft => Ok(Arc::new(SoftVm::new(config)?)),
+            #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+            Self::Kvm => Ok(Arc::new(kvm::arm64::KvmVm::new(&config)?)),
             engine => Err(Error::Absent { engine }),
         }
     }

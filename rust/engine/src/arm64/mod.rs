@@ -39,6 +39,15 @@ pub enum Exit {
     Hvc { immediate: u16 },
     /// SMC with this immediate. PC is at the instruction.
     Smc { immediate: u16 },
+    /// The guest reads where nothing is mapped, on an engine that decodes accesses itself; [`Vcpu::finish_read`] gives
+    /// the value before the next run.
+    Read { address: u64, size: usize },
+    /// The guest writes where nothing is mapped, on an engine that decodes accesses itself.
+    Write { address: u64, size: usize, value: u64 },
+    /// The guest has asked an engine that serves PSCI to power off.
+    PowerOff,
+    /// The guest has asked an engine that serves PSCI for a reset.
+    Reset,
 }
 
 /// A data abort taken to the machine, as ESR_EL2 describes it (Arm ARM D24.2.40, "ISS encoding for an exception from
@@ -109,6 +118,12 @@ pub trait Vm: Send + Sync {
     /// Ticks of the host counter that virtual counters are offset from.
     fn host_counter(&self) -> u64;
 
+    /// Whether the engine serves PSCI: it then keeps every vCPU but the first out of the guest until that is asked for,
+    /// and no PSCI call comes out as [`Exit::Hvc`].
+    fn serves_psci(&self) -> bool {
+        false
+    }
+
     /// Ticks of the same rate that the host has slept since it started, while that counter stood still. 0 where it goes
     /// on. A guest's wall clock is late by what this grows.
     fn host_slept(&self) -> u64 {
@@ -119,6 +134,12 @@ pub trait Vm: Send + Sync {
 /// One virtual CPU; used on the thread that created it.
 pub trait Vcpu {
     fn run(&mut self) -> Result<Exit>;
+
+    /// What the guest reads, after [`Exit::Read`]. Engines that never come out with that have nothing to do.
+    fn finish_read(&mut self, _value: u64) -> Result<()> {
+        Ok(())
+    }
+
     fn reg(&self, reg: Reg) -> Result<u64>;
     fn set_reg(&mut self, reg: Reg, value: u64) -> Result<()>;
     fn simd_reg(&self, reg: SimdReg) -> Result<u128>;

@@ -1,5 +1,7 @@
 //! The KVM engine: Linux's /dev/kvm. The provider of an architecture is built on that architecture alone.
 
+#[cfg(target_arch = "aarch64")]
+pub mod arm64;
 pub mod host;
 pub mod kick;
 pub mod probe;
@@ -36,6 +38,8 @@ pub enum Error {
     TscFrequency { saved: u32, host: u32 },
     #[error("model specific register {index:#x} does not take the saved value {value:#x}")]
     Msr { index: u32, value: u64 },
+    #[error("register {id:#x} is {host} on this CPU and does not take the saved value {saved}")]
+    Register { id: u64, saved: String, host: String },
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -189,6 +189,91 @@ mod rig {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod rig {
+    use std::ptr::NonNull;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+    use super::{Laps, Measurement, PATIENCE};
+    use crate::arm64::{Exit, Protection, Reg, Vm, VmConfig};
+    use crate::kvm::arm64::KvmVm;
+    use crate::kvm::{Error, Result, Unusable};
+
+    const GICD: u64 = 0x800_0000;
+    const GICR: u64 = 0x80a_0000;
+    const CODE: u64 = 0x4000_0000;
+    const DATA: u64 = CODE + 0x1000;
+    /// A multiple of every page size.
+    const SIZE: usize = 0x1_0000;
+    /// An address that nothing answers at.
+    const DOORBELL: u64 = 0x100_0000;
+    /// EL1h with all interrupts masked; the MMU is off.
+    const EL1H: u64 = 0x3c5;
+
+    /// With X1 at the doorbell and X3 at the data: store; take the number of turns; for each, count down and store.
+    const PROGRAM: [u32; 6] = [
+        0xb900_0020, // 1: str w0, [x1]
+        0xf940_0062, // ldr x2, [x3]
+        0xf100_0442, // 2: subs x2, x2, #1
+        0xf900_0462, // str x2, [x3, #8]
+        0x54ff_ffc1, // b.ne 2b
+        0x17ff_fffb, // b 1b
+    ];
+
+    pub fn measure() -> Result<Measurement> {
+        let failed = |e: &dyn std::fmt::Display| Error::from(Unusable::Failed(e.to_string()));
+        let memory =
+            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(CODE), SIZE)]).map_err(|e| failed(&e))?;
+        let program: Vec<u8> = PROGRAM.into_iter().flat_map(u32::to_le_bytes).collect();
+        memory.write_slice(&program, GuestAddress(CODE)).map_err(|e| failed(&e))?;
+        let host = memory.get_host_address(GuestAddress(CODE)).map_err(|e| failed(&e))?;
+        let host = NonNull::new(host).ok_or_else(|| failed(&"no memory"))?;
+        let vm = KvmVm::new(&VmConfig { vcpus: 1, gicd_base: GICD, gicr_base: GICR })?;
+        let ours = |e: crate::Error| match e {
+            crate::Error::Kvm(error) => error,
+            error => failed(&error),
+        };
+        // SAFETY: `memory` outlives `vm` and `vcpu`, which are dropped before it.
+        unsafe { vm.map(host, CODE, SIZE as u64, Protection::ReadWriteExecute) }.map_err(ours)?;
+        let mut vcpu = vm.create_vcpu(0).map_err(ours)?;
+        for (register, value) in
+            [(Reg::CPSR, EL1H), (Reg::PC, CODE), (Reg::x(1), DOORBELL), (Reg::x(3), DATA)]
+        {
+            vcpu.set_reg(register, value).map_err(ours)?;
+        }
+        let cancel = vm.canceller(0).map_err(ours)?;
+        let (done, watched) = mpsc::channel::<()>();
+        let watchdog = thread::spawn(move || {
+            if watched.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                cancel();
+            }
+        });
+        let mut laps = Laps::new();
+        let ran = loop {
+            match vcpu.run() {
+                Ok(Exit::Write { .. }) => match laps.next() {
+                    Some(turns) => {
+                        memory.write_obj(turns, GuestAddress(DATA)).map_err(|e| failed(&e))?;
+                    }
+                    None => break Ok(()),
+                },
+                Ok(Exit::Canceled) => break Ok(()),
+                Ok(exit) => break Err(failed(&format!("the guest left with {exit:?}"))),
+                Err(error) => break Err(ours(error)),
+            }
+        };
+        drop(done);
+        let _ = watchdog.join();
+        ran?;
+        drop((vcpu, vm));
+        // Not one turn in all that time: slower than any measure.
+        laps.result().ok_or_else(|| Unusable::TooSlow { instructions_per_second: 0 }.into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -59,7 +59,7 @@ impl Board for Arm64Board {
         let cmdline = format!("{CMDLINE} {}", load.cmdline);
         let description = Description {
             vcpus: self.vcpus,
-            memory_bytes: memory.host().1,
+            memory_bytes: load.memory_bytes,
             cmdline: cmdline.trim_end(),
             initramfs: None,
             virtio_devices: load.virtio_devices,
@@ -71,6 +71,8 @@ impl Board for Arm64Board {
 
     fn start(self: Box<Self>, windows: Vec<SharedWindow>, tail: Tail) -> Result<Arc<dyn Processors>, Error> {
         let bus = Bus::new(&layout::MAP, windows, Some(Arc::new(Mutex::new(Pl011(tail)))));
-        Ok(Vcpus::start(Arm64::new(self.vm, bus), self.vcpus, Power::Off)?)
+        // An engine that serves PSCI keeps those back itself that the guest has not started.
+        let power = if self.vm.serves_psci() { Power::On } else { Power::Off };
+        Ok(Vcpus::start(Arm64::new(self.vm, bus), self.vcpus, power)?)
     }
 }

@@ -76,6 +76,24 @@ impl Platform for Arm64 {
                     self.counters.mmio.fetch_add(1, Ordering::Relaxed);
                     self.mmio(&mut **vcpu, abort)?;
                 }
+                Exit::Read { address, size } => {
+                    self.counters.mmio.fetch_add(1, Ordering::Relaxed);
+                    let mut bytes = [0; 8];
+                    self.bus.read(address, &mut bytes[..size]);
+                    vcpu.finish_read(u64::from_le_bytes(bytes))?;
+                }
+                Exit::Write { address, size, value } => {
+                    self.counters.mmio.fetch_add(1, Ordering::Relaxed);
+                    self.bus.write(address, &value.to_le_bytes()[..size]);
+                }
+                Exit::PowerOff => {
+                    vcpus.stop(Stop::PowerOff);
+                    return Ok(());
+                }
+                Exit::Reset => {
+                    vcpus.stop(Stop::Reset);
+                    return Ok(());
+                }
                 Exit::Hvc { .. } => {
                     self.counters.hvc.fetch_add(1, Ordering::Relaxed);
                     if !self.psci(vcpus, index, &mut **vcpu)? {

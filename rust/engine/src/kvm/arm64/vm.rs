@@ -1,0 +1,133 @@
+//! A virtual machine. KVM initialises the GIC for the vCPUs that there are, so all are made with the machine and handed
+//! to their threads later.
+
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{
+    KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_MEM_READONLY, kvm_userspace_memory_region, kvm_vcpu_init,
+};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+
+use super::gic::Gic;
+use super::vcpu::KvmVcpu;
+use crate::arm64::{Canceller, Protection, Vcpu, Vm, VmConfig};
+use crate::kvm::host::{self, Unusable};
+use crate::kvm::kick::Kick;
+use crate::kvm::{Error, Named, Result};
+
+/// What vCPUs share with their machine.
+pub struct Shared {
+    fd: VmFd,
+    pub(super) gic: Gic,
+    pub(super) kicks: Vec<Arc<Kick>>,
+}
+
+/// An arm64 virtual machine on KVM.
+pub struct KvmVm {
+    shared: Arc<Shared>,
+    slots: Mutex<u32>,
+    /// Those that no thread has asked for yet.
+    waiting: Mutex<Vec<Option<VcpuFd>>>,
+}
+
+impl KvmVm {
+    pub fn new(config: &VmConfig) -> Result<Self> {
+        let kvm = host::open()?;
+        let most = kvm.get_max_vcpus();
+        if config.vcpus == 0 || config.vcpus as usize > most {
+            return Err(Error::TooManyVcpus { vcpus: config.vcpus, most });
+        }
+        let fd = loop {
+            match kvm.create_vm() {
+                Err(error) if error.errno() == libc::EINTR => {}
+                Err(error) if error.errno() == libc::EBUSY => return Err(Unusable::Busy.into()),
+                result => break result.named("KVM_CREATE_VM")?,
+            }
+        };
+        let mut init = kvm_vcpu_init::default();
+        fd.get_preferred_target(&mut init).named("KVM_ARM_PREFERRED_TARGET")?;
+        init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+        if kvm.check_extension(Cap::ArmPtrAuthAddress) && kvm.check_extension(Cap::ArmPtrAuthGeneric) {
+            // KVM gives both or none.
+            init.features[0] |= 1 << KVM_ARM_VCPU_PTRAUTH_ADDRESS | 1 << KVM_ARM_VCPU_PTRAUTH_GENERIC;
+        }
+        let mut waiting = Vec::new();
+        for index in 0..config.vcpus {
+            let vcpu = fd.create_vcpu(index.into()).named("KVM_CREATE_VCPU")?;
+            let mut init = init;
+            if index > 0 {
+                // The guest starts it by PSCI.
+                init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+            }
+            vcpu.vcpu_init(&init).named("KVM_ARM_VCPU_INIT")?;
+            waiting.push(Some(vcpu));
+        }
+        let gic = Gic::new(&fd, config)?;
+        let kicks = (0..config.vcpus).map(|_| Arc::default()).collect();
+        Ok(Self {
+            shared: Arc::new(Shared { fd, gic, kicks }),
+            slots: Mutex::default(),
+            waiting: Mutex::new(waiting),
+        })
+    }
+}
+
+impl Vm for KvmVm {
+    unsafe fn map(&self, host: NonNull<u8>, gpa: u64, len: u64, protection: Protection) -> crate::Result<()> {
+        let mut slots = self.slots.lock().unwrap_or_else(|e| e.into_inner());
+        let region = kvm_userspace_memory_region {
+            slot: *slots,
+            flags: if protection == Protection::Read { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: gpa,
+            memory_size: len,
+            userspace_addr: host.as_ptr() as u64,
+        };
+        // SAFETY: the caller promises that the memory stays; slots do not overlap, or KVM refuses them.
+        unsafe { self.shared.fd.set_user_memory_region(region) }.named("KVM_SET_USER_MEMORY_REGION")?;
+        *slots += 1;
+        Ok(())
+    }
+
+    fn create_vcpu(&self, index: u32) -> crate::Result<Box<dyn Vcpu>> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        let fd = waiting.get_mut(index as usize).and_then(Option::take);
+        let fd = fd.ok_or_else(|| Error::State(format!("vCPU {index} is not there or was made before")))?;
+        Ok(Box::new(KvmVcpu::new(self.shared.clone(), fd, index)))
+    }
+
+    fn canceller(&self, index: u32) -> crate::Result<Canceller> {
+        let kick = self.shared.kicks[index as usize].clone();
+        Ok(Arc::new(move || kick.request()))
+    }
+
+    fn set_spi(&self, intid: u32, level: bool) {
+        // It fails for no INTID that the GIC has.
+        let _ = self.shared.fd.set_irq_line(KVM_ARM_IRQ_TYPE_SPI << 24 | intid, level);
+    }
+
+    fn gic_state(&self) -> crate::Result<Vec<u8>> {
+        Ok(self.shared.gic.save()?)
+    }
+
+    fn set_gic_state(&self, state: &[u8]) -> crate::Result<()> {
+        Ok(self.shared.gic.restore(state)?)
+    }
+
+    fn host_counter(&self) -> u64 {
+        host_counter()
+    }
+
+    fn serves_psci(&self) -> bool {
+        true
+    }
+}
+
+/// The host's counter, which virtual counters are offset from.
+pub fn host_counter() -> u64 {
+    let count;
+    // SAFETY: reads a counter that Linux lets user space read; the barrier keeps it from being read early.
+    unsafe { std::arch::asm!("isb", "mrs {}, cntvct_el0", out(reg) count, options(nostack)) };
+    count
+}
