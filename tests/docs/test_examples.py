@@ -6,38 +6,39 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Documents whose examples need something prepared for them, and the tests that do so.
+_ELSEWHERE = {"snapshot-format.md": "tests/snapshot/test_snapshot_docs.py"}
 
 
-def _examples() -> Iterator[tuple[str, str]]:
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = document.read_text(encoding="utf-8")
-        for block in _BLOCK.finditer(text):
-            line = text.count("\n", 0, block.start()) + 2
-            yield f"{document.relative_to(ROOT)}:{line}", block[1]
+def _program(document: Path) -> str:
+    """All examples of a document in their order: later ones build on earlier ones."""
+    return "\n".join(_BLOCK.findall(document.read_text(encoding="utf-8")))
 
 
-EXAMPLES = dict(_examples())
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_there_are_examples() -> None:
-    assert any(name.startswith("README.md:") for name in EXAMPLES)
+def test_what_is_tested_elsewhere_is() -> None:
+    for name, test in _ELSEWHERE.items():
+        assert name in (ROOT / test).read_text(encoding="utf-8")
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_runs(name: str, tmp_path: Path) -> None:
-    # As a reader would: a program of its own. Relative paths are those of the project.
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if d.name not in _ELSEWHERE and _program(d)], ids=lambda d: d.name
+)
+def test_the_examples_run(document: Path, tmp_path: Path) -> None:
+    # As a reader would run them: a program of its own, in a directory where the demo is.
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     environment = {**os.environ, "SUPERMACHINE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", EXAMPLES[name]],
+        [sys.executable, "-c", _program(document)],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
