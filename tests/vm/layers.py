@@ -79,6 +79,7 @@ def kinds(path: Path) -> None:
     """Every kind of inode with every attribute at its edges."""
     noise = random.Random(1)
     with Layer(path) as layer:
+        layer.add("./", mode=0o751, gid=4)
         layer.add("case/", mode=0o711, uid=7, gid=8)
         for mode in (0o000, 0o4755, 0o2755, 0o1644, 0o7777):
             layer.add(f"case/mode-{mode:04o}", b"mode", mode=mode)
@@ -153,6 +154,8 @@ def kinds(path: Path) -> None:
         layer.add("below/becomes a directory", b"gone")
         layer.add("below/real/")
         layer.symlink("below/pointing", "real")
+        layer.symlink("below/pointing absolutely", "/below/real")
+        layer.symlink("below/pointing out", "../../../../../below/real")
         layer.add("below/many/")
         for number in range(3000):
             layer.add(f"below/many/file number {number}", b"%d" % number, mtime=number)
@@ -180,6 +183,8 @@ def changes(path: Path) -> None:
         layer.add("below/becomes a directory/")
         layer.add("below/becomes a directory/inside", b"new")
         layer.add("below/pointing/through a link", b"lands in the real directory")
+        layer.add("below/pointing absolutely/through another", b"within the image, not the host")
+        layer.add("below/pointing out/through a third", b"there too")
         for number in range(0, 3000, 2):
             layer.whiteout(f"below/many/file number {number}")
 

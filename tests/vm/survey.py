@@ -50,6 +50,7 @@ def main(root: str, skipped: list) -> None:
     top = os.fsencode(root)
     names: dict = {}
     leave = {os.path.normpath(os.path.join(top, os.fsencode(s))) for s in skipped}
+    print(json.dumps([b".".hex(), describe(top, names)]))
     todo = [top]
     while todo:
         directory = todo.pop()
