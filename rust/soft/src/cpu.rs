@@ -11,7 +11,7 @@ use crate::mmu::{Access, Fault, PA_BITS};
 use crate::op::{self, FUEL, P};
 use crate::sysreg::Sys;
 use crate::vcpu::Exit;
-use crate::vm::{Request, Shared, VcpuShared};
+use crate::vm::{Region, Request, Shared, VcpuShared};
 
 /// Work left for a vCPU by other threads: bits of [`VcpuShared::pending`].
 #[derive(Clone, Copy)]
@@ -110,6 +110,8 @@ pub(crate) struct Cpu {
     /// Each of these pages has its bit in `jump_pages` and goes with `jumps`.
     fetches: Box<[Fetch; FETCHES]>,
     pub code: CodeCache,
+    /// The VM's memory as of the last run, so that translations take no lock.
+    pub memory: Vec<Region>,
     pub vm: Arc<Shared>,
     pub me: Arc<VcpuShared>,
     pub index: u32,
@@ -155,6 +157,7 @@ impl Cpu {
             jump_pages: [0; 64],
             fetches: Box::new([NO_FETCH; FETCHES]),
             code: CodeCache::new(),
+            memory: Vec::new(),
             vm,
             me,
             index,
@@ -184,6 +187,9 @@ impl Cpu {
     fn run_inner(&mut self) -> Exit {
         self.update_timers();
         self.regime();
+        if self.memory.is_empty() {
+            self.memory = self.vm.memory();
+        }
         loop {
             if self.pending() != 0
                 && let Some(exit) = self.attend()
@@ -534,7 +540,11 @@ impl Cpu {
 
     pub fn apply(&mut self, r: Request) {
         match r {
-            Request::TlbAll => self.flush_tlb(),
+            Request::TlbAll => {
+                // Memory may have been taken away.
+                self.memory = self.vm.memory();
+                self.flush_tlb();
+            }
             Request::TlbVa(va) => self.flush_tlb_va(va),
             Request::TlbAsid(asid) => self.flush_tlb_asid(asid),
             Request::Code => self.flush_code(),

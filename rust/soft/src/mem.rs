@@ -34,7 +34,7 @@ impl TlbEntry {
 pub(crate) struct Tlb {
     pub entries: Box<[TlbEntry; TLB_SIZE]>,
     /// By half, one bit for each (hashed) 2 MiB that have entries from block mappings.
-    blocks: [u64; 2],
+    blocks: [[u64; BLOCK_WORDS]; 2],
     /// Whether there are entries of the lower half.
     pub low: bool,
 }
@@ -43,19 +43,20 @@ impl Tlb {
     pub fn new() -> Self {
         let entries = vec![TlbEntry::EMPTY; TLB_SIZE].into_boxed_slice();
         let entries = entries.try_into().unwrap_or_else(|_| unreachable!("the length is right"));
-        Self { entries, blocks: [0; 2], low: false }
+        Self { entries, blocks: [[0; BLOCK_WORDS]; 2], low: false }
     }
 
     pub fn flush(&mut self) {
         self.entries.fill(TlbEntry::EMPTY);
-        self.blocks = [0; 2];
+        self.blocks = [[0; BLOCK_WORDS]; 2];
         self.low = false;
     }
 
     /// Drops what maps this address, whatever the ASID.
     pub fn flush_va(&mut self, va: u64) {
         self.entries[index(va)] = TlbEntry::EMPTY;
-        if self.blocks[half(va)] >> (va >> 21 & 63) & 1 == 1 {
+        let (word, bit) = block_bit(va);
+        if self.blocks[half(va)][word] & bit != 0 {
             let block = |tag: u64| tag << 8 >> 8 >> 21;
             let wanted = block(va);
             for e in self.entries.iter_mut() {
@@ -80,6 +81,14 @@ impl Tlb {
 #[inline(always)]
 fn index(va: u64) -> usize {
     (va >> 12) as usize & (TLB_SIZE - 1)
+}
+
+const BLOCK_WORDS: usize = 16;
+
+/// Where the bit of an address's 2 MiB is.
+fn block_bit(va: u64) -> (usize, u64) {
+    let n = va >> 21 & (64 * BLOCK_WORDS as u64 - 1);
+    ((n >> 6) as usize, 1 << (n & 63))
 }
 
 fn half(va: u64) -> usize {
@@ -161,6 +170,7 @@ impl Cpu {
                 if let Some(host) = host
                     && self.sys.sctlr & 2 == 0
                 {
+                    let writable = t.writable && self.host(t.pa, true).is_some();
                     let tag = va & !0xfff | if el0 { self.utag } else { EL1_TAG };
                     let tlb = if el0 { &mut self.tlbs[0] } else { &mut self.tlbs[1] };
                     let e = &mut tlb.entries[index(va)];
@@ -181,17 +191,18 @@ impl Cpu {
                     } else {
                         e.read = tag;
                         // One fill for both where a write would need no more than this walk says.
-                        if t.writable && self.vm.writable(t.pa) {
+                        if writable {
                             e.write = tag;
                         } else {
                             e.write = NOTHING;
                         }
                     }
-                    tlb.blocks[half(va)] |= match size {
-                        0 => 0,
-                        1 => 1 << (va >> 21 & 63),
-                        _ => u64::MAX,
-                    };
+                    let (word, bit) = block_bit(va);
+                    match size {
+                        0 => {}
+                        1 => tlb.blocks[half(va)][word] |= bit,
+                        _ => tlb.blocks[half(va)] = [u64::MAX; BLOCK_WORDS],
+                    }
                     tlb.low |= half(va) == 0;
                 }
                 Some((t.pa, host))
@@ -205,7 +216,12 @@ impl Cpu {
 
     /// The host's address of guest physical memory, when something is mapped there.
     pub fn host(&self, pa: u64, write: bool) -> Option<*mut u8> {
-        self.vm.host(pa, write)
+        // The copy can lack what has been added since, but holds nothing that is gone: see `Request::TlbAll`.
+        let known = self.memory.iter().find(|r| r.holds(pa));
+        match known {
+            Some(r) => r.host(pa, write),
+            None => self.vm.region(pa)?.host(pa, write),
+        }
     }
 
     /// Checks alignment where SCTLR_EL1.A or the instruction asks for it. False when an exception has been taken.

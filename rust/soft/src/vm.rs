@@ -130,12 +130,24 @@ impl VcpuShared {
     }
 }
 
+/// Memory of the host's at a guest physical address.
 #[derive(Clone, Copy)]
-struct Region {
+pub(crate) struct Region {
     gpa: u64,
     len: u64,
     host: u64,
     writable: bool,
+}
+
+impl Region {
+    pub fn holds(&self, pa: u64) -> bool {
+        pa.wrapping_sub(self.gpa) < self.len
+    }
+
+    /// Where `pa`, which it holds, is for the host.
+    pub fn host(&self, pa: u64, write: bool) -> Option<*mut u8> {
+        (self.writable || !write).then(|| (self.host + (pa - self.gpa)) as usize as *mut u8)
+    }
 }
 
 /// What all vCPUs share.
@@ -149,19 +161,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn region(&self, pa: u64) -> Option<Region> {
+    /// The memory there is now.
+    pub fn memory(&self) -> Vec<Region> {
+        self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn region(&self, pa: u64) -> Option<Region> {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
-        regions.iter().find(|r| pa.wrapping_sub(r.gpa) < r.len).copied()
-    }
-
-    /// The host's address of guest physical memory.
-    pub fn host(&self, pa: u64, write: bool) -> Option<*mut u8> {
-        let r = self.region(pa)?;
-        (r.writable || !write).then(|| (r.host + (pa - r.gpa)) as usize as *mut u8)
-    }
-
-    pub fn writable(&self, pa: u64) -> bool {
-        self.region(pa).is_some_and(|r| r.writable)
+        regions.iter().find(|r| r.holds(pa)).copied()
     }
 
     /// The host's counter, in ticks of [`COUNTER_HZ`].
