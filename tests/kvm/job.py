@@ -38,7 +38,7 @@ def capture() -> Any:
         machine.path("/tmp/before").write_text("kept")
         machine.snapshot(SNAPSHOT)
         machine.path("/tmp/before").write_text("gone on")
-        return {"processors": machine.run("busybox nproc", shell=True, text=True).stdout}
+        return {"processors": machine.run(["busybox", "nproc"], text=True).stdout}
 
 
 def clones() -> Any:
@@ -50,7 +50,7 @@ def clones() -> Any:
             read = machine.path("/tmp/before").read_text()
             random = machine.path("/proc/sys/kernel/random/uuid").read_text()
             hostname = machine.path("/proc/sys/kernel/hostname").read_text()
-            processors = machine.run("busybox nproc", shell=True, text=True).stdout
+            processors = machine.run(["busybox", "nproc"], text=True).stdout
             found.append(
                 {"read": read, "random": random, "hostname": hostname, "exits": counted, "processors": processors}
             )

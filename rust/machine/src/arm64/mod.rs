@@ -27,8 +27,12 @@ use crate::{Error, SharedWindow};
 /// wrong before the virtio console is there.
 const CMDLINE: &str = "earlycon=pl011,mmio32,0x9000000 console=hvc0 panic=-1";
 
+/// Comes first on hardware, where each character of the UART is two exits: nothing but what goes wrong is shown.
+const QUIET: &str = "quiet ";
+
 /// An arm64 machine that is being made.
 pub struct Arm64Board {
+    engine: Engine,
     vm: Arc<dyn Vm>,
     vcpus: u32,
 }
@@ -45,7 +49,7 @@ impl Arm64Board {
             // SAFETY: as above.
             unsafe { vm.map(generation, at, size, Protection::Read)? };
         }
-        Ok(Self { vm, vcpus })
+        Ok(Self { engine, vm, vcpus })
     }
 }
 
@@ -56,7 +60,8 @@ impl Board for Arm64Board {
     }
 
     fn load(&self, memory: &Memory, load: &Load) -> Result<Entry, Error> {
-        let cmdline = format!("{CMDLINE} {}", load.cmdline);
+        let quiet = if self.engine == Engine::Kvm { QUIET } else { "" };
+        let cmdline = format!("{quiet}{CMDLINE} {}", load.cmdline);
         let description = Description {
             vcpus: self.vcpus,
             memory_bytes: load.memory_bytes,

@@ -17,8 +17,8 @@ const VECTOR: u64 = 84;
 const FPSR: u64 = 212;
 const FPCR: u64 = 213;
 
-/// Registers that a vCPU may list.
-const MOST: usize = 2000;
+/// Registers that a vCPU may list: as many as kvm-bindings has room for.
+const MOST: usize = 500;
 /// The virtual timer's counter, control and compare value. In the ids of the first and last KVM has exchanged CNTVCT and
 /// CNTV_CVAL, which is its interface now (arch/arm64/include/uapi/asm/kvm.h).
 pub const TIMER_COUNT: u64 = system(SysReg::new(3, 3, 14, 3, 2));
