@@ -31,6 +31,28 @@ def layout_of(root: Path, **names: bytes) -> Path:
     return write_layout(root, blobs, make_index(*entries))
 
 
+@pytest.mark.parametrize("how", ["removed", "held"])
+def test_a_new_scratch_directory_that_is_taken_for_a_stale_one(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path)
+    meddled = []
+
+    def meddling(path: Path, **options: bool) -> int | None:
+        # As `remove_stale` of another process, between the creation of the lock and its being held.
+        if not meddled:
+            meddled.append(path)
+            path.parent.rmdir()
+            return None if how == "held" else acquire(path, **options)
+        return acquire(path, **options)
+
+    monkeypatch.setattr("supermachine.images.cache.acquire", meddling)
+    with cache.scratch() as place:
+        (place / "work").write_bytes(b"goes on")
+    assert meddled
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     assert default_directory() == Path.home() / ".cache" / "supermachine"

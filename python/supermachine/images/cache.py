@@ -35,6 +35,8 @@ from .references import absolute
 _DIRECTORIES = ("blobs", "rootfs", "images", "references", "locks", "tmp")
 # A directory in tmp exists for a moment before its lock does.
 _STALE_SECONDS = 60.0
+#: New scratch directories that others may take for stale ones before something else must be wrong.
+_ATTEMPTS = 16
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# supermachine's cache; it can be deleted at any time.\n"
 
@@ -120,15 +122,24 @@ class Cache:
         """A directory for work in progress, removed at the end, or by others after this process was killed."""
         self.prepare()
         with self.errors("write to"):
-            place = self.directory / "tmp" / os.urandom(16).hex()
-            place.mkdir(mode=0o700)
-            lock = acquire(place / "lock", block=False)
+            place, lock = self._scratch()
         try:
             yield place
         finally:
             _remove_tree(place)
-            if lock is not None:
-                release(lock)
+            release(lock)
+
+    def _scratch(self) -> tuple[Path, int]:
+        """A new directory and the lock that says it is in use."""
+        for _ in range(_ATTEMPTS):
+            place = self.directory / "tmp" / os.urandom(16).hex()
+            place.mkdir(mode=0o700)
+            # Who cleans up may come between the lock's creation and its being held, and takes the directory for stale.
+            with contextlib.suppress(FileNotFoundError):
+                lock = acquire(place / "lock", block=False)
+                if lock is not None:
+                    return place, lock
+        raise FileNotFoundError(errno.ENOENT, "new directories are removed at once", str(self.directory / "tmp"))
 
     def publish(self, temporary: Path, final: Path) -> None:
         """Makes a file of `scratch` permanent under its final name; all of it or nothing, even after a crash."""
