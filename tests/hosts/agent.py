@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import pty
+import pwd
 import queue
 import signal
 import struct
@@ -62,7 +63,7 @@ class Agent:
             if kind == START:
                 try:
                     self.processes[channel] = Process(self, channel, json.loads(payload))
-                except (OSError, ValueError) as error:
+                except (OSError, KeyError, ValueError) as error:
                     failure = {"errno": getattr(error, "errno", None), "message": str(error)}
                     self.send(FAILED, channel, json.dumps(failure).encode())
             elif (process := self.processes.get(channel)) is not None:
@@ -81,7 +82,8 @@ class Process:
         self.agent, self.channel = agent, channel
         self.input: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.terminal: int | None = None
-        environment = {**os.environ, **request["env"]}
+        home = pwd.getpwuid(request["user"] or 0).pw_dir
+        environment = {**os.environ, "HOME": home, **request["env"]}
         common: dict[str, Any] = {"cwd": request["cwd"], "env": environment, "user": request["user"]}
         if request["user"] is not None:
             common |= {"group": request["user"], "extra_groups": []}
