@@ -22,6 +22,8 @@ use crate::start::{self, Built};
 
 /// How long a guest may take to power off beyond the grace that its processes get.
 const POWER_OFF: Duration = Duration::from_secs(2);
+/// How long a guest that ended before it was ready is listened to.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// What the console of a kernel says that panics.
 const PANIC: &str = "Kernel panic";
 const ASKED: &str = "the host asked for it";
@@ -135,6 +137,9 @@ impl Session {
         });
         // Every connection ends, so that whoever waits on one wakes, before the last word is said.
         self.machine.close();
+        if !self.ready.load(Ordering::Acquire) {
+            self.hear_out();
+        }
         let console_tail = self.machine.console_tail();
         let verdict = self.verdict.lock().unwrap_or_else(|e| e.into_inner()).take();
         let Ended { reason, message } =
@@ -154,6 +159,14 @@ impl Session {
     fn end(&self, ended: Ended) {
         self.verdict.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(ended);
         self.machine.stop(Stop::Requested);
+    }
+
+    /// An agent that cannot go on says so and powers off: its words may still be on their way to the boot thread.
+    fn hear_out(&self) {
+        let end = Instant::now() + LAST_WORDS;
+        while self.verdict.lock().unwrap_or_else(|e| e.into_inner()).is_none() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn step(&self, name: &str) {
