@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use common::{CONFIG, Machine, RAM, exclusive};
-use supermachine_engine::arm64::{Exit, IccReg, Protection, RedistReg, Reg, SimdReg, SysReg, Vcpu, VmConfig};
+use supermachine_engine::arm64::{Exit, IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu, VmConfig};
 use supermachine_engine::hvf::{Error, HvfVm};
 use supermachine_engine::{Engine, Error as EngineError};
 #[cfg(not(target_os = "macos"))]
@@ -90,6 +90,8 @@ fn exits_are_what_the_guest_did() {
 #[cfg(not(target_os = "macos"))]
 #[test]
 fn memory_goes_in_pages_of_sixteen_kibibytes_and_can_be_protected_and_taken_away() {
+    use supermachine_engine::arm64::Protection;
+
     let machine = Machine::new(1, &[]);
     let page = Box::leak(Box::new([0_u8; 64 << 10]));
     let host = page.as_mut_ptr().map_addr(|at| at.next_multiple_of(16 << 10));
