@@ -56,7 +56,7 @@ class Site:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module", params=["x86_64"])
+@pytest.fixture(scope="module", params=["x86_64", "aarch64"])
 def site(request: pytest.FixtureRequest, hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     architecture = str(request.param)
     host = hosts.installed(architecture)
@@ -114,6 +114,6 @@ def test_a_user_without_permission_is_told_the_command(site: Site) -> None:
         )
     finally:
         site.host.run(["chmod", "0666", "/dev/kvm"], 60, check=True)
-    code, remedy = done.stdout.split(" | ")
+    code, remedy = done.stdout.split(" | ", 1)
     assert code == "not permitted"
     assert remedy.startswith(("sudo usermod -aG ", "echo 'KERNEL"))

@@ -273,6 +273,34 @@ fault_start:
     ud2
 fault_end:
 
+    .globl breakpoint_start, breakpoint_end
+breakpoint_start:
+    lea rax, [rip + breakpoint_handler]
+    mov rdi, 0x22030                             // IDT entry 3
+    mov [rdi], ax
+    mov word ptr [rdi + 2], 0x10
+    mov word ptr [rdi + 4], 0x8f00
+    shr rax, 16
+    mov [rdi + 6], ax
+    lea rdi, [rip + breakpoint_idt]
+    lidt [rdi]
+    int3
+1:  mov edx, 0x420
+    mov eax, 2
+    out dx, al
+breakpoint_handler:
+    mov rax, [rsp]
+    lea rcx, [rip + 1b]
+    sub rax, rcx                                 // 0: the address behind the breakpoint
+    inc rax
+    mov edx, 0x420
+    out dx, al
+    iretq
+breakpoint_idt:
+    .short 0x7ff
+    .quad 0x22000
+breakpoint_end:
+
     .globl page_start, page_end
 page_start:
     mov byte ptr [0x30000], 1
@@ -294,6 +322,8 @@ unsafe extern "C" {
     fn spin_end();
     fn fault_start();
     fn fault_end();
+    fn breakpoint_start();
+    fn breakpoint_end();
     fn page_start();
     fn page_end();
 }
@@ -305,6 +335,7 @@ const CLASSES: Program = (classes_start, classes_end);
 const TIMER: Program = (timer_start, timer_end);
 const SPIN: Program = (spin_start, spin_end);
 const FAULT: Program = (fault_start, fault_end);
+const BREAKPOINT: Program = (breakpoint_start, breakpoint_end);
 const PAGES: Program = (page_start, page_end);
 
 /// What [`CLASSES`] is to find, in the order it stores it.
@@ -508,6 +539,17 @@ fn a_triple_fault_is_a_shutdown() {
     }
     let (_guest, mut vcpu) = Guest::running(FAULT);
     assert_eq!(vcpu.run(&mut Nothing).unwrap(), Exit::Shutdown);
+}
+
+/// Also where KVM runs kernel code by emulation, and does not know the instruction.
+#[test]
+fn a_breakpoint_is_taken_and_returned_from() {
+    if !kvm_here() {
+        return;
+    }
+    let (guest, mut vcpu) = Guest::running(BREAKPOINT);
+    assert_eq!(guest.ring(&mut vcpu), 1);
+    assert_eq!(guest.ring(&mut vcpu), 2);
 }
 
 #[test]
