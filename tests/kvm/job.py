@@ -67,6 +67,21 @@ def killed() -> Any:
             return {"exited": error.reason}
 
 
+def large() -> Any:
+    """More memory than fits below the devices of a PC."""
+
+    def total(machine: VM) -> int:
+        line = machine.path("/proc/meminfo").read_text().splitlines()[0]
+        return int(line.split()[1]) << 10
+
+    with VM(IMAGE, bake=False, memory="5g") as machine:
+        booted = total(machine)
+        machine.snapshot("/root/large")
+    size = Path("/root/large").stat().st_blocks * 512
+    with VM.restore("/root/large") as machine:
+        return {"booted": booted, "restored": total(machine), "size": size}
+
+
 def refused() -> Any:
     """Without the device KVM is refused by name, and auto goes on with soft."""
     Path("/dev/kvm").rename("/dev/kvm-hidden")

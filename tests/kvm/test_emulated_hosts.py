@@ -90,6 +90,13 @@ def test_a_guest_is_captured_and_restored_in_new_processes(site: Site) -> None:
     assert first["hostname"] != second["hostname"]
 
 
+def test_memory_beyond_the_devices_is_there_before_and_after(site: Site) -> None:
+    found = site.job("large")
+    assert found["booted"] == found["restored"] > 9 << 29
+    # What the guest has not touched takes no room.
+    assert found["size"] < 1 << 29
+
+
 def test_a_worker_that_is_killed_wakes_who_waits(site: Site) -> None:
     assert site.job("killed").keys() == {"exited"}
 
