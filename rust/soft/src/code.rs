@@ -6,11 +6,14 @@ use std::hash::{BuildHasherDefault, Hasher};
 use crate::decode::{BLOCK_MAX, Block};
 use crate::op::{Op, P};
 
-/// Operations kept at most; when they are used up everything is decoded anew.
+/// Operations kept at most by all vCPUs of a machine; when its share is used up a vCPU decodes everything anew.
 const CAPACITY: usize = 640 << 10;
 
-/// Pages with decoded code at most: a guest that runs a little in each page must not take the host's memory.
+/// Pages with decoded code at most, likewise: a guest that runs a little in each page must not take the host's memory.
 const PAGES: usize = 4096;
+
+/// Smaller shares than this part would not hold what a kernel and a program run all the time.
+const MAX_SHARES: usize = 4;
 
 /// Multiplies: page numbers need no more.
 #[derive(Default)]
@@ -60,13 +63,19 @@ impl Drop for OwnedPage {
 pub(crate) struct CodeCache {
     /// Never grows beyond its first capacity, so that pointers into it hold until `clear`.
     ops: Vec<Op>,
+    capacity: usize,
+    max_pages: usize,
     pages: HashMap<u64, OwnedPage, BuildHasherDefault<PageHasher>>,
     block: Block,
 }
 
 impl CodeCache {
-    pub fn new() -> Self {
-        Self { ops: Vec::with_capacity(CAPACITY), pages: HashMap::default(), block: Block::default() }
+    /// The share of one of `vcpus` vCPUs.
+    pub fn new(vcpus: usize) -> Self {
+        let shares = vcpus.clamp(1, MAX_SHARES);
+        let (capacity, max_pages) = (CAPACITY / shares, PAGES / shares);
+        let ops = Vec::with_capacity(capacity);
+        Self { ops, capacity, max_pages, pages: HashMap::default(), block: Block::default() }
     }
 
     /// The page at physical address `pa`. The reference holds until the page is removed or all is cleared.
@@ -89,7 +98,7 @@ impl CodeCache {
 
     /// Whether a block might not fit any more.
     pub fn is_full(&self) -> bool {
-        self.ops.len() + 2 * BLOCK_MAX + 8 > CAPACITY || self.pages.len() >= PAGES
+        self.ops.len() + 2 * BLOCK_MAX + 8 > self.capacity || self.pages.len() >= self.max_pages
     }
 
     /// Decodes the block at this address in its page, whose memory is at `host`.

@@ -156,7 +156,7 @@ impl Cpu {
             jumps: jumps.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
             jump_pages: [0; 64],
             fetches: Box::new([NO_FETCH; FETCHES]),
-            code: CodeCache::new(),
+            code: CodeCache::new(vm.vcpus.len()),
             memory: Vec::new(),
             vm,
             me,
