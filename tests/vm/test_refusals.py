@@ -45,9 +45,9 @@ def registry() -> Iterator[FakeRegistry]:
 
 
 def residue(cache: Path) -> list[str]:
-    """What a refused image left: everything but empty directories and lock files."""
+    """What a refused image left: everything but empty directories, lock files, and what is known of the host's KVM."""
     files = [p.relative_to(cache) for p in cache.rglob("*") if not p.is_dir()]
-    return [str(p) for p in files if p.parts[0] != "locks" and p.name != "CACHEDIR.TAG"]
+    return [str(p) for p in files if p.parts[0] != "locks" and p.name not in ("CACHEDIR.TAG", "kvm.json")]
 
 
 def layout(place: Path, image: Image, index: bytes | None = None) -> Path:
