@@ -76,6 +76,38 @@ def all_differ(clones: list[VM], command: str) -> bool:
     return len(set(said)) == len(said)
 
 
+#: The random of a TLS client's first message, and the key share that it offers (RFC 8446, 4.1.2 and 4.2.8).
+CLIENT_HELLO = """
+import ssl
+out = ssl.MemoryBIO()
+client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="example.org")
+try:
+    client.do_handshake()
+except ssl.SSLWantReadError:
+    pass
+hello = out.read()
+assert hello[0] == 22 and hello[5] == 1, hello
+share = hello.index(bytes.fromhex("001d0020")) + 4  # x25519, 32 bytes
+print(hello[11:43].hex(), hello[share : share + 32].hex())
+"""
+
+
+def test_randoms_and_keys_of_tls_sessions_differ(debian: Path) -> None:
+    with VM(debian, user="root") as vm:
+        # OpenSSL is in the guest's page cache, and its process long gone, when the clones are made.
+        hellos = [str(vm.run(["python3", "-c", CLIENT_HELLO], text=True, check=True).stdout)]
+        clones = vm.fork(2)
+        try:
+            for clone in clones:
+                hellos.append(str(clone.run(["python3", "-c", CLIENT_HELLO], text=True, check=True).stdout))
+        finally:
+            for clone in clones:
+                clone.kill()
+    fields = [field for hello in hellos for field in hello.split()]
+    assert len(fields) == 6
+    assert len(set(fields)) == 6
+
+
 def test_the_kernels_random_numbers_differ(clones: list[VM]) -> None:
     # The generator behind getrandom(2) is the one behind both of these.
     assert all_differ(clones, "cat /proc/sys/kernel/random/uuid")
