@@ -32,8 +32,12 @@ def main() -> None:
     sys.stdout.buffer.write(result.stdout)
     result.check_returncode()
 
-    rows = [("a VM for one command, boot included", seconds(lambda: supermachine.run(IMAGE, ["true"], check=True)))]
+    def whole(bake: bool) -> str:
+        return seconds(lambda: supermachine.run(IMAGE, ["true"], check=True, bake=bake))
+
+    rows = [("a VM for one command, booted", whole(False)), ("the same from its snapshot", whole(True))]
     with supermachine.VM(IMAGE) as vm:
+        rows.append(("two clones of a running VM", seconds(lambda: [clone.kill() for clone in vm.fork(2)])))
         rows.append(("a command in a running VM", seconds(lambda: vm.run(["true"], check=True))))
         data = bytes(16 << 20)
         rows.append(("16 MiB written to the guest", seconds(lambda: vm.path("/root/data").write_bytes(data))))
