@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import installation, workingset
+from . import installation, options, workingset
 from .errors import ConfigurationError, SnapshotFailed, SnapshotInUse, SupermachineError, VMExited
 
 if TYPE_CHECKING:
@@ -52,14 +52,7 @@ _MAX_REMEMBERED = 64
 
 def enabled(asked: bool | None) -> bool:
     """Whether to bake: the argument, else unless SUPERMACHINE_NO_SNAPSHOT says no."""
-    if asked is not None:
-        return asked
-    value = os.environ.get("SUPERMACHINE_NO_SNAPSHOT", "").strip().lower()
-    if value in ("", "0", "false", "no", "off"):
-        return True
-    if value in ("1", "true", "yes", "on"):
-        return False
-    raise ConfigurationError(f"SUPERMACHINE_NO_SNAPSHOT is {value!r}; 1 or 0 is understood")
+    return not options.switch("SUPERMACHINE_NO_SNAPSHOT") if asked is None else asked
 
 
 def warmup_key(warmup: Warmup | None, named: str | None, context: Sequence[object]) -> str | None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from . import options
 from .errors import ConfigurationError, EngineUnavailable, HardwareRequired, SupermachineError
 
 EngineName = Literal["auto", "soft", "kvm", "hvf"]
@@ -190,14 +191,7 @@ def probe() -> list[Engine]:
 
 def hardware_required(asked: bool | None) -> bool:
     """Whether only hardware isolation will do: the argument, else SUPERMACHINE_REQUIRE_HARDWARE."""
-    if asked is not None:
-        return asked
-    value = os.environ.get("SUPERMACHINE_REQUIRE_HARDWARE", "").strip().lower()
-    if value in ("", "0", "false", "no", "off"):
-        return False
-    if value in ("1", "true", "yes", "on"):
-        return True
-    raise ConfigurationError(f"SUPERMACHINE_REQUIRE_HARDWARE is {value!r}; 1 or 0 is understood")
+    return options.switch("SUPERMACHINE_REQUIRE_HARDWARE") if asked is None else asked
 
 
 def choose(name: str = "auto", require_hardware: bool | None = None) -> Engine:

@@ -7,12 +7,12 @@ twice their number, plus one when the guest wrote to them; all little-endian. A 
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import options
 from .errors import SupermachineError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Ranges = list[tuple[int, int, bool]]
 
 def enabled(asked: bool | None) -> bool:
     """Whether to record and to use them: the argument, else unless SUPERMACHINE_NO_PREFAULT is set."""
-    return asked if asked is not None else os.environ.get("SUPERMACHINE_NO_PREFAULT", "0") in ("", "0")
+    return not options.switch("SUPERMACHINE_NO_PREFAULT") if asked is None else asked
 
 
 def encode(ranges: Ranges) -> bytes:

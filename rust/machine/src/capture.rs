@@ -7,7 +7,7 @@ use supermachine_devices::state::TransportState;
 use supermachine_engine::Engine;
 
 use crate::bus::Window;
-use crate::vcpus::DEADLINE;
+use crate::vcpus::{DEADLINE, Power};
 use crate::{Error, Machine};
 
 /// A machine's state, in the encodings of those that it belongs to.
@@ -21,6 +21,19 @@ pub struct State {
     pub vcpus: Vec<Vec<u8>>,
     /// Encode [`DeviceState`], in bus order.
     pub devices: Vec<Vec<u8>>,
+}
+
+impl State {
+    /// Refuses a state that tells of the power of more vCPUs than it has, or of fewer.
+    pub(crate) fn check_power(&self, power: &[Power]) -> Result<(), Error> {
+        let (powers, vcpus) = (power.len(), self.vcpus.len());
+        match powers == vcpus {
+            true => Ok(()),
+            false => {
+                Err(refused("machine state", format!("it tells of {powers} vCPUs and there are {vcpus}")))
+            }
+        }
+    }
 }
 
 /// One device.

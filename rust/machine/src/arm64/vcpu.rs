@@ -148,13 +148,7 @@ impl Platform for Arm64 {
         step: &mut dyn FnMut(&str),
     ) -> Result<(), Error> {
         let common: Common = decode("machine state", &state.machine)?;
-        if common.power.len() != state.vcpus.len() {
-            let (powers, vcpus) = (common.power.len(), state.vcpus.len());
-            return Err(refused(
-                "machine state",
-                format!("it tells of {powers} vCPUs and there are {vcpus}"),
-            ));
-        }
+        state.check_power(&common.power)?;
         let missing = features::missing(cpu_features, &Self::cpu_features(vcpus)?);
         if !missing.is_empty() {
             return Err(Error::CpuFeatures { missing: missing.join(", ") });

@@ -163,13 +163,7 @@ impl Platform for X86 {
         step: &mut dyn FnMut(&str),
     ) -> Result<(), Error> {
         let common: Common = decode("machine state", &state.machine)?;
-        if common.power.len() != state.vcpus.len() {
-            let (powers, vcpus) = (common.power.len(), state.vcpus.len());
-            return Err(refused(
-                "machine state",
-                format!("it tells of {powers} vCPUs and there are {vcpus}"),
-            ));
-        }
+        state.check_power(&common.power)?;
         let saved = state.vcpus.clone();
         let restored = vcpus.on_each(DEADLINE, move |index, vcpu| vcpu.restore(&saved[index]))?;
         for (index, result) in restored.into_iter().enumerate() {
