@@ -14,6 +14,9 @@ pub trait Registers: Send {
 
 /// A device's window whose state a snapshot holds.
 pub trait Window: Registers {
+    /// Virtio device id (virtio 1.2, 5).
+    fn id(&self) -> u32;
+
     fn state(&self) -> DeviceState;
 
     /// Takes over what [`Window::state`] gave, with guest memory in place; a sentence's end when it is refused.
@@ -81,6 +84,10 @@ mod tests {
     }
 
     impl Window for Probe {
+        fn id(&self) -> u32 {
+            unreachable!("the bus does not ask for it")
+        }
+
         fn state(&self) -> DeviceState {
             unreachable!("the bus does not ask for it")
         }

@@ -126,6 +126,11 @@ impl Paused<'_> {
         Ok(State { devices, ..self.machine.processors.save()? })
     }
 
+    /// The virtio device id of each device, in bus order.
+    pub fn device_ids(&self) -> impl Iterator<Item = u32> {
+        self.windows.iter().map(|window| window.id())
+    }
+
     /// The engine that runs the machine.
     pub fn engine(&self) -> Engine {
         self.machine.engine

@@ -75,6 +75,10 @@ impl<D: Device> Registers for Transport<D> {
 }
 
 impl<D: Device> Window for Transport<D> {
+    fn id(&self) -> u32 {
+        self.device.id()
+    }
+
     fn state(&self) -> DeviceState {
         DeviceState { id: self.device.id(), config: self.device.config().to_vec(), transport: self.state() }
     }

@@ -10,7 +10,7 @@ use supermachine_snapshot::{Digest32, ram};
 
 use crate::Error;
 use crate::board::Architecture;
-use crate::capture::{self, DeviceState, Paused, State};
+use crate::capture::{Paused, State};
 use crate::memory::{Backing, Diff};
 use crate::pages::{self, PAGE, PageMap};
 
@@ -53,8 +53,37 @@ pub struct Origin {
     pub initramfs: Digest32,
     /// Id of the last file of the chain.
     pub id: Digest32,
-    /// Bytes from the start of RAM that the chain's files hold, holes left out.
-    pub data: Vec<Range<u64>>,
+    /// The chain's files, and where in each its RAM is.
+    files: Vec<(File, Range<u64>)>,
+}
+
+/// How much of RAM a snapshot holds. Found out while the machine runs: files of a chain may have many holes.
+pub enum Scope {
+    /// All of it; what the guest has not touched is as the files of its origin have it, in these bytes from the start of
+    /// RAM, and zeros elsewhere.
+    Whole { below: Vec<Range<u64>> },
+    /// What has changed since the snapshot with this id.
+    Diff { parent: Digest32 },
+}
+
+impl Scope {
+    /// A diff, or a whole snapshot, of a machine that was restored from `origin`.
+    pub fn of(origin: Option<&Origin>, diff: bool) -> Result<Self, Error> {
+        let Some(Origin { id, files, .. }) = origin else {
+            return if diff { Err(Error::NoParent) } else { Ok(Self::Whole { below: Vec::new() }) };
+        };
+        if diff {
+            return Ok(Self::Diff { parent: *id });
+        }
+        let mut below = Vec::new();
+        for (file, ram) in files {
+            for extent in ram::data_extents(file, ram.clone()) {
+                let extent = extent.map_err(bad)?;
+                below.push(extent.start - ram.start..extent.end - ram.start);
+            }
+        }
+        Ok(Self::Whole { below })
+    }
 }
 
 fn bad(error: supermachine_snapshot::Error) -> Error {
@@ -84,15 +113,13 @@ pub fn open(files: Vec<File>) -> Result<Opened, Error> {
         });
     }
     let state = state_of(last, identity.vcpus)?;
-    let mut data = Vec::new();
+    let mut kept = Vec::new();
     for (file, snapshot) in files.iter().zip(&snapshots) {
         let start = snapshot.ram_offset();
-        for extent in ram::data_extents(file, start..start + snapshot.identity().memory_bytes) {
-            let extent = extent.map_err(bad)?;
-            data.push(extent.start - start..extent.end - start);
-        }
+        kept.push((file.try_clone()?, start..start + snapshot.identity().memory_bytes));
     }
-    let origin = Origin { kernel: identity.kernel, initramfs: identity.initramfs, id: last.id(), data };
+    let origin =
+        Origin { kernel: identity.kernel, initramfs: identity.initramfs, id: last.id(), files: kept };
     let (memory_bytes, cpu_features) = (identity.memory_bytes, identity.cpu_features.clone());
 
     let mut files = files.into_iter();
@@ -126,21 +153,18 @@ fn state_of(snapshot: &v9::Snapshot, vcpus: u32) -> Result<State, Error> {
     })
 }
 
-/// Writes all that needs the machine to stand still. `origin` is what the machine was restored from; with `diff` only
-/// what has changed since then is written. [`Writer::finish`] does the rest while the machine goes on.
+/// Writes all that needs the machine to stand still. [`Writer::finish`] does the rest while the machine goes on.
 pub fn write(
     paused: &Paused,
     file: &File,
     about: About,
     page_map: Option<&PageMap>,
-    origin: Option<&Origin>,
-    diff: bool,
+    scope: &Scope,
 ) -> Result<Writer, Error> {
     let state = paused.state()?;
-    let parent = match (diff, origin) {
-        (false, _) => None,
-        (true, Some(origin)) => Some(origin.id),
-        (true, None) => return Err(Error::NoParent),
+    let parent = match scope {
+        Scope::Whole { .. } => None,
+        Scope::Diff { parent } => Some(*parent),
     };
     let memory = paused.ram();
     let map = Architecture::of(paused.engine()).map();
@@ -152,7 +176,7 @@ pub fn write(
         kernel: about.kernel,
         initramfs: about.initramfs,
         image: about.image,
-        devices: state.devices.iter().map(|device| device_name(device)).collect::<Result<_, _>>()?,
+        devices: paused.device_ids().map(device_name).collect(),
         vcpus: state.vcpus.len() as u32,
         memory_bytes: memory.len() as u64,
         ram_gpa: map.ram_base,
@@ -178,33 +202,32 @@ pub fn write(
     let touched =
         page_map.map(|map| map.touched(memory.as_ptr() as u64, memory.len() as u64 / PAGE)).transpose()?;
     let bytes = |pages: &Range<u64>| pages.start * PAGE..pages.end * PAGE;
-    match (diff, touched) {
-        (false, None) => writer.write_ram(memory),
-        // What the guest has not touched is as its files have it, and those hold nothing but zeros elsewhere.
-        (false, Some(touched)) => {
+    match (scope, touched) {
+        (Scope::Whole { .. }, None) => writer.write_ram(memory),
+        (Scope::Whole { below }, Some(touched)) => {
             let there = touched.iter().map(|run| bytes(&run.pages));
-            let below = origin.map_or(&[][..], |origin| &origin.data);
             writer.write_ram_within(memory, &pages::union(there, below.iter().cloned()))
         }
-        (true, Some(touched)) => {
+        (Scope::Diff { .. }, Some(touched)) => {
             let written = touched.iter().filter(|run| run.written).map(|run| bytes(&run.pages));
             writer.write_ram_pages(memory, &written.collect::<Vec<_>>())
         }
         // Nobody tells what was written, so everything may have been.
-        (true, None) => writer.write_ram_pages(memory, std::slice::from_ref(&(0..memory.len() as u64))),
+        (Scope::Diff { .. }, None) => {
+            writer.write_ram_pages(memory, std::slice::from_ref(&(0..memory.len() as u64)))
+        }
     }
     .map_err(bad)?;
     Ok(writer)
 }
 
-/// What a device is called in a snapshot's identity.
-fn device_name(state: &[u8]) -> Result<String, Error> {
-    let device: DeviceState = capture::decode("a device's state", state)?;
-    Ok(match device.id {
+/// What a device is called in a snapshot's identity, by its virtio device id (virtio 1.2, 5).
+fn device_name(id: u32) -> String {
+    match id {
         2 => "block".into(),
         3 => "console".into(),
         4 => "rng".into(),
         19 => "vsock".into(),
         id => format!("virtio-{id}"),
-    })
+    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use supermachine_engine::arm64::state::VcpuState;
 use supermachine_engine::arm64::{Reg, SimdReg, SysReg};
-use supermachine_machine::snapshot::{self, About};
+use supermachine_machine::snapshot::{self, About, Scope};
 use supermachine_machine::{Config, Engine, Machine, Restore};
 use supermachine_snapshot::export;
 use supermachine_snapshot::publish::Publication;
@@ -148,7 +148,9 @@ fn make() {
         let path = place.path().join("snapshot");
         let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         let paused = machine.pause().unwrap();
-        let writer = snapshot::write(&paused, &file, About::default(), None, None, false).unwrap();
+        let writer =
+            snapshot::write(&paused, &file, About::default(), None, &Scope::of(None, false).unwrap())
+                .unwrap();
         drop(paused);
         writer.finish().unwrap();
         let version = supermachine_snapshot::v9::Snapshot::open(&file).unwrap().identity().engine_version;

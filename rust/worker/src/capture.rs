@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use supermachine_machine::Machine;
 use supermachine_machine::pages::PageMap;
-use supermachine_machine::snapshot::{self, About, Origin};
+use supermachine_machine::snapshot::{self, About, Origin, Scope};
 use supermachine_machine::v8;
 use supermachine_proto::agent::{BootCommand, BootEvent, Chunk};
 use supermachine_proto::worker::{Capture, Captured};
@@ -38,6 +38,12 @@ pub struct Subject {
     pub agent: bool,
 }
 
+/// Format of a snapshot, and how much of RAM is in it.
+enum Form {
+    V8,
+    V9(Scope),
+}
+
 impl Subject {
     /// Writes the snapshot to `file`.
     pub fn capture(
@@ -48,6 +54,7 @@ impl Subject {
         file: &File,
     ) -> Result<Captured, Error> {
         let began = Instant::now();
+        let form = self.form(&request)?;
         let mut steps = Vec::new();
         let mut step = |name: &str| steps.push((name.to_owned(), nanoseconds(began)));
         let ask = |command, answer, what| match !self.agent || boot.ask(&command, &answer, AGENT) {
@@ -57,7 +64,7 @@ impl Subject {
         ask(BootCommand::Freeze, BootEvent::Frozen, "stop the guest's processes")?;
         step("freeze");
         let paused_at = Instant::now();
-        let written = self.write(machine, request, file);
+        let written = self.write(machine, form, request, file);
         let pause_ns = nanoseconds(paused_at);
         step("ram");
         // Whatever came of it, the guest goes on.
@@ -72,10 +79,23 @@ impl Subject {
         Ok(Captured { id: Chunk(id), data_bytes, pause_ns, steps })
     }
 
+    /// What is to be written. Refuses what cannot be, and looks at the files of the origin, while the guest still runs.
+    fn form(&self, request: &Capture) -> Result<Form, supermachine_machine::Error> {
+        match (request.v8, request.diff) {
+            (true, true) => Err(supermachine_machine::Error::State {
+                part: "format".into(),
+                reason: "version 8 has no diffs; take a whole one".into(),
+            }),
+            (true, false) => Ok(Form::V8),
+            (false, diff) => Scope::of(self.origin.as_ref(), diff).map(Form::V9),
+        }
+    }
+
     /// Everything that the guest stands still for; `None` when that was all.
     fn write(
         &self,
         machine: &Machine,
+        form: Form,
         request: Capture,
         file: &File,
     ) -> Result<Option<v9::Writer>, supermachine_machine::Error> {
@@ -86,15 +106,12 @@ impl Subject {
             api: request.api.0,
         };
         let paused = machine.pause()?;
-        if request.v8 && request.diff {
-            let reason = "version 8 has no diffs; take a whole one".into();
-            return Err(supermachine_machine::Error::State { part: "format".into(), reason });
+        match form {
+            Form::V8 => v8::write(&paused, file).map(|()| None),
+            Form::V9(scope) => {
+                snapshot::write(&paused, file, about, self.page_map.as_ref(), &scope).map(Some)
+            }
         }
-        if request.v8 {
-            return v8::write(&paused, file).map(|()| None);
-        }
-        let (page_map, origin) = (self.page_map.as_ref(), self.origin.as_ref());
-        snapshot::write(&paused, file, about, page_map, origin, request.diff).map(Some)
     }
 }
 
