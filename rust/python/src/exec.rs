@@ -63,7 +63,7 @@ fn output(stream: Option<Stream>, limit: usize) -> PyResult<(Sink, Option<OwnedF
             "pipe" => {
                 let (reader, writer) = io::pipe()?;
                 let writer = OwnedFd::from(writer);
-                sys::set_nonblocking(std::os::fd::AsFd::as_fd(&writer))?;
+                sys::set_nonblocking(&writer)?;
                 (Sink::Fd { fd: writer, own: true }, Some(reader.into()))
             }
             _ => {

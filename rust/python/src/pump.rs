@@ -223,8 +223,8 @@ impl Pump {
     ) -> io::Result<(Self, Arc<Handle>)> {
         stream.set_nonblocking(true)?;
         let (wake, waker) = io::pipe()?;
-        sys::set_nonblocking(std::os::fd::AsFd::as_fd(&wake))?;
-        sys::set_nonblocking(std::os::fd::AsFd::as_fd(&waker))?;
+        sys::set_nonblocking(&wake)?;
+        sys::set_nonblocking(&waker)?;
         let handle =
             Arc::new(Handle { progress: Mutex::default(), changed: Condvar::new(), wake: Mutex::new(waker) });
         let pump = Self {

@@ -1,12 +1,15 @@
-//! The few system calls that std does not wrap: poll(2), descriptor passing, descriptor kinds.
+//! Waiting on descriptors with an ear for Python's signals, and the system calls around it.
 
-use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::io::retry_on_intr;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// Longest time in milliseconds between two looks for pending Python signals while waiting.
 pub const SIGNAL_INTERVAL_MS: u64 = 50;
@@ -80,39 +83,17 @@ pub fn deadline(timeout: Option<f64>) -> Option<Instant> {
 }
 
 /// Sends `bytes`, and `fd` with the first of them, over a stream socket. Blocks while the socket is full.
-pub fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: &impl AsRawFd) -> io::Result<()> {
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // CMSG_SPACE of one descriptor is 24 bytes on the 64-bit systems this is built for; u64 for alignment.
-    let mut control = [0u64; 8];
-    // SAFETY: msghdr is plain data for which zero is a valid value.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = &mut iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    // SAFETY: CMSG_SPACE only computes.
-    message.msg_controllen = unsafe { libc::CMSG_SPACE(mem::size_of::<RawFd>() as u32) } as _;
-    // SAFETY: msg_control points at 64 writable bytes, more than msg_controllen, so the first header and the
-    // descriptor behind it lie within `control`.
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(&message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(mem::size_of::<RawFd>() as u32) as _;
-        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
-    }
-    let sent = loop {
-        // SAFETY: `message` and all that it points at live across the call.
-        let n = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
-        if n >= 0 {
-            break n as usize;
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    };
-    let mut socket = socket;
-    io::Write::write_all(&mut socket, &bytes[sent..])
+pub fn send_with_fd(mut socket: &UnixStream, bytes: &[u8], fd: &impl AsFd) -> io::Result<()> {
+    let fds = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    #[cfg(target_os = "linux")]
+    let flags = SendFlags::NOSIGNAL;
+    #[cfg(not(target_os = "linux"))]
+    let flags = SendFlags::empty();
+    let sent = retry_on_intr(|| sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags))?;
+    socket.write_all(&bytes[sent..])
 }
 
 /// A duplicate of a descriptor that Python owns, closed on exec.
@@ -130,53 +111,22 @@ pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Switches an open file description to non-blocking.
-pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: F_GETFL and F_SETFL take and give integers only.
-    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: as above.
-    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    let flags = fcntl_getfl(&fd)?;
+    Ok(fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?)
 }
 
 /// Whether a descriptor is a regular file, for which poll(2) and short writes mean nothing.
-pub fn is_regular(fd: &impl AsRawFd) -> bool {
-    // SAFETY: stat is plain data for which zero is a valid value.
-    let mut stat: libc::stat = unsafe { mem::zeroed() };
-    // SAFETY: `stat` is writable and lives across the call.
-    unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG }
+pub fn is_regular(fd: &impl AsFd) -> bool {
+    fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 /// read(2) that goes on after an interrupting signal.
-pub fn read(fd: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        // SAFETY: the pointer and length are those of a writable slice.
-        let n = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-        if n >= 0 {
-            return Ok(n as usize);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+pub fn read(fd: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?)
 }
 
 /// write(2) that goes on after an interrupting signal.
-pub fn write(fd: &impl AsRawFd, buffer: &[u8]) -> io::Result<usize> {
-    loop {
-        // SAFETY: the pointer and length are those of a readable slice.
-        let n = unsafe { libc::write(fd.as_raw_fd(), buffer.as_ptr().cast(), buffer.len()) };
-        if n >= 0 {
-            return Ok(n as usize);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+pub fn write(fd: &impl AsFd, buffer: &[u8]) -> io::Result<usize> {
+    Ok(retry_on_intr(|| rustix::io::write(fd, buffer))?)
 }

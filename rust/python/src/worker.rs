@@ -524,7 +524,7 @@ fn monitor(control: UnixStream, log: Option<ChildStderr>, child: &Mutex<Child>, 
     let already = shared.exit().is_some();
     let status = reap(child, if already { REAP_GRACE } else { Duration::from_millis(60) });
     if let Some(open) = &log
-        && sys::set_nonblocking(std::os::fd::AsFd::as_fd(open)).is_ok()
+        && sys::set_nonblocking(open).is_ok()
     {
         while drain(open, &mut buffer, &mut tail) {}
     }

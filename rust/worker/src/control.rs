@@ -1,12 +1,14 @@
 //! The control socket: commands in, each perhaps with a descriptor; events out.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::worker::{Command, Event};
 
@@ -46,46 +48,21 @@ impl Commands {
     }
 
     fn receive(&mut self) -> io::Result<usize> {
-        // u64s, so that the control message's header is aligned.
-        let mut control = [0_u64; (64 + MAX_FDS * size_of::<i32>()).div_ceil(8)];
         let mut bytes = [0_u8; 16 * 1024];
-        let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-        // SAFETY: all zeros is a valid msghdr: null pointers and zero lengths.
-        let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-        message.msg_iov = &mut iov;
-        message.msg_iovlen = 1;
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = size_of_val(&control) as _;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
         #[cfg(target_os = "linux")]
-        let flags = libc::MSG_CMSG_CLOEXEC;
+        let flags = RecvFlags::CMSG_CLOEXEC;
         #[cfg(not(target_os = "linux"))]
-        let flags = 0;
-        let received = loop {
-            // SAFETY: `message` describes `bytes` and `control`, which outlive the call.
-            let received = unsafe { libc::recvmsg(self.stream.as_raw_fd(), &mut message, flags) };
-            if received >= 0 {
-                break received as usize;
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        };
-        // SAFETY: recvmsg has filled `message` in; the CMSG walk stays inside msg_controllen, and each SCM_RIGHTS
-        // message holds descriptors that are now ours and nobody else's.
-        unsafe {
-            let mut header = libc::CMSG_FIRSTHDR(&message);
-            while !header.is_null() {
-                if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
-                    let data = libc::CMSG_DATA(header).cast::<i32>();
-                    let length = (*header).cmsg_len as usize - (data as usize - header as usize);
-                    for n in 0..length / size_of::<i32>() {
-                        self.fds.push_back(OwnedFd::from_raw_fd(data.add(n).read_unaligned()));
-                    }
-                }
-                header = libc::CMSG_NXTHDR(&message, header);
+        let flags = RecvFlags::empty();
+        let received =
+            retry_on_intr(|| recvmsg(&self.stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags))?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.fds.extend(fds);
             }
         }
+        let received = received.bytes;
         self.decoder.push(&bytes[..received]);
         Ok(received)
     }
@@ -111,28 +88,21 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{IoSlice, Read};
+    use std::os::fd::AsFd;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
 
     /// Sends `bytes` with one descriptor.
     fn send_with_fd(stream: &UnixStream, bytes: &[u8], fd: &OwnedFd) {
-        let mut control = [0_u64; 8];
-        let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        // SAFETY: all zeros is a valid msghdr; it then describes `bytes` and `control`, which outlive sendmsg.
-        unsafe {
-            let mut message: libc::msghdr = MaybeUninit::zeroed().assume_init();
-            message.msg_iov = &mut iov;
-            message.msg_iovlen = 1;
-            message.msg_control = control.as_mut_ptr().cast();
-            message.msg_controllen = libc::CMSG_SPACE(4) as _;
-            let header = libc::CMSG_FIRSTHDR(&message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-            libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd.as_raw_fd());
-            assert_eq!(libc::sendmsg(stream.as_raw_fd(), &message, 0), bytes.len() as isize);
-        }
+        let fds = [fd.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+        assert_eq!(sent, bytes.len());
     }
 
     #[test]

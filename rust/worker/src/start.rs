@@ -3,10 +3,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::FlockOperation;
 use supermachine_machine::pages::PageMap;
 use supermachine_machine::snapshot::{self, Origin};
 use supermachine_machine::{Config, Disk, Engine, Machine, Restore, v8};
@@ -145,11 +145,7 @@ fn is_v8(file: &File) -> bool {
 /// Keeps a snapshot from being deleted by who asks for the lock before deleting: it is shared with other VMs, and held
 /// until the file is closed.
 fn lease(file: &File) -> io::Result<()> {
-    // SAFETY: the descriptor is open; the call takes no pointers.
-    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(rustix::fs::flock(file, FlockOperation::NonBlockingLockShared)?)
 }
 
 fn confine(engine: Engine) -> Result<(), Ended> {

@@ -4,7 +4,6 @@
 mod common;
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,7 +64,7 @@ fn capture(worker: &mut Worker, path: &Path) -> Captured {
     let mut bytes = Vec::new();
     let request = Capture { diff: false, v8: false, image: None, api: Chunk::from(vec![]) };
     frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
-    send_with_fd(&worker.control, &bytes, file.as_raw_fd()).unwrap();
+    send_with_fd(&worker.control, &bytes, &file).unwrap();
     match worker.event() {
         Event::Captured(captured) => captured,
         other => panic!("{other:?}"),

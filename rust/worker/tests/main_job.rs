@@ -6,7 +6,6 @@ mod common;
 use std::fs::File;
 use std::io::Read;
 use std::ops::ControlFlow;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -117,7 +116,7 @@ fn what_a_guest_computes_does_not_depend_on_where_it_was_captured() {
         let mut bytes = Vec::new();
         let request = Capture { diff: false, image: None, api: Chunk::default(), v8: generation % 2 == 1 };
         frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
-        send_with_fd(&worker.control, &bytes, file.as_raw_fd()).unwrap();
+        send_with_fd(&worker.control, &bytes, &file).unwrap();
         let event = worker.event();
         assert!(matches!(event, Event::Captured(_)), "{event:?}");
         let restore = Restore { files: vec![path], identity: identity("clone"), working_set: vec![] };

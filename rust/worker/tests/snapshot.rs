@@ -3,7 +3,6 @@
 mod common;
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use common::{Worker, boot, files, identity, read, send_with_fd, start};
@@ -26,7 +25,7 @@ fn captured(worker: &mut Worker, path: &Path, request: Capture) -> Event {
     let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
     let mut bytes = Vec::new();
     frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
-    send_with_fd(&worker.control, &bytes, file.as_raw_fd()).unwrap();
+    send_with_fd(&worker.control, &bytes, &file).unwrap();
     worker.event()
 }
 

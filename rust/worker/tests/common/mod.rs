@@ -1,14 +1,15 @@
 //! A worker process with a real guest, as the API drives it.
 #![allow(dead_code)] // each test program uses a part of it
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use supermachine_proto::agent::{
     Chunk, Configure, FileCommand, FileReply, Identity, REQUEST_PORT, Request, Root,
 };
@@ -112,31 +113,18 @@ impl Worker {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut bytes = Vec::new();
         frame::encode(&Command::Connect { port: REQUEST_PORT }, &mut bytes).unwrap();
-        send_with_fd(&self.control, &bytes, theirs.as_raw_fd()).unwrap();
+        send_with_fd(&self.control, &bytes, &theirs).unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
         ours
     }
 }
 
-pub fn send_with_fd(stream: &UnixStream, bytes: &[u8], fd: i32) -> io::Result<()> {
-    let mut control = [0_u64; 8];
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: all zeros is a valid msghdr; it then describes `bytes` and `control`, which outlive sendmsg.
-    unsafe {
-        let mut message: libc::msghdr = MaybeUninit::zeroed().assume_init();
-        message.msg_iov = &mut iov;
-        message.msg_iovlen = 1;
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(4) as _;
-        let header = libc::CMSG_FIRSTHDR(&message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd);
-        if libc::sendmsg(stream.as_raw_fd(), &message, 0) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
+pub fn send_with_fd(stream: &UnixStream, bytes: &[u8], fd: impl AsFd) -> io::Result<()> {
+    let fds = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::empty())?;
     Ok(())
 }
 
