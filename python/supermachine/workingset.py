@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import options
+from ._core import MAX_WORKING_SET
 from .errors import SupermachineError
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from .images.cache import Cache
 
 _MAGIC = b"SMWSET\x01\0"
-#: What is recorded at most: runs, and pages of 4 KiB in all. More is no help.
-_MAX_RUNS = 16_000
+#: Pages of 4 KiB that are recorded at most. More is no help.
 _MAX_PAGES = 16_384
 #: Seconds that the worker may take to tell.
 _TIMEOUT = 5.0
@@ -42,7 +42,7 @@ def encode(ranges: Ranges) -> bytes:
 def decode(data: bytes) -> Ranges:
     """Raises ValueError for what `encode` would not have written."""
     body = data[12:]
-    if len(data) < 12 or data[:8] != _MAGIC or len(body) % 8 or len(body) > 8 * _MAX_RUNS:
+    if len(data) < 12 or data[:8] != _MAGIC or len(body) % 8 or len(body) > 8 * MAX_WORKING_SET:
         raise ValueError("not a working set")
     if struct.unpack_from("<I", data, 8)[0] != zlib.crc32(body):
         raise ValueError("a damaged working set")
@@ -61,7 +61,7 @@ def load(path: Path) -> Ranges:
     """What was recorded; nothing when there is nothing that can be used."""
     try:
         with path.open("rb") as file:
-            return decode(file.read(12 + 8 * _MAX_RUNS + 1))
+            return decode(file.read(12 + 8 * MAX_WORKING_SET + 1))
     except (OSError, ValueError):
         return []
 
@@ -70,7 +70,7 @@ def record(worker: Worker, path: Path, cache: Cache) -> None:
     """Records what the guest has touched by now. Failing is no matter: the next clone is as slow as this one."""
     with contextlib.suppress(OSError, SupermachineError, ValueError, struct.error):
         ranges = worker.working_set(_TIMEOUT)
-        if not ranges or len(ranges) > _MAX_RUNS:
+        if not ranges or len(ranges) > MAX_WORKING_SET:
             return
         data = encode(ranges)
         decode(data)

@@ -101,6 +101,9 @@ pub struct Capture {
     pub v8: bool,
 }
 
+/// Ranges of a working set at most, so that they fit a message.
+pub const MAX_WORKING_SET: usize = 16_000;
+
 /// Pages of guest RAM, in 4 KiB pages from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRange {
@@ -134,7 +137,7 @@ pub enum Event {
     CaptureFailed {
         message: String,
     },
-    /// Pages that the guest has touched since its restore, in ascending order; empty where the host cannot tell.
+    /// Pages that the guest has touched since its restore, in ascending order, in at most [`MAX_WORKING_SET`] ranges; empty where the host cannot tell.
     WorkingSet(Vec<PageRange>),
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use supermachine_machine::{Machine, Stop};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand};
 use supermachine_proto::worker::{
-    Capture, Command, Event, ExitReason, PageRange, Source, Start, Stats, Timings,
+    Capture, Command, Event, ExitReason, MAX_WORKING_SET, PageRange, Source, Start, Stats, Timings,
 };
 
 use crate::boot::{AgentEvent, BootChannel, Greeting};
@@ -27,9 +27,6 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// What the console of a kernel says that panics.
 const PANIC: &str = "Kernel panic";
 const ASKED: &str = "the host asked for it";
-
-/// Ranges of a working set that are told, so that they fit a message.
-const MAX_RANGES: usize = 16_000;
 
 /// Why a VM ended, as the API is told.
 pub struct Ended {
@@ -248,7 +245,7 @@ impl Session {
     fn working_set(&self) -> Vec<PageRange> {
         let subject = self.subject.lock().unwrap_or_else(|e| e.into_inner());
         let touched = subject.page_map.as_ref().and_then(|map| self.machine.touched(map).ok());
-        let ranges = touched.unwrap_or_default().into_iter().take(MAX_RANGES).map(|run| PageRange {
+        let ranges = touched.unwrap_or_default().into_iter().take(MAX_WORKING_SET).map(|run| PageRange {
             start: run.pages.start,
             count: run.pages.end - run.pages.start,
             written: run.written,
