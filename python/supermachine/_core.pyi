@@ -5,6 +5,8 @@ from typing import Any, TypedDict
 
 PROTOCOL_VERSION: int
 VERSION: str
+#: Ranges of a working set at most.
+MAX_WORKING_SET: int
 
 #: dev, ino, mode, nlink, uid, gid, rdev, size, blocks, (atime_ns, mtime_ns, ctime_ns)
 _Stat = tuple[int, int, int, int, int, int, int, int, int, tuple[int, int, int]]
@@ -133,6 +135,15 @@ class _Snapshot(TypedDict):
     ram_offset: int
     v8: _SnapshotV8 | None
     v9: _SnapshotV9 | None
+
+class Publication:
+    """A new file beside `path`, which gets that name by `commit` or, at the end of the block, not at all."""
+
+    def __init__(self, path: str) -> None: ...
+    def fileno(self) -> int: ...
+    def commit(self) -> None: ...
+    def __enter__(self) -> Publication: ...
+    def __exit__(self, *exception: object) -> None: ...
 
 def read_snapshot(path: str) -> _Snapshot: ...
 def verify_snapshot(path: str) -> str | None: ...

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DiskFull, SnapshotExists, SnapshotFailed, SnapshotInUse, SnapshotNotFound, VMExited
+from .errors import DiskFull, SnapshotFailed, SnapshotInUse, SnapshotNotFound, VMExited
 
 if TYPE_CHECKING:
     from ._core import Worker
@@ -91,55 +91,19 @@ def _failed(message: str) -> SnapshotFailed | DiskFull:
 def published(path: Path) -> Iterator[int]:
     """A descriptor of an empty file that has the name `path` at the end, or nowhere a trace when the block fails.
 
-    What kill -9 leaves is `.NAME.partial-…`, unlocked.
+    What kill -9 leaves is `.NAME.partial-…`, unlocked, and the next writer of that name removes it.
     """
-    if not path.name:
-        raise SnapshotFailed(f"{path} names no file")
-    if path.exists():
-        raise SnapshotExists(f"{path} exists; a snapshot is never written over")
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{os.urandom(6).hex()}")
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError as error:
-        raise SnapshotFailed(f"the directory of {path} does not exist", cause=str(error)) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield fd
-        os.fsync(fd)
-        _name(temporary, path)
-        # The worker may still have the descriptor, and with it the lock, for a moment.
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFull(f"there is no room for the snapshot {path}", cause=str(error), hint="free space") from error
-        raise
-    finally:
-        os.close(fd)
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    from ._core import Publication
 
-
-def _name(temporary: Path, path: Path) -> None:
-    """Gives the file its name, if nobody else has taken that."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise SnapshotExists(f"{path} exists; a snapshot is never written over") from None
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or path.exists():
-            raise
-        # No links on this file system; it cannot do without the moment between the look and the rename.
-        temporary.rename(path)
-
-
-def _sync(directory: Path) -> None:
-    # Not every file system can sync a directory; the file is whole either way.
-    with contextlib.suppress(OSError):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with Publication(str(path)) as publication:
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            yield publication.fileno()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                message = f"there is no room for the snapshot {path}"
+                raise DiskFull(message, cause=str(error), hint="free space, or choose another disk") from error
+            raise
+        publication.commit()
 
 
 def delete(path: Path) -> int:

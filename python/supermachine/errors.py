@@ -207,7 +207,7 @@ class BadSnapshot(SupermachineError, ValueError):
 
 
 class SnapshotNotFound(SupermachineError, FileNotFoundError):
-    """A snapshot, or one that it builds on, is not there."""
+    """A snapshot, one that it builds on, or the directory that one is to be written to is not there."""
 
     default_code = "snapshot.not-found"
 

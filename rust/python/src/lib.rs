@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod forward;
 mod image;
+mod publication;
 mod pump;
 mod snapshot;
 mod sys;
@@ -27,6 +28,8 @@ mod _core {
     #[pymodule_export]
     use crate::image::convert_image;
     #[pymodule_export]
+    use crate::publication::Publication;
+    #[pymodule_export]
     use crate::snapshot::{
         export_snapshot, flatten_snapshots, import_snapshot, read_snapshot, verify_snapshot,
         write_snapshot_v8, write_snapshot_v9,
@@ -37,6 +40,10 @@ mod _core {
     /// Version of the messages this build speaks with workers and agents.
     #[pymodule_export]
     const PROTOCOL_VERSION: u32 = supermachine_proto::VERSION;
+
+    /// Ranges of a working set at most.
+    #[pymodule_export]
+    const MAX_WORKING_SET: usize = supermachine_proto::worker::MAX_WORKING_SET;
 
     /// Version of this build.
     #[pymodule_export]

@@ -225,10 +225,17 @@ pub fn write_snapshot_v9(
     }
 }
 
+/// Refuses a name that is taken before all the work, and not only after it.
+pub(crate) fn not_taken(path: &Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Ok(_) => Err(Error::Exists { path: path.to_owned() }),
+        Err(_) => Ok(()),
+    }
+}
+
 fn publish<T>(path: &Path, replace: bool, write: impl FnOnce(&File) -> Result<T>) -> Result<T> {
-    if !replace && path.symlink_metadata().is_ok() {
-        // Not after all the work.
-        return Err(Error::Exists { path: path.to_owned() });
+    if !replace {
+        not_taken(path)?;
     }
     let publication = Publication::begin(path)?;
     let value = write(publication.file())?;
@@ -265,12 +272,13 @@ fn watched<T: Send>(
     }
 }
 
-fn raise(py: Python<'_>, path: &Path, error: &Error) -> PyErr {
+pub(crate) fn raise(py: Python<'_>, path: &Path, error: &Error) -> PyErr {
     use std::io::ErrorKind::{NotFound, PermissionDenied};
 
     let class = match error {
         Error::Exists { .. } => "SnapshotExists",
         Error::DiskFull { .. } => "DiskFull",
+        Error::NoDirectory { .. } => "SnapshotNotFound",
         Error::Path { source, .. } if source.kind() == NotFound => "SnapshotNotFound",
         Error::Path { source, .. } | Error::Io { source, .. } if source.kind() == PermissionDenied => {
             "SnapshotDenied"
@@ -282,7 +290,7 @@ fn raise(py: Python<'_>, path: &Path, error: &Error) -> PyErr {
         _ => "BadSnapshot",
     };
     let message = match error {
-        Error::Path { .. } | Error::Exists { .. } => error.to_string(),
+        Error::Path { .. } | Error::Exists { .. } | Error::NoDirectory { .. } => error.to_string(),
         _ => format!("{}: {error}", path.display()),
     };
     errors::instance(py, class, &message, |_| Ok(()))

@@ -21,6 +21,9 @@ pub enum Error {
     /// Something is published under that name already.
     #[error("{path} exists; remove it first, ask for it to be replaced, or choose another name", path = path.display())]
     Exists { path: PathBuf },
+    /// There is no place for the file.
+    #[error("{path} cannot be written: its directory does not exist; make that, or choose another place", path = path.display())]
+    NoDirectory { path: PathBuf },
     /// Not this kind of file.
     #[error("this is not a {expected} file: it begins with {found}")]
     Magic { expected: &'static str, found: String },
@@ -76,6 +79,7 @@ impl Error {
             Error::Io { .. } | Error::Path { .. } => "io",
             Error::DiskFull { .. } => "disk_full",
             Error::Exists { .. } => "exists",
+            Error::NoDirectory { .. } => "no_directory",
             Error::Magic { .. } => "magic",
             Error::Cut { .. } => "cut",
             Error::Invalid { .. } => "invalid",

@@ -65,6 +65,9 @@ impl Publication {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(Error::NoDirectory { path: destination.to_owned() });
+                }
                 Err(error) => return Err(Error::path("create", &temporary)(error)),
             }
         }
