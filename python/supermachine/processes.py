@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, TimeoutExpired
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from .errors import VMTimeout
 from .options import encode
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ Target: TypeAlias = "int | IO[Any] | None"
 
 #: How long a killed process may take to deliver its last output, in seconds.
 _KILL_GRACE = 2.0
+#: How long the guest may take to start a process when nobody says, in seconds: longer than a snapshot that stops it
+#: meanwhile.
+_START_TIMEOUT = 180.0
 
 
 class Context:
@@ -165,9 +169,14 @@ class Popen:
             for fd in closing:
                 os.close(fd)
         try:
-            started = self._exec.wait_started(start_timeout)
+            started = self._exec.wait_started(_START_TIMEOUT if start_timeout is None else start_timeout)
+            if started is None and start_timeout is not None:
+                raise TimeoutExpired(args, start_timeout)
             if started is None:
-                raise TimeoutExpired(args, start_timeout or 0.0)
+                raise VMTimeout(
+                    f"the guest did not start {args!r} within {_START_TIMEOUT:g} seconds",
+                    hint="it may be out of memory or overloaded: give it more memory or vCPUs, or a host with less to do",
+                )
         except BaseException:
             self._exec.close()
             self._close_pipes()

@@ -128,6 +128,10 @@ def execute(stream: Stream, request: Reader) -> None:
         os._exit(0)
     if args[0] == b"!hang-up":
         return
+    if args[0] == b"!mute":
+        while stream.receive() is not None:
+            pass
+        return
     env.setdefault(b"PATH", os.defpath.encode())
     try:
         process = subprocess.Popen(

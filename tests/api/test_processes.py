@@ -10,7 +10,7 @@ import threading
 import pytest
 import supermachine
 from supermachine import PIPE, STDOUT, CalledProcessError, TimeoutExpired, VMExited
-from supermachine.errors import AgentError, CommandNotExecutable, CommandNotFound
+from supermachine.errors import AgentError, CommandNotExecutable, CommandNotFound, VMTimeout
 
 SH = ["/bin/sh", "-c"]
 BIG = bytes(range(256)) * 8192
@@ -183,6 +183,15 @@ def test_the_end_of_the_vm_wakes_whoever_waits(guest, end):
 def test_an_agent_that_hangs_up_is_not_the_end_of_the_vm(guest):
     with pytest.raises(AgentError):
         guest.run(["!hang-up"])
+    assert guest.run(["true"]).returncode == 0
+
+
+def test_a_guest_that_does_not_start_a_process_is_not_waited_for_without_end(guest, monkeypatch):
+    with pytest.raises(TimeoutExpired):
+        guest.run(["!mute"], timeout=0.1)
+    monkeypatch.setattr("supermachine.processes._START_TIMEOUT", 0.1)
+    with pytest.raises(VMTimeout, match="did not start"):
+        guest.popen(["!mute"])
     assert guest.run(["true"]).returncode == 0
 
 
