@@ -175,7 +175,7 @@ class Popen:
             if started is None:
                 raise VMTimeout(
                     f"the guest did not start {args!r} within {_START_TIMEOUT:g} seconds",
-                    hint="it may be out of memory or overloaded: give it more memory or vCPUs, or a host with less to do",
+                    hint="it may be out of memory or overloaded: give it more memory or vCPUs",
                 )
         except BaseException:
             self._exec.close()

@@ -77,8 +77,14 @@ def test_cancelling_kills_the_process(guest, stand_in, tmp_path):
             with pytest.raises(asyncio.CancelledError):
                 await task
             pid = int(pidfile.read_text())
-            while os.path.exists(f"/proc/{pid}") and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+            while runs(pid):
                 await asyncio.sleep(0.01)
+
+    def runs(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
     asyncio.run(asyncio.wait_for(main(), 60))
 
