@@ -33,8 +33,15 @@ impl Hasher for PageHasher {
     }
 }
 
-/// For each instruction of a page, one more than the index of the first operation of the block there; 0 for none.
-type Page = [u32; 1024];
+/// Instructions of a line.
+const LINE: usize = 64;
+
+/// For each instruction of a part of a page, one more than the index of the first operation of the block there; 0 for
+/// none.
+type Line = [u32; LINE];
+
+/// A page's lines, each there from its first block on: most pages run in a few places only.
+type Page = [Option<Box<Line>>; 1024 / LINE];
 
 /// A page in the code cache.
 #[derive(Clone, Copy)]
@@ -49,7 +56,7 @@ struct OwnedPage(PageRef);
 
 impl OwnedPage {
     fn new() -> Self {
-        Self(PageRef(Box::into_raw(Box::new([0; 1024]))))
+        Self(PageRef(Box::into_raw(Box::default())))
     }
 }
 
@@ -85,8 +92,10 @@ impl CodeCache {
 
     /// The block at this address in its page.
     pub fn get(&self, page: PageRef, address: u64) -> Option<P> {
-        // SAFETY: by the contract of `page` it is in `pages` still.
-        let at = unsafe { (*page.0)[(address >> 2) as usize & 1023] };
+        // SAFETY: by the contract of `page` it is in `pages` still, and nothing writes to it meanwhile.
+        let page = unsafe { &*page.0 };
+        let instruction = (address >> 2) as usize & 1023;
+        let at = page[instruction / LINE].as_ref()?[instruction % LINE];
         (at != 0).then(|| self.at(at as usize - 1))
     }
 
@@ -111,7 +120,9 @@ impl CodeCache {
         let index = self.ops.len();
         self.ops.extend_from_slice(&self.block.ops);
         // SAFETY: by the contract of `page` it is in `pages` still, and nothing else refers to it.
-        unsafe { (*page.0)[first >> 2] = index as u32 + 1 };
+        let page = unsafe { &mut *page.0 };
+        let line = page[(first >> 2) / LINE].get_or_insert_with(|| Box::new([0; LINE]));
+        line[(first >> 2) % LINE] = index as u32 + 1;
         self.at(index)
     }
 
