@@ -343,3 +343,63 @@ fn tlb_invalidation_reaches_the_other_vcpu() {
         assert_eq!(thread.join().unwrap(), 60);
     }
 }
+
+#[test]
+fn remapped_code_runs_after_each_invalidation_that_covers_it() {
+    const VA: u64 = 0x1000_0000;
+    const ASID: u64 = 7;
+    /// For EL0 too, and for one address space only.
+    const USER: u64 = 1 << 6 | 1 << 11;
+    const RESULTS: u64 = 0x8000;
+    const ENTRIES: u64 = 0x9000;
+    for (name, word, operand) in [
+        ("tlbi vae1, x2", 0xd508_8722, ASID << 48 | VA >> 12),
+        ("tlbi vae1is, x2", 0xd508_8322, ASID << 48 | VA >> 12),
+        ("tlbi vaae1, x2", 0xd508_8762, VA >> 12),
+        ("tlbi aside1, x2", 0xd508_8742, ASID << 48),
+        ("tlbi aside1is, x2", 0xd508_8342, ASID << 48),
+        ("tlbi vmalle1", 0xd508_871f, 0),
+    ] {
+        let m = Machine::new(1);
+        // eret
+        m.put(0, &[0xd69f_03e0]);
+        // movz x0, #1 (or #2); svc #0
+        m.put(0x3000, &[0xd280_0020, 0xd400_0001]);
+        m.put(0x4000, &[0xd280_0040, 0xd400_0001]);
+        let entry = |pa| page(RAM + pa) | USER;
+        for (n, pa) in [0x4000, 0x3000, 0x4000].into_iter().enumerate() {
+            m.put64(ENTRIES + 8 * n as u64, entry(pa));
+        }
+        let x = [(2, operand), (5, RAM + RESULTS), (6, 4), (8, RAM + ENTRIES), (10, VA)];
+        let mut v = m.vcpu(0, 0, &x);
+        let slot = m.tables(&mut [&mut v]);
+        // What SVC gets to: str x0, [x5], #8; subs x6, x6, #1; b.eq 1f; ldr x7, [x8], #8; str x7, [x9]; dsb ishst; the
+        // invalidation; dsb ish; isb; msr elr_el1, x10; eret; 1: hvc #1
+        m.put(
+            0x2400,
+            &[
+                0xf800_84a0,
+                0xf100_04c6,
+                0x5400_0120,
+                0xf840_8507,
+                0xf900_0127,
+                0xd503_3a9f,
+                word,
+                0xd503_3b9f,
+                0xd503_3fdf,
+                0xd518_402a,
+                0xd69f_03e0,
+                0xd400_0022,
+            ],
+        );
+        m.put64(slot, entry(0x3000));
+        v.set_reg(Reg::x(9), RAM + slot).unwrap();
+        let ttbr0 = v.sys_reg(SysReg::TTBR0_EL1).unwrap();
+        v.set_sys_reg(SysReg::TTBR0_EL1, ttbr0 | ASID << 48).unwrap();
+        v.set_sys_reg(SysReg::ELR_EL1, VA).unwrap();
+        v.set_sys_reg(SysReg::SPSR_EL1, 0).unwrap();
+        assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 1 }, "{name}");
+        let ran = [0, 1, 2, 3].map(|n| m.get64(RESULTS + 8 * n));
+        assert_eq!(ran, [1, 2, 1, 2], "{name}");
+    }
+}
