@@ -73,6 +73,10 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Renewed)?;
             }
+            BootCommand::Clock { wall_clock_ns } => {
+                sys::set_clock(wall_clock_ns).map_err(step("setting the guest's clock"))?;
+                frame::write(host, &BootEvent::ClockSet)?;
+            }
             BootCommand::Shutdown { grace_ms } => {
                 reaper::end_all(Duration::from_millis(grace_ms.into()));
                 sys::sync();

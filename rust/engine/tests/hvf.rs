@@ -283,5 +283,5 @@ fn the_controllers_state_cannot_be_had_while_a_vcpu_runs() {
 fn the_engine_is_chosen_by_name() {
     let _exclusive = exclusive();
     let vm = Engine::Hvf.arm64(CONFIG).unwrap();
-    assert!(vm.host_counter() > 0 && vm.host_slept() < u64::MAX / 2);
+    assert!(vm.host_counter() > 0);
 }

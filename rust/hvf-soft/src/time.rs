@@ -1,4 +1,4 @@
-//! The host's clocks, at the rate of an Apple silicon Mac's: 24 MHz.
+//! The host's counter, at the rate of an Apple silicon Mac's: 24 MHz.
 
 use std::time::Duration;
 
@@ -14,23 +14,14 @@ pub extern "C" fn mach_absolute_time() -> u64 {
     let vm = machine();
     match vm.as_ref().and_then(|machine| machine.soft.get()) {
         Some(soft) => soft.counter_now(),
-        None => ticks(libc::CLOCK_MONOTONIC),
+        None => ticks(),
     }
 }
 
-/// Documented (mach_time.h): the same, counting the time that the host slept.
-#[cfg_attr(not(target_os = "macos"), unsafe(no_mangle))]
-pub extern "C" fn mach_continuous_time() -> u64 {
-    #[cfg(target_os = "linux")]
-    return ticks(libc::CLOCK_BOOTTIME);
-    #[cfg(not(target_os = "linux"))]
-    ticks(libc::CLOCK_MONOTONIC)
-}
-
-fn ticks(clock: libc::clockid_t) -> u64 {
+fn ticks() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes to the timespec that is given to it.
-    unsafe { libc::clock_gettime(clock, &mut time) };
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     let time = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
     time.as_secs() * COUNTER_HZ + u64::from(time.subsec_nanos()) * (COUNTER_HZ / 1_000_000) / 1000
 }

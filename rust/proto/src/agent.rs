@@ -50,6 +50,8 @@ pub enum BootEvent {
     Thawed,
     /// Answers [`BootCommand::Shutdown`]: processes are gone, file systems are synced; power-off follows.
     Stopping,
+    /// Answers [`BootCommand::Clock`].
+    ClockSet,
 }
 
 /// Host to agent, on the boot connection.
@@ -67,6 +69,11 @@ pub enum BootCommand {
     /// SIGTERM to every process, SIGKILL after `grace_ms` milliseconds, sync, unmount, power off.
     Shutdown {
         grace_ms: u32,
+    },
+    /// To a guest that runs, when the host's wall clock has moved against the counter that the guest's goes by: the
+    /// host has slept, or its clock was set. Nanoseconds since 1970, as the message is sent.
+    Clock {
+        wall_clock_ns: u64,
     },
 }
 

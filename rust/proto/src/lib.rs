@@ -8,4 +8,4 @@ pub mod frame;
 pub mod worker;
 
 /// Version of the messages in this crate. Two sides that differ refuse to talk.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

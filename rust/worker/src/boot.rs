@@ -51,8 +51,8 @@ pub struct BootChannel(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     stream: Mutex<Option<UnixStream>>,
-    /// Who waits for the agent's answer.
-    waiting: Mutex<Option<Sender<BootEvent>>>,
+    /// Who waits for answers of the agent's; each hears all of them.
+    waiting: Mutex<Vec<Sender<BootEvent>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,16 +65,15 @@ impl BootChannel {
         lock(&self.0.stream).as_mut().is_some_and(|stream| frame::write(stream, command).is_ok())
     }
 
-    /// Sends a command and waits for its answer; `false` when that does not come by the deadline. One at a time.
+    /// Sends a command and waits for its answer; `false` when that does not come by the deadline. One command of a kind
+    /// at a time.
     pub fn ask(&self, command: &BootCommand, answer: &BootEvent, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
         let (sender, answers) = mpsc::channel();
-        *lock(&self.0.waiting) = Some(sender);
+        lock(&self.0.waiting).push(sender);
         let sent = self.send(command);
         let wait = || answers.recv_timeout(end.saturating_duration_since(Instant::now()));
-        let answered = sent && std::iter::from_fn(|| wait().ok()).any(|event| event == *answer);
-        *lock(&self.0.waiting) = None;
-        answered
+        sent && std::iter::from_fn(|| wait().ok()).any(|event| event == *answer)
     }
 
     /// Serves connections as they arrive until the sender of `connections` is gone, telling `heard` what happens.
@@ -89,7 +88,7 @@ impl BootChannel {
                 heard(AgentEvent::Failed(error.to_string()));
             }
             *lock(&self.0.stream) = None;
-            *lock(&self.0.waiting) = None;
+            lock(&self.0.waiting).clear();
         }
     }
 
@@ -117,11 +116,9 @@ impl BootChannel {
                 }
                 BootEvent::Ready | BootEvent::Renewed => heard(AgentEvent::Ready),
                 BootEvent::Failed { message } => heard(AgentEvent::Failed(message)),
-                BootEvent::Frozen | BootEvent::Thawed => {
-                    if let Some(waiting) = &*lock(&self.0.waiting) {
-                        // Who does not wait any more does not want to know.
-                        let _ = waiting.send(event);
-                    }
+                BootEvent::Frozen | BootEvent::Thawed | BootEvent::ClockSet => {
+                    // Who does not wait any more is forgotten.
+                    lock(&self.0.waiting).retain(|waiting| waiting.send(event.clone()).is_ok());
                 }
                 BootEvent::Stopping => {}
             }
@@ -131,7 +128,7 @@ impl BootChannel {
 }
 
 /// Nanoseconds since 1970.
-fn now_ns() -> u64 {
+pub fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -196,6 +193,8 @@ mod tests {
         frame::write(&mut agent, &BootEvent::Hello { version: VERSION + 1, kernel: String::new() }).unwrap();
         let mut events = Vec::new();
         BootChannel::default().serve(&incoming, &configure(), |event| events.push(event));
-        assert!(matches!(&events[..], [AgentEvent::Failed(message)] if message.contains("version 2")));
+        assert!(
+            matches!(&events[..], [AgentEvent::Failed(message)] if message.contains(&format!("version {}", VERSION + 1)))
+        );
     }
 }

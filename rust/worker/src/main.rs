@@ -3,6 +3,7 @@
 
 mod boot;
 mod capture;
+mod clock;
 mod confine;
 mod control;
 #[cfg(target_os = "linux")]

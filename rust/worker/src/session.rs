@@ -17,6 +17,7 @@ use supermachine_proto::worker::{
 
 use crate::boot::{AgentEvent, BootChannel, Greeting};
 use crate::capture::Subject;
+use crate::clock::{self, WallClock};
 use crate::control::{Commands, Events};
 use crate::start::{self, Built};
 
@@ -51,6 +52,7 @@ struct Session {
     subject: Mutex<Subject>,
     restored: bool,
     boot: BootChannel,
+    wall_clock: WallClock,
     events: Events,
     ready: AtomicBool,
     /// The reason that the API is told in place of what made the vCPUs stop.
@@ -86,6 +88,7 @@ pub fn run(control: UnixStream) -> io::Result<()> {
         restored: origin.is_some(),
         subject: Mutex::new(Subject { kernel, initramfs, page_map, origin, agent: start.agent }),
         boot: BootChannel::default(),
+        wall_clock: WallClock::default(),
         events,
         ready: AtomicBool::new(false),
         verdict: Mutex::new(None),
@@ -123,15 +126,7 @@ impl Session {
             self.heard(AgentEvent::Ready);
         }
 
-        let left = boot_deadline.saturating_duration_since(Instant::now());
-        let stop = self.machine.wait(Some(left)).or_else(|| {
-            if !self.ready.load(Ordering::Acquire) {
-                let message = format!("the guest was not ready within {timeout} ms");
-                let reason = if self.restored { ExitReason::RenewFailed } else { ExitReason::AgentTimeout };
-                self.end(Ended::new(reason, message));
-            }
-            self.machine.wait(None)
-        });
+        let stop = self.watch(boot_deadline, timeout);
         // Every connection ends, so that whoever waits on one wakes, before the last word is said.
         self.machine.close();
         if !self.ready.load(Ordering::Acquire) {
@@ -142,6 +137,27 @@ impl Session {
         let Ended { reason, message } =
             verdict.unwrap_or_else(|| outcome(stop, self.asked.load(Ordering::Acquire), &console_tail));
         self.events.send(&Event::Exited { reason, message, console_tail });
+    }
+
+    /// Waits for the end of the machine, and does meanwhile what nobody asks for: ends a guest that is not ready in time,
+    /// and keeps its clock.
+    fn watch(self: &Arc<Self>, boot_deadline: Instant, timeout_ms: u64) -> Stop {
+        loop {
+            let left = boot_deadline.saturating_duration_since(Instant::now());
+            let ready = self.ready.load(Ordering::Acquire);
+            if !ready && left.is_zero() {
+                let message = format!("the guest was not ready within {timeout_ms} ms");
+                let reason = if self.restored { ExitReason::RenewFailed } else { ExitReason::AgentTimeout };
+                self.end(Ended::new(reason, message));
+            }
+            let slice = if ready || left.is_zero() { clock::INTERVAL } else { left.min(clock::INTERVAL) };
+            if let Some(stop) = self.machine.wait(Some(slice)) {
+                return stop;
+            }
+            if self.wall_clock.has_moved() {
+                self.spawn("clock", |session| session.wall_clock.follow(&session.boot));
+            }
+        }
     }
 
     fn spawn(self: &Arc<Self>, name: &str, body: impl FnOnce(Arc<Self>) + Send + 'static) {
@@ -173,7 +189,10 @@ impl Session {
 
     fn heard(&self, event: AgentEvent) {
         match event {
-            AgentEvent::Connected => self.step("agent"),
+            AgentEvent::Connected => {
+                self.step("agent");
+                self.wall_clock.told();
+            }
             AgentEvent::Ready => {
                 self.step("ready");
                 self.ready.store(true, Ordering::Release);
@@ -204,7 +223,10 @@ impl Session {
         match command {
             Command::Start(_) => self.end(Ended::bad("a VM was asked to start twice")),
             Command::Connect { port } => match fd {
-                Some(fd) => self.machine.vsock().connect(port, fd),
+                Some(fd) => {
+                    self.wall_clock.follow(&self.boot);
+                    self.machine.vsock().connect(port, fd);
+                }
                 None => self.end(Ended::bad("a connect command came without its socket")),
             },
             Command::Shutdown { grace_ms } => {
@@ -269,18 +291,18 @@ fn nanoseconds(since: Instant) -> u64 {
 }
 
 /// What a stop means to the user.
-fn outcome(stop: Option<Stop>, asked: bool, console_tail: &str) -> Ended {
+fn outcome(stop: Stop, asked: bool, console_tail: &str) -> Ended {
     match stop {
         // Some guests cannot power off, and reset themselves instead.
-        Some(Stop::PowerOff | Stop::Reset) if asked && !console_tail.contains(PANIC) => {
+        Stop::PowerOff | Stop::Reset if asked && !console_tail.contains(PANIC) => {
             Ended::new(ExitReason::Shutdown, ASKED)
         }
-        Some(Stop::PowerOff) => Ended::new(ExitReason::GuestPowerOff, "the guest powered off"),
-        Some(Stop::Reset) if console_tail.contains(PANIC) => {
+        Stop::PowerOff => Ended::new(ExitReason::GuestPowerOff, "the guest powered off"),
+        Stop::Reset if console_tail.contains(PANIC) => {
             Ended::new(ExitReason::Panic, "the guest's kernel panicked")
         }
-        Some(Stop::Reset) => Ended::new(ExitReason::GuestReset, "the guest asked for a reset"),
-        Some(Stop::Engine(message)) => Ended::new(ExitReason::Engine, message),
-        Some(Stop::Requested) | None => Ended::new(ExitReason::Shutdown, ASKED),
+        Stop::Reset => Ended::new(ExitReason::GuestReset, "the guest asked for a reset"),
+        Stop::Engine(message) => Ended::new(ExitReason::Engine, message),
+        Stop::Requested => Ended::new(ExitReason::Shutdown, ASKED),
     }
 }

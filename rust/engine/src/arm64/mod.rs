@@ -123,12 +123,6 @@ pub trait Vm: Send + Sync {
     fn serves_psci(&self) -> bool {
         false
     }
-
-    /// Ticks of the same rate that the host has slept since it started, while that counter stood still. 0 where it goes
-    /// on. A guest's wall clock is late by what this grows.
-    fn host_slept(&self) -> u64 {
-        0
-    }
 }
 
 /// One virtual CPU; used on the thread that created it.

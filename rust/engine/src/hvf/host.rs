@@ -1,24 +1,15 @@
-//! The host: which macOS it is, whether it can virtualise, and its clocks.
+//! The host: which macOS it is, whether it can virtualise, and its counter.
 
 use super::error::Result;
 
 unsafe extern "C" {
     /// Ticks since the host started, not counting its sleep (mach_time.h); what virtual counters are offset from.
     fn mach_absolute_time() -> u64;
-    /// The same, counting its sleep.
-    fn mach_continuous_time() -> u64;
 }
 
 pub fn absolute_time() -> u64 {
     // SAFETY: the call takes nothing and always works.
     unsafe { mach_absolute_time() }
-}
-
-/// Ticks that the host has slept since it started.
-pub fn slept() -> u64 {
-    // SAFETY: as above.
-    let (awake, all) = unsafe { (mach_absolute_time(), mach_continuous_time()) };
-    all.saturating_sub(awake)
 }
 
 /// Checks what must be known before the first call into the framework: on an older system its functions are not there
@@ -80,6 +71,5 @@ mod tests {
         let before = absolute_time();
         std::thread::sleep(std::time::Duration::from_millis(1));
         assert!(absolute_time() > before);
-        assert!(slept() < u64::MAX / 2);
     }
 }

@@ -253,10 +253,6 @@ impl Vm for HvfVm {
     fn host_counter(&self) -> u64 {
         host::absolute_time()
     }
-
-    fn host_slept(&self) -> u64 {
-        host::slept()
-    }
 }
 
 impl Inner {

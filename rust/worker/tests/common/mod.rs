@@ -74,10 +74,16 @@ pub fn start() -> Start {
 
 impl Worker {
     pub fn spawn(start: Start) -> Self {
+        Self::spawn_with(start, &[])
+    }
+
+    /// With these variables in the worker's environment.
+    pub fn spawn_with(start: Start, environment: &[(&str, &Path)]) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
         control.set_read_timeout(Some(DEADLINE)).unwrap();
         let process = Process::new(env!("CARGO_BIN_EXE_supermachine-worker"))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .envs(environment.iter().copied())
             .spawn()
             .unwrap();
         let mut worker = Self { process, control };
@@ -87,11 +93,15 @@ impl Worker {
 
     pub fn ready(start: Start) -> Self {
         let mut worker = Self::spawn(start);
-        match worker.event() {
+        worker.wait_ready();
+        worker
+    }
+
+    pub fn wait_ready(&mut self) {
+        match self.event() {
             Event::Ready(timings) => eprintln!("{timings:?}"),
             other => panic!("{other:?}"),
         }
-        worker
     }
 
     pub fn send(&mut self, command: &Command) {
