@@ -111,6 +111,23 @@ impl Rings {
         queue.enable_notification(&self.memory).map_err(|_| Broken::Queue { queue: index })
     }
 
+    /// Asks to be notified of the next chain that the guest adds to queue `index`, beyond those that are there.
+    pub fn enable_notification_of_next(&mut self, index: usize) -> Result<(), Broken> {
+        let queue = &mut self.queues[index];
+        let broken = |_| Broken::Queue { queue: index };
+        if !self.active || !queue.ready() || !queue.event_idx_enabled() {
+            // Without the event index the guest notifies of every one, and always does.
+            return Ok(());
+        }
+        let next =
+            queue.avail_idx(&self.memory, Ordering::Acquire).map_err(|_| Broken::Queue { queue: index })?;
+        // "avail_event", after the used ring's entries (virtio 1.2, 2.7.8).
+        let at = GuestAddress(queue.used_ring() + 4 + 8 * u64::from(queue.size()));
+        self.memory.store(next.0.to_le(), at, Ordering::Release).map_err(broken)?;
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
     fn interrupt(&mut self, cause: u32) {
         let was_high = self.interrupt_status != 0;
         self.interrupt_status |= cause;

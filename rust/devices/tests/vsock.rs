@@ -120,6 +120,15 @@ impl Guest {
         assert_eq!(self.driver.take(TX), Some((0, 0)), "the guest never waits to send");
     }
 
+    /// Takes the event that all connections are gone, and gives the buffer back.
+    fn hear_of_reset(&mut self) {
+        self.driver.add(2, 0, &[writable(EVENT_AT, 4)]);
+        self.driver.notify(2);
+        assert_eq!(self.driver.take(2), Some((0, 4)));
+        self.driver.offer(2, 0);
+        self.driver.notify(2);
+    }
+
     /// A connection that the host makes to a guest port that listens.
     fn connected(&mut self, port: u32) -> (UnixStream, (u32, u32)) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -347,6 +356,45 @@ fn a_restored_guest_gets_connections_that_it_does_not_take_for_those_it_had() {
     let (_stream, before) = original.connected(1025);
     let mut restored = Guest::start();
     restored.host.reset_connections();
+    restored.hear_of_reset();
     let (_stream, after) = restored.connected(1025);
     assert_ne!(before, after);
+}
+
+#[test]
+fn a_restored_guest_gets_no_connection_before_it_has_ended_those_it_had() {
+    // Linux ends all that it knows when it hears of the reset, those that it has just been asked for as well.
+    let mut guest = Guest::start();
+    guest.driver.features = 1 << 29; // VIRTIO_RING_F_EVENT_IDX
+    guest.driver.initialise();
+    for n in 0..RX_BUFFERS {
+        guest.driver.add(RX, n, &[writable(rx_at(n), RX_BYTES)]);
+    }
+    guest.driver.notify(RX);
+    for n in 0..4 {
+        guest.driver.add(2, n, &[writable(EVENT_AT + 4 * u64::from(n), 4)]);
+    }
+    guest.driver.notify(2);
+    guest.host.reset_connections();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    guest.host.connect(1025, theirs.into());
+    assert_eq!(guest.driver.take(2), Some((0, 4)));
+    // The guest is told, and has yet to do what follows. It will say when it has.
+    assert!(guest.poll().is_none());
+    assert!(guest.driver.would_notify(2));
+    guest.driver.offer(2, 0);
+    guest.driver.notify(2);
+    let packet = guest.receive_op(REQUEST);
+    assert_eq!(packet.guest_port, 1025);
+    guest.send((packet.host_port, 1025), RESPONSE, 0, 0, &[]);
+    guest.send((packet.host_port, 1025), RW, 0, 0, b"x");
+    let mut got = [0];
+    ours.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"x");
+    // Those that wait when the device ends see the end.
+    guest.host.reset_connections();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    guest.host.connect(1025, theirs.into());
+    guest.host.close();
+    assert_eq!(ours.read(&mut got).unwrap(), 0);
 }

@@ -59,6 +59,10 @@ pub struct Vsock {
     buffer: Box<[u8]>,
     /// The driver is still to hear that its connections are gone.
     reset_unreported: bool,
+    /// It has heard, and has yet to end them. Linux ends all that it knows, new ones as well, and tells nobody.
+    reset_under_way: bool,
+    /// Host's sockets that wait for that, each with the guest's port that it is for.
+    waiting: Vec<(u32, UnixStream)>,
     closed: bool,
 }
 
@@ -76,6 +80,8 @@ impl Vsock {
             turn: None,
             buffer: vec![0; MAX_PACKET].into(),
             reset_unreported: false,
+            reset_under_way: false,
+            waiting: Vec::new(),
             closed: false,
         })
     }
@@ -133,7 +139,11 @@ impl Vsock {
 
     /// Starts a connection to a guest port for a socket of the host's.
     fn connect(&mut self, guest_port: u32, stream: UnixStream) -> Result<(), Broken> {
-        if self.closed || self.connections.len() >= MAX_CONNECTIONS {
+        if self.closed || self.connections.len() + self.waiting.len() >= MAX_CONNECTIONS {
+            return Ok(());
+        }
+        if self.reset_unreported || self.reset_under_way {
+            self.waiting.push((guest_port, stream));
             return Ok(());
         }
         let mut key = Key { host: self.next_port, guest: guest_port };
@@ -338,8 +348,22 @@ impl Vsock {
         let Some(chain) = rings.pop(EVENT)? else { return Ok(()) };
         let head = chain.head_index();
         chain.writer(&memory)?.write_all(&EVENT_TRANSPORT_RESET.to_le_bytes())?;
-        self.reset_unreported = false;
+        // It has a dozen more buffers there, and would not tell of this one.
+        rings.enable_notification_of_next(EVENT)?;
+        (self.reset_unreported, self.reset_under_way) = (false, true);
         rings.push(EVENT, head, 4)
+    }
+
+    /// The driver has given buffers for events: it has come up, or has dealt with an event.
+    fn events_wanted(&mut self, rings: &mut Rings) -> Result<(), Broken> {
+        if self.reset_unreported {
+            return self.report_reset(rings);
+        }
+        self.reset_under_way = false;
+        for (port, stream) in std::mem::take(&mut self.waiting) {
+            self.connect(port, stream)?;
+        }
+        self.fill(rings)
     }
 
     fn drop_all(&mut self) {
@@ -347,6 +371,7 @@ impl Vsock {
             self.remove(key);
         }
         self.control.clear();
+        self.waiting.clear();
     }
 }
 
@@ -387,14 +412,14 @@ impl Device for Vsock {
             }
         }
         if index == EVENT {
-            return self.report_reset(rings);
+            return self.events_wanted(rings);
         }
         self.fill(rings)
     }
 
     fn reset(&mut self) {
         self.drop_all();
-        self.reset_unreported = false;
+        (self.reset_unreported, self.reset_under_way) = (false, false);
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Driver<D> {
     pub transport: Arc<Mutex<Transport<D>>>,
     pub memory: Memory,
     pub level: Arc<AtomicBool>,
+    /// Low word of what the driver takes of the features.
+    pub features: u32,
     pub sizes: Vec<u16>,
     offered: Vec<u16>,
     used: Vec<u16>,
@@ -62,7 +64,8 @@ impl<D: Device> Driver<D> {
     }
 
     pub fn with(transport: Arc<Mutex<Transport<D>>>, memory: Memory, level: Arc<AtomicBool>) -> Self {
-        let mut driver = Self { transport, memory, level, sizes: vec![], offered: vec![], used: vec![] };
+        let (sizes, offered, used) = (vec![], vec![], vec![]);
+        let mut driver = Self { transport, memory, level, features: 0, sizes, offered, used };
         driver.initialise();
         driver
     }
@@ -75,6 +78,8 @@ impl<D: Device> Driver<D> {
         assert_eq!(self.load(0x70), 0);
         self.store(0x70, 1);
         self.store(0x70, 3);
+        self.store(0x24, 0);
+        self.store(0x20, self.features);
         self.store(0x24, 1);
         self.store(0x20, (VERSION_1 >> 32) as u32);
         self.store(0x70, 11);
@@ -152,6 +157,13 @@ impl<D: Device> Driver<D> {
 
     pub fn notify(&self, queue: usize) {
         self.store(0x50, queue as u32);
+    }
+
+    /// Whether the device has asked to hear of the next chain of a queue (virtio 1.2, 2.7.10.1).
+    pub fn would_notify(&self, queue: usize) -> bool {
+        let used = rings(queue)[2];
+        let event = GuestAddress(used + 4 + 8 * u64::from(self.sizes[queue]));
+        self.memory.load::<u16>(event, Ordering::Acquire).unwrap() == self.offered[queue]
     }
 
     /// The next chain that came back: its first descriptor and the bytes written.
