@@ -53,6 +53,7 @@ class Worker:
         fd: int,
         *,
         diff: bool = False,
+        v8: bool = False,
         image: str | None = None,
         api: bytes = b"",
         timeout: float | None = None,
@@ -72,7 +73,7 @@ class Worker:
 
 class Forward:
     @staticmethod
-    def start(worker: Worker, guest_port: int, host: str, port: int) -> Forward: ...
+    def start(worker: Worker, guest_port: int, host: str, port: int, *, vsock: bool = False) -> Forward: ...
     @property
     def port(self) -> int: ...
     def close(self) -> None: ...

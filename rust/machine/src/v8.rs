@@ -13,6 +13,7 @@ use supermachine_snapshot::v8;
 
 use crate::Error;
 use crate::arm64::{Common, layout};
+use crate::board::Architecture;
 use crate::capture::{self, DeviceState, Paused, State};
 use crate::machine::SharedWindow;
 use crate::memory::Backing;
@@ -62,11 +63,23 @@ pub fn open(file: File) -> Result<Opened, Error> {
     Ok(Opened { memory_bytes, backing: Backing { base: file, offset, diffs: Vec::new() }, snapshot })
 }
 
-/// Writes a machine that stands still into `file`, which is empty, and waits until the disk has it.
-pub fn write(paused: &Paused, file: &File) -> Result<(), Error> {
+/// Writes a machine that stands still into `file`, which is empty; it need not stand still to finish it. `listeners` are
+/// those of the file that it was restored from.
+pub fn write(paused: &Paused, listeners: &[v8::Listener], file: &File) -> Result<v8::Unfinished, Error> {
+    let engine = paused.engine();
+    let architecture = Architecture::of(engine);
+    if architecture != Architecture::Arm64 {
+        let guests = architecture.map().architecture;
+        let reason = format!(
+            "version 8 is for arm64 guests, and the {engine} engine's are {guests} here; take a snapshot of version 9"
+        );
+        return Err(refused("format", reason));
+    }
     let state = paused.state()?;
     let ram = paused.ram();
-    snapshot(&state, ram.len() as u64)?.write(file, ram).map_err(Error::Snapshot)
+    let listeners = listeners.to_vec();
+    let snapshot = v8::Snapshot { listeners, ..snapshot(&state, ram.len() as u64)? };
+    snapshot.begin(file, ram).map_err(Error::Snapshot)
 }
 
 fn snapshot(state: &State, memory_bytes: u64) -> Result<v8::Snapshot, Error> {

@@ -25,6 +25,14 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long a client may take to read what a VM sent before it ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// A port of the guest.
+#[derive(Clone, Copy, Debug)]
+enum Guest {
+    /// On its loopback.
+    Tcp(u16),
+    Vsock(u32),
+}
+
 /// A listening port of the host; closed with the VM, or by `close`.
 #[pyclass(frozen, module = "supermachine._core")]
 pub struct Forward {
@@ -35,10 +43,26 @@ pub struct Forward {
 
 #[pymethods]
 impl Forward {
-    /// Listens on `host`:`port`, 0 for any free one, for connections to the guest's `guest_port`. Raises OSError when
-    /// the port cannot be had.
+    /// Listens on `host`:`port`, 0 for any free one, for connections to the guest's `guest_port`: of TCP, by way of its
+    /// agent, or with `vsock` of that, for which it needs none. Raises OSError when the port cannot be had.
     #[staticmethod]
-    fn start(py: Python<'_>, worker: &Worker, guest_port: u16, host: &str, port: u16) -> PyResult<Self> {
+    #[pyo3(signature = (worker, guest_port, host, port, *, vsock=false))]
+    fn start(
+        py: Python<'_>,
+        worker: &Worker,
+        guest_port: u32,
+        host: &str,
+        port: u16,
+        vsock: bool,
+    ) -> PyResult<Self> {
+        let guest = match u16::try_from(guest_port) {
+            _ if vsock => Guest::Vsock(guest_port),
+            Ok(port) => Guest::Tcp(port),
+            Err(_) => {
+                let message = format!("{guest_port} is not a TCP port");
+                return Err(pyo3::exceptions::PyValueError::new_err(message));
+            }
+        };
         let address: IpAddr = host.parse().map_err(|_| {
             pyo3::exceptions::PyValueError::new_err(format!("{host:?} is not an IP address of this host"))
         })?;
@@ -52,7 +76,7 @@ impl Forward {
             thread::Builder::new()
                 .name("supermachine-port".into())
                 .stack_size(128 * 1024)
-                .spawn(move || listen(&listener, &dialer, guest_port, &stop, &ended))?;
+                .spawn(move || listen(&listener, &dialer, guest, &stop, &ended))?;
             Ok(Self { address, alive: Mutex::new(Some(alive)) })
         });
         Ok(started?)
@@ -71,7 +95,7 @@ impl Forward {
 }
 
 /// Takes connections until `stop` or `ended` closes.
-fn listen(listener: &TcpListener, dialer: &Dialer, port: u16, stop: &PipeReader, ended: &PipeReader) {
+fn listen(listener: &TcpListener, dialer: &Dialer, guest: Guest, stop: &PipeReader, ended: &PipeReader) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let interests = [
@@ -96,7 +120,7 @@ fn listen(listener: &TcpListener, dialer: &Dialer, port: u16, stop: &PipeReader,
         let (dialer, counted) = (dialer.clone(), open.clone());
         let spawned =
             thread::Builder::new().name("supermachine-port".into()).stack_size(256 * 1024).spawn(move || {
-                let _ = serve(&client, &dialer, port);
+                let _ = serve(&client, &dialer, guest);
                 counted.fetch_sub(1, Ordering::SeqCst);
             });
         if spawned.is_err() {
@@ -106,14 +130,20 @@ fn listen(listener: &TcpListener, dialer: &Dialer, port: u16, stop: &PipeReader,
 }
 
 /// One connection, to its end. Dropping the client closes it, which is how a refusal shows.
-fn serve(client: &TcpStream, dialer: &Dialer, port: u16) -> Result<(), frame::Error> {
+fn serve(client: &TcpStream, dialer: &Dialer, to: Guest) -> Result<(), frame::Error> {
     let ended = dialer.bell()?;
-    let mut guest = dialer.open(REQUEST_PORT)?;
-    guest.set_read_timeout(Some(ANSWER))?;
-    frame::write(&mut guest, &Request::Forward { port })?;
-    if frame::read::<FileReply>(&mut guest)? != Some(FileReply::Done) {
-        return Ok(());
-    }
+    let guest = match to {
+        Guest::Vsock(port) => dialer.open(port)?,
+        Guest::Tcp(port) => {
+            let mut guest = dialer.open(REQUEST_PORT)?;
+            guest.set_read_timeout(Some(ANSWER))?;
+            frame::write(&mut guest, &Request::Forward { port })?;
+            if frame::read::<FileReply>(&mut guest)? != Some(FileReply::Done) {
+                return Ok(());
+            }
+            guest
+        }
+    };
     client.set_nonblocking(true)?;
     client.set_nodelay(true)?;
     guest.set_nonblocking(true)?;

@@ -386,14 +386,16 @@ impl Worker {
 
     /// Takes a snapshot into the file behind `fd`, which is empty and open for reading and writing; the guest goes on.
     /// `(id, bytes of RAM in the file, nanoseconds that the guest stood still, steps)`; `None` at the time-out
-    /// (seconds). Raises OSError with what is wrong when no snapshot could be taken.
-    #[pyo3(signature = (fd, *, diff=false, image=None, api=Vec::new(), timeout=None))]
-    #[allow(clippy::type_complexity)] // a tuple, as Python sees it
+    /// (seconds). With `v8` it is of version 8, whose id is empty and which keeps neither `image` nor `api`. Raises
+    /// OSError with what is wrong when no snapshot could be taken.
+    #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), timeout=None))]
+    #[allow(clippy::type_complexity, clippy::too_many_arguments)] // a tuple and keywords, as Python sees them
     fn capture(
         &self,
         py: Python<'_>,
         fd: i32,
         diff: bool,
+        v8: bool,
         image: Option<String>,
         api: Vec<u8>,
         timeout: Option<f64>,
@@ -405,7 +407,7 @@ impl Worker {
             return Ok(None);
         }
         self.shared.lock().captured = None;
-        let request = Command::Capture(Box::new(Capture { diff, image, api: Chunk(api), v8: false }));
+        let request = Command::Capture(Box::new(Capture { diff, image, api: Chunk(api), v8 }));
         let sent = py.detach(|| -> io::Result<()> {
             let mut bytes = Vec::new();
             frame::encode(&request, &mut bytes).map_err(io::Error::other)?;

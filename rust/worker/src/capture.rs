@@ -10,6 +10,7 @@ use supermachine_machine::snapshot::{self, About, Origin, Scope};
 use supermachine_machine::v8;
 use supermachine_proto::agent::{BootCommand, BootEvent, Chunk};
 use supermachine_proto::worker::{Capture, Captured};
+use supermachine_snapshot::v8::{Listener, Unfinished};
 use supermachine_snapshot::{Digest32, v9};
 
 use crate::boot::BootChannel;
@@ -34,6 +35,8 @@ pub struct Subject {
     pub initramfs: Digest32,
     pub page_map: Option<PageMap>,
     pub origin: Option<Origin>,
+    /// What a snapshot of version 8 says of the ports that the guest listens on.
+    pub listeners: Vec<Listener>,
     /// Whether there is an agent that stops the guest's processes first.
     pub agent: bool,
 }
@@ -42,6 +45,12 @@ pub struct Subject {
 enum Form {
     V8,
     V9(Scope),
+}
+
+/// A snapshot that lacks what the guest need not stand still for.
+enum Written {
+    V8(Unfinished),
+    V9(Box<v9::Writer>),
 }
 
 impl Subject {
@@ -71,8 +80,13 @@ impl Subject {
         let thawed = ask(BootCommand::Thaw, BootEvent::Thawed, "let the guest's processes go on");
         step("thaw");
         let (id, data_bytes) = match written? {
-            Some(writer) => writer.finish().map(|summary| (summary.id.0.to_vec(), summary.data_bytes))?,
-            None => (Vec::new(), file.metadata().map_err(supermachine_machine::Error::from)?.blocks() * 512),
+            Written::V9(writer) => {
+                writer.finish().map(|summary| (summary.id.0.to_vec(), summary.data_bytes))?
+            }
+            Written::V8(file_without_header) => {
+                file_without_header.finish(file)?;
+                (Vec::new(), file.metadata().map_err(supermachine_machine::Error::from)?.blocks() * 512)
+            }
         };
         thawed?;
         step("sync");
@@ -91,14 +105,14 @@ impl Subject {
         }
     }
 
-    /// Everything that the guest stands still for; `None` when that was all.
+    /// Everything that the guest stands still for.
     fn write(
         &self,
         machine: &Machine,
         form: Form,
         request: Capture,
         file: &File,
-    ) -> Result<Option<v9::Writer>, supermachine_machine::Error> {
+    ) -> Result<Written, supermachine_machine::Error> {
         let about = About {
             kernel: self.kernel,
             initramfs: self.initramfs,
@@ -107,9 +121,10 @@ impl Subject {
         };
         let paused = machine.pause()?;
         match form {
-            Form::V8 => v8::write(&paused, file).map(|()| None),
+            Form::V8 => v8::write(&paused, &self.listeners, file).map(Written::V8),
             Form::V9(scope) => {
-                snapshot::write(&paused, file, about, self.page_map.as_ref(), &scope).map(Some)
+                let written = snapshot::write(&paused, file, about, self.page_map.as_ref(), &scope);
+                written.map(|writer| Written::V9(Box::new(writer)))
             }
         }
     }

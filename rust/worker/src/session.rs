@@ -76,7 +76,7 @@ pub fn run(control: UnixStream) -> io::Result<()> {
     };
     let mut steps = Vec::new();
     let built = start::build(&start, &mut |name| steps.push((name.to_owned(), nanoseconds(started))));
-    let Built { machine, page_map, kernel, initramfs, origin, leases } = match built {
+    let Built { machine, page_map, kernel, initramfs, origin, listeners, leases } = match built {
         Ok(built) => built,
         Err(Ended { reason, message }) => {
             events.send(&Event::Exited { reason, message, console_tail: String::new() });
@@ -86,7 +86,7 @@ pub fn run(control: UnixStream) -> io::Result<()> {
     let session = Arc::new(Session {
         machine: Arc::new(machine),
         restored: origin.is_some(),
-        subject: Mutex::new(Subject { kernel, initramfs, page_map, origin, agent: start.agent }),
+        subject: Mutex::new(Subject { kernel, initramfs, page_map, origin, listeners, agent: start.agent }),
         boot: BootChannel::default(),
         wall_clock: WallClock::default(),
         events,

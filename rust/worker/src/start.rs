@@ -12,7 +12,8 @@ use supermachine_machine::snapshot::{self, Origin};
 use supermachine_machine::{Config, Disk, Engine, Machine, Restore, v8};
 use supermachine_proto::VERSION;
 use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Start};
-use supermachine_snapshot::{Digest32, v8 as v8_format};
+use supermachine_snapshot::Digest32;
+use supermachine_snapshot::v8::{self as v8_format, Listener};
 
 use crate::confine;
 use crate::session::Ended;
@@ -30,6 +31,8 @@ pub struct Built {
     pub initramfs: Digest32,
     /// What it was restored from.
     pub origin: Option<Origin>,
+    /// The listeners of a version 8 file, which a later one must have as well.
+    pub listeners: Vec<Listener>,
     /// Snapshot files in use: the lock on each lasts as long as it is open.
     pub leases: Vec<File>,
 }
@@ -83,7 +86,8 @@ fn boot(
     .map_err(|e| Ended::bad(e.to_string()))?;
     step("machine");
     let (kernel, initramfs) = (kernel_digest, initramfs_digest);
-    Ok(Built { machine, page_map, kernel, initramfs, origin: None, leases: Vec::new() })
+    let (listeners, leases) = (Vec::new(), Vec::new());
+    Ok(Built { machine, page_map, kernel, initramfs, origin: None, listeners, leases })
 }
 
 fn restore(
@@ -113,11 +117,12 @@ fn restore(
     {
         let opened = files.swap_remove(0);
         let opened = v8::open(opened).map_err(refused)?;
+        let listeners = opened.listeners().to_vec();
         let machine = Machine::restore_v8(engine, opened, disks, generation, &mut *step).map_err(refused)?;
         // The format does not say what its guest booted, and no diff builds on it. What the guest has not touched is the
         // file's all the same, so that a later snapshot must look at all of RAM.
         let (kernel, initramfs) = (Digest32::default(), Digest32::default());
-        return Ok(Built { machine, page_map: None, kernel, initramfs, origin: None, leases });
+        return Ok(Built { machine, page_map: None, kernel, initramfs, origin: None, listeners, leases });
     }
     let opened = snapshot::open(files).map_err(refused)?;
     if opened.engine != engine {
@@ -133,7 +138,8 @@ fn restore(
     let machine = Machine::restore(made, &mut *step).map_err(refused)?;
     let origin = opened.origin;
     let (kernel, initramfs) = (origin.kernel, origin.initramfs);
-    Ok(Built { machine, page_map, kernel, initramfs, origin: Some(origin), leases })
+    let listeners = Vec::new();
+    Ok(Built { machine, page_map, kernel, initramfs, origin: Some(origin), listeners, leases })
 }
 
 /// Whether a file is a version 8 snapshot, by how it begins.

@@ -10,16 +10,37 @@ use super::{
 };
 use crate::{Error, Result, ram};
 
+/// What makes a file that has all but its header a snapshot.
+#[must_use]
+pub struct Unfinished {
+    header: [u8; HEADER_BYTES],
+}
+
+impl Unfinished {
+    /// Writes the header, after the disk has the rest, and waits until it has that as well.
+    pub fn finish(self, file: &File) -> Result<()> {
+        let write = Error::io("write");
+        file.sync_data().map_err(&write)?;
+        file.write_all_at(&self.header, 0).map_err(&write)?;
+        file.sync_all().map_err(&write)
+    }
+}
+
 impl Snapshot {
     /// Writes a whole file into `file`, which is empty, and waits until the disk has it. The header comes last.
     ///
     /// `ram` is all of the guest's; stretches of 64 KiB that are zero become holes.
     pub fn write(&self, file: &File, ram: &[u8]) -> Result<()> {
+        self.begin(file, ram)?.finish(file)
+    }
+
+    /// As [`Snapshot::write`], but for the header, and without waiting for the disk: `ram` is not looked at any more.
+    pub fn begin(&self, file: &File, ram: &[u8]) -> Result<Unfinished> {
         if ram.len() as u64 != self.memory_bytes {
             let reason = format!("RAM has {} bytes and the header says {}", ram.len(), self.memory_bytes);
             return Err(Error::unwritable(reason));
         }
-        self.write_with(file, std::iter::once(Ok((0, ram))))
+        self.begin_with(file, std::iter::once(Ok((0, ram))))
     }
 
     /// As [`Snapshot::write`], with stretches of RAM and where they begin, each one a multiple of 64 KiB; what no
@@ -29,6 +50,14 @@ impl Snapshot {
         file: &File,
         ram: impl IntoIterator<Item = Result<(u64, B)>>,
     ) -> Result<()> {
+        self.begin_with(file, ram)?.finish(file)
+    }
+
+    fn begin_with<B: AsRef<[u8]>>(
+        &self,
+        file: &File,
+        ram: impl IntoIterator<Item = Result<(u64, B)>>,
+    ) -> Result<Unfinished> {
         let length = file.metadata().map_err(Error::io("look at"))?.len();
         if length != 0 {
             return Err(Error::unwritable(format!("the file has {length} bytes already")));
@@ -57,9 +86,9 @@ impl Snapshot {
             file.write_all_at(&[0], ram_offset + self.memory_bytes - 1).map_err(&write)?;
         }
         file.write_all_at(&metadata[HEADER_BYTES..], HEADER_BYTES as u64).map_err(&write)?;
-        file.sync_data().map_err(&write)?;
-        file.write_all_at(&metadata[..HEADER_BYTES], 0).map_err(&write)?;
-        file.sync_all().map_err(&write)
+        let mut header = [0; HEADER_BYTES];
+        header.copy_from_slice(&metadata[..HEADER_BYTES]);
+        Ok(Unfinished { header })
     }
 
     /// The bytes before RAM.

@@ -18,6 +18,7 @@ pub mod registers;
 #[cfg(test)]
 mod tests;
 
+pub use encode::Unfinished;
 use registers::Class;
 
 /// How a file of this version begins.
