@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from subprocess import CompletedProcess
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import baking as _baking
 from . import paths as _paths
@@ -360,9 +360,14 @@ class VM:
         return Popen(await _call(self._vm.popen, args, **options))
 
     async def snapshot(
-        self, path: str | os.PathLike[str], *, diff: bool = False, timeout: float = _vm.SNAPSHOT_TIMEOUT
+        self,
+        path: str | os.PathLike[str],
+        *,
+        diff: bool = False,
+        format: Literal[8, 9] = 9,  # noqa: A002
+        timeout: float = _vm.SNAPSHOT_TIMEOUT,
     ) -> Snapshot:
-        return await _call(self._vm.snapshot, path, diff=diff, timeout=timeout)
+        return await _call(self._vm.snapshot, path, diff=diff, format=format, timeout=timeout)
 
     async def fork(self, n: int = 1, *, timeout: float = _vm.SNAPSHOT_TIMEOUT) -> list[VM]:
         forks = await _call(self._vm.fork, n, timeout=timeout, abandon=_kill_all)

@@ -23,8 +23,8 @@ class Snapshot:
     """A snapshot on disk. It is never changed; virtual machines that run from it keep it from being deleted."""
 
     path: Path
-    #: What its contents are known by, 64 hexadecimal digits.
-    id: str
+    #: What its contents are known by, 64 hexadecimal digits; ``None`` for version 8, which has nothing of the kind.
+    id: str | None
     #: The id of the snapshot that this one holds the changes to; ``None`` when it is whole.
     parent: str | None
     #: Bytes of RAM in the file; the rest is holes.
@@ -33,6 +33,8 @@ class Snapshot:
     pause: float
     #: Steps of the capture: name, nanoseconds since it was asked for.
     timings: list[tuple[str, int]]
+    #: Version of the format, 8 or 9.
+    format: int = 9
 
     def restore(self, **options: Any) -> VM:
         """A running virtual machine that goes on here; see :meth:`supermachine.VM.restore`."""
@@ -65,10 +67,12 @@ class Captured:
     timings: list[tuple[str, int]]
 
 
-def write(worker: Worker, fd: int, *, diff: bool, image: str, api: bytes, timeout: float) -> Captured:
+def write(
+    worker: Worker, fd: int, *, image: str | None, api: bytes, timeout: float, diff: bool = False, v8: bool = False
+) -> Captured:
     """Has the worker write a snapshot to an empty file. The guest goes on, whatever comes of it."""
     try:
-        done = worker.capture(fd, diff=diff, image=image, api=api, timeout=timeout)
+        done = worker.capture(fd, diff=diff, v8=v8, image=image, api=api, timeout=timeout)
     except VMExited:
         raise
     except OSError as error:

@@ -54,13 +54,17 @@ def spawn(
 
 def spawn_restored(
     engine: Engine,
-    image: ResolvedImage,
+    disks: Sequence[str],
     files: Sequence[str | os.PathLike[str]],
     hostname: str | None,
     timeout: float,
     working_set: PageRanges = (),
+    agent: bool = True,
 ) -> Worker:
-    """A worker that restores a chain of snapshot files; `wait_ready` tells when its guest is."""
+    """A worker that restores a chain of snapshot files; `wait_ready` tells when its guest is.
+
+    Without an agent that is at once, and the guest is not told that it is another one now.
+    """
     from ._core import Worker
 
     machine_id = os.urandom(16)
@@ -68,11 +72,12 @@ def spawn_restored(
         installation.worker(),
         engine=engine.name,
         files=[os.fspath(file) for file in files],
-        disks=[(str(image.rootfs), True)],
+        disks=[(disk, True) for disk in disks],
         hostname=hostname or machine_id.hex()[:12],
         machine_id=machine_id,
         entropy=os.urandom(64),
         working_set=working_set,
+        agent=agent,
         boot_timeout_ms=_milliseconds(timeout),
     )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ._core import Worker
     from .baking import Baked, Warmup
-    from .images import Progress, ResolvedImage
+    from .images import ImageConfig, Progress, ResolvedImage
     from .images.store import Pull
     from .paths import FileSystem
     from .ports import Bound, Ports, Wanted
@@ -45,6 +45,8 @@ class Source:
     id: str = ""
     #: Whether the file is the cache's.
     baked: bool = False
+    #: Whether it is of version 8, on which no diff can build.
+    v8: bool = False
 
 
 class Machine:
@@ -102,6 +104,12 @@ class Machine:
             self._wanted_ports = parse(ports)
         self._bound: Bound | None = None
         self._image: ResolvedImage | None = None
+        #: Whether there is an image; a guest of a foreign snapshot may have none that is known.
+        self._has_image = True
+        #: Disks beside the image's, none of which is written to.
+        self._disks: list[str] = []
+        #: Whether this package's agent runs in the guest.
+        self._has_agent = True
         self._worker: Worker | None = None
         #: A worker whose guest is not ready yet; `kill` ends that too.
         self._pending: Worker | None = None
@@ -121,7 +129,7 @@ class Machine:
         if self._filesystem is None:
             from .paths import FileSystem
 
-            self._filesystem = FileSystem(self._running)
+            self._filesystem = FileSystem(self._served)
         return self._filesystem
 
     # What it is.
@@ -139,6 +147,8 @@ class Machine:
     @property
     def image(self) -> ResolvedImage:
         """The image; looked up, and pulled if need be, on first use."""
+        if not self._has_image:
+            raise ConfigurationError(f"which image the guest of {self._reference} is of is not known")
         if self._image is None:
             from .images import resolve
 
@@ -150,6 +160,16 @@ class Machine:
                 progress=self._progress,
             )
         return self._image
+
+    @property
+    def _config(self) -> ImageConfig:
+        """What the image says; of one that is not known nothing."""
+        from .images import ImageConfig
+
+        return self.image.config if self._has_image else ImageConfig()
+
+    def _all_disks(self) -> list[str]:
+        return [*([str(self.image.rootfs)] if self._has_image else []), *self._disks]
 
     @property
     def ports(self) -> dict[str, list[tuple[str, int]]]:
@@ -178,11 +198,13 @@ class Machine:
             if self.running:
                 return self
             self._worker = None
-            image = self.image
+            if self._has_image:
+                # Before anything is said of the engine.
+                _ = self.image
             engines.warn_once(self._engine)
             self._recording = None
             try:
-                self._launch(image)
+                self._launch()
                 self._bind()
             except BaseException:
                 self.kill()
@@ -202,22 +224,23 @@ class Machine:
         self._use(worker, timings, origin)
         self._bind()
 
-    def _launch(self, image: ResolvedImage) -> None:
+    def _launch(self) -> None:
         """Goes on from a snapshot, or boots; and bakes, when that is wanted and not done."""
         if self._source is not None:
-            self._go_on(image, self._source)
+            self._go_on(self._source)
             return
         from . import baking
 
+        image = self.image
         baked = self._baked(image) if baking.enabled(self._bake) else None
         if baked is None:
             self._boot(image)
             self._warm()
             return
-        if self._restored(image, baked):
+        if self._restored(baked):
             return
         with baked.baking(long=self._warmup is not None, on_wait=self._waits) as mine:
-            if not mine and not baked.refused and self._restored(image, baked):
+            if not mine and not baked.refused and self._restored(baked):
                 return
             self._boot(image)
             self._warm()
@@ -258,7 +281,7 @@ class Machine:
         # Connections do not outlive a snapshot.
         self._files.forget()
 
-    def _restored(self, image: ResolvedImage, baked: Baked) -> bool:
+    def _restored(self, baked: Baked) -> bool:
         from . import baking, workingset
 
         prefault = workingset.enabled(self._prefault)
@@ -267,7 +290,7 @@ class Machine:
             if not there:
                 return False
             timeout = min(self._boot_timeout, baking.RESTORE_TIMEOUT)
-            worker = self._restoring(image, [baked.path], ranges, timeout)
+            worker = self._restoring([baked.path], ranges, timeout)
             self._await(worker, Source([baked.path], baked=True), timeout)
         if self._worker is None:
             return False
@@ -275,7 +298,7 @@ class Machine:
             self._record_until(baked.working_set)
         return True
 
-    def _go_on(self, image: ResolvedImage, source: Source) -> None:
+    def _go_on(self, source: Source) -> None:
         """Restores the snapshot that this object was made from."""
         if not source.files:
             raise ConfigurationError(
@@ -285,18 +308,20 @@ class Machine:
         from .images import Cache
 
         ranges: workingset.Ranges = []
-        kept = workingset.beside(Cache(), source.id) if workingset.enabled(self._prefault) else None
+        wanted = bool(source.id) and workingset.enabled(self._prefault)
+        kept = workingset.beside(Cache(), source.id) if wanted else None
         if kept is not None:
             ranges = workingset.load(kept)
-        self._await(self._restoring(image, source.files, ranges), source)
+        self._await(self._restoring(source.files, ranges), source)
         if kept is not None and not ranges:
             self._record_until(kept)
 
     def _restoring(
-        self, image: ResolvedImage, files: Sequence[Path], ranges: launch.PageRanges, timeout: float | None = None
+        self, files: Sequence[str | os.PathLike[str]], ranges: launch.PageRanges, timeout: float | None = None
     ) -> Worker:
         timeout = timeout or self._boot_timeout
-        return launch.spawn_restored(self._engine, image, files, self._hostname, timeout, ranges)
+        disks = self._all_disks()
+        return launch.spawn_restored(self._engine, disks, files, self._hostname, timeout, ranges, agent=self._has_agent)
 
     def _use(self, worker: Worker, timings: launch.Timings, origin: Source | None) -> None:
         self._worker = worker
@@ -370,6 +395,17 @@ class Machine:
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped" if self._worker else "new"
         return f"<{type(self).__name__} {str(self._reference)!r} {self.engine} {state}>"
+
+    def _served(self) -> Worker:
+        """The worker of a guest with an agent."""
+        worker = self._running()
+        if not self._has_agent:
+            raise NotSupported(
+                "this virtual machine was restored with agent=False: nothing in it runs commands, serves files or "
+                "forwards TCP ports for its host",
+                hint="reach what it runs by a vsock port: ports={'5000/vsock': None}",
+            )
+        return worker
 
     def _running(self) -> Worker:
         worker = self._worker

@@ -1,4 +1,7 @@
-"""Ports of the host that lead to ports of a guest, written as docker-py writes them: ``{"80/tcp": 8080}``."""
+"""Ports of the host that lead to ports of a guest, written as docker-py writes them: ``{"80/tcp": 8080}``.
+
+``"5000/vsock"`` is a port on which something in the guest listens with AF_VSOCK.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ if TYPE_CHECKING:
 #: Where a port of the guest is to be had: a port, ``None`` for any free one, (address, port), or several of them.
 Place: TypeAlias = "int | tuple[str, int | None] | None"
 Ports: TypeAlias = "Mapping[str, Place | Sequence[Place]]"
-#: "80/tcp" to (address, port) of the host; port 0 for any free one.
+#: "80/tcp" or "5000/vsock" to (address, port) of the host; port 0 for any free one.
 Wanted: TypeAlias = "dict[str, list[tuple[str, int]]]"
 
 _LOOPBACK = "127.0.0.1"
+#: The guest's ports by protocol: the last one.
+_LAST = {"tcp": 65535, "vsock": (1 << 32) - 2}
 
 
 def parse(ports: Ports | None) -> Wanted:
@@ -24,9 +29,10 @@ def parse(ports: Ports | None) -> Wanted:
     wanted: Wanted = {}
     for key, value in (ports or {}).items():
         number, _, protocol = str(key).partition("/")
-        if protocol not in ("", "tcp"):
-            raise NotSupported(f"{key!r} is not a TCP port; others cannot be published")
-        name = f"{_number(number, key, 1)}/tcp"
+        protocol = protocol or "tcp"
+        if protocol not in _LAST:
+            raise NotSupported(f"{key!r} is neither a TCP port nor one of vsock; others cannot be published")
+        name = f"{_number(number, key, 1, _LAST[protocol])}/{protocol}"
         places = value if isinstance(value, list) else [value]
         wanted.setdefault(name, []).extend(_place(place, key) for place in places)
     return wanted
@@ -39,10 +45,10 @@ def _place(place: object, key: object) -> tuple[str, int]:
     return address or _LOOPBACK, 0 if port is None else _number(port, key, 0)
 
 
-def _number(value: object, key: object, least: int) -> int:
-    if isinstance(value, str) and value.isdecimal() and len(value) <= 5:
+def _number(value: object, key: object, least: int, most: int = 65535) -> int:
+    if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(most)):
         value = int(value)
-    if not isinstance(value, int) or not least <= value <= 65535:
+    if not isinstance(value, int) or not least <= value <= most:
         raise ConfigurationError(f"{value!r}, for the port {key!r}, is not a port")
     return value
 
@@ -94,7 +100,8 @@ def _listen(worker: Worker, name: str, address: str, port: int) -> Forward:
     from ._core import Forward
 
     try:
-        return Forward.start(worker, int(name.partition("/")[0]), address, port)
+        number, _, protocol = name.partition("/")
+        return Forward.start(worker, int(number), address, port, vsock=protocol == "vsock")
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     except OSError as error:

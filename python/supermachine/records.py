@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import BadSnapshot, ConfigurationError, ImageNotFound, InvalidImage, SnapshotNotFound
 
 if TYPE_CHECKING:
+    from ._core import _Snapshot
     from .images import ImageConfig, Progress, ResolvedImage
     from .images.store import Pull
 
@@ -186,20 +187,11 @@ class Head:
     @classmethod
     def read(cls, path: Path) -> Head:
         """Raises SnapshotNotFound or BadSnapshot."""
-        from ._core import read_snapshot
+        return cls.of(path, look(path))
 
-        try:
-            # A pipe or a device would keep whoever opens it waiting.
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise BadSnapshot(f"{path} is not a file, so it is no snapshot")
-        except FileNotFoundError as error:
-            raise SnapshotNotFound(f"the snapshot {path} does not exist") from error
-        found = read_snapshot(str(path))
-        if found["export"]:
-            raise BadSnapshot(
-                f"{path} is an exported snapshot, which must be unpacked first",
-                hint=f"supermachine snapshot import {path} SNAPSHOT",
-            )
+    @classmethod
+    def of(cls, path: Path, found: _Snapshot) -> Head:
+        """Of what `look` found there. Raises BadSnapshot for version 8."""
         if (state := found["v9"]) is None:
             raise BadSnapshot(f"{path} is a snapshot of version 8, which does not say which image it is of")
         identity = state["identity"]
@@ -218,13 +210,32 @@ class Head:
         return Record.decode(self.api, str(self.path))
 
 
-def chain(path: Path) -> list[Head]:
+def look(path: Path) -> _Snapshot:
+    """What is in a snapshot file but for RAM. Raises SnapshotNotFound or BadSnapshot."""
+    from ._core import read_snapshot
+
+    try:
+        # A pipe or a device would keep whoever opens it waiting.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadSnapshot(f"{path} is not a file, so it is no snapshot")
+    except FileNotFoundError as error:
+        raise SnapshotNotFound(f"the snapshot {path} does not exist") from error
+    found = read_snapshot(str(path))
+    if found["export"]:
+        raise BadSnapshot(
+            f"{path} is an exported snapshot, which must be unpacked first",
+            hint=f"supermachine snapshot import {path} SNAPSHOT",
+        )
+    return found
+
+
+def chain(path: Path, found: _Snapshot | None = None) -> list[Head]:
     """The snapshot `path` and before it those that it builds on, the whole one first.
 
     A parent is known by its id. It is looked for where it was when the diff was taken, then beside the diff, then among
     the baked snapshots of the cache.
     """
-    heads = [Head.read(path)]
+    heads = [Head.of(path, found or look(path))]
     while (wanted := heads[0].parent) is not None:
         if len(heads) > _MAX_CHAIN or wanted in {head.id for head in heads}:
             raise BadSnapshot(f"{path} builds on more than {_MAX_CHAIN} other snapshots")

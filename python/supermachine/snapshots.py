@@ -72,6 +72,8 @@ class SnapshotInfo:
     present_bytes: int | None
     created: datetime | None
     sections: tuple[Section, ...]
+    #: Vsock ports that the guest listens on, as version 8 tells.
+    listeners: tuple[int, ...] = ()
 
 
 def inspect(path: str | os.PathLike[str]) -> SnapshotInfo:
@@ -100,8 +102,8 @@ def _info_v9(state: _SnapshotV9, exported: bool, file_bytes: int, disk_bytes: in
         engine=identity["engine"],
         engine_version=identity["engine_version"],
         cpu_features=tuple(identity["cpu_features"]),
-        kernel=identity["kernel"],
-        initramfs=identity["initramfs"],
+        kernel=_known(identity["kernel"]),
+        initramfs=_known(identity["initramfs"]),
         image=identity["image"],
         devices=tuple(identity["devices"]),
         vcpus=identity["vcpus"],
@@ -133,8 +135,7 @@ def _info_v8(state: _SnapshotV8, exported: bool, file_bytes: int, disk_bytes: in
         kernel=None,
         initramfs=None,
         image=None,
-        # The format's order: vsock, then block devices.
-        devices=tuple("block" if n else "vsock" for n in range(len(state["devices"]))),
+        devices=_devices_v8([len(device["queues"]) for device in state["devices"]]),
         vcpus=len(state["vcpus"]),
         memory_bytes=state["memory_bytes"],
         ram_gpa=state["ram_gpa"],
@@ -142,7 +143,22 @@ def _info_v8(state: _SnapshotV8, exported: bool, file_bytes: int, disk_bytes: in
         present_bytes=None,
         created=None,
         sections=(),
+        listeners=tuple(port for _, _, port, _, _ in state["listeners"]),
     )
+
+
+def _known(digest: str) -> str | None:
+    """A guest that came from a snapshot of version 8 has booted nothing that is known, which is all zeros."""
+    return digest if digest.strip("0") else None
+
+
+def _devices_v8(queues: Sequence[int]) -> tuple[str, ...]:
+    """Types of devices by the number of their queues. The format's order is vsock, then block devices.
+
+    This package's writer has a console and an entropy source last: two queues (virtio 1.2, 5.3.2), and one.
+    """
+    ours = ("console", "rng") if len(queues) > 2 and queues[-2:] == [2, 1] else ()
+    return (*("block" if n else "vsock" for n in range(len(queues) - len(ours))), *ours)
 
 
 def verify(path: str | os.PathLike[str]) -> str | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from . import capture, launch, ports, records
-from .errors import ConfigurationError, SnapshotFailed
+from .errors import BadSnapshot, ConfigurationError, NotSupported, RenewFailed, SnapshotFailed
 from .machine import Machine, Source
 
 if TYPE_CHECKING:
+    from ._core import Worker, _SnapshotV8
     from .images import Progress
     from .images.store import Pull
     from .options import Environment
@@ -41,25 +43,40 @@ def record(machine: Machine, parents: list[records.Head], *, bare: bool = False)
     )
 
 
-def take(machine: Machine, path: Path, *, diff: bool, timeout: float) -> capture.Snapshot:
+def take(machine: Machine, path: Path, *, diff: bool, version: int, timeout: float) -> capture.Snapshot:
+    if version not in (8, 9):
+        raise ConfigurationError(f"format is {version!r}; snapshots are of version 8 or 9")
+    if version == 8:
+        from .v8 import check_writable
+
+        check_writable(machine._engine, diff=diff)
+    elif not machine._has_image:
+        raise SnapshotFailed(
+            "a snapshot of version 9 says which image its guest is of, and of this one that is not known",
+            hint="take one of version 8: format=8; or restore this machine with image=",
+        )
     with machine._capturing:
         worker = machine._running()
         parents: list[records.Head] = []
         if diff:
             origin = machine._origin
-            if origin is None or not origin.files:
+            if origin is None or not origin.files or origin.v8:
                 raise SnapshotFailed(
-                    "this machine was not restored from a snapshot's file, so there is nothing for a diff to build on",
+                    "this machine was not restored from a snapshot's file of version 9, so there is nothing for a diff "
+                    "to build on",
                     hint="take a whole snapshot: without diff=True",
                 )
             parents = [records.Head.read(file) for file in origin.files]
             if origin.baked:
                 parents = [_kept(parents[0], path.parent)]
         with capture.published(path) as fd:
-            api = record(machine, parents).encode()
-            done = capture.write(worker, fd, diff=diff, image=machine.image.digest, api=api, timeout=timeout)
+            if version == 8:
+                done = capture.write(worker, fd, v8=True, image=None, api=b"", timeout=timeout)
+            else:
+                api = record(machine, parents).encode()
+                done = capture.write(worker, fd, diff=diff, image=machine.image.digest, api=api, timeout=timeout)
     parent = parents[-1].id if parents else None
-    return capture.Snapshot(path, done.id, parent, done.data_bytes, done.pause, done.timings)
+    return capture.Snapshot(path, done.id or None, parent, done.data_bytes, done.pause, done.timings, version)
 
 
 def _kept(head: records.Head, directory: Path) -> records.Head:
@@ -87,15 +104,15 @@ def fork(machine: M, n: int, *, timeout: float) -> list[M]:
     clones: list[M] = []
     with machine._capturing:
         worker = machine._running()
-        image = machine.image
+        image = machine.image.digest if machine._has_image else None
         with capture.private(machine._memory) as (fd, path):
-            api = record(machine, []).encode()
-            capture.write(worker, fd, diff=False, image=image.digest, api=api, timeout=timeout)
+            api = record(machine, []).encode() if machine._has_image else b""
+            capture.write(worker, fd, image=image, api=api, timeout=timeout)
             workers = []
             try:
                 # All start before the first is waited for.
                 for _ in range(n):
-                    workers.append(launch.spawn_restored(machine._engine, image, [path], None, machine._boot_timeout))
+                    workers.append(_fork_of(machine, path))
                 for started in workers:
                     timings = launch.wait_ready(started, machine._boot_timeout)
                     clone = _like(machine)
@@ -106,6 +123,11 @@ def fork(machine: M, n: int, *, timeout: float) -> list[M]:
                     started.kill()
                 raise
     return clones
+
+
+def _fork_of(machine: Machine, path: str) -> Worker:
+    disks, timeout = machine._all_disks(), machine._boot_timeout
+    return launch.spawn_restored(machine._engine, disks, [path], None, timeout, agent=machine._has_agent)
 
 
 def _like(machine: M) -> M:
@@ -126,8 +148,20 @@ def _like(machine: M) -> M:
     )
     clone._engine = machine._engine
     clone._image = machine._image
+    clone._has_image, clone._has_agent = machine._has_image, machine._has_agent
+    clone._disks = machine._disks
     clone._wanted_ports = ports.fresh(machine._wanted_ports)
     return clone
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """What a snapshot of version 8 does not say."""
+
+    image: str | os.PathLike[str] | None = None
+    disks: Sequence[str | os.PathLike[str]] = ()
+    engine: str = "auto"
+    agent: bool = True
 
 
 def restore(
@@ -139,12 +173,22 @@ def restore(
     pull: Pull,
     insecure: bool,
     progress: Progress | None,
+    unsaid: Unsaid = Unsaid(),
     **settings: Any,
 ) -> M:
     from . import options
     from .ports import fresh, parse
 
-    heads = records.chain(path)
+    found = records.look(path)
+    fetch = {"pull": pull, "insecure": insecure, "progress": progress}
+    if (state := found["v8"]) is not None:
+        return _restore_v8(kind, path, state, unsaid, ports=ports, environment=environment, **fetch, **settings)
+    if unsaid != Unsaid():
+        raise ConfigurationError(
+            f"{path} says itself what its image, disks and engine are, and that there is an agent; "
+            "image, disks, engine and agent are for snapshots of version 8"
+        )
+    heads = records.chain(path, found)
     head = heads[-1]
     said = head.record()
     for name in ("working_dir", "user"):
@@ -170,3 +214,55 @@ def restore(
     machine._image = said.image(str(path), pull=pull, insecure=insecure, progress=progress)
     machine._source = Source([h.path for h in heads], id=head.id)
     return machine.start()
+
+
+def _restore_v8(
+    kind: type[M],
+    path: Path,
+    state: _SnapshotV8,
+    unsaid: Unsaid,
+    *,
+    ports: ports.Ports | str,
+    environment: Environment | None,
+    **settings: Any,
+) -> M:
+    from . import v8
+    from .ports import parse
+
+    disks = v8.disks(unsaid.disks)
+    if unsaid.image is None and unsaid.agent and not disks:
+        raise BadSnapshot(
+            f"{path} is a snapshot of version 8, which does not say which image its guest is of",
+            hint="name it with image=, or the files that were its disks with disks=; a foreign one needs agent=False",
+        )
+    engine = v8.choose(unsaid.engine, settings["require_hardware"])
+    machine = kind(
+        unsaid.image if unsaid.image is not None else path,
+        memory=state["memory_bytes"],
+        vcpus=len(state["vcpus"]),
+        engine=engine.name,
+        environment=environment,
+        platform="linux/arm64",
+        bake=False,
+        **settings,
+    )
+    machine._has_image, machine._has_agent, machine._disks = unsaid.image is not None, unsaid.agent, disks
+    if ports == "fresh":
+        machine._wanted_ports = v8.listeners(path, state)
+    elif ports == "same":
+        raise ConfigurationError(
+            f"{path} does not say which ports of the host it had; 'fresh' or a mapping is possible"
+        )
+    else:
+        machine._wanted_ports = parse(cast("Any", ports))
+    if not unsaid.agent and any(name.endswith("/tcp") for name in machine._wanted_ports):
+        raise NotSupported(
+            "TCP ports of a guest are published by the agent in it, and there is none",
+            hint="publish a vsock port: ports={'5000/vsock': 5000}",
+        )
+    machine._source = Source([path], v8=True)
+    try:
+        return machine.start()
+    except RenewFailed as error:
+        error.hint = "if this package's agent does not run in that guest, restore it with agent=False"
+        raise

@@ -48,10 +48,10 @@ class VM(Machine):
     def _context(self) -> Any:
         from .processes import Context
 
-        self._running()
-        config = self.image.config
+        self._served()
+        config = self._config
         return Context(
-            self._running,
+            self._served,
             {**config.environment, **self._environment},
             self._working_dir or config.working_dir or "/",
             self._user if self._user is not None else config.user,
@@ -63,11 +63,11 @@ class VM(Machine):
 
         As with docker, an `entrypoint` of one's own also sets CMD aside.
         """
-        config = self.image.config
+        config = self._config
         given = [args] if isinstance(args, str) else list(args or ())
         words = [*entrypoint, *given] if entrypoint is not None else [*config.entrypoint, *(given or config.cmd)]
         if not words:
-            raise ConfigurationError(f"the image {self.image.reference} names no command, and none was given")
+            raise ConfigurationError(f"the image {self._reference} names no command, and none was given")
         return words
 
     def run(
@@ -158,16 +158,23 @@ class VM(Machine):
     # Its snapshots.
 
     def snapshot(
-        self, path: str | os.PathLike[str], *, diff: bool = False, timeout: float = SNAPSHOT_TIMEOUT
+        self,
+        path: str | os.PathLike[str],
+        *,
+        diff: bool = False,
+        format: Literal[8, 9] = 9,  # noqa: A002
+        timeout: float = SNAPSHOT_TIMEOUT,
     ) -> Snapshot:
         """Takes a snapshot into a new file. The machine goes on; only `Snapshot.pause` of it is lost to the guest.
 
         With `diff` it holds only what has changed since the snapshot that this machine was restored from, whose files
-        it needs from then on. Raises `SnapshotExists`, `SnapshotFailed` or `DiskFull`; then no file is left.
+        it needs from then on. `format` 8 is the one that older programs of this kind read; it is for arm64 guests,
+        has no diffs and no checksums, and does not say which image it is of. Raises `SnapshotExists`, `SnapshotFailed`
+        or `DiskFull`; then no file is left.
         """
         from . import snapshotting
 
-        return snapshotting.take(self, snapshotting.absolute(path), diff=diff, timeout=timeout)
+        return snapshotting.take(self, snapshotting.absolute(path), diff=diff, version=format, timeout=timeout)
 
     def fork(self, n: int = 1, *, timeout: float = SNAPSHOT_TIMEOUT) -> list[VM]:
         """`n` running machines that go on where this one is now, each with an identity of its own.
@@ -194,6 +201,10 @@ class VM(Machine):
         progress: Progress | None = None,
         boot_timeout: float = DEFAULT_BOOT_TIMEOUT,
         prefault: bool | None = None,
+        image: str | os.PathLike[str] | None = None,
+        disks: Sequence[str | os.PathLike[str]] = (),
+        engine: str = "auto",
+        agent: bool = True,
     ) -> VM:
         """A running machine that goes on where the snapshot was taken, with an identity of its own.
 
@@ -201,6 +212,12 @@ class VM(Machine):
         host name and machine-id are new; a guest that does not confirm that is ended (`RenewFailed`). Ports that were
         published are so again, on fresh ports of the host, on the ``"same"``, or as given. The image must be in the
         cache, unless `pull` allows to get it.
+
+        The last four are for snapshots of version 8, which do not say it themselves: the `image` whose root file system
+        was the guest's first disk; files that were its further `disks`, or all of them without an image, which are not
+        written to; the `engine` that it was taken on; and whether this package's `agent` runs in it. In a guest without
+        one nothing can be run and no file reached, and nobody renews its identity, random state and clock. The ports
+        that such a snapshot says the guest listened on are published as ``"PORT/vsock"``.
         """
         from . import snapshotting
 
@@ -218,6 +235,7 @@ class VM(Machine):
             require_hardware=require_hardware,
             boot_timeout=boot_timeout,
             prefault=prefault,
+            unsaid=snapshotting.Unsaid(image, disks, engine, agent),
         )
 
     # Its files.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from supermachine import VM
+from supermachine import VM, engines
 
 from ..real import require, require_root, run
 from . import layers
@@ -102,6 +104,27 @@ def everything(debian_tar: Path, tmp_path_factory: pytest.TempPathFactory) -> st
     layers.gnu(tars[3])
     layers.pax_sparse(tars[4], place)
     return umoci_layout(place / "oci", tars, "--config.cmd", "python3")
+
+
+@pytest.fixture(scope="session")
+def hvf_worker() -> Path:
+    """A worker whose hvf engine runs over the software Hypervisor.framework; the product's has none of it."""
+    command = ["cargo", "build", "--locked", "--package", "supermachine-worker", "--features", "hvf-soft"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    target = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
+    return ROOT / target / "debug" / "supermachine-worker"
+
+
+@pytest.fixture
+def hvf(hvf_worker: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the engine for Macs, which a test can use here: with a worker that the tests have built.
+
+    It is said to be what it is over that, software.
+    """
+    found = engines.Engine("hvf", "software", True, "the software Hypervisor.framework of the tests")
+    monkeypatch.setenv("SUPERMACHINE_WORKER", str(hvf_worker))
+    monkeypatch.setitem(engines._PROBES, "hvf", lambda: found)
+    return "hvf"
 
 
 Unpack = Callable[[str, Path], Path]

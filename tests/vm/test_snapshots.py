@@ -517,8 +517,8 @@ def test_forks_that_die_as_they_start_are_an_error_and_none_is_left(
     spawn = launch.spawn_restored
     pids = []
 
-    def killed(*args):  # type: ignore[no-untyped-def]
-        worker = spawn(*args)
+    def killed(*args, **options):  # type: ignore[no-untyped-def]
+        worker = spawn(*args, **options)
         pids.append(worker.pid)
         if len(pids) == 2:
             os.kill(worker.pid, signal.SIGKILL)

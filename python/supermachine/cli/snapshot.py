@@ -35,6 +35,7 @@ def as_text(info: SnapshotInfo) -> str:
         "kernel": info.kernel,
         "initramfs": info.initramfs,
         "devices": " ".join(info.devices),
+        "listeners": " ".join(f"{port}/vsock" for port in info.listeners),
     }
     width = max(len(name) for name in lines) + 2
     text = [f"{name + ':':{width}}{value}" for name, value in lines.items() if value]
