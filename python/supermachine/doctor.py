@@ -41,6 +41,8 @@ class Report:
             lines.append(f"  {engine.name:<5} {state}, {engine.isolation} isolation: {engine.status}")
             if engine.remedy:
                 lines.append(f"        to change that: {engine.remedy}")
+            if engine.forcible:
+                lines.append(f"        engine={engine.name} takes it all the same, with a warning")
         lines += ["", f"Chosen by engine=auto: {self.chosen or 'none: ' + str(self.problem)}"]
         lines += ["", "Files:"]
         lines += [f"  {name:<10} {where}" for name, where in self.files.items()]

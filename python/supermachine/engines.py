@@ -30,6 +30,11 @@ class Engine:
     #: Why it is not usable, in a word or two: "missing", "not permitted", "busy", "too slow", "lacking" …
     code: str | None = None
 
+    @property
+    def forcible(self) -> bool:
+        """Whether it runs guests all the same, when it is asked for by its name."""
+        return self.code == "too slow"
+
 
 #: The first macOS whose Hypervisor.framework has the interrupt controller that guests need.
 _HVF_MACOS = 15
@@ -194,42 +199,87 @@ def hardware_required(asked: bool | None) -> bool:
     return options.switch("SUPERMACHINE_REQUIRE_HARDWARE") if asked is None else asked
 
 
-def choose(name: str = "auto", require_hardware: bool | None = None) -> Engine:
-    """The engine for a new virtual machine."""
+#: The kernel's names of the guests' architectures, by images' names of theirs.
+_ARCHITECTURES = {"linux/arm64": "aarch64", "linux/amd64": "x86_64"}
+
+
+def _architecture(platform: str) -> str:
+    """The architecture of guests that run images for this platform."""
+    from .images.platforms import Platform
+
+    parsed = Platform.parse(platform)
+    architecture = _ARCHITECTURES.get(f"{parsed.os}/{parsed.architecture}")
+    if architecture is None:
+        raise ConfigurationError(f"no engine runs images for {parsed}", hint="guests are linux/arm64 or linux/amd64")
+    return architecture
+
+
+def choose(name: str = "auto", require_hardware: bool | None = None, platform: str | None = None) -> Engine:
+    """The engine for a new virtual machine, and for images for `platform` where that is given.
+
+    ``"auto"`` takes none that is too slow to be of use. One that is asked for by its name is taken all the same, and
+    `warn_once` says so.
+    """
     required = hardware_required(require_hardware)
+    architecture = _architecture(platform) if platform else None
     if name == "auto":
-        usable = [e for e in probe() if e.usable]
-        engine = next((e for e in usable if not required or e.isolation == "hardware"), None)
-        if engine is None:
-            found = "; ".join(f"{e.name}: {e.status}" for e in probe() if e.isolation == "hardware")
-            raise HardwareRequired("hardware isolation is required and no engine here gives it", cause=found)
-        return engine
+        return _best(required, platform, architecture)
     check = _PROBES.get(name)
     if check is None:
         raise ConfigurationError(f"{name!r} is not an engine; auto, {', '.join(_PROBES)} are")
     engine = check()
     if required and engine.isolation != "hardware":
         raise HardwareRequired(f"hardware isolation is required and the {name} engine does not give it")
-    if not engine.usable:
+    if not (engine.usable or engine.forcible):
         error = EngineUnavailable(f"the {name} engine cannot be used: {engine.status}", hint=engine.remedy)
         if engine.code:
             error.code = f"engine.{engine.code.replace(' ', '-')}"
         raise error
+    if architecture not in (None, engine.architecture):
+        raise ConfigurationError(
+            f"the platform {platform} needs guests that are {architecture}, "
+            f"and the {name} engine's are {engine.architecture} on this host",
+            hint="leave out the platform, or take engine=auto, which goes by the platform",
+        )
     return engine
+
+
+def _best(required: bool, platform: str | None, architecture: str | None) -> Engine:
+    """The first engine that is usable and has what is asked for."""
+    found = probe()
+    able = [e for e in found if e.usable and architecture in (None, e.architecture)]
+    engine = next((e for e in able if not required or e.isolation == "hardware"), None)
+    if engine is not None:
+        return engine
+    cause = "; ".join(
+        f"{e.name}: {e.status}" + (f", for guests that are {e.architecture}" if e.usable else "")
+        for e in found
+        if e.isolation == "hardware" or not required
+    )
+    guests = f" for guests that are {architecture}, as {platform} needs" if architecture else ""
+    if required:
+        raise HardwareRequired(f"hardware isolation is required and no engine here gives it{guests}", cause=cause)
+    raise EngineUnavailable(
+        f"no engine can be used here{guests}",
+        cause=cause,
+        hint="take an image for another platform: linux/arm64 runs on every host" if architecture == "x86_64" else None,
+    )
 
 
 _warned = False
 
 
 def warn_once(engine: Engine) -> None:
-    """One line on stderr, the first time that this process uses software isolation."""
+    """One line on stderr, the first time that this process uses software isolation or what is too slow."""
     global _warned
-    if _warned or engine.isolation == "hardware":
+    if engine.isolation == "software":
+        warning = f"the {engine.name} engine isolates in software only, not by hardware"
+    elif engine.forcible:
+        warning = f"the {engine.name} engine was asked for, and {engine.status}"
+    else:
+        return
+    if _warned:
         return
     _warned = True
     if sys.stderr is not None:
-        print(
-            f"supermachine: warning: the {engine.name} engine isolates in software only, not by hardware "
-            "(supermachine doctor)",
-            file=sys.stderr,
-        )
+        print(f"supermachine: warning: {warning} (supermachine doctor)", file=sys.stderr)

@@ -83,7 +83,7 @@ class Machine:
         self._reference = image
         self._memory = options.memory_bytes(memory)
         self._vcpus = options.vcpu_count(vcpus)
-        self._engine = engines.choose(engine, require_hardware)
+        self._engine = engines.choose(engine, require_hardware, platform)
         self._environment = options.environment(environment)
         self._working_dir = working_dir
         self._user = None if user is None else str(user)

@@ -136,6 +136,7 @@ def _like(machine: M) -> M:
         machine._reference,
         memory=machine._memory,
         vcpus=machine._vcpus,
+        engine=machine._engine.name,
         environment=machine._environment,
         working_dir=machine._working_dir,
         user=machine._user,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 _IMAGE_OPTIONS = [
-    click.option("--platform", metavar="OS/ARCH", help="Platform of the image, when it is not the engine's own."),
+    click.option("--platform", metavar="OS/ARCH", help="Platform of the image; the engine is one that runs it."),
     click.option("--insecure", is_flag=True, help="Allow plain HTTP and unverified TLS for this registry."),
 ]
 
