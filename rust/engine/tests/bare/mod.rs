@@ -1,5 +1,10 @@
 //! Bare guests for KVM on x86_64: a few hundred instructions in 64-bit mode, on page tables made here.
 
+// Each file of tests needs some of it.
+#![allow(dead_code)]
+
+pub mod classes;
+
 use std::ptr::NonNull;
 use std::sync::{Arc, mpsc};
 use std::thread;
