@@ -1,4 +1,4 @@
-"""supermachine and what it needs, as a directory for PYTHONPATH on an emulated host.
+"""supermachine and what it needs, as a directory for PYTHONPATH on an emulated host; and its Rust tests, to run there.
 
 For this machine's own architecture it is what is installed beside the running tests. For the other one the wheel is
 built by the same build backend, with Debian's cross compilers.
@@ -7,6 +7,7 @@ built by the same build backend, with Debian's cross compilers.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -77,13 +78,63 @@ def _copy_distribution(name: str, out: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _cross_wheel(architecture: str) -> Path:
-    """The wheel for another architecture. Built from a copy, for the build puts an executable into the source tree."""
+def test_program(architecture: str, package: str, test: str) -> Path:
+    """The executable of a file of Rust tests, for hosts of this architecture."""
+    environment, profile = dict(os.environ), []
+    if architecture != platform.machine():
+        # As the wheel is built, so that what it needs is there already.
+        environment, profile = _cross_environment(architecture), ["--release"]
+    command = ["cargo", "test", "--quiet", "--locked", "--no-run", *profile, "-p", package, "--test", test]
+    done = subprocess.run(
+        [*command, "--message-format=json"],
+        capture_output=True,
+        text=True,
+        timeout=BUILT_TIMEOUT,
+        env=environment,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        raise SiteError(f"the test {test} of {package} could not be built: {done.stderr[-3000:]}")
+    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    (executable,) = [
+        Path(message["executable"])
+        for message in messages
+        if message.get("executable") and message["target"]["name"] == test
+    ]
+    return executable
+
+
+def _build_directory(architecture: str) -> Path:
+    return cache_directory() / f"build-{architecture}"
+
+
+def _cross_environment(architecture: str) -> dict[str, str]:
+    """What makes Cargo build for another architecture, with Debian's compilers."""
     target, compiler = f"{architecture}-unknown-linux-gnu", f"{architecture}-linux-gnu-gcc"
     missing = [tool for tool in (compiler, RUSTC, "cargo") if shutil.which(tool) is None]
     if missing:
-        raise SiteError(f"a wheel for {architecture} is built with {', '.join(missing)}, which is not installed")
-    work = cache_directory() / f"build-{architecture}"
+        raise SiteError(f"what runs on {architecture} is built with {', '.join(missing)}, which is not installed")
+    upper = target.upper().replace("-", "_")
+    lower = target.replace("-", "_")
+    return {
+        **os.environ,
+        "RUSTC": RUSTC,
+        "CARGO_BUILD_TARGET": target,
+        "CARGO_TARGET_DIR": str(_build_directory(architecture) / "target"),
+        f"CARGO_TARGET_{upper}_LINKER": compiler,
+        f"CC_{lower}": compiler,
+        f"AR_{lower}": f"{architecture}-linux-gnu-ar",
+        # It runs on what Debian 12 has, so that is what it may be linked with.
+        "MATURIN_PEP517_ARGS": "--compatibility linux",
+    }
+
+
+def _cross_wheel(architecture: str) -> Path:
+    """The wheel for another architecture. Built from a copy, for the build puts an executable into the source tree."""
+    environment = _cross_environment(architecture)
+    work = _build_directory(architecture)
     source, wheels = work / "source", work / "wheels"
     for path in (source, wheels):
         shutil.rmtree(path, ignore_errors=True)
@@ -95,19 +146,6 @@ def _cross_wheel(architecture: str) -> Path:
             shutil.copytree(ROOT / name, source / name, ignore=made)
         else:
             shutil.copy2(ROOT / name, source / name)
-    upper = target.upper().replace("-", "_")
-    lower = target.replace("-", "_")
-    environment = {
-        **os.environ,
-        "RUSTC": RUSTC,
-        "CARGO_BUILD_TARGET": target,
-        "CARGO_TARGET_DIR": str(work / "target"),
-        f"CARGO_TARGET_{upper}_LINKER": compiler,
-        f"CC_{lower}": compiler,
-        f"AR_{lower}": f"{architecture}-linux-gnu-ar",
-        # It runs on what Debian 12 has, so that is what it may be linked with.
-        "MATURIN_PEP517_ARGS": "--compatibility linux",
-    }
     command = [
         sys.executable,
         "-m",
