@@ -82,8 +82,8 @@ class Machine:
             raise ConfigurationError(f"boot_timeout is {boot_timeout}; a positive number of seconds is needed")
         self._reference = image
         self._memory = options.memory_bytes(memory)
-        self._vcpus = options.vcpu_count(vcpus)
         self._engine = engines.choose(engine, require_hardware, platform)
+        self._vcpus = options.vcpu_count(vcpus, self._engine.architecture)
         self._environment = options.environment(environment)
         self._working_dir = working_dir
         self._user = None if user is None else str(user)

@@ -20,7 +20,8 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?\Z")
 DEFAULT_MEMORY = "512m"
 MIN_MEMORY = 64 << 20
 MAX_MEMORY = 255 << 30
-MAX_VCPUS = 8
+#: Of a guest, by its architecture.
+MAX_VCPUS = {"aarch64": 8, "x86_64": 32}
 
 
 def switch(name: str) -> bool:
@@ -48,9 +49,10 @@ def memory_bytes(value: int | str) -> int:
     return -(-size // step) * step
 
 
-def vcpu_count(value: int) -> int:
-    if not 1 <= value <= MAX_VCPUS:
-        raise ConfigurationError(f"{value} vCPUs are outside 1 to {MAX_VCPUS}")
+def vcpu_count(value: int, architecture: str) -> int:
+    most = MAX_VCPUS[architecture]
+    if not 1 <= value <= most:
+        raise ConfigurationError(f"{value} vCPUs are outside 1 to {most}, as guests that are {architecture} have")
     return value
 
 
