@@ -5,12 +5,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data,
-    kvm_enable_cap, kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::cpuid::CpuModel;
 use super::ioctl;
@@ -47,7 +46,7 @@ pub struct Vm {
     pub(super) scale_tsc: bool,
     /// What restored vCPUs add to their saved TSC offsets: from the first one that is restored.
     pub(super) tsc_delta: OnceLock<u64>,
-    slots: Mutex<Vec<kvm_userspace_memory_region>>,
+    slots: Mutex<u32>,
     kicks: Vec<Arc<Kick>>,
 }
 
@@ -124,7 +123,7 @@ impl Vm {
     pub unsafe fn map(&self, host: NonNull<u8>, gpa: u64, len: u64, protection: Protection) -> Result<()> {
         let mut slots = self.slots.lock().unwrap_or_else(|e| e.into_inner());
         let region = kvm_userspace_memory_region {
-            slot: slots.len() as u32,
+            slot: *slots,
             flags: if protection == Protection::Read { KVM_MEM_READONLY } else { 0 },
             guest_phys_addr: gpa,
             memory_size: len,
@@ -132,39 +131,8 @@ impl Vm {
         };
         // SAFETY: the caller promises that the memory stays; slots do not overlap, or KVM refuses them.
         unsafe { self.fd.set_user_memory_region(region) }.named("KVM_SET_USER_MEMORY_REGION")?;
-        slots.push(region);
+        *slots += 1;
         Ok(())
-    }
-
-    /// Starts recording which pages of writable memory the guest changes, or ends it.
-    pub fn log_dirty_pages(&self, log: bool) -> Result<()> {
-        for slot in self.slots.lock().unwrap_or_else(|e| e.into_inner()).iter_mut() {
-            if slot.flags & KVM_MEM_READONLY != 0 {
-                continue;
-            }
-            slot.flags = if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
-            // SAFETY: the same memory as before, with other flags.
-            unsafe { self.fd.set_user_memory_region(*slot) }.named("KVM_SET_USER_MEMORY_REGION")?;
-        }
-        Ok(())
-    }
-
-    /// Guest physical addresses of the 4 KiB pages that the guest, not the host, has changed since the last call or
-    /// the start of the log.
-    pub fn dirty_pages(&self) -> Result<Vec<u64>> {
-        let mut pages = Vec::new();
-        for slot in self.slots.lock().unwrap_or_else(|e| e.into_inner()).iter() {
-            if slot.flags & KVM_MEM_LOG_DIRTY_PAGES == 0 {
-                continue;
-            }
-            let bitmap =
-                self.fd.get_dirty_log(slot.slot, slot.memory_size as usize).named("KVM_GET_DIRTY_LOG")?;
-            for (n, word) in bitmap.iter().enumerate() {
-                let bits = (0..64).filter(|bit| word >> bit & 1 == 1);
-                pages.extend(bits.map(|bit| slot.guest_phys_addr + (n as u64 * 64 + bit) * 4096));
-            }
-        }
-        Ok(pages)
     }
 
     /// Creates vCPU `index`, which is also its APIC id. It belongs to the calling thread.
@@ -180,21 +148,6 @@ impl Vm {
     /// Sets the level of an interrupt line: a pin of the IOAPIC, and of the PICs below 16.
     pub fn set_irq(&self, line: u32, level: bool) -> Result<()> {
         self.fd.set_irq_line(line, level).named("KVM_IRQ_LINE")
-    }
-
-    /// Has each write to `event` raise an interrupt line that is edge-triggered, without the vCPUs being disturbed.
-    pub fn irqfd(&self, event: &EventFd, line: u32) -> Result<()> {
-        self.fd.register_irqfd(event, line).named("KVM_IRQFD")
-    }
-
-    /// Has the guest's 32-bit write of `value` to `address` signal `event` in place of an exit.
-    pub fn ioeventfd(&self, event: &EventFd, address: u64, value: Option<u32>) -> Result<()> {
-        let address = IoEventAddress::Mmio(address);
-        match value {
-            Some(value) => self.fd.register_ioevent(event, &address, value),
-            None => self.fd.register_ioevent(event, &address, NoDatamatch),
-        }
-        .named("KVM_IOEVENTFD")
     }
 
     /// Interrupt controllers, PIT and clock, as a snapshot holds them. No vCPU may be running.
