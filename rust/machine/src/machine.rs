@@ -222,7 +222,18 @@ impl Machine {
 
     /// Brings these pages in; those that were written to are the guest's own afterwards.
     pub fn prefault(&self, runs: &[Touched]) {
-        runs.iter().for_each(|run| self.memory.prefault(&run.pages, run.written));
+        // Reading a page maps its neighbours too, each of which would then be mapped a second time to be written.
+        let (written, read): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.written);
+        for run in written.into_iter().chain(read) {
+            self.memory.prefault(&run.pages, run.written);
+        }
+    }
+
+    /// Whether pages may be brought in while the guest runs. KVM maps nothing to a guest as long as another thread is
+    /// changing the same part of the host's page tables: the vCPU faults over and over until that thread is done,
+    /// which on a busy host it may not be for many milliseconds.
+    pub fn prefaults_beside_the_guest(&self) -> bool {
+        self.engine != Engine::Kvm
     }
 
     /// The last of what the guest wrote to its console.

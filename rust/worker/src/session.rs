@@ -275,14 +275,19 @@ impl Session {
         ranges.collect()
     }
 
-    /// Brings in what earlier clones needed, beside the guest and no later than it asks.
+    /// Brings in what earlier clones needed: beside the guest and no later than it asks, or before it runs.
     fn prefault(self: &Arc<Self>, working_set: &[PageRange]) {
         if working_set.is_empty() {
             return;
         }
         let runs = start::page_ranges(working_set);
         self.machine.read_ahead(&runs);
-        self.spawn("prefault", move |session| session.machine.prefault(&runs));
+        if self.machine.prefaults_beside_the_guest() {
+            self.spawn("prefault", move |session| session.machine.prefault(&runs));
+        } else {
+            self.machine.prefault(&runs);
+            self.step("prefault");
+        }
     }
 }
 
