@@ -32,7 +32,8 @@ class Report:
         return self.chosen is not None and not self.missing
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "usable": self.usable}
+        found = [engine._asdict() for engine in self.engines]
+        return {**asdict(self), "engines": found, "usable": self.usable}
 
     def text(self) -> str:
         lines = [f"supermachine {self.version} on {self.host}, {self.cpus} CPUs", "", "Engines:"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from . import options
 from .errors import ConfigurationError, EngineUnavailable, HardwareRequired, SupermachineError
@@ -14,8 +13,7 @@ EngineName = Literal["auto", "soft", "kvm", "hvf"]
 Isolation = Literal["hardware", "software"]
 
 
-@dataclass(frozen=True)
-class Engine:
+class Engine(NamedTuple):
     """An engine as this host sees it."""
 
     name: str

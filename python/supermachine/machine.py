@@ -6,8 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from . import engines, launch, options
 from .errors import ConfigurationError, NotSupported, VMExited, VMTimeout
@@ -36,8 +35,7 @@ _STOP_SLACK = 3.0
 _FIRST_ANSWER = 10.0
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """What a guest was restored from. Forks have no files: theirs is gone as soon as they run."""
 
     files: Sequence[Path]

@@ -13,8 +13,9 @@ StrOrBytes: TypeAlias = "str | bytes"
 Environment: TypeAlias = "Mapping[str, str] | Sequence[str]"
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\Z", re.IGNORECASE)
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?\Z")
+# Strings: an expression is compiled when it is first used, and most starts use few of them.
+_SIZE = r"(?i:(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?)"
+_HOSTNAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?"
 
 #: RAM of a virtual machine unless told otherwise. The host gives a page only when the guest touches it.
 DEFAULT_MEMORY = "512m"
@@ -37,7 +38,7 @@ def switch(name: str) -> bool:
 def memory_bytes(value: int | str) -> int:
     """Bytes of RAM: a number of bytes, or as docker writes it ("512m", "2g", "1.5GiB"), rounded up to 2 MiB."""
     if isinstance(value, str):
-        match = _SIZE.match(value.strip())
+        match = re.fullmatch(_SIZE, value.strip())
         if match is None:
             raise ConfigurationError(f"{value!r} is not an amount of memory; write 512m or 2g")
         size = int(float(match[1]) * _UNITS[match[2].lower()])
@@ -57,7 +58,7 @@ def vcpu_count(value: int, architecture: str) -> int:
 
 
 def hostname(value: str) -> str:
-    if not _HOSTNAME.match(value):
+    if not re.fullmatch(_HOSTNAME, value):
         raise ConfigurationError(f"{value!r} is not a host name: letters, digits, dots and hyphens, at most 64")
     return value
 

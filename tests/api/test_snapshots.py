@@ -90,16 +90,18 @@ def test_a_warm_up_runs_at_each_boot_when_nothing_is_baked(stand_in, tmp_path):
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 names = texts.filter(lambda name: name and "=" not in name)
-configs = st.builds(
-    ImageConfig,
-    entrypoint=st.lists(texts, max_size=3).map(tuple),
-    cmd=st.lists(texts, max_size=3).map(tuple),
-    env=st.lists(texts, max_size=3).map(tuple),
-    working_dir=texts,
-    user=texts,
-    exposed_ports=st.lists(texts, max_size=2, unique=True).map(tuple),
-    labels=st.dictionaries(texts, texts, max_size=2),
-)
+# A dictionary first: of a named tuple all fields would be made up, and records do not have all of them.
+configs = st.fixed_dictionaries(
+    {
+        "entrypoint": st.lists(texts, max_size=3).map(tuple),
+        "cmd": st.lists(texts, max_size=3).map(tuple),
+        "env": st.lists(texts, max_size=3).map(tuple),
+        "working_dir": texts,
+        "user": texts,
+        "exposed_ports": st.lists(texts, max_size=2, unique=True).map(tuple),
+        "labels": st.dictionaries(texts, texts, max_size=2),
+    }
+).map(lambda fields: ImageConfig(**fields))
 digits = st.text("0123456789abcdef", min_size=64, max_size=64)
 some_records = st.builds(
     records.Record,

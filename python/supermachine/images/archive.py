@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-import tarfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +20,8 @@ class Archive:
     """An index of a tar: `find` gives (offset, length) of a regular file, links inside the archive followed."""
 
     def __init__(self, path: Path) -> None:
+        import tarfile  # not needed for what is no archive, which is what most starts are about
+
         self.path = path
         self._files: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
@@ -34,6 +35,8 @@ class Archive:
                 raise InvalidImage(f"{path} is not a tar archive, or a damaged one", cause=str(error)) from None
 
     def _index(self, stream: BinaryIO, size: int) -> None:
+        import tarfile
+
         bounded: Any = _Bounded(stream)
         with tarfile.open(fileobj=bounded, mode="r:") as tar:
             count = 0

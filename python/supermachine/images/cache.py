@@ -24,9 +24,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CacheError, DiskFull
 from .locks import acquire, locked, release
@@ -52,8 +51,7 @@ def default_directory() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "supermachine"
 
 
-@dataclass(frozen=True, slots=True)
-class CachedImage:
+class CachedImage(NamedTuple):
     """One line of ``supermachine images``. Sizes are bytes on disk; `last_used` is seconds since the epoch."""
 
     digest: str

@@ -9,9 +9,8 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ImageNotFound, ImageTooLarge, InvalidImage, InvalidReference, UnsupportedMediaType
 from .archive import Archive, compression_of, open_regular
@@ -25,8 +24,7 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """A layer in place. `digest` is of these bytes, `diff_id` of what they decompress to."""
 
     path: Path

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ..errors import DigestMismatch, ImageTooLarge, InvalidImage, UnsupportedMediaType
 from .platforms import Platform
@@ -39,29 +39,27 @@ MAX_JSON = 4 << 20
 MAX_ENTRIES = 4096
 MAX_LAYERS = 1024
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+
+class Descriptor(NamedTuple):
     media_type: str
     digest: str
     size: int
     platform: Platform | None = None
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = _NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     manifests: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     config: Descriptor
     layers: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """What an image says about how to run it; empty where it says nothing."""
 
     entrypoint: tuple[str, ...] = ()
@@ -72,7 +70,7 @@ class ImageConfig:
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     stop_signal: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = _NOTHING
     healthcheck: Mapping[str, Any] | None = None
     platform: Platform | None = None
     created: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import ConfigurationError, PlatformNotFound
 
@@ -22,8 +22,7 @@ _ARCHITECTURES = {
 _BASELINE = {"arm64": "v8", "amd64": "v1", "arm": "v7"}
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(NamedTuple):
     """``os/architecture[/variant]``, with the variant that is the architecture's baseline left out."""
 
     os: str

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Phase = Literal["resolve", "wait", "download", "exists", "convert", "done"]
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressEvent:
+class ProgressEvent(NamedTuple):
     """One step forward.
 
     `phase` is ``resolve`` (asking which image it is), ``wait`` (another process is doing the same work),

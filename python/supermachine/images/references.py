@@ -17,9 +17,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..errors import InvalidReference
 
@@ -31,12 +30,14 @@ _MAX_NAME = 255
 _MAX_REFERENCE = 4096
 
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_DOMAIN = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[(?:[a-fA-F0-9:]+)\])(?::[0-9]+)?")
+_DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[(?:[a-fA-F0-9:]+)\])(?::[0-9]+)?"
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_DIGESTS = {"sha256": re.compile(r"[a-f0-9]{64}"), "sha512": re.compile(r"[a-f0-9]{128}")}
-_IDENTIFIER = re.compile(r"[a-f0-9]{64}")
+_PATH = rf"{_COMPONENT}(?:/{_COMPONENT})*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_IDENTIFIER = r"[a-f0-9]{64}"
+# Hexadecimal digits of a digest. Without regular expressions, for every start looks at digests and few at names.
+_DIGITS = {"sha256": 64, "sha512": 128}
+_HEXADECIMAL = frozenset("0123456789abcdef")
 
 FileKind = Literal["oci", "oci-archive", "docker-archive", "path"]
 _SCHEMES: dict[str, FileKind] = {
@@ -53,12 +54,10 @@ def is_digest(text: object) -> bool:
     if not isinstance(text, str):
         return False
     algorithm, _, value = text.partition(":")
-    pattern = _DIGESTS.get(algorithm)
-    return pattern is not None and pattern.fullmatch(value) is not None
+    return len(value) == _DIGITS.get(algorithm) and _HEXADECIMAL.issuperset(value)
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryReference:
+class RegistryReference(NamedTuple):
     """An image in a registry. `str()` gives the full form, `familiar` the short one that docker shows."""
 
     domain: str
@@ -87,7 +86,7 @@ class RegistryReference:
         return self.digest or self.tag or DEFAULT_TAG
 
     def with_default_tag(self) -> RegistryReference:
-        return self if self.tag or self.digest else replace(self, tag=DEFAULT_TAG)
+        return self if self.tag or self.digest else self._replace(tag=DEFAULT_TAG)
 
     def _suffix(self) -> str:
         return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
@@ -96,8 +95,7 @@ class RegistryReference:
         return self.name + self._suffix()
 
 
-@dataclass(frozen=True, slots=True)
-class FileReference:
+class FileReference(NamedTuple):
     """An image in a local layout or archive; `tag` chooses among several."""
 
     kind: FileKind
@@ -140,7 +138,7 @@ def parse_registry_reference(text: str) -> RegistryReference:
     """Reads a reference as docker does; nothing local is considered."""
     if len(text) > _MAX_REFERENCE:
         raise _invalid(text, "it is too long")
-    if _IDENTIFIER.fullmatch(text):
+    if re.fullmatch(_IDENTIFIER, text):
         raise _invalid(text, "64 hexadecimal digits are an image identifier, not a name")
     rest, at, digest = text.partition("@")
     if at and not is_digest(digest):
@@ -155,15 +153,15 @@ def parse_registry_reference(text: str) -> RegistryReference:
     path, colon, tag = remainder.partition(":")
     if domain == DEFAULT_DOMAIN and "/" not in path:
         path = _OFFICIAL + path
-    if not _DOMAIN.fullmatch(domain):
+    if not re.fullmatch(_DOMAIN, domain):
         raise _invalid(text, f"{_short(domain)!r} is not a host name with an optional port")
     if path.lower() != path:
         raise _invalid(text, "the repository name must be lower case")
-    if not _PATH.fullmatch(path):
+    if not re.fullmatch(_PATH, path):
         raise _invalid(text, f"{_short(path)!r} is not a repository name")
     if len(domain) + 1 + len(path) > _MAX_NAME:
         raise _invalid(text, f"the name has more than {_MAX_NAME} characters")
-    if colon and not _TAG.fullmatch(tag):
+    if colon and not re.fullmatch(_TAG, tag):
         raise _invalid(text, f"{_short(tag)!r} is not a tag")
     return RegistryReference(domain, path, tag if colon else None, digest if at else None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import InvalidImage, UnsupportedMediaType
 from .model import (
@@ -26,8 +26,7 @@ _MAX_OPENED = 64
 Read = Callable[[Descriptor, str], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Selected:
+class Selected(NamedTuple):
     """One image for one platform. A layer's digest is empty where the source has none (`docker save`)."""
 
     digest: str

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import ConfigurationError, DigestMismatch, ImageNotFound, ImageTooLarge, InvalidImage
 from .cache import Cache, rootfs_key
@@ -39,8 +38,7 @@ Layer = tuple[str, int, int, str | None, str | None, str | None]
 ConvertFunction = Callable[[list[Layer], str, int, Callable[[int, int], None] | None], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Converter:
+class Converter(NamedTuple):
     """Makes one root file system of layers; another `version` makes other bytes, which are cached apart."""
 
     version: str
@@ -55,14 +53,13 @@ class Converter:
         return cls(str(version), core.convert_image)
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedImage:
+class ResolvedImage(NamedTuple):
     """An image on disk. `digest` is of the manifest (of the configuration for `docker save`), `size` of `rootfs`."""
 
     reference: str
     digest: str
     platform: Platform
-    config: ImageConfig = field(repr=False)
+    config: ImageConfig
     rootfs: Path
     size: int
 
