@@ -176,7 +176,11 @@ class Cache:
         return self._load("images", _key(digest, platform))
 
     def save_image(self, digest: str, platform: str, record: dict[str, Any]) -> None:
-        self._save("images", _key(digest, platform), {**record, "digest": digest, "platform": platform})
+        record = {**record, "digest": digest, "platform": platform}
+        if self.image_record(digest, platform) != record:
+            self._save("images", _key(digest, platform), record)
+        else:
+            self.touch(digest, platform)
 
     def reference_record(self, reference: str, platform: str) -> dict[str, Any] | None:
         return self._load("references", _key(reference, platform))
