@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -103,9 +104,13 @@ def run_command(
             argv = vm.command(list(words), None if entrypoint is None else [entrypoint])
             step("image")
             report.close()
+            # What runs processes is imported while the guest comes up.
+            threading.Thread(target=_import_processes).start()
             with vm:
                 steps.extend((name, steps[0][1] + at) for name, at in vm.timings)
                 step("started")
+                gc.freeze()
+                gc.enable()
                 code = _execute(vm, argv, terminal, no_stdin, timeout, running)
                 step("command")
             step("end")
@@ -117,6 +122,10 @@ def run_command(
             print(f"supermachine: {name:<24} {at / 1e6:10.1f} ms  +{(at - last) / 1e6:.1f}", file=sys.stderr)
             last = at
     return 128 - code if code < 0 else code
+
+
+def _import_processes() -> None:
+    from .. import processes  # noqa: F401
 
 
 def _published(publish: tuple[str, ...]) -> Any:
