@@ -5,6 +5,10 @@ from typing import Any, TypedDict
 
 PROTOCOL_VERSION: int
 VERSION: str
+#: Bytes of RAM that a guest has at least and at most, and vCPUs at most by its architecture.
+MIN_MEMORY: int
+MAX_MEMORY: int
+MAX_VCPUS: dict[str, int]
 #: Ranges of a working set at most.
 MAX_WORKING_SET: int
 

@@ -19,10 +19,6 @@ _HOSTNAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?"
 
 #: RAM of a virtual machine unless told otherwise. The host gives a page only when the guest touches it.
 DEFAULT_MEMORY = "512m"
-MIN_MEMORY = 64 << 20
-MAX_MEMORY = 255 << 30
-#: Of a guest, by its architecture.
-MAX_VCPUS = {"aarch64": 8, "x86_64": 32}
 
 
 def switch(name: str) -> bool:
@@ -44,13 +40,18 @@ def memory_bytes(value: int | str) -> int:
         size = int(float(match[1]) * _UNITS[match[2].lower()])
     else:
         size = value
+    from ._core import MAX_MEMORY, MIN_MEMORY
+
     if not MIN_MEMORY <= size <= MAX_MEMORY:
-        raise ConfigurationError(f"{value!r} of memory is outside 64 MiB to 255 GiB")
+        limits = f"{MIN_MEMORY >> 20} MiB to {MAX_MEMORY >> 30} GiB"
+        raise ConfigurationError(f"{value!r} of memory is outside {limits}")
     step = 2 << 20
     return -(-size // step) * step
 
 
 def vcpu_count(value: int, architecture: str) -> int:
+    from ._core import MAX_VCPUS
+
     most = MAX_VCPUS[architecture]
     if not 1 <= value <= most:
         raise ConfigurationError(f"{value} vCPUs are outside 1 to {most}, as guests that are {architecture} have")

@@ -97,7 +97,7 @@ def test_memory(text, size):
     assert options.memory_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "lots", "1m", "-1g", "1e9", "999t", 5])
+@pytest.mark.parametrize("text", ["", "lots", "1m", "-1g", "1e9", "65g", "999t", 5])
 def test_memory_refused(text):
     with pytest.raises(ConfigurationError):
         options.memory_bytes(text)

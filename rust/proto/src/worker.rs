@@ -101,6 +101,12 @@ pub struct Capture {
     pub v8: bool,
 }
 
+/// Bytes of RAM that a guest has at least and at most.
+pub const MIN_MEMORY: u64 = 64 << 20;
+pub const MAX_MEMORY: u64 = 64 << 30;
+/// vCPUs that a guest has at most, by its architecture as the kernel names it.
+pub const MAX_VCPUS: [(&str, u32); 2] = [("aarch64", 8), ("x86_64", 32)];
+
 /// Ranges of a working set at most, so that they fit a message.
 pub const MAX_WORKING_SET: usize = 16_000;
 

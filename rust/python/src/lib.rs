@@ -15,10 +15,14 @@ mod snapshot;
 mod sys;
 mod worker;
 
-use pyo3::prelude::*;
+use pyo3::pymodule;
 
 #[pymodule]
 mod _core {
+    use std::collections::HashMap;
+
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use crate::exec::Exec;
     #[pymodule_export]
@@ -41,6 +45,12 @@ mod _core {
     #[pymodule_export]
     const PROTOCOL_VERSION: u32 = supermachine_proto::VERSION;
 
+    /// Bytes of RAM that a guest has at least and at most.
+    #[pymodule_export]
+    const MIN_MEMORY: u64 = supermachine_proto::worker::MIN_MEMORY;
+    #[pymodule_export]
+    const MAX_MEMORY: u64 = supermachine_proto::worker::MAX_MEMORY;
+
     /// Ranges of a working set at most.
     #[pymodule_export]
     const MAX_WORKING_SET: usize = supermachine_proto::worker::MAX_WORKING_SET;
@@ -48,4 +58,10 @@ mod _core {
     /// Version of this build.
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    /// vCPUs that a guest has at most, by its architecture.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("MAX_VCPUS", HashMap::from(supermachine_proto::worker::MAX_VCPUS))
+    }
 }
