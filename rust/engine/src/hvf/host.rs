@@ -12,6 +12,17 @@ pub fn absolute_time() -> u64 {
     unsafe { mach_absolute_time() }
 }
 
+/// Has the host's scheduler take the calling thread for one that somebody waits for, wherever the process was started:
+/// one of a lower class may be kept to the efficient cores. Not the highest class, which is the user's interface's: a
+/// guest that computes must not make that wait.
+pub fn prefer_this_thread() {
+    #[cfg(target_os = "macos")]
+    // SAFETY: the call takes no pointers. Should it fail, the thread is as it was.
+    unsafe {
+        libc::pthread_set_qos_class_self_np(libc::qos_class_t::QOS_CLASS_USER_INITIATED, 0);
+    }
+}
+
 /// Checks what must be known before the first call into the framework: on an older system its functions are not there
 /// to be called.
 #[cfg(target_os = "macos")]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use applevisor_sys as hv;
 
 use super::error::{self, Error, check};
-use super::{Inner, REDISTRIBUTOR, Slot, ids, lock, trap};
+use super::{Inner, REDISTRIBUTOR, Slot, host, ids, lock, trap};
 use crate::Result;
 use crate::arm64::{DataAbort, Exit, IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu};
 
@@ -55,6 +55,7 @@ pub struct HvfVcpu {
 impl HvfVcpu {
     /// Makes the calling thread's vCPU, with affinity `index`.
     pub fn new(inner: Arc<Inner>, slot: Arc<Slot>, index: u32) -> error::Result<Self> {
+        host::prefer_this_thread();
         let (mut id, mut exit) = (0, std::ptr::null());
         // SAFETY: the call writes to the two that are given to it; no configuration is the default one.
         check("hv_vcpu_create", unsafe { hv::hv_vcpu_create(&mut id, &mut exit, std::ptr::null_mut()) })?;

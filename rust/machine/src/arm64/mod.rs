@@ -60,7 +60,7 @@ impl Board for Arm64Board {
     }
 
     fn load(&self, memory: &Memory, load: &Load) -> Result<Entry, Error> {
-        let quiet = if self.engine == Engine::Kvm { QUIET } else { "" };
+        let quiet = if self.engine == Engine::Soft { "" } else { QUIET };
         let cmdline = format!("{quiet}{CMDLINE} {}", load.cmdline);
         let description = Description {
             vcpus: self.vcpus,
