@@ -80,18 +80,20 @@ fn programs_of_an_image_run_on_one_to_four_vcpus() {
     }
 }
 
-/// A chain in which each link is the digest of the one before, in the background; its end is in a file, which appears
-/// whole.
-const CHAIN: &str = "(link=seed; n=0; while [ $n -lt 150 ]; do link=$(echo $link $n | sha256sum); n=$((n + 1)); \
-                     done; echo $link >/tmp/end.part; mv /tmp/end.part /tmp/end) >/dev/null 2>&1 &";
+/// Four chains at once in which each link is the digest of the one before, in the background; their ends are in a file,
+/// which appears whole.
+const CHAINS: &str = "chain() { link=seed$1; n=0; while [ $n -lt 60 ]; do link=$(echo $link $n | sha256sum); \
+                      n=$((n + 1)); done; echo $link >/tmp/end.$1; }; \
+                      (for k in 1 2 3 4; do chain $k & done; wait; cat /tmp/end.* >/tmp/part; mv /tmp/part /tmp/end) \
+                      >/dev/null 2>&1 &";
 
-/// What the chain comes to.
+/// What the chains come to.
 fn end(worker: &mut Worker) -> Vec<u8> {
     let deadline = Instant::now() + DEADLINE;
     let mut stream: UnixStream = worker.files();
     let stat = FileCommand::Stat { path: Chunk::from(b"/tmp/end".to_vec()), follow: true };
     while !matches!(files(&mut stream, &stat), FileReply::Stat(_)) {
-        assert!(Instant::now() < deadline, "the chain does not end");
+        assert!(Instant::now() < deadline, "the chains do not end");
         std::thread::sleep(Duration::from_millis(50));
     }
     read(&mut stream, "/tmp/end")
@@ -102,25 +104,29 @@ fn what_a_guest_computes_does_not_depend_on_where_it_was_captured() {
     let place = tempfile::tempdir().unwrap();
     let disk = disk(place.path());
     let mut undisturbed = Worker::ready(starting(&disk, 2));
-    run(&mut undisturbed, CHAIN);
+    run(&mut undisturbed, CHAINS);
     let expected = end(&mut undisturbed);
-    assert!(expected.len() > 64);
+    assert_eq!(expected.split(|byte| *byte == b'\n').filter(|line| line.len() > 64).count(), 4);
     drop(undisturbed);
 
-    let mut worker = Worker::ready(starting(&disk, 2));
-    run(&mut worker, CHAIN);
-    // Either format, each taken of a guest that came from the other.
-    for generation in 0..4 {
-        let path = place.path().join(format!("snapshot{generation}"));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        let mut bytes = Vec::new();
-        let request = Capture { diff: false, image: None, api: Chunk::default(), v8: generation % 2 == 1 };
-        frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
-        send_with_fd(&worker.control, &bytes, &file).unwrap();
-        let event = worker.event();
-        assert!(matches!(event, Event::Captured(_)), "{event:?}");
-        let restore = Restore { files: vec![path], identity: identity("clone"), working_set: vec![] };
-        worker = Worker::ready(Start { source: Source::Restore(Box::new(restore)), ..starting(&disk, 2) });
+    for vcpus in 1..=4 {
+        let mut worker = Worker::ready(starting(&disk, vcpus));
+        run(&mut worker, CHAINS);
+        // Either format, each taken of a guest that came from the other.
+        for generation in 0..4 {
+            let path = place.path().join(format!("snapshot{vcpus}-{generation}"));
+            let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+            let mut bytes = Vec::new();
+            let v8 = generation % 2 == 1;
+            let request = Capture { diff: false, image: None, api: Chunk::default(), v8 };
+            frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
+            send_with_fd(&worker.control, &bytes, &file).unwrap();
+            let event = worker.event();
+            assert!(matches!(event, Event::Captured(_)), "{event:?}");
+            let restore = Restore { files: vec![path], identity: identity("clone"), working_set: vec![] };
+            let source = Source::Restore(Box::new(restore));
+            worker = Worker::ready(Start { source, ..starting(&disk, vcpus) });
+        }
+        assert_eq!(end(&mut worker), expected, "{vcpus} vCPUs");
     }
-    assert_eq!(end(&mut worker), expected);
 }
