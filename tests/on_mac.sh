@@ -68,6 +68,10 @@ done
 echo "== The package"
 python3 -m venv "$work/venv"
 prove "it installs from source" "$work/venv/bin/pip" install --quiet '.[dev]'
+wheel() {
+    "$work/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/dist" . && ls "$work"/dist/*-macosx_15_0_arm64.whl
+}
+prove "its wheel is for macOS 15 on Apple silicon" wheel
 worker=$("$work/venv/bin/python" -c 'from supermachine import installation; print(installation.worker())')
 entitled() { codesign --display --entitlements - "$worker" 2>&1 | grep -q com.apple.security.hypervisor; }
 prove "the worker is signed with the entitlement" entitled
