@@ -2,7 +2,7 @@
 
 use kvm_bindings::{
     KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U32, KVM_REG_SIZE_U64,
-    KVM_REG_SIZE_U128, RegList,
+    KVM_REG_SIZE_U128, KVM_REG_SIZE_U512, KVM_REG_SIZE_U2048, RegList,
 };
 use kvm_ioctls::{VcpuFd, reg_size};
 
@@ -22,6 +22,14 @@ const MOST: usize = 500;
 /// The virtual timer's counter, control and compare value. In the ids of the first and last KVM has exchanged CNTVCT and
 /// CNTV_CVAL, which is its interface now (arch/arm64/include/uapi/asm/kvm.h).
 pub const TIMER_COUNT: u64 = system(SysReg::new(3, 3, 14, 3, 2));
+
+/// Registers of the Scalable Vector Extension: their kind, and the bytes that KVM exchanges one of the vector registers
+/// in, however long vectors are.
+const SVE: u64 = 0x15 << 16;
+const SVE_BYTES: usize = 256;
+/// The set of vector lengths that the guest may choose from. It goes first and once: it settles what the other registers
+/// of the extension are (Documentation/virt/kvm/api.rst, 4.68 and 4.119).
+pub const SVE_LENGTHS: u64 = KVM_REG_ARM64 | SVE | KVM_REG_SIZE_U512 | 0xffff;
 
 /// The id of a system register.
 pub const fn system(register: SysReg) -> u64 {
@@ -43,9 +51,35 @@ pub fn general(register: Reg) -> u64 {
     }
 }
 
-/// The id of a vector register.
-pub fn vector(register: SimdReg) -> u64 {
+/// The id of a vector register of a vCPU without scalable vectors.
+fn vector(register: SimdReg) -> u64 {
     core(KVM_REG_SIZE_U128, VECTOR + 4 * u64::from(register.0))
+}
+
+/// The id of a scalable vector register, whose low 128 bits are the vector register of its number.
+fn scalable(register: SimdReg) -> u64 {
+    KVM_REG_ARM64 | SVE | KVM_REG_SIZE_U2048 | u64::from(register.0) << 5
+}
+
+/// Reads a vector register, of a vCPU with scalable vectors or without.
+pub fn get_vector(vcpu: &VcpuFd, register: SimdReg, sve: bool) -> Result<u128> {
+    if !sve {
+        return get(vcpu, vector(register));
+    }
+    let mut bytes = [0; SVE_BYTES];
+    vcpu.get_one_reg(scalable(register), &mut bytes).named("KVM_GET_ONE_REG")?;
+    let (low, _) = bytes.split_first_chunk().expect("it is longer than its low part");
+    Ok(u128::from_le_bytes(*low))
+}
+
+/// Writes a vector register; what is above its 128 bits is cleared, as instructions that write one do.
+pub fn set_vector(vcpu: &VcpuFd, register: SimdReg, value: u128, sve: bool) -> Result<()> {
+    if !sve {
+        return set(vcpu, vector(register), value);
+    }
+    let mut bytes = [0; SVE_BYTES];
+    bytes[..16].copy_from_slice(&value.to_le_bytes());
+    vcpu.set_one_reg(scalable(register), &bytes).named("KVM_SET_ONE_REG").map(drop)
 }
 
 /// Reads a register of up to 128 bits.
@@ -73,8 +107,16 @@ pub fn save(vcpu: &VcpuFd) -> Result<Vec<(u64, Vec<u8>)>> {
     .collect()
 }
 
+/// Chooses the vector lengths that a snapshot's guest may have; the vCPU is not finalised yet.
+pub fn restore_lengths(vcpu: &VcpuFd, registers: &[(u64, Vec<u8>)]) -> Result<()> {
+    match registers.iter().find(|(id, _)| *id == SVE_LENGTHS) {
+        Some(lengths) => restore(vcpu, std::slice::from_ref(lengths)),
+        None => Ok(()),
+    }
+}
+
 /// Sets every register. One that does not take its value is no matter when it has it: what identifies the CPU is
-/// read-only.
+/// read-only, and so are the vector lengths by now.
 pub fn restore(vcpu: &VcpuFd, registers: &[(u64, Vec<u8>)]) -> Result<()> {
     for (id, bytes) in registers {
         if *id == TIMER_COUNT || bytes.len() != reg_size(*id) {

@@ -1,9 +1,12 @@
 //! One virtual CPU.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_mp_state, kvm_vcpu_events};
+use kvm_bindings::{
+    KVM_ARM_VCPU_SVE, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_mp_state, kvm_vcpu_events,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +15,7 @@ use super::vm::{Shared, host_counter};
 use crate::arm64::state::Clock;
 use crate::arm64::{Exit, IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu};
 use crate::kvm::kick::Kick;
-use crate::kvm::{Error, Named};
+use crate::kvm::{Error, Named, Result};
 
 /// Version of the encoding of [`VcpuState`].
 const VERSION: u32 = 1;
@@ -36,6 +39,8 @@ pub struct KvmVcpu {
     index: u32,
     kick: Arc<Kick>,
     enomem_left: u32,
+    /// Whether the lengths of its vectors are settled, without which it neither runs nor tells of its registers.
+    finalised: Cell<bool>,
 }
 
 impl KvmVcpu {
@@ -43,12 +48,22 @@ impl KvmVcpu {
         let kick = shared.kicks[index as usize].clone();
         // SAFETY: `drop` detaches before the page is unmapped; a vCPU is not Send, so this thread outlives it.
         unsafe { kick.attach(fd.get_kvm_run()) };
-        Self { shared, fd, index, kick, enomem_left: ENOMEM_TRIES }
+        let finalised = Cell::new(!shared.sve);
+        Self { shared, fd, index, kick, enomem_left: ENOMEM_TRIES, finalised }
+    }
+
+    /// Settles the lengths of the guest's vectors: those that were chosen, or all that the host has.
+    fn finalise(&self) -> Result<()> {
+        if !self.finalised.replace(true) {
+            self.fd.vcpu_finalize(&(KVM_ARM_VCPU_SVE as i32)).named("KVM_ARM_VCPU_FINALIZE")?;
+        }
+        Ok(())
     }
 }
 
 impl Vcpu for KvmVcpu {
     fn run(&mut self) -> crate::Result<Exit> {
+        self.finalise()?;
         loop {
             let ran = self.fd.run();
             let left = std::mem::take(&mut self.enomem_left);
@@ -99,11 +114,13 @@ impl Vcpu for KvmVcpu {
     }
 
     fn simd_reg(&self, reg: SimdReg) -> crate::Result<u128> {
-        Ok(regs::get(&self.fd, regs::vector(reg))?)
+        self.finalise()?;
+        Ok(regs::get_vector(&self.fd, reg, self.shared.sve)?)
     }
 
     fn set_simd_reg(&mut self, reg: SimdReg, value: u128) -> crate::Result<()> {
-        Ok(regs::set(&self.fd, regs::vector(reg), value)?)
+        self.finalise()?;
+        Ok(regs::set_vector(&self.fd, reg, value, self.shared.sve)?)
     }
 
     fn sys_reg(&self, reg: SysReg) -> crate::Result<u64> {
@@ -154,6 +171,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn save(&self) -> crate::Result<Vec<u8>> {
+        self.finalise()?;
         let exception = self.fd.get_vcpu_events().named("KVM_GET_VCPU_EVENTS")?.exception;
         let state = VcpuState {
             mp_state: self.fd.get_mp_state().named("KVM_GET_MP_STATE")?,
@@ -165,6 +183,10 @@ impl Vcpu for KvmVcpu {
 
     fn restore(&mut self, saved: &[u8], clock: Clock) -> crate::Result<()> {
         let state: VcpuState = crate::kvm::decode(VERSION, saved)?;
+        if !self.finalised.get() {
+            regs::restore_lengths(&self.fd, &state.registers)?;
+            self.finalise()?;
+        }
         // The counter before the compare value, so that no deadline seems to have passed.
         self.set_vtimer_offset(clock.vtimer_offset)?;
         regs::restore(&self.fd, &state.registers)?;

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_MEM_READONLY, kvm_userspace_memory_region, kvm_vcpu_init,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_MEM_READONLY, kvm_userspace_memory_region,
+    kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
@@ -22,6 +23,8 @@ pub struct Shared {
     fd: VmFd,
     pub(super) gic: Gic,
     pub(super) kicks: Vec<Arc<Kick>>,
+    /// Whether vCPUs have scalable vectors.
+    pub(super) sve: bool,
 }
 
 /// An arm64 virtual machine on KVM.
@@ -53,6 +56,10 @@ impl KvmVm {
             // KVM gives both or none.
             init.features[0] |= 1 << KVM_ARM_VCPU_PTRAUTH_ADDRESS | 1 << KVM_ARM_VCPU_PTRAUTH_GENERIC;
         }
+        let sve = kvm.check_extension(Cap::ArmSve);
+        if sve {
+            init.features[0] |= 1 << KVM_ARM_VCPU_SVE;
+        }
         let mut waiting = Vec::new();
         for index in 0..config.vcpus {
             let vcpu = fd.create_vcpu(index.into()).named("KVM_CREATE_VCPU")?;
@@ -67,7 +74,7 @@ impl KvmVm {
         let gic = Gic::new(&fd, config)?;
         let kicks = (0..config.vcpus).map(|_| Arc::default()).collect();
         Ok(Self {
-            shared: Arc::new(Shared { fd, gic, kicks }),
+            shared: Arc::new(Shared { fd, gic, kicks, sve }),
             slots: Mutex::default(),
             waiting: Mutex::new(waiting),
         })
