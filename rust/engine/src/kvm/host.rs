@@ -64,6 +64,12 @@ pub enum Unusable {
 }
 
 impl Unusable {
+    /// Older interrupt controllers of hosts give their guests a GICv2 alone.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn no_gicv3() -> Self {
+        Self::Lacking("KVM_DEV_TYPE_ARM_VGIC_V3: its interrupt controller gives guests a GICv2 alone".into())
+    }
+
     /// The reason in one word, for programs.
     pub fn code(&self) -> &'static str {
         match self {

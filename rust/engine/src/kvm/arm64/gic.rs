@@ -12,6 +12,7 @@ use kvm_ioctls::{DeviceFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use crate::arm64::{IccReg, VmConfig};
+use crate::kvm::host::Unusable;
 use crate::kvm::{Error, Named, Result};
 
 /// Version of the encoding of [`GicState`].
@@ -75,7 +76,10 @@ impl Gic {
     pub fn new(vm: &VmFd, config: &VmConfig) -> Result<Self> {
         let mut device =
             kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
-        let fd = vm.create_device(&mut device).named("KVM_CREATE_DEVICE for a GICv3")?;
+        let fd = match vm.create_device(&mut device) {
+            Err(error) if error.errno() == libc::ENODEV => return Err(Unusable::no_gicv3().into()),
+            made => made.named("KVM_CREATE_DEVICE for a GICv3")?,
+        };
         let gic = Self { fd, vcpus: config.vcpus };
         gic.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, INTIDS)?;
         gic.set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST.into(), config.gicd_base)?;
