@@ -24,6 +24,7 @@ class Hosts:
     def __init__(self) -> None:
         self._running: dict[str, Host] = {}
         self._installed: set[Host] = set()
+        self._sites: dict[str, Path] = {}
 
     def get(self, architecture: str) -> Host:
         """The host of this architecture; skips where it cannot be made (in continuous integration: fails)."""
@@ -40,14 +41,23 @@ class Hosts:
     def installed(self, architecture: str) -> Host:
         """The same with supermachine in it: run `python3 -m supermachine` with PYTHONPATH set to SITE."""
         host = self.get(architecture)
+        self.install(host)
+        return host
+
+    def install(self, host: Host) -> None:
+        """Puts supermachine into a host, also into one that is not of these."""
         if host not in self._installed:
+            host.put(self.site(host.architecture), SITE)
+            self._installed.add(host)
+
+    def site(self, architecture: str) -> Path:
+        """What is installed in hosts of this architecture, as a directory here."""
+        if architecture not in self._sites:
             try:
-                directory = site.directory(architecture)
+                self._sites[architecture] = site.directory(architecture)
             except site.SiteError as error:
                 unavailable(str(error))
-            host.put(directory, SITE)
-            self._installed.add(host)
-        return host
+        return self._sites[architecture]
 
     def stop(self) -> None:
         """Ends them all."""
@@ -85,7 +95,7 @@ def c_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str],
         if shutil.which(compiler) is None:
             unavailable(f"not installed: {compiler}")
         out = tmp_path_factory.mktemp("program") / source.stem
-        command = [compiler, "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(out), str(source)]
+        command = [compiler, "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(out), str(source), "-lm"]
         subprocess.run(command, check=True, timeout=120)
         return out
 

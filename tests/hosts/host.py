@@ -47,14 +47,16 @@ class Host:
         cpus: int = 2,
         memory: int = 3 << 30,
         cpu: str | None = None,
+        machine: str | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
     ) -> None:
-        """`packages` are Debian packages beyond those that every host has; `memory` is in bytes; `cpu` is QEMU's name
-        of a CPU in place of the default one.
+        """`packages` are Debian packages beyond those that every host has; `memory` is in bytes; `cpu` and
+        `machine` are QEMU's names of a CPU and a machine in place of the default ones.
         """
         self.architecture = architecture
         self.packages = packages
-        self.cpus, self.memory, self.cpu, self.boot_timeout = cpus, memory, cpu, boot_timeout
+        self.cpus, self.memory, self.boot_timeout = cpus, memory, boot_timeout
+        self.cpu, self.machine = cpu, machine
         #: What the host said of itself: "kernel", its release, and "kvm", whether it has /dev/kvm.
         self.hello: dict[str, Any] = {}
         self._channels: dict[int, queue.SimpleQueue[tuple[int, bytes] | None]] = {}
@@ -83,6 +85,8 @@ class Host:
         self._place = Path(tempfile.mkdtemp(prefix="host-"))
         path = self._place / "port"
         machine = list(MACHINES[self.architecture])
+        if self.machine:
+            machine[1] = self.machine
         if self.cpu:
             machine[-1] = self.cpu
         console = CONSOLE[self.architecture]

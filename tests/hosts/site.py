@@ -80,11 +80,11 @@ def _copy_distribution(name: str, out: Path) -> None:
 
 def test_program(architecture: str, package: str, test: str) -> Path:
     """The executable of a file of Rust tests, for hosts of this architecture."""
-    environment, profile = dict(os.environ), []
+    # As the tests here, or the wheel for there, are built, so that what it needs is there already.
+    environment, how = dict(os.environ), ["--workspace"]
     if architecture != platform.machine():
-        # As the wheel is built, so that what it needs is there already.
-        environment, profile = _cross_environment(architecture), ["--release"]
-    command = ["cargo", "test", "--quiet", "--locked", "--no-run", *profile, "-p", package, "--test", test]
+        environment, how = _cross_environment(architecture), ["--release", "-p", package]
+    command = ["cargo", "test", "--quiet", "--locked", "--no-run", *how, "--test", test]
     done = subprocess.run(
         [*command, "--message-format=json"],
         capture_output=True,

@@ -1,15 +1,24 @@
-"""Runs in an emulated host: one part of the product on its KVM, by the name in the first argument. Prints JSON."""
+"""Runs in an emulated host: one part of the product on its KVM, by the name in the first argument; the others are that
+part's own. Prints JSON.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from supermachine import VM, VMExited, engines
+
+#: How often in a row a running program is captured.
+CAPTURES = 4
+#: Seconds for a program to come to its end.
+PATIENCE = 300
 
 IMAGE = "/root/image"
 SNAPSHOT = "/root/taken"
@@ -82,6 +91,60 @@ def large() -> Any:
         return {"booted": booted, "restored": total(machine), "size": size}
 
 
+def finished(machine: VM, name: str) -> str:
+    """What a program has written when it has come to its end."""
+    out = machine.path(f"/tmp/{name}.out")
+    end = time.monotonic() + PATIENCE
+    while not out.exists():
+        assert time.monotonic() < end, f"{name} does not come to an end"
+        time.sleep(0.1)
+    return out.read_text()
+
+
+def disturbed(name: str, rounds: str) -> Any:
+    """A program undisturbed; captured again and again, each time in a machine that was itself restored; and going on
+    where it was captured first. `captures` counts those that came before its end.
+    """
+    program, directory, captures = f"/tmp/{name}", Path("/root/disturbed"), 0
+    directory.mkdir(exist_ok=True)
+    with VM(IMAGE, bake=False, vcpus=2) as original:
+        original.copy_in(f"/root/{name}", program)
+        original.path(program).chmod(0o755)
+        began = time.monotonic()
+        expected = original.run([program, rounds], text=True, timeout=PATIENCE).stdout
+        taken = time.monotonic() - began
+        script = f"{{ {program} {rounds}; busybox mv /tmp/part {program}.out; }} >/tmp/part 2>&1 </dev/null &"
+        original.run(["busybox", "sh", "-c", f"busybox setsid busybox sh -c '{script}'"], check=True)
+        time.sleep(random.uniform(0, taken / CAPTURES))
+        last = original.snapshot(directory / f"{name}-0")
+        on_its_own = finished(original, name)
+    for n in range(1, CAPTURES):
+        with last.restore() as clone:
+            time.sleep(random.uniform(0, taken / CAPTURES / 2))
+            # Whole ones and diffs: pages that only the guest has written to must be known as written.
+            last = clone.snapshot(directory / f"{name}-{n}", diff=n % 2 == 1)
+            captures += not clone.path(f"{program}.out").exists()
+    with last.restore() as clone:
+        restored = finished(clone, name)
+    return {"expected": expected, "original": on_its_own, "restored": restored, "captures": captures, "seconds": taken}
+
+
+def processors(count: str) -> Any:
+    """A guest with many vCPUs, before and after."""
+
+    def seen(machine: VM) -> str:
+        # One process on each.
+        each = "for n in $(busybox seq 0 $(($(busybox nproc) - 1))); do busybox taskset -c $n busybox printf $n,; done"
+        return machine.run(["busybox", "sh", "-c", each], text=True, check=True).stdout
+
+    path = f"/root/processors-{count}"
+    with VM(IMAGE, bake=False, vcpus=int(count)) as machine:
+        counted, booted = exits(machine), seen(machine)
+        machine.snapshot(path)
+    with VM.restore(path) as machine:
+        return {"booted": booted, "restored": seen(machine), "exits": counted}
+
+
 def refused() -> Any:
     """Without the device KVM is refused by name, and auto goes on with soft."""
     Path("/dev/kvm").rename("/dev/kvm-hidden")
@@ -92,4 +155,4 @@ def refused() -> Any:
         Path("/dev/kvm-hidden").rename("/dev/kvm")
 
 
-print(json.dumps({name: job for name, job in globals().items() if callable(job)}[sys.argv[1]]()))
+print(json.dumps({name: job for name, job in globals().items() if callable(job)}[sys.argv[1]](*sys.argv[2:])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from ..hosts import Host
 from ..hosts.fixtures import SITE, Hosts
 from ..real import require, run
+from . import golden
 
 pytestmark = pytest.mark.vm
 
@@ -21,6 +22,10 @@ JOB = Path(__file__).with_name("job.py")
 DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 #: A job in an emulated host, which is slow and shares the machine with others.
 PATIENCE = 600
+#: What a guest of each architecture may have.
+MOST_VCPUS = {"x86_64": 32, "aarch64": 8}
+#: Of chain.c: seconds in these hosts.
+ROUNDS = "40"
 
 
 def busybox_layout(directory: Path, architecture: str) -> Path:
@@ -44,25 +49,31 @@ class Site:
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def job(self, name: str, **environment: str) -> Any:
+    def job(self, name: str, *arguments: str) -> Any:
         """What a part of job.py found."""
-        done = self.host.run(
-            ["python3", "/root/job.py", name],
-            PATIENCE,
-            env={"PYTHONPATH": SITE, "HOME": "/root", **environment},
-            text=True,
-        )
+        command = ["python3", "/root/job.py", name, *arguments]
+        done = self.host.run(command, PATIENCE, env={"PYTHONPATH": SITE, "HOME": "/root"}, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module", params=["x86_64", "aarch64"])
-def site(request: pytest.FixtureRequest, hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    architecture = str(request.param)
-    host = hosts.installed(architecture)
-    host.put(busybox_layout(tmp_path_factory.mktemp("kvm"), architecture), "/root/image")
+def prepared(host: Host, hosts: Hosts, place: Path) -> Site:
+    hosts.install(host)
+    host.put(busybox_layout(place, host.architecture), "/root/image")
     host.put(JOB, "/root/job.py")
-    yield Site(host)
+    return Site(host)
+
+
+@pytest.fixture(scope="module", params=["x86_64", "aarch64"])
+def site(request: pytest.FixtureRequest, hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return prepared(hosts.get(str(request.param)), hosts, tmp_path_factory.mktemp("kvm"))
+
+
+@pytest.fixture(scope="module")
+def scalable(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An arm64 host whose CPU has scalable vectors and pointer authentication."""
+    with Host("aarch64", cpu="max,pauth-impdef=on") as host:
+        yield prepared(host, hosts, tmp_path_factory.mktemp("kvm"))
 
 
 def test_auto_takes_kvm_and_says_how_fast_it_is(site: Site) -> None:
@@ -88,6 +99,50 @@ def test_a_guest_is_captured_and_restored_in_new_processes(site: Site) -> None:
     # What must differ from clone to clone.
     assert first["random"] != second["random"]
     assert first["hostname"] != second["hostname"]
+
+
+def test_a_program_that_is_captured_at_any_moment_comes_to_the_same_result(
+    site: Site, c_program: Callable[[Path, str], Path]
+) -> None:
+    site.host.put(c_program(JOB.with_name("chain.c"), site.host.architecture), "/root/chain")
+    found = site.job("disturbed", "chain", ROUNDS)
+    assert found["expected"].endswith(" interrupted\n")
+    assert found["original"] == found["restored"] == found["expected"], found
+    assert found["captures"] > 0, found
+
+
+@pytest.mark.parametrize("most", [False, True], ids=["4", "most"])
+def test_many_vcpus_are_there_before_and_after(site: Site, most: bool) -> None:
+    count = MOST_VCPUS[site.host.architecture] if most else 4
+    found = site.job("processors", str(count))
+    assert found["booted"] == found["restored"] == "".join(f"{n}," for n in range(count))
+
+
+def test_snapshots_of_earlier_versions_go_on(site: Site) -> None:
+    golden.prepare(site.host)
+    said = golden.run(site.host)
+    (went_on,) = [line for line in said.splitlines() if line.startswith("went on: ")]
+    versions = [path.name for path in golden.FILES.glob(f"kvm-{site.host.architecture}-*")]
+    assert versions
+    assert set(versions) <= set(went_on.removeprefix("went on: ").split(", ")), said
+
+
+def test_scalable_vectors_and_signed_pointers_survive(scalable: Site, c_program: Callable[[Path, str], Path]) -> None:
+    scalable.host.put(c_program(JOB.with_name("sve.c"), "aarch64"), "/root/sve")
+    found = scalable.job("disturbed", "sve", "300")
+    assert found["expected"].startswith("held ") and found["expected"].endswith(" bytes, signed\n"), found
+    assert found["original"] == found["restored"] == found["expected"], found
+    assert found["captures"] > 0, found
+
+
+def test_a_host_that_gives_its_guests_no_gicv3_is_lacking_it(hosts: Hosts) -> None:
+    worker = hosts.site("aarch64") / "supermachine/_bin/supermachine-worker"
+    with Host("aarch64", machine="virt,virtualization=on,gic-version=2") as host:
+        host.put(worker, "/root/worker")
+        done = host.run(["/root/worker", "--probe-kvm"], PATIENCE, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["usable"], found["code"]) == (False, "lacking")
+    assert "KVM_DEV_TYPE_ARM_VGIC_V3" in found["status"], found
 
 
 def test_memory_beyond_the_devices_is_there_before_and_after(site: Site) -> None:
