@@ -13,7 +13,6 @@ Nothing here can fail a start: what cannot be read is made anew, and what cannot
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import installation, options, workingset
+from ._core import sha256
 from .errors import ConfigurationError, SnapshotFailed, SnapshotInUse, SupermachineError, VMExited
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def warmup_key(warmup: Warmup | None, named: str | None, context: Sequence[objec
         raise ConfigurationError("warmup is a string; a list of commands or a callable is needed")
     else:
         what = ["commands", [[command] if isinstance(command, str) else list(command) for command in warmup]]
-    return hashlib.sha256(json.dumps([what, list(context)]).encode()).hexdigest()
+    return sha256(json.dumps([what, list(context)]).encode())
 
 
 def _function(function: Any) -> list[str]:
@@ -124,7 +124,7 @@ class Baked:
             _guest_files(cache, engine.architecture),
         ]
         key = json.dumps([*identity, memory, vcpus, warmup])
-        return cls(cache, hashlib.sha256(key.encode()).hexdigest())
+        return cls(cache, sha256(key.encode()))
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -238,16 +238,14 @@ def _guest_files(cache: Cache, architecture: str) -> str:
             remembered = {str(k): str(v) for k, v in found.items()}
     if (known := remembered.get(signature)) is not None:
         return known
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
-    remembered = dict([*remembered.items(), (signature, digest.hexdigest())][-_MAX_REMEMBERED:])
+    digest = sha256("".join(sha256(Path(path).read_bytes()) for path in paths).encode())
+    remembered = dict([*remembered.items(), (signature, digest)][-_MAX_REMEMBERED:])
     with contextlib.suppress(OSError), cache.scratch() as place:
         memory.parent.mkdir(mode=0o700, exist_ok=True)
         with open(os.open(place / "guest-files", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:  # noqa: PTH123 - a descriptor
             json.dump(remembered, file)
         (place / "guest-files").rename(memory)
-    return digest.hexdigest()
+    return digest
 
 
 def prune(cache: Cache, *, orphans: bool = False) -> int:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import sys
@@ -27,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .._core import sha256
 from ..errors import CacheError, DiskFull
 from .locks import acquire, locked, release
 from .references import absolute
@@ -313,7 +313,7 @@ def rootfs_key(layers: Sequence[str], platform: str, converter: str) -> str:
 
 
 def _key(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return sha256(json.dumps(parts).encode())
 
 
 def _remove_tree(place: Path) -> None:

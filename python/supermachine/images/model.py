@@ -5,11 +5,11 @@ Sources: the OCI image specification 1.1 (manifest, image-index, config) and the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from .._core import sha256
 from ..errors import DigestMismatch, ImageTooLarge, InvalidImage, UnsupportedMediaType
 from .platforms import Platform
 from .references import is_digest
@@ -84,6 +84,10 @@ class ImageConfig(NamedTuple):
 
 def digest_of(data: bytes, like: str = "sha256:") -> str:
     algorithm = like.partition(":")[0]
+    if algorithm == "sha256":
+        return f"{algorithm}:{sha256(data)}"
+    import hashlib
+
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 

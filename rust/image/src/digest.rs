@@ -41,6 +41,11 @@ impl Hasher {
     }
 }
 
+/// SHA-256 as 64 lower-case hexadecimal digits.
+pub fn sha256(data: &[u8]) -> String {
+    hex(&Sha256::digest(data))
+}
+
 /// 16 bytes that depend on nothing but `parts`, marked as a version 8 UUID (RFC 9562).
 pub(crate) fn uuid_of<'a>(parts: impl Iterator<Item = &'a str>) -> [u8; 16] {
     let mut hash = Sha256::new();
@@ -72,6 +77,10 @@ mod tests {
     fn digests_are_those_of_the_standard() {
         let mut h = Hasher::for_digest(None).unwrap();
         h.update(b"abc");
+        assert_eq!(
+            format!("sha256:{}", sha256(b"abc")),
+            "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
         assert_eq!(h.finish(), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 

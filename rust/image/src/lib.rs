@@ -48,6 +48,7 @@ use apply::Applier;
 pub use archive::{TarMember, decompress_archive, index_tar};
 pub use compression::Compression;
 use data::{Appender, DataArea};
+pub use digest::sha256;
 pub use error::Error;
 pub use limits::Limits;
 use output::Output;

@@ -94,3 +94,10 @@ fn image_error(py: Python<'_>, error: &Error) -> PyErr {
     };
     errors::instance(py, class, &error.to_string(), |_| Ok(()))
 }
+
+/// SHA-256 of some bytes in hexadecimal digits. hashlib would load OpenSSL for it, which takes longer than all that the
+/// start of a virtual machine has to hash.
+#[pyfunction]
+pub fn sha256(data: &[u8]) -> String {
+    supermachine_image::sha256(data)
+}

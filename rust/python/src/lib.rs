@@ -30,7 +30,7 @@ mod _core {
     #[pymodule_export]
     use crate::forward::Forward;
     #[pymodule_export]
-    use crate::image::convert_image;
+    use crate::image::{convert_image, sha256};
     #[pymodule_export]
     use crate::publication::Publication;
     #[pymodule_export]
