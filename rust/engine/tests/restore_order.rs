@@ -255,6 +255,8 @@ fn counts(steps: &'static [Step]) -> [u64; 2] {
         })
     });
     let threads: Vec<_> = threads.collect();
+    // A thread that fails must not be waited for.
+    drop(sender);
     let mut counts = [0; 2];
     for _ in 0..2 {
         let (index, count) = told.recv().unwrap();
