@@ -104,11 +104,15 @@ def main() -> None:
     found: Found = {}
     environment = report.environment(args.repeats, inside.MEMORY_MIB)
     hosts: dict[str, str] = {}
-    if args.only != "aarch64":
-        hosts["x86_64"] = x86_64(args.place, args.repeats, not args.skip_peers, found, say)
-    if args.only != "x86_64":
-        hosts["aarch64"] = aarch64(args.place, args.repeats, found, say)
-    results = {"environment": {**environment, "hosts": hosts}, "rows": report.rows(found), "found": found}
+    try:
+        if args.only != "aarch64":
+            hosts["x86_64"] = x86_64(args.place, args.repeats, not args.skip_peers, found, say)
+        if args.only != "x86_64":
+            hosts["aarch64"] = aarch64(args.place, args.repeats, found, say)
+    finally:
+        # What was measured before a failure is kept.
+        (args.place / "hosts-found.json").write_text(json.dumps(found, indent=2) + "\n")
+    results = {"environment": {**environment, "hosts": hosts}, "rows": report.rows(found)}
     (args.place / "hosts.json").write_text(json.dumps(results, indent=2) + "\n")
     text = report.markdown(results)
     (args.place / "hosts.md").write_text(text)
