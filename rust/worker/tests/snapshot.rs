@@ -121,7 +121,7 @@ fn field_format(engine: Engine, vcpus: u32) {
     write(&mut original, "/state", "after");
 
     let oracle = |arguments: &[&std::ffi::OsStr]| {
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/snapshots/v8.py");
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/snapshot/recode_v8.py");
         let output = std::process::Command::new("python3").arg(program).args(arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
