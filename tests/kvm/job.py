@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -135,7 +136,14 @@ def processors(count: str) -> Any:
     def seen(machine: VM) -> str:
         # One process on each.
         each = "for n in $(busybox seq 0 $(($(busybox nproc) - 1))); do busybox taskset -c $n busybox printf $n,; done"
-        return machine.run(["busybox", "sh", "-c", each], text=True, check=True).stdout
+        try:
+            return machine.run(["busybox", "sh", "-c", each], text=True, check=True, timeout=PATIENCE).stdout
+        except subprocess.TimeoutExpired as error:
+            counted = [exits(machine)]
+            time.sleep(1)
+            raise AssertionError(
+                f"{count} vCPUs came to {error.stdout}; exits, a second apart: {[*counted, exits(machine)]}"
+            ) from error
 
     path = f"/root/processors-{count}"
     with VM(IMAGE, bake=False, vcpus=int(count)) as machine:
