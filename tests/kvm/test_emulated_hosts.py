@@ -22,8 +22,9 @@ JOB = Path(__file__).with_name("job.py")
 DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 #: A job in an emulated host, which is slow and shares the machine with others.
 PATIENCE = 600
-#: What a guest of each architecture may have.
-MOST_VCPUS = {"x86_64": 32, "aarch64": 8}
+#: What a guest is given of vCPUs at most. On arm64 it may have no more; with the 32 of x86_64 it is these hosts that do
+#: not last: now and then the emulator of their virtualisation resets guest or host.
+MOST_VCPUS = 8
 #: Of chain.c: seconds in these hosts.
 ROUNDS = "40"
 
@@ -111,9 +112,8 @@ def test_a_program_that_is_captured_at_any_moment_comes_to_the_same_result(
     assert found["captures"] > 0, found
 
 
-@pytest.mark.parametrize("most", [False, True], ids=["4", "most"])
-def test_many_vcpus_are_there_before_and_after(site: Site, most: bool) -> None:
-    count = MOST_VCPUS[site.host.architecture] if most else 4
+@pytest.mark.parametrize("count", [4, MOST_VCPUS])
+def test_many_vcpus_are_there_before_and_after(site: Site, count: int) -> None:
     found = site.job("processors", str(count))
     assert found["booted"] == found["restored"] == "".join(f"{n}," for n in range(count))
 

@@ -226,7 +226,8 @@ fn the_guests_of_every_version_go_on() {
         if engine == Engine::Kvm {
             // Of a vCPU only the time has gone on, which is at the end.
             let same = state.vcpus[0].iter().zip(&saved.vcpus[0]).take_while(|(a, b)| a == b).count();
-            assert!(saved.vcpus[0].len() - same <= 24, "{name}: different from byte {same}");
+            let (before, after) = (&saved.vcpus[0][same..], &state.vcpus[0][same..]);
+            assert!(before.len() <= 24, "{name}: from byte {same} {before:x?} became {after:x?}");
         } else {
             check_registers(&state, count);
         }

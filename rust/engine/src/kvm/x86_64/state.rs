@@ -1,6 +1,8 @@
 //! What a snapshot holds of a vCPU, and the order in which it goes back. The structures are the kernel's own, whose
 //! layout is its interface and only ever grows at the end.
 
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{
     Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_sregs2, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -25,6 +27,9 @@ const MTRRS: &[u32] = &[
 ];
 /// Registers that a snapshot may hold.
 const MOST_MSRS: usize = 1024;
+/// Registers of Hyper-V's interface, which guests are not offered. KVM lists them all the same; some of them tell the
+/// host's frequencies and the time, and would have a snapshot refused elsewhere for what no guest has seen.
+const HYPER_V_MSRS: RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
 
 /// Flags of kvm_sregs2, and the page directory pointers of PAE paging.
 type Pdptrs = (u64, [u64; 4]);
@@ -94,7 +99,9 @@ impl Vcpu {
         self.fd.set_debug_regs(&state.debugregs).named("KVM_SET_DEBUGREGS")?;
         // The timer's mode, before its deadline.
         self.fd.set_lapic(&state.lapic).named("KVM_SET_LAPIC")?;
-        self.set_msrs(&state.msrs)?;
+        // Files may still have them.
+        let msrs = state.msrs.iter().filter(|(index, _)| !HYPER_V_MSRS.contains(index));
+        self.set_msrs(&msrs.copied().collect::<Vec<_>>())?;
         let moved = self.set_tsc(&state)?;
         if state.tsc_deadline != 0 {
             // Zero would disarm the timer.
@@ -236,7 +243,8 @@ impl Vcpu {
         let listed = self.vm.kvm.get_msr_index_list().named("KVM_GET_MSR_INDEX_LIST")?;
         let mut wanted: Vec<u32> = listed.as_slice().to_vec();
         wanted.extend(MTRRS.iter().filter(|index| !listed.as_slice().contains(index)));
-        wanted.retain(|index| ![IA32_TSC, IA32_TSC_DEADLINE].contains(index));
+        wanted
+            .retain(|index| ![IA32_TSC, IA32_TSC_DEADLINE].contains(index) && !HYPER_V_MSRS.contains(index));
         let mut got = Vec::with_capacity(wanted.len());
         let mut wanted = &wanted[..];
         while !wanted.is_empty() {
