@@ -92,7 +92,7 @@ def test_a_multi_architecture_index_in_a_registry(
     assert len(raw["manifests"]) == 2
     assert output(f"{registry.host}/{name}") == "umoci\n"
     with pytest.raises(supermachine.errors.PlatformNotFound) as caught:
-        VM(f"{registry.host}/{name}", platform="linux/s390x").start()
+        supermachine.images.resolve(f"{registry.host}/{name}", platform="linux/s390x")
     assert "linux/amd64, linux/arm64" in str(caught.value)
 
 
