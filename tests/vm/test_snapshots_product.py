@@ -225,7 +225,8 @@ def test_run_does_not_load_what_it_does_not_need(busybox: str) -> None:
         "import sys; sys.argv[1:] = ['run', '-q', sys.argv[1], 'true']\n"
         "from supermachine.cli import _main\n"
         "assert _main() == 0\n"
-        "heavy = ('asyncio', 'click', 'concurrent.futures', 'dataclasses', 'hashlib', 'inspect', 'rich', 'urllib3')\n"
+        "heavy = ('asyncio', 'click', 'concurrent.futures', 'dataclasses', 'hashlib', 'inspect',"
+        " 'rich', 'ssl', 'urllib3')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", script, busybox], capture_output=True, text=True, timeout=120)
