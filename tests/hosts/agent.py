@@ -28,6 +28,8 @@ START, STDIN, KILL, RESIZE = 1, 2, 3, 4
 # From the agent.
 HELLO, STDOUT, STDERR, EXIT, FAILED = 17, 18, 19, 20, 21
 CHUNK = 64 * 1024
+# linux/kvm.h
+KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_CREATE_IRQCHIP = 0xAE01, 0xAE41, 0xAE60
 
 
 class Agent:
@@ -149,8 +151,24 @@ def port() -> Path:
     raise SystemExit(f"this machine has no virtio-serial port {PORT}")
 
 
+def keep_a_virtual_machine() -> None:
+    """Has KVM in use for as long as this host runs, by a virtual machine that never does.
+
+    The kernel rewrites its own code, in the scheduler among other places, when the first virtual machine is made and when
+    the last one goes (static keys: preempt_notifier_key, and apic_sw_disabled for each local APIC that is off). QEMU
+    without hardware virtualisation sometimes keeps what it has translated of the breakpoint that is there meanwhile,
+    and then a CPU of this host takes that breakpoint for ever.
+    """
+    with contextlib.suppress(OSError):
+        machine = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), KVM_CREATE_VM, 0)
+        if os.uname().machine == "x86_64":
+            fcntl.ioctl(machine, KVM_CREATE_IRQCHIP, 0)
+        fcntl.ioctl(machine, KVM_CREATE_VCPU, 0)
+
+
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    keep_a_virtual_machine()
     with contextlib.suppress(EOFError):
         Agent(os.open(port(), os.O_RDWR)).serve()
     # The other end is gone, perhaps killed: this machine must not outlive it.
