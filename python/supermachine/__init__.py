@@ -13,9 +13,11 @@ Names load on first use, so that importing this package costs next to nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# As `typing` has it, which takes longer to load than all that `supermachine run` needs of this package.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import aio, errors, images, snapshots
     from ._core import VERSION as __version__  # noqa: N811
     from .baking import Image, bake

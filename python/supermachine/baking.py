@@ -41,8 +41,6 @@ _FORMAT = 1
 _WAIT = 10.0
 _WAIT_WARMUP = 120.0
 _POLL = 0.01
-#: Seconds that a restore may take before the guest is booted instead; it is a matter of milliseconds.
-RESTORE_TIMEOUT = 20.0
 _LET_GO = 2.0
 #: Seconds that a capture may take before a start goes on without it.
 _CAPTURE_TIMEOUT = 60.0

@@ -114,9 +114,9 @@ def _key() -> list[str] | None:
 
 
 def _record() -> str:
-    from .images.cache import default_directory
+    from . import installation
 
-    return os.path.join(default_directory(), "kvm.json")  # noqa: PTH118
+    return os.path.join(installation.cache_directory(), "kvm.json")  # noqa: PTH118
 
 
 def _remembered() -> dict[str, Any] | None:
@@ -132,6 +132,17 @@ def _remembered() -> dict[str, Any] | None:
         return None
     found = record.get("found")
     return found if isinstance(found, dict) and {"usable", "status"} <= found.keys() else None
+
+
+def is_settled() -> bool:
+    """Whether what this host has for hardware isolation stays so until it boots again, or /dev/kvm changes."""
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return True
+    return _remembered() is not None
 
 
 def _remember(found: dict[str, Any]) -> None:
@@ -267,17 +278,23 @@ def _best(required: bool, platform: str | None, architecture: str | None) -> Eng
 _warned = False
 
 
-def warn_once(engine: Engine) -> None:
-    """One line on stderr, the first time that this process uses software isolation or what is too slow."""
-    global _warned
+def warning(engine: Engine) -> str:
+    """A line for whoever uses it: that it isolates in software only, or is too slow. Empty for the others."""
     if engine.isolation == "software":
-        warning = f"the {engine.name} engine isolates in software only, not by hardware"
+        what = f"the {engine.name} engine isolates in software only, not by hardware"
     elif engine.forcible:
-        warning = f"the {engine.name} engine was asked for, and {engine.status}"
+        what = f"the {engine.name} engine was asked for, and {engine.status}"
     else:
-        return
-    if _warned:
+        return ""
+    return f"supermachine: warning: {what} (supermachine doctor)"
+
+
+def warn_once(engine: Engine) -> None:
+    """One line on stderr, the first time that this process uses an engine that there is a warning about."""
+    global _warned
+    said = warning(engine)
+    if not said or _warned:
         return
     _warned = True
     if sys.stderr is not None:
-        print(f"supermachine: warning: {warning} (supermachine doctor)", file=sys.stderr)
+        print(said, file=sys.stderr)

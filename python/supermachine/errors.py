@@ -13,7 +13,10 @@ All of them derive from :class:`SupermachineError`, and each is also the builtin
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+# As `typing` has it, which takes longer to load than this module.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 
 class SupermachineError(Exception):

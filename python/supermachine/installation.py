@@ -1,4 +1,4 @@
-"""Where the files that come with this package are."""
+"""Where the files that come with this package are, and where it keeps its own."""
 
 from __future__ import annotations
 
@@ -37,3 +37,18 @@ def kernel(architecture: str) -> str:
 def initramfs(architecture: str) -> str:
     """The guest's initramfs for "aarch64" or "x86_64"; SUPERMACHINE_INITRAMFS overrides it."""
     return _file("SUPERMACHINE_INITRAMFS", "_guest", architecture, "initramfs.cpio.zst")
+
+
+def cache_directory() -> str:
+    """What can be made again: SUPERMACHINE_CACHE, else where the system has its users' caches."""
+    explicit = os.environ.get("SUPERMACHINE_CACHE")
+    if explicit:
+        return os.path.join(os.getcwd(), os.path.expanduser(explicit))  # noqa: PTH109, PTH111, PTH118
+    home = os.path.expanduser("~")  # noqa: PTH111
+    if sys.platform == "darwin":
+        return os.path.join(home, "Library", "Caches", "supermachine")  # noqa: PTH118
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The base directory specification: a relative path is to be ignored.
+    if not os.path.isabs(base):  # noqa: PTH117
+        base = os.path.join(home, ".cache")  # noqa: PTH118
+    return os.path.join(base, "supermachine")  # noqa: PTH118

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
 
 from . import installation
 from .errors import BadSnapshot, RenewFailed, VMExited, VMTimeout
 
+# As `typing` has it, which this module, on the way of every `supermachine run`, does without.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from ._core import Worker
     from .engines import Engine
     from .images import ResolvedImage
 
-#: Steps of a start: name, nanoseconds since the start of the worker process.
-Timings: TypeAlias = "list[tuple[str, int]]"
-#: Pages to bring in before the guest asks: first page, pages, whether they are written to.
-PageRanges: TypeAlias = "Sequence[tuple[int, int, bool]]"
+    #: Steps of a start: name, nanoseconds since the start of the worker process.
+    Timings: TypeAlias = list[tuple[str, int]]
+    #: Pages to bring in before the guest asks: first page, pages, whether they are written to.
+    PageRanges: TypeAlias = Sequence[tuple[int, int, bool]]
+
+#: Seconds that the restore of a baked snapshot may take before something else is tried; it is a matter of milliseconds.
+RESTORE_TIMEOUT = 20.0
 
 #: Seconds that a worker gets beyond the time in which it says by itself that a guest is late.
 _SLACK = 5.0
@@ -53,7 +59,7 @@ def spawn(
 
 
 def spawn_restored(
-    engine: Engine,
+    engine: str,
     disks: Sequence[str],
     files: Sequence[str | os.PathLike[str]],
     hostname: str | None,
@@ -61,7 +67,7 @@ def spawn_restored(
     working_set: PageRanges = (),
     agent: bool = True,
 ) -> Worker:
-    """A worker that restores a chain of snapshot files; `wait_ready` tells when its guest is.
+    """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
 
     Without an agent that is at once, and the guest is not told that it is another one now.
     """
@@ -70,7 +76,7 @@ def spawn_restored(
     machine_id = os.urandom(16)
     return Worker.restore(
         installation.worker(),
-        engine=engine.name,
+        engine=engine,
         files=[os.fspath(file) for file in files],
         disks=[(disk, True) for disk in disks],
         hostname=hostname or machine_id.hex()[:12],

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from . import engines, launch, options
 from .errors import ConfigurationError, NotSupported, VMExited, VMTimeout
-from .options import Environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from .baking import Baked, Warmup
     from .images import ImageConfig, Progress, ResolvedImage
     from .images.store import Pull
+    from .options import Environment
     from .paths import FileSystem
     from .ports import Bound, Ports, Wanted
     from .vm import VM
@@ -280,19 +280,19 @@ class Machine:
         self._files.forget()
 
     def _restored(self, baked: Baked) -> bool:
-        from . import baking, workingset
+        from . import workingset
 
         prefault = workingset.enabled(self._prefault)
         ranges = workingset.load(baked.working_set) if prefault else ()
         with baked.usable() as there:
             if not there:
                 return False
-            timeout = min(self._boot_timeout, baking.RESTORE_TIMEOUT)
+            timeout = min(self._boot_timeout, launch.RESTORE_TIMEOUT)
             worker = self._restoring([baked.path], ranges, timeout)
             self._await(worker, Source([baked.path], baked=True), timeout)
         if self._worker is None:
             return False
-        if prefault and not baked.working_set.exists():
+        if prefault and not ranges:
             self._record_until(baked.working_set)
         return True
 
@@ -319,7 +319,8 @@ class Machine:
     ) -> Worker:
         timeout = timeout or self._boot_timeout
         disks = self._all_disks()
-        return launch.spawn_restored(self._engine, disks, files, self._hostname, timeout, ranges, agent=self._has_agent)
+        engine, agent = self._engine.name, self._has_agent
+        return launch.spawn_restored(engine, disks, files, self._hostname, timeout, ranges, agent=agent)
 
     def _use(self, worker: Worker, timings: launch.Timings, origin: Source | None) -> None:
         self._worker = worker

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
 
 from .errors import ConfigurationError
 
-StrOrBytes: TypeAlias = "str | bytes"
-Environment: TypeAlias = "Mapping[str, str] | Sequence[str]"
+# As `typing` has it, which this module, on the way of every `supermachine run`, does without, as without `re`.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    StrOrBytes: TypeAlias = str | bytes
+    Environment: TypeAlias = Mapping[str, str] | Sequence[str]
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-# Strings: an expression is compiled when it is first used, and most starts use few of them.
 _SIZE = r"(?i:(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?)"
 _HOSTNAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?"
 
@@ -34,6 +36,8 @@ def switch(name: str) -> bool:
 def memory_bytes(value: int | str) -> int:
     """Bytes of RAM: a number of bytes, or as docker writes it ("512m", "2g", "1.5GiB"), rounded up to 2 MiB."""
     if isinstance(value, str):
+        import re
+
         match = re.fullmatch(_SIZE, value.strip())
         if match is None:
             raise ConfigurationError(f"{value!r} is not an amount of memory; write 512m or 2g")
@@ -59,6 +63,8 @@ def vcpu_count(value: int, architecture: str) -> int:
 
 
 def hostname(value: str) -> str:
+    import re
+
     if not re.fullmatch(_HOSTNAME, value):
         raise ConfigurationError(f"{value!r} is not a host name: letters, digits, dots and hyphens, at most 64")
     return value
@@ -84,10 +90,14 @@ def environment(value: Environment | None) -> dict[str, str]:
     return dict(pairs)
 
 
-def environment_file(lines: Iterable[str]) -> list[str]:
+def environment_files(names: Iterable[str]) -> list[str]:
     """The items of docker's --env-file: one a line, comments from # at the start of a line."""
-    stripped = (line.rstrip("\r\n").lstrip() for line in lines)
-    return [line for line in stripped if line and not line.startswith("#")]
+    items: list[str] = []
+    for name in names:
+        with open(name, encoding="utf-8") as file:  # noqa: PTH123
+            stripped = (line.rstrip("\r\n").lstrip() for line in file)
+            items += [line for line in stripped if line and not line.startswith("#")]
+    return items
 
 
 def encode(value: StrOrBytes | os.PathLike[str] | os.PathLike[bytes]) -> bytes:

@@ -11,15 +11,16 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, TimeoutExpired
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from .errors import VMTimeout
+from .execution import linux_signal, wait_started
 from .options import encode
 
 if TYPE_CHECKING:
     from ._core import Exec, Worker
+    from .execution import Context
 
 __all__ = [
     "DEVNULL",
@@ -38,28 +39,6 @@ Target: TypeAlias = "int | IO[Any] | None"
 
 #: How long a killed process may take to deliver its last output, in seconds.
 _KILL_GRACE = 2.0
-#: How long the guest may take to start a process when nobody says, in seconds: longer than a snapshot that stops it
-#: meanwhile.
-_START_TIMEOUT = 180.0
-
-
-class Context:
-    """What a process in a guest inherits: who runs it, and with what."""
-
-    def __init__(
-        self,
-        worker: Callable[[], Worker],
-        env: Mapping[str, str],
-        cwd: str,
-        user: str,
-        ended: Callable[[], object] | None = None,
-    ) -> None:
-        self.worker = worker
-        #: Called when a process has ended and somebody asks.
-        self.ended = ended
-        self.env = dict(env)
-        self.cwd = cwd
-        self.user = user
 
 
 def arguments(args: Args, shell: bool) -> list[bytes]:
@@ -71,30 +50,6 @@ def arguments(args: Args, shell: bool) -> list[bytes]:
     if not items:
         raise ValueError("args is empty: a program to run is needed")
     return items
-
-
-def _number(signal: int) -> int:
-    """The Linux number of a host's signal: guests run Linux whatever the host is."""
-    try:
-        name = _signal.Signals(signal).name
-    except ValueError:
-        return int(signal)
-    return _LINUX_SIGNALS.get(name, int(signal))
-
-
-# Numbers that differ between systems; signal(7). The rest are the same everywhere.
-_LINUX_SIGNALS = {
-    "SIGBUS": 7,
-    "SIGUSR1": 10,
-    "SIGUSR2": 12,
-    "SIGCHLD": 17,
-    "SIGCONT": 18,
-    "SIGSTOP": 19,
-    "SIGTSTP": 20,
-    "SIGURG": 23,
-    "SIGIO": 29,
-    "SIGSYS": 31,
-}
 
 
 class Popen:
@@ -126,6 +81,7 @@ class Popen:
     ) -> None:
         self.args = args
         self._context = context
+        self.pid: int
         self.returncode: int | None = None
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
@@ -169,19 +125,17 @@ class Popen:
             for fd in closing:
                 os.close(fd)
         try:
-            started = self._exec.wait_started(_START_TIMEOUT if start_timeout is None else start_timeout)
-            if started is None and start_timeout is not None:
-                raise TimeoutExpired(args, start_timeout)
-            if started is None:
-                raise VMTimeout(
-                    f"the guest did not start {args!r} within {_START_TIMEOUT:g} seconds",
-                    hint="it may be out of memory or overloaded: give it more memory or vCPUs",
-                )
+            if start_timeout is None:
+                self.pid = wait_started(self._exec, args)
+            else:
+                started = self._exec.wait_started(start_timeout)
+                if started is None:
+                    raise TimeoutExpired(args, start_timeout)
+                self.pid = started
         except BaseException:
             self._exec.close()
             self._close_pipes()
             raise
-        self.pid: int = started
 
     @staticmethod
     def _targets(stdin: Target, stdout: Target, stderr: Target, tty: bool) -> tuple[Any, Any, Any]:
@@ -304,7 +258,7 @@ class Popen:
     def send_signal(self, signal: int) -> None:
         """Sends a signal to the process group. Without effect after the end."""
         if self.poll() is None:
-            self._exec.send_signal(_number(signal))
+            self._exec.send_signal(linux_signal(signal))
 
     def terminate(self) -> None:
         self.send_signal(_signal.SIGTERM)

@@ -127,7 +127,7 @@ def fork(machine: M, n: int, *, timeout: float) -> list[M]:
 
 def _fork_of(machine: Machine, path: str) -> Worker:
     disks, timeout = machine._all_disks(), machine._boot_timeout
-    return launch.spawn_restored(machine._engine, disks, [path], None, timeout, agent=machine._has_agent)
+    return launch.spawn_restored(machine._engine.name, disks, [path], None, timeout, agent=machine._has_agent)
 
 
 def _like(machine: M) -> M:

@@ -6,9 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ConfigurationError
+from . import execution
 from .machine import DEFAULT_BOOT_TIMEOUT, DEFAULT_STOP_TIMEOUT, Machine
-from .options import Environment
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from .capture import Snapshot
     from .images import Progress
     from .images.store import Pull
+    from .options import Environment
     from .paths import GuestPath
     from .ports import Ports
     from .processes import Args, Popen, StrOrBytesPath
@@ -45,17 +45,15 @@ class VM(Machine):
 
     # What runs in it.
 
-    def _context(self) -> Any:
-        from .processes import Context
-
+    def _context(self) -> execution.Context:
         self._served()
-        config = self._config
-        return Context(
+        return execution.Context(
             self._served,
-            {**config.environment, **self._environment},
-            self._working_dir or config.working_dir or "/",
-            self._user if self._user is not None else config.user,
-            self._answered,
+            self._config,
+            environment=self._environment,
+            working_dir=self._working_dir,
+            user=self._user,
+            ended=self._answered,
         )
 
     def command(self, args: Sequence[str] | str | None = None, entrypoint: Sequence[str] | None = None) -> list[str]:
@@ -63,12 +61,7 @@ class VM(Machine):
 
         As with docker, an `entrypoint` of one's own also sets CMD aside.
         """
-        config = self._config
-        given = [args] if isinstance(args, str) else list(args or ())
-        words = [*entrypoint, *given] if entrypoint is not None else [*config.entrypoint, *(given or config.cmd)]
-        if not words:
-            raise ConfigurationError(f"the image {self._reference} names no command, and none was given")
-        return words
+        return execution.command(self._reference, self._config, args, entrypoint)
 
     def run(
         self,

@@ -154,10 +154,10 @@ def port() -> Path:
 def keep_a_virtual_machine() -> None:
     """Has KVM in use for as long as this host runs, by a virtual machine that never does.
 
-    The kernel rewrites its own code, in the scheduler among other places, when the first virtual machine is made and when
-    the last one goes (static keys: preempt_notifier_key, and apic_sw_disabled for each local APIC that is off). QEMU
-    without hardware virtualisation sometimes keeps what it has translated of the breakpoint that is there meanwhile,
-    and then a CPU of this host takes that breakpoint for ever.
+    The kernel rewrites its own code, in the scheduler among other places, when the first virtual machine is made and
+    when the last one goes (static keys: preempt_notifier_key, and apic_sw_disabled for each local APIC that is off).
+    QEMU without hardware virtualisation sometimes keeps what it has translated of the breakpoint that is there
+    meanwhile, and then a CPU of this host takes that breakpoint for ever.
     """
     with contextlib.suppress(OSError):
         machine = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), KVM_CREATE_VM, 0)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from supermachine import errors
 from supermachine.images import resolve
-from supermachine.images.cache import Cache, default_directory
+from supermachine.images.cache import Cache
 from supermachine.images.locks import acquire, locked, release
 from supermachine.images.store import Converter, Layer
 
@@ -54,6 +54,9 @@ def test_a_new_scratch_directory_that_is_taken_for_a_stale_one(
 
 
 def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def default_directory() -> Path:
+        return Cache().directory
+
     monkeypatch.setattr("sys.platform", "linux")
     assert default_directory() == Path.home() / ".cache" / "supermachine"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
-from typing import NoReturn
+
+# As `typing` has it: this module is on the way of every `supermachine run`, and loads nothing that takes long.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 #: Exit status of supermachine's own failures, and of commands that cannot be executed or found, as docker's.
 OWN_FAILURE = 125
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+# As POSIX numbers them for `kill`.
+_SIGINT = 2
+_SIGPIPE = 13
 
 
 def main() -> NoReturn:
     """Runs the command line and exits."""
     # What is made while a command starts is needed until it ends; to look through it for garbage costs a fifteenth of
-    # the imports. `run` looks from when its guest is there.
+    # the imports. A command in a guest looks from when it starts.
     gc.disable()
     try:
         code = _main()
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+        code = 128 + _SIGINT
     except BrokenPipeError:
-        code = 128 + signal.SIGPIPE
+        code = 128 + _SIGPIPE
     code = _flushed(code)
     # The interpreter's own end takes apart, object by object, what the kernel takes back at once; that is as long as a
     # tenth of `supermachine run`. Nothing of ours waits for it.
@@ -38,7 +44,7 @@ def _flushed(code: int) -> int:
             if stream is not None:
                 stream.flush()
         except BrokenPipeError:
-            code = 128 + signal.SIGPIPE  # whoever read it has gone
+            code = 128 + _SIGPIPE  # whoever read it has gone
         except OSError as error:
             code = code or OWN_FAILURE
             if stream is sys.stdout:
@@ -71,9 +77,14 @@ def _dispatch() -> int:
 
         plain = arguments.parse(sys.argv[2:])
         if plain is not None:
+            from . import remembered
+
+            code = remembered.run(plain)
+            if code is not None:
+                return code
             from .run import run_command
 
-            return run_command(**plain)  # type: ignore[arg-type]
+            return run_command(plain)
     gc.enable()
     import click
 
@@ -85,7 +96,7 @@ def _dispatch() -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.exceptions.Abort:
-        return 128 + signal.SIGINT
+        return 128 + _SIGINT
     except click.ClickException as error:
         error.show()
         return OWN_FAILURE

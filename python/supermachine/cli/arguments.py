@@ -6,9 +6,41 @@ value that may be wrong, ``--help``) is left to it, as are all errors, so both r
 
 from __future__ import annotations
 
-import math
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal, TypedDict
 
-# Options by what they take, each with the name of its parameter in `run_command`.
+    class Arguments(TypedDict):
+        """What `supermachine run` was told."""
+
+        image: str
+        command: tuple[str, ...]
+        env: tuple[str, ...]
+        env_file: tuple[str, ...]
+        workdir: str | None
+        user: str | None
+        memory: str | None
+        cpus: int
+        engine: str
+        entrypoint: str | None
+        hostname: str | None
+        publish: tuple[str, ...]
+        no_snapshot: bool
+        #: docker's habit; stdin is passed on without it.
+        interactive: bool
+        no_stdin: bool
+        tty: bool | None
+        timeout: float | None
+        boot_timeout: float | None
+        pull: Literal["missing", "always", "never"]
+        platform: str | None
+        insecure: bool
+        require_hardware: bool | None
+        timings: bool
+        quiet: bool
+
+
+# Options by what they take, each with its name in `Arguments`.
 _FLAGS = {
     "--insecure": ("insecure", True),
     "--interactive": ("interactive", True),
@@ -43,10 +75,10 @@ _SECONDS = {"--boot-timeout": "boot_timeout", "--timeout": "timeout"}
 _PULLS = ("missing", "always", "never")
 
 
-def parse(words: list[str]) -> dict[str, object] | None:
-    """The arguments of `run_command`; ``None`` for what is not plain."""
+def parse(words: list[str]) -> Arguments | None:
+    """What the words after ``run`` say; ``None`` for what is not plain."""
     lists: dict[str, list[str]] = {"env": [], "publish": []}
-    found: dict[str, object] = {
+    found: dict[str, Any] = {
         **dict.fromkeys(("workdir", "user", "memory", "entrypoint", "hostname", "tty", "timeout", "boot_timeout")),
         **dict.fromkeys(("platform", "require_hardware")),
         **dict.fromkeys(("interactive", "no_stdin", "insecure", "timings", "quiet", "no_snapshot"), False),
@@ -86,7 +118,13 @@ def parse(words: list[str]) -> dict[str, object] | None:
             return None
     if at >= len(words):
         return None
-    return {**found, **{k: tuple(v) for k, v in lists.items()}, "image": words[at], "command": tuple(words[at + 1 :])}
+    found.update({k: tuple(v) for k, v in lists.items()}, image=words[at], command=tuple(words[at + 1 :]))
+    return found  # type: ignore[return-value]
+
+
+def command_words(said: Arguments) -> list[str]:
+    """The words of the command: as with docker, after ``--`` or without it."""
+    return list(said["command"][1:] if said["command"][:1] == ("--",) else said["command"])
 
 
 def _positive(text: str) -> float | None:
@@ -94,4 +132,4 @@ def _positive(text: str) -> float | None:
         seconds = float(text)
     except ValueError:
         return None
-    return seconds if 0 < seconds < math.inf else None
+    return seconds if 0 < seconds < float("inf") else None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+
+if TYPE_CHECKING:
+    from .arguments import Arguments
 
 _IMAGE_OPTIONS = [
     click.option("--platform", metavar="OS/ARCH", help="Platform of the image; the engine is one that runs it."),
@@ -66,7 +69,7 @@ def run(**given: Any) -> int:
     """
     from .run import run_command
 
-    return run_command(**given)
+    return run_command(cast("Arguments", given))
 
 
 @cli.command()

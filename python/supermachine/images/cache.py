@@ -7,6 +7,7 @@ Under the cache directory (``SUPERMACHINE_CACHE``; else ``~/Library/Caches/super
     rootfs/<key>.erofs        root file systems; the key is of the ordered layers, the platform and the converter
     images/<key>.json         one record per image and platform: configuration, layers, which root file system
     references/<key>.json     which image a reference meant when it was last asked for
+    starts/<key>              what a command line came to, while all that says so stays as it is
     locks/                    one lock file per thing that only one process may make at a time
     tmp/                      work in progress, a locked directory per piece of work
 
@@ -20,35 +21,23 @@ import contextlib
 import errno
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import installation
 from .._core import sha256
 from ..errors import CacheError, DiskFull
 from .locks import acquire, locked, release
-from .references import absolute
 
-_DIRECTORIES = ("blobs", "rootfs", "images", "references", "locks", "tmp")
+_DIRECTORIES = ("blobs", "rootfs", "images", "references", "starts", "locks", "tmp")
 # A directory in tmp exists for a moment before its lock does.
 _STALE_SECONDS = 60.0
 #: New scratch directories that others may take for stale ones before something else must be wrong.
 _ATTEMPTS = 16
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# supermachine's cache; it can be deleted at any time.\n"
-
-
-def default_directory() -> Path:
-    explicit = os.environ.get("SUPERMACHINE_CACHE")
-    if explicit:
-        return absolute(explicit)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "supermachine"
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The base directory specification: a relative path is to be ignored.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "supermachine"
 
 
 class CachedImage(NamedTuple):
@@ -66,7 +55,7 @@ class Cache:
     """Safe to use from several threads and processes at once."""
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
-        self.directory = Path(directory) if directory is not None else default_directory()
+        self.directory = Path(installation.cache_directory() if directory is None else directory)
         self._prepared = False
 
     # Making and finding files.
@@ -182,6 +171,14 @@ class Cache:
         else:
             self.touch(digest, platform)
 
+    def image_path(self, digest: str, platform: str) -> Path:
+        """Of the record; the file's time of modification is when the image was last used."""
+        return self.directory / "images" / f"{_key(digest, platform)}.json"
+
+    def reference_path(self, reference: str, platform: str) -> Path:
+        """Of the record."""
+        return self.directory / "references" / f"{_key(reference, platform)}.json"
+
     def reference_record(self, reference: str, platform: str) -> dict[str, Any] | None:
         return self._load("references", _key(reference, platform))
 
@@ -193,7 +190,7 @@ class Cache:
     def touch(self, digest: str, platform: str) -> None:
         """Notes that the image was used now."""
         with contextlib.suppress(OSError):
-            os.utime(self.directory / "images" / f"{_key(digest, platform)}.json")
+            os.utime(self.image_path(digest, platform))
 
     def _load(self, kind: str, key: str) -> dict[str, Any] | None:
         """A record; what cannot be read counts as absent, for it can be made again."""
@@ -260,6 +257,7 @@ class Cache:
         """
         self.prepare()
         self.remove_stale()
+        self.forget_starts()
         freed = 0
         with self.errors("remove from"):
             if everything:
@@ -279,6 +277,12 @@ class Cache:
                 digest = f"{path.parent.name}:{path.name}"
                 freed += self._unlink_unless_locked(path, self.lock("blob", digest))
         return freed
+
+    def forget_starts(self) -> None:
+        """Removes what is remembered of command lines; each is made again by the next start of its kind."""
+        with contextlib.suppress(OSError):
+            for path in (self.directory / "starts").iterdir():
+                path.unlink(missing_ok=True)
 
     def drop_blobs(self, digests: Sequence[str]) -> None:
         """Removes blobs that have served their purpose, unless another process is using them."""

@@ -37,8 +37,10 @@ class Region(NamedTuple):
 class FileSource(ABC):
     """An image source in the file system."""
 
-    def __init__(self, reference: FileReference) -> None:
+    def __init__(self, reference: FileReference, index: list[Path]) -> None:
+        """`index` are the files that say which images there are: an image is another one only when they change."""
         self.reference = reference
+        self.index = index
 
     @abstractmethod
     def select(self, wanted: Platform) -> Selected:
@@ -61,7 +63,7 @@ def open_source(reference: FileReference, decompressed: Callable[[Path, str], Pa
                     f"{path} is not an OCI layout: it has no file oci-layout",
                     hint="umoci, skopeo (oci:) and buildah make such directories",
                 )
-            return OciSource(reference, _DirectoryBlobs(path))
+            return OciSource(reference, _DirectoryBlobs(path), [path / "oci-layout", path / "index.json"])
         if kind == "oci":
             raise (
                 InvalidReference(f"{path} is not a directory", hint="for a tar write oci-archive:PATH")
@@ -80,9 +82,9 @@ def open_source(reference: FileReference, decompressed: Callable[[Path, str], Pa
         raise InvalidImage(f"{path} cannot be read", cause=str(error)) from error
     # docker writes both since version 25; manifest.json then lists just what was asked for.
     if kind != "oci-archive" and archive.find("manifest.json") is not None:
-        return DockerSource(reference, archive)
+        return DockerSource(reference, archive, [path])
     if kind != "docker-archive" and archive.find("index.json") is not None:
-        return OciSource(reference, _ArchiveBlobs(archive))
+        return OciSource(reference, _ArchiveBlobs(archive), [path])
     raise InvalidImage(
         f"{path} is neither an OCI archive (index.json) nor one of docker save (manifest.json)",
         hint="a plain root file system (docker export) is not an image; docker save makes one",
@@ -129,8 +131,8 @@ class _ArchiveBlobs:
 class OciSource(FileSource):
     """The OCI image layout specification 1.1."""
 
-    def __init__(self, reference: FileReference, blobs: _DirectoryBlobs | _ArchiveBlobs) -> None:
-        super().__init__(reference)
+    def __init__(self, reference: FileReference, blobs: _DirectoryBlobs | _ArchiveBlobs, index: list[Path]) -> None:
+        super().__init__(reference, index)
         self._blobs = blobs
 
     def select(self, wanted: Platform) -> Selected:
@@ -188,8 +190,8 @@ class OciSource(FileSource):
 class DockerSource(FileSource):
     """`docker save`, old and new: manifest.json names configuration, tags and layer files."""
 
-    def __init__(self, reference: FileReference, archive: Archive) -> None:
-        super().__init__(reference)
+    def __init__(self, reference: FileReference, archive: Archive, index: list[Path]) -> None:
+        super().__init__(reference, index)
         self._archive = archive
 
     def select(self, wanted: Platform) -> Selected:

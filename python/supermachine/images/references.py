@@ -193,6 +193,16 @@ def _names_local_image(text: str) -> bool:
     return any((Path(c) / "oci-layout").is_file() for c in candidates)
 
 
+def looked_at(text: str | os.PathLike[str]) -> list[Path]:
+    """The paths on whose existence it depends what a reference means."""
+    if not isinstance(text, str):
+        return [absolute(os.fspath(text))]
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in _SCHEMES:
+        text = rest
+    return [absolute(c) for c in (text, *(text[:i] for i, c in enumerate(text) if c == ":")) if c]
+
+
 def absolute(text: str) -> Path:
     """A path with ``~`` expanded, independent of the working directory from now on."""
     path = Path(text)

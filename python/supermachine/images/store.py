@@ -14,7 +14,7 @@ from .locks import acquire, locked, release
 from .model import CONFIGS, INDEXES, MANIFESTS, Descriptor, ImageConfig, parse_config, parse_manifest
 from .platforms import Platform
 from .progress import Progress, Reporter
-from .references import FileReference, RegistryReference, parse_reference
+from .references import FileReference, RegistryReference, looked_at, parse_reference
 
 if TYPE_CHECKING:
     from threading import Event
@@ -54,7 +54,10 @@ class Converter(NamedTuple):
 
 
 class ResolvedImage(NamedTuple):
-    """An image on disk. `digest` is of the manifest (of the configuration for `docker save`), `size` of `rootfs`."""
+    """An image on disk. `digest` is of the manifest (of the configuration for `docker save`), `size` of `rootfs`.
+
+    While no file of `looked_at` appears, changes or goes, the same reference is the same image.
+    """
 
     reference: str
     digest: str
@@ -62,6 +65,7 @@ class ResolvedImage(NamedTuple):
     config: ImageConfig
     rootfs: Path
     size: int
+    looked_at: tuple[Path, ...] = ()
 
 
 def resolve(
@@ -89,14 +93,17 @@ def resolve(
         raise ConfigurationError(f"pull is {pull!r}", hint="choose missing, always or never")
     parsed = parse_reference(reference)
     wanted = DEFAULT_PLATFORM if platform is None else Platform.parse(platform)
-    store = _Store(cache or Cache(), converter or Converter.default(), Reporter(progress), max_bytes)
+    cache = cache or Cache()
+    store = _Store(cache, converter or Converter.default(), Reporter(progress), max_bytes)
     if isinstance(parsed, FileReference):
-        return store.from_files(parsed, wanted)
+        found, index = store.from_files(parsed, wanted)
+        return found._replace(looked_at=(*looked_at(reference), *index))
     parsed = parsed.with_default_tag()
     if pull != "always":
-        found = store.cached(parsed, wanted)
-        if found is not None:
-            return found
+        cached = store.cached(parsed, wanted)
+        if cached is not None:
+            record = cache.reference_path(str(parsed), str(wanted))
+            return cached._replace(looked_at=(*looked_at(reference), record))
     if pull == "never":
         raise ImageNotFound(
             f"image {parsed.familiar} for {wanted} is not in the cache", hint="pull it first, or allow pulling"
@@ -135,7 +142,8 @@ class _Store:
         self._cache.touch(digest, platform)
         return ResolvedImage(name, digest, Platform.parse(platform), config, rootfs, size)
 
-    def from_files(self, reference: FileReference, wanted: Platform) -> ResolvedImage:
+    def from_files(self, reference: FileReference, wanted: Platform) -> tuple[ResolvedImage, list[Path]]:
+        """The image, and the files that say that it is this one."""
         from .archive import decompress
         from .layout import open_source
 
@@ -152,7 +160,8 @@ class _Store:
             source = open_source(reference, decompressed)
             selected = source.select(wanted)
             regions = source.regions(selected)
-            return self._finish(name, name, wanted, selected, lambda: contextlib.nullcontext(regions))
+            found = self._finish(name, name, wanted, selected, lambda: contextlib.nullcontext(regions))
+            return found, source.index
 
     def from_registry(
         self, reference: RegistryReference, wanted: Platform, insecure: bool, transport: Transport | None

@@ -1,0 +1,30 @@
+"""``supermachine run --timings``: the steps of a start, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+
+
+class Steps:
+    """Steps by their names, each with the nanoseconds since this object was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter_ns()
+        self._steps: list[tuple[str, int]] = []
+
+    def __call__(self, name: str) -> None:
+        """Notes the end of a step."""
+        self._steps.append((name, time.perf_counter_ns() - self._began))
+
+    def add(self, steps: Iterable[tuple[str, int]]) -> None:
+        """Steps whose times are since the last one that was noted."""
+        last = self._steps[-1][1]
+        self._steps.extend([(name, last + at) for name, at in steps])
+
+    def report(self) -> None:
+        last = 0
+        for name, at in sorted(self._steps, key=lambda step: step[1]):
+            print(f"supermachine: {name:<24} {at / 1e6:10.1f} ms  +{(at - last) / 1e6:.1f}", file=sys.stderr)
+            last = at
