@@ -17,6 +17,7 @@ from typing import Any
 from tests.hosts import Host, site
 from tests.hosts.fixtures import SITE
 
+from .. import guests
 from . import inside
 
 #: What is compared with, from PyPI. It is fetched into the place of the results, and goes no further.
@@ -26,16 +27,8 @@ PYTHON = "3.11"
 WHEELS = "manylinux_2_28_x86_64"
 HERE = Path(__file__).parent
 INSIDE = "/root/inside.py"
-#: The command as pip installs it.
+#: The command, as it is installed.
 ENTRY = "/root/supermachine"
-SCRIPT = """\
-import re
-import sys
-from supermachine.cli import main
-if __name__ == "__main__":
-    sys.argv[0] = re.sub(r"(-script\\.pyw|\\.exe)?$", "", sys.argv[0])
-    sys.exit(main())
-"""
 COMMAND = ["python3", ENTRY, "run", "--engine", "kvm", "--memory", f"{inside.MEMORY_MIB}m", inside.IMAGE, "--",
            *inside.ECHO]  # fmt: skip
 MSB = "/opt/microsandbox/microsandbox/_bundled/bin/msb"
@@ -92,9 +85,7 @@ def install_supermachine(host: Host, place: Path, image_architecture: str) -> No
     host.put(site.directory(host.architecture), SITE)
     host.put(image(place, image_architecture), inside.IMAGE)
     host.put(HERE / "inside.py", INSIDE)
-    script = place / "supermachine"
-    script.write_text(SCRIPT)
-    host.put(script, ENTRY)
+    host.put(guests.ROOT / "python/supermachine.data/scripts/supermachine", ENTRY)
 
 
 def ours(host: Host, *args: str) -> Callable[[], Any]:
