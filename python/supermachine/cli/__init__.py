@@ -79,12 +79,7 @@ def _dispatch() -> int:
         if plain is not None:
             from . import remembered
 
-            code = remembered.run(plain)
-            if code is not None:
-                return code
-            from .run import run_command
-
-            return run_command(plain)
+            return remembered.run(plain)
     gc.enable()
     import click
 

@@ -95,6 +95,9 @@ def parse(words: list[str]) -> Arguments | None:
             key, flag = _FLAGS[name]
             found[key] = flag
             continue
+        if name in ("-it", "-ti") and not equals:
+            found["interactive"] = found["tty"] = True
+            continue
         if not equals:
             if at >= len(words):
                 return None

@@ -67,9 +67,9 @@ def run(**given: Any) -> int:
 
     The exit status is the command's, 128+N when signal N ended it, 125 for failures of supermachine itself.
     """
-    from .run import run_command
+    from . import remembered
 
-    return run_command(cast("Arguments", given))
+    return remembered.run(cast("Arguments", given))
 
 
 @cli.command()

@@ -177,8 +177,18 @@ def _hardware() -> str:
     return boot
 
 
-def run(said: Arguments) -> int | None:
-    """The exit status, as of `run.run_command`; ``None`` when the whole way has to be gone."""
+def run(said: Arguments) -> int:
+    """`supermachine run`: the exit status, which is the command's, or 128 and a signal's number."""
+    code = _short_way(said)
+    if code is None:
+        from .run import whole_way
+
+        code = whole_way(said)
+    return 128 - code if code < 0 else code
+
+
+def _short_way(said: Arguments) -> int | None:
+    """The return code as `subprocess` has it; ``None`` when the whole way has to be gone."""
     steps = Steps()
     try:
         file = place(said)
@@ -227,7 +237,7 @@ def run(said: Arguments) -> int | None:
         return 128 + signalled.number
     if said["timings"]:
         steps.report()
-    return 128 - code if code < 0 else code
+    return code
 
 
 def _read(file: str) -> Start:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .arguments import Arguments
 
 
-def run_command(said: Arguments) -> int:
-    """The exit status: the command's, or 128 and a signal's number."""
+def whole_way(said: Arguments) -> int:
+    """The command's return code as `subprocess` has it; 128 and its number for a signal before there was a command."""
     from ..vm import DEFAULT_BOOT_TIMEOUT, VM
 
     steps, began = Steps(), time.time()
@@ -65,7 +65,7 @@ def run_command(said: Arguments) -> int:
             return 128 + signalled.number
     if said["timings"]:
         steps.report()
-    return 128 - code if code < 0 else code
+    return code
 
 
 def _published(publish: tuple[str, ...]) -> Any:

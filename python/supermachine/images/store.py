@@ -99,16 +99,14 @@ def resolve(
         found, index = store.from_files(parsed, wanted)
         return found._replace(looked_at=(*looked_at(reference), *index))
     parsed = parsed.with_default_tag()
-    if pull != "always":
-        cached = store.cached(parsed, wanted)
-        if cached is not None:
-            record = cache.reference_path(str(parsed), str(wanted))
-            return cached._replace(looked_at=(*looked_at(reference), record))
-    if pull == "never":
+    cached = store.cached(parsed, wanted) if pull != "always" else None
+    if cached is None and pull == "never":
         raise ImageNotFound(
             f"image {parsed.familiar} for {wanted} is not in the cache", hint="pull it first, or allow pulling"
         )
-    return store.from_registry(parsed, wanted, insecure, transport)
+    found = cached or store.from_registry(parsed, wanted, insecure, transport)
+    record = cache.reference_path(str(parsed), str(wanted))
+    return found._replace(looked_at=(*looked_at(reference), record))
 
 
 class _Store:
