@@ -21,6 +21,7 @@ from supermachine import VM, errors
 
 from ..real import require, run
 from .conftest import BUSYBOX
+from .guests import wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -188,14 +189,10 @@ def test_a_timeout_kills_the_group_and_what_it_started(guest: VM) -> None:
 
 def test_a_caller_that_leaves_takes_its_process_along(guest: VM) -> None:
     process = guest.popen("sleep 4321 & sleep 4321", shell=True)
-    while running(guest, "sleep 4321") != 2:
-        time.sleep(0.05)
+    wait_for(lambda: running(guest, "sleep 4321") == 2, "the two processes")
     process._exec.close()
     assert process.wait(60) == -signal.SIGKILL
-    deadline = time.monotonic() + 60
-    while running(guest, "sleep 4321"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not running(guest, "sleep 4321"), "an end of both processes")
 
 
 def test_signals_reach_the_group(guest: VM) -> None:
@@ -216,9 +213,7 @@ def test_stopping_and_going_on(guest: VM) -> None:
     assert process.stdout.readline() == b"tick\n"
     process.send_signal(signal.SIGSTOP)
     state = ["grep", "State:", f"/proc/{process.pid}/status"]
-    deadline = time.monotonic() + 60
-    while b"T (stopped)" not in guest.run(state).stdout:
-        assert time.monotonic() < deadline
+    wait_for(lambda: b"T (stopped)" in guest.run(state).stdout, "a process that is stopped")
     assert process.poll() is None
     process.send_signal(signal.SIGCONT)
     process.kill()
@@ -231,10 +226,9 @@ def test_orphans_are_reaped_and_not_waited_for(guest: VM) -> None:
     done = guest.run("for i in $(seq 100); do (sleep 2 &) ; done; (sleep 1000 &); echo done", shell=True, timeout=60)
     assert done.stdout == b"done\n"
     assert time.monotonic() - started < 60
-    deadline = time.monotonic() + 60
-    while guest.run("grep -l 'Z (zombie)' /proc/[0-9]*/status", shell=True).stdout or running(guest, "sleep 2"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    zombies = "grep -l 'Z (zombie)' /proc/[0-9]*/status"
+    wait_for(lambda: not running(guest, "sleep 2"), "an end of the orphans")
+    wait_for(lambda: not guest.run(zombies, shell=True).stdout, "a guest without zombies")
     assert running(guest, "sleep 1000") == 1
 
 

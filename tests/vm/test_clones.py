@@ -12,27 +12,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from supermachine import VM, Snapshot, errors, launch
+from supermachine import VM, GuestPath, Snapshot, errors, launch
+
+from .guests import output, wait_for
 
 pytestmark = pytest.mark.vm
 
 #: Moments at which the determinism test captures its guest.
 MOMENTS = int(os.environ.get("SUPERMACHINE_TEST_MOMENTS", "6"))
-
-
-def output(vm: VM, command: str) -> str:
-    return str(vm.run(command, shell=True, text=True, check=True).stdout)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 SCRIPT = r"""
@@ -138,10 +130,14 @@ def log(vm: VM) -> list[tuple[str, float]]:
     return [(name, float(uptime)) for name, uptime in (line.split() for line in lines)]
 
 
+def logs_its_name(vm: VM) -> bool:
+    return output(vm, "hostname").strip() in {name for name, _ in log(vm)}
+
+
 def test_monotonic_time_never_goes_back(clones: list[VM]) -> None:
     for vm in clones:
         names = {name for name, _ in log(vm)}
-        wait_for(lambda vm=vm: output(vm, "hostname").strip() in {name for name, _ in log(vm)})  # type: ignore[misc]
+        wait_for(partial(logs_its_name, vm), "the clone's own name in its log")
         times = [uptime for _, uptime in log(vm)]
         assert times == sorted(times)
         # And not far ahead: a year has not passed on it.
@@ -161,10 +157,15 @@ def test_nothing_of_the_users_runs_before_the_clone_is_somebody_else(clones: lis
         assert {name for name, _ in entries[len(old) :]} <= {own}
 
 
+def written(path: GuestPath) -> bool:
+    """Whether the file has contents: it is there a moment before them."""
+    return path.exists() and bool(path.read_text())
+
+
 def test_processes_go_on_with_what_they_had(clones: list[VM]) -> None:
     for vm in clones:
-        wait_for(lambda vm=vm: vm.path("/tmp/named").exists() and bool(vm.path("/tmp/named").read_text()))  # type: ignore[misc]
-        wait_for(lambda vm=vm: vm.path("/tmp/woke").exists() and vm.path("/tmp/piped").exists())  # type: ignore[misc]
+        for name in ("named", "woke", "piped"):
+            wait_for(partial(written, vm.path(f"/tmp/{name}")), f"something in /tmp/{name}")
         assert vm.path("/tmp/piped").read_text() == "through a pipe\n"
         assert vm.path("/tmp/named").read_text() == "still here\n"
         assert output(vm, "sha256sum /tmp/large") == vm.path("/tmp/large.sum").read_text()
@@ -185,20 +186,20 @@ def test_connections_of_the_original_are_reset_and_new_ones_work(busybox: str, t
     with VM(busybox, ports={"80/tcp": None}) as vm:
         server = vm.popen(serve, shell=True)
         (address,) = vm.ports["80/tcp"]
-        wait_for(lambda: ask(address) == b"answer\n")
+        wait_for(lambda: ask(address) == b"answer\n", "an answer of the original")
         snapshot = vm.snapshot(tmp_path / "snapshot")
         with snapshot.restore() as clone:
             # Its own port of the host, and the process that listens in the guest is the original's.
             (other,) = clone.ports["80/tcp"]
             assert other != address
-            wait_for(lambda: ask(other) == b"answer\n")
-            wait_for(lambda: ask(address) == b"answer\n")
+            wait_for(lambda: ask(other) == b"answer\n", "an answer of the clone")
+            wait_for(lambda: ask(address) == b"answer\n", "an answer of the original")
             with pytest.raises(errors.PortUnavailable):
                 snapshot.restore(ports="same")
         assert server.poll() is None
     with snapshot.restore(ports="same") as clone:
         assert clone.ports == {"80/tcp": [address]}
-        wait_for(lambda: ask(address) == b"answer\n")
+        wait_for(lambda: ask(address) == b"answer\n", "an answer of the clone")
 
 
 def ask(address: tuple[str, int]) -> bytes:
@@ -243,7 +244,7 @@ def expected() -> str:
 
 
 def result(vm: VM) -> str:
-    wait_for(vm.path("/tmp/result").exists, 300)
+    wait_for(vm.path("/tmp/result").exists, "a result of the work", 300)
     return vm.path("/tmp/result").read_text()
 
 

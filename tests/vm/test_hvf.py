@@ -17,6 +17,8 @@ import pytest
 import supermachine
 from supermachine import VM, engines, errors
 
+from .guests import output
+
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.skipif(sys.platform != "linux", reason="on a Mac every test is of this engine"),
@@ -27,10 +29,6 @@ pytestmark = [
 def guest(hvf: str, busybox: str) -> Iterator[VM]:
     with VM(busybox, engine=hvf, vcpus=2) as vm:
         yield vm
-
-
-def output(vm: VM, command: str) -> str:
-    return str(vm.run(command, shell=True, text=True, check=True).stdout)
 
 
 def test_the_main_job(hvf: str, busybox: str) -> None:

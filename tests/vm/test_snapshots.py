@@ -10,14 +10,15 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import supermachine
 from supermachine import VM, Snapshot, baking, capture, errors, launch, records
 from supermachine.images import Cache
+
+from .guests import output, wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -41,17 +42,6 @@ def leftovers(cache: Path) -> list[Path]:
 
 def was_restored(vm: VM) -> bool:
     return "ram_map" in dict(vm.timings)
-
-
-def output(vm: VM, command: str) -> str:
-    return str(vm.run(command, shell=True, text=True, check=True).stdout)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def python(script: str, **options: object) -> subprocess.Popen[str]:
@@ -476,7 +466,7 @@ def test_the_death_of_a_machine_ends_its_capture(busybox: str, tmp_path: Path) -
 
         thread = threading.Thread(target=take)
         thread.start()
-        wait_for(lambda: any(tmp_path.iterdir()))
+        wait_for(lambda: any(tmp_path.iterdir()), "a file of the capture")
         os.kill(vm.pid, signal.SIGKILL)
         thread.join(30)
         assert isinstance(caught[0], errors.VMExited)
@@ -529,4 +519,4 @@ def test_forks_that_die_as_they_start_are_an_error_and_none_is_left(
         with pytest.raises(errors.VMExited):
             vm.fork(4)
         assert output(vm, "echo hi") == "hi\n"
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "an end of all workers")

@@ -10,21 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import supermachine
 from supermachine import VM, Pool, aio, errors
 
+from .guests import wait_for
+
 pytestmark = pytest.mark.vm
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # Pools.
@@ -64,7 +59,7 @@ def server(busybox: str) -> Iterator[VM]:
     """A guest with a service that sends back what it got, once that has ended."""
     with VM(busybox, ports={"7/tcp": None, "9": None}) as vm:
         vm.popen("while true; do nc -l -p 7 -e cat; done", shell=True)
-        wait_for(lambda: echoed(vm, b"x") == b"x")
+        wait_for(lambda: echoed(vm, b"x") == b"x", "an echo")
         yield vm
 
 
@@ -93,7 +88,7 @@ def echoed(vm: VM, data: bytes) -> bytes:
 
 def test_bytes_pass_both_ways_to_the_end_of_each(server: VM) -> None:
     data = os.urandom(2 << 20)
-    wait_for(lambda: echoed(server, data) == data)
+    wait_for(lambda: echoed(server, data) == data, "an echo of all the data")
 
 
 def test_a_port_that_nobody_listens_on_in_the_guest_closes(server: VM) -> None:
@@ -110,7 +105,7 @@ def test_ports_end_with_the_machine_and_so_do_their_connections(busybox: str) ->
     with VM(busybox, ports={"7": None}) as vm:
         vm.popen("while true; do nc -l -p 7 -e cat; done", shell=True)
         (address,) = vm.ports["7/tcp"]
-        wait_for(lambda: echoed(vm, b"x") == b"x")
+        wait_for(lambda: echoed(vm, b"x") == b"x", "an echo")
         with socket.create_connection(address, timeout=60) as connection:
             assert vm.pid is not None
             os.kill(vm.pid, signal.SIGKILL)
@@ -118,7 +113,7 @@ def test_ports_end_with_the_machine_and_so_do_their_connections(busybox: str) ->
                 assert connection.recv(1) == b""
             except ConnectionResetError:
                 pass
-        wait_for(lambda: vm.ports == {})
+        wait_for(lambda: vm.ports == {}, "an end of the published ports")
 
         def refused() -> bool:
             try:
@@ -127,7 +122,7 @@ def test_ports_end_with_the_machine_and_so_do_their_connections(busybox: str) ->
                 return True
             return False
 
-        wait_for(refused)
+        wait_for(refused, "a port of the host that is closed again")
 
 
 def test_a_port_of_the_host_that_is_taken(busybox: str) -> None:
@@ -201,7 +196,7 @@ def test_run_publishes_ports(busybox: str) -> None:
     command = [sys.executable, "-m", "supermachine", "run", "-p", f"{port}:7", busybox, "sh", "-c", serve]
     process = subprocess.Popen(command)
     try:
-        wait_for(lambda: received(("127.0.0.1", port)) == b"from the guest\n")
+        wait_for(lambda: received(("127.0.0.1", port)) == b"from the guest\n", "what the guest serves")
     finally:
         process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM

@@ -19,21 +19,12 @@ from click.testing import CliRunner
 from supermachine import VM, Snapshot, engines, errors, snapshots, v8
 from supermachine.cli.commands import cli
 
+from .guests import output, wait_for
+
 pytestmark = pytest.mark.vm
 
 #: Little, since the tests' own encoder reads all of it.
 MEMORY = 128 << 20
-
-
-def output(vm: VM, command: str) -> str:
-    return str(vm.run(command, shell=True, text=True, check=True).stdout)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def refused(place: tuple[str, int]) -> bool:
@@ -185,7 +176,7 @@ def test_listeners_are_bound_again(taken: Snapshot, busybox: str, tmp_path: Path
             (other,) = fork.ports[f"{AGENT}/vsock"]
             assert other != place
             assert hear(other) == b"\x03\x06before"
-    wait_for(lambda: refused(place))
+    wait_for(lambda: refused(place), "an end of the listener")
     with restore(path, image=busybox, ports={}) as vm:
         assert vm.ports == {}
     with restore(path, image=busybox, ports={f"{AGENT}/vsock": [None, None]}) as vm:
