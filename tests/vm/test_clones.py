@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 from supermachine import VM, GuestPath, Snapshot, errors, launch
 
-from .guests import output, wait_for
+from .guests import answer, output, wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -186,33 +185,20 @@ def test_connections_of_the_original_are_reset_and_new_ones_work(busybox: str, t
     with VM(busybox, ports={"80/tcp": None}) as vm:
         server = vm.popen(serve, shell=True)
         (address,) = vm.ports["80/tcp"]
-        wait_for(lambda: ask(address) == b"answer\n", "an answer of the original")
+        wait_for(lambda: answer(address, b"question\n") == b"answer\n", "an answer of the original")
         snapshot = vm.snapshot(tmp_path / "snapshot")
         with snapshot.restore() as clone:
             # Its own port of the host, and the process that listens in the guest is the original's.
             (other,) = clone.ports["80/tcp"]
             assert other != address
-            wait_for(lambda: ask(other) == b"answer\n", "an answer of the clone")
-            wait_for(lambda: ask(address) == b"answer\n", "an answer of the original")
+            wait_for(lambda: answer(other, b"question\n") == b"answer\n", "an answer of the clone")
+            wait_for(lambda: answer(address, b"question\n") == b"answer\n", "an answer of the original")
             with pytest.raises(errors.PortUnavailable):
                 snapshot.restore(ports="same")
         assert server.poll() is None
     with snapshot.restore(ports="same") as clone:
         assert clone.ports == {"80/tcp": [address]}
-        wait_for(lambda: ask(address) == b"answer\n", "an answer of the clone")
-
-
-def ask(address: tuple[str, int]) -> bytes:
-    try:
-        with socket.create_connection(address, timeout=30) as connection:
-            connection.sendall(b"question\n")
-            connection.shutdown(socket.SHUT_WR)
-            data = b""
-            while part := connection.recv(4096):
-                data += part
-            return data
-    except OSError:
-        return b""
+        wait_for(lambda: answer(address, b"question\n") == b"answer\n", "an answer of the clone")
 
 
 # Determinism.

@@ -18,7 +18,7 @@ import supermachine
 from supermachine import VM, Snapshot, baking, capture, errors, launch, records
 from supermachine.images import Cache
 
-from .guests import output, wait_for
+from .guests import output, wait_for, was_restored
 
 pytestmark = pytest.mark.vm
 
@@ -38,10 +38,6 @@ def baked(cache: Path) -> list[Path]:
 
 def leftovers(cache: Path) -> list[Path]:
     return list((cache / "tmp").iterdir())
-
-
-def was_restored(vm: VM) -> bool:
-    return "ram_map" in dict(vm.timings)
 
 
 def python(script: str, **options: object) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ import pytest
 import supermachine
 from supermachine import VM, Pool, aio, errors
 
-from .guests import wait_for
+from .guests import answer, refused, wait_for, was_restored
 
 pytestmark = pytest.mark.vm
 
@@ -31,7 +31,7 @@ def test_a_pool_gives_each_caller_a_machine_that_nobody_has_used(busybox: str) -
         names = set()
         for _ in range(4):
             with pool.acquire(timeout=60) as vm:
-                assert "ram_map" in dict(vm.timings)
+                assert was_restored(vm)
                 assert not vm.path("/root/used").exists()
                 vm.path("/root/used").write_text("yes")
                 done = vm.run("hostname; echo $FROM", shell=True, text=True)
@@ -114,15 +114,7 @@ def test_ports_end_with_the_machine_and_so_do_their_connections(busybox: str) ->
             except ConnectionResetError:
                 pass
         wait_for(lambda: vm.ports == {}, "an end of the published ports")
-
-        def refused() -> bool:
-            try:
-                socket.create_connection(address, timeout=60).close()
-            except ConnectionRefusedError:
-                return True
-            return False
-
-        wait_for(refused, "a port of the host that is closed again")
+        wait_for(lambda: refused(address), "a port of the host that is closed again")
 
 
 def test_a_port_of_the_host_that_is_taken(busybox: str) -> None:
@@ -196,22 +188,10 @@ def test_run_publishes_ports(busybox: str) -> None:
     command = [sys.executable, "-m", "supermachine", "run", "-p", f"{port}:7", busybox, "sh", "-c", serve]
     process = subprocess.Popen(command)
     try:
-        wait_for(lambda: received(("127.0.0.1", port)) == b"from the guest\n", "what the guest serves")
+        wait_for(lambda: answer(("127.0.0.1", port)) == b"from the guest\n", "what the guest serves")
     finally:
         process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM
-
-
-def received(address: tuple[str, int]) -> bytes:
-    data = b""
-    try:
-        with socket.create_connection(address, timeout=60) as connection:
-            connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(4096):
-                data += part
-    except OSError:
-        pass
-    return data
 
 
 def test_run_does_not_load_what_it_does_not_need(busybox: str) -> None:

@@ -19,20 +19,12 @@ from click.testing import CliRunner
 from supermachine import VM, Snapshot, engines, errors, snapshots, v8
 from supermachine.cli.commands import cli
 
-from .guests import output, wait_for
+from .guests import output, refused, wait_for
 
 pytestmark = pytest.mark.vm
 
 #: Little, since the tests' own encoder reads all of it.
 MEMORY = 128 << 20
-
-
-def refused(place: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(place, 5).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def restore(snapshot: str | os.PathLike[str], **options: Any) -> VM:
