@@ -164,14 +164,7 @@ mod rig {
         // SAFETY: `memory` outlives `vm` and `vcpu`, which are dropped before it.
         unsafe { vm.map(host, 0, SIZE as u64, Protection::ReadWriteExecute)? };
         let mut vcpu = vm.create_vcpu(0)?;
-        vcpu.start(&Start {
-            rip: CODE,
-            rsp: DATA + 0x1000,
-            rsi: DATA,
-            cr3: TABLES,
-            gdt_base: GDT,
-            gdt_limit: (size_of_val(&Start::GDT) - 1) as u16,
-        })?;
+        vcpu.start(&Start { rip: CODE, rsp: DATA + 0x1000, rsi: DATA, cr3: TABLES, gdt: GDT })?;
         let kick = vm.kick(0);
         let mut watch = Watch { laps: Laps::new(), memory: memory.clone(), kick: kick.clone() };
         let (done, watched) = mpsc::channel::<()>();

@@ -141,14 +141,7 @@ impl Guest {
 }
 
 pub fn start() -> Start {
-    Start {
-        rip: CODE,
-        rsp: STACK,
-        rsi: 0,
-        cr3: TABLES,
-        gdt_base: GDT,
-        gdt_limit: (size_of_val(&Start::GDT) - 1) as u16,
-    }
+    Start { rip: CODE, rsp: STACK, rsi: 0, cr3: TABLES, gdt: GDT }
 }
 
 /// Stops the vCPU when the guest writes to [`DOORBELL`].

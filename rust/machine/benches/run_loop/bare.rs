@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use kvm_bindings::{
-    KVM_EXIT_IO, KVM_EXIT_MMIO, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_EXIT_IO, KVM_EXIT_MMIO, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd};
 use supermachine_machine::kvm::x86_64::{Start, tables};
 use supermachine_machine::x86_64::layout;
@@ -120,7 +118,10 @@ pub fn ioctl(access: Access) -> f64 {
     let mut vcpu = vm.create_vcpu(0).expect("a vCPU");
     let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).expect("CPUID");
     vcpu.set_cpuid2(&cpuid).expect("KVM_SET_CPUID2");
-    start(&vcpu);
+    // As a machine's first vCPU.
+    let start =
+        Start { rip: PROGRAM, rsp: layout::BOOT_PARAMS, rsi: 0, cr3: layout::PAGE_TABLES, gdt: layout::GDT };
+    start.load(&vcpu).expect("a vCPU in 64-bit mode");
 
     let expected = match access {
         Access::Port => KVM_EXIT_IO,
@@ -141,37 +142,4 @@ pub fn ioctl(access: Access) -> f64 {
 fn run(vcpu: &mut VcpuFd, expected: u32) {
     vcpu.run().expect("KVM_RUN");
     assert_eq!(vcpu.get_kvm_run().exit_reason, expected);
-}
-
-/// 64-bit mode on the tables in memory, as a machine's first vCPU.
-fn start(vcpu: &VcpuFd) {
-    let segment = |selector, type_| kvm_segment {
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = kvm_segment { db: 1, ..segment(0x18, 3) };
-    let before = vcpu.get_sregs().expect("KVM_GET_SREGS");
-    let mut sregs = kvm_sregs {
-        cs: kvm_segment { l: 1, ..segment(0x10, 11) },
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: data,
-        tr: kvm_segment { s: 0, ..segment(0x20, 11) },
-        cr0: 0x8001_0011,
-        cr3: layout::PAGE_TABLES,
-        cr4: 0x20,
-        efer: 0x500,
-        ..before
-    };
-    (sregs.gdt.base, sregs.gdt.limit) = (layout::GDT, (size_of_val(&Start::GDT) - 1) as u16);
-    vcpu.set_sregs(&sregs).expect("KVM_SET_SREGS");
-    let regs = kvm_regs { rip: PROGRAM, rsp: layout::BOOT_PARAMS, rflags: 2, ..Default::default() };
-    vcpu.set_regs(&regs).expect("KVM_SET_REGS");
 }

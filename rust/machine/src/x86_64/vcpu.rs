@@ -112,8 +112,7 @@ impl Platform for X86 {
             rsp: STACK,
             rsi: at.context,
             cr3: layout::PAGE_TABLES,
-            gdt_base: layout::GDT,
-            gdt_limit: (size_of_val(&Start::GDT) - 1) as u16,
+            gdt: layout::GDT,
         })
         .map_err(engine)
     }

@@ -22,7 +22,7 @@ pub fn identity(at: u64) -> Vec<u8> {
     words.into_iter().flat_map(u64::to_le_bytes).collect()
 }
 
-/// The segment descriptors of [`Start::GDT`].
+/// The segment descriptors that a vCPU starts with.
 pub fn gdt() -> Vec<u8> {
     Start::GDT.into_iter().flat_map(u64::to_le_bytes).collect()
 }

@@ -58,15 +58,53 @@ pub struct Start {
     pub rsp: u64,
     /// Where Linux looks for its boot parameters.
     pub rsi: u64,
+    /// Where [`tables::identity`](super::tables::identity) is in memory.
     pub cr3: u64,
-    pub gdt_base: u64,
-    pub gdt_limit: u16,
+    /// Where [`tables::gdt`](super::tables::gdt) is.
+    pub gdt: u64,
 }
 
 impl Start {
     /// Descriptors for the segments that a vCPU starts with: none, (unused), code, data, task state. Linux's 64-bit
     /// boot protocol asks for __BOOT_CS 0x10 and __BOOT_DS 0x18 (Documentation/arch/x86/boot.rst).
-    pub const GDT: [u64; 5] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x008f_8b00_0000_ffff];
+    pub(super) const GDT: [u64; 5] =
+        [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x008f_8b00_0000_ffff];
+
+    /// Puts a vCPU there: its segments, control and general registers. For [`Vcpu::start`], and for what measures the
+    /// ioctls of KVM alone.
+    #[doc(hidden)]
+    pub fn load(&self, vcpu: &VcpuFd) -> Result<()> {
+        let mut sregs = vcpu.get_sregs().named("KVM_GET_SREGS")?;
+        let segment = |selector: u16, type_: u8| kvm_segment {
+            limit: u32::MAX,
+            selector,
+            type_,
+            present: 1,
+            s: 1,
+            g: 1,
+            ..Default::default()
+        };
+        let data = kvm_segment { db: 1, ..segment(0x18, 3) };
+        sregs.cs = kvm_segment { l: 1, ..segment(0x10, 11) };
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        sregs.tr = kvm_segment { s: 0, ..segment(0x20, 11) };
+        (sregs.gdt.base, sregs.gdt.limit) = (self.gdt, (size_of_val(&Self::GDT) - 1) as u16);
+        (sregs.idt.base, sregs.idt.limit) = (0, 0);
+        sregs.cr0 = CR0_PE | CR0_ET | CR0_WP | CR0_PG;
+        sregs.cr3 = self.cr3;
+        sregs.cr4 = CR4_PAE;
+        sregs.efer = EFER_LME | EFER_LMA;
+        vcpu.set_sregs(&sregs).named("KVM_SET_SREGS")?;
+        let regs = kvm_regs {
+            rip: self.rip,
+            rsp: self.rsp,
+            rbp: self.rsp,
+            rsi: self.rsi,
+            rflags: RFLAGS,
+            ..Default::default()
+        };
+        vcpu.set_regs(&regs).named("KVM_SET_REGS")
+    }
 }
 
 /// A vCPU; used on the thread that created it.
@@ -92,36 +130,7 @@ impl Vcpu {
 
     /// Makes this the vCPU that boots.
     pub fn start(&mut self, start: &Start) -> Result<()> {
-        let mut sregs = self.fd.get_sregs().named("KVM_GET_SREGS")?;
-        let segment = |selector: u16, type_: u8| kvm_segment {
-            limit: u32::MAX,
-            selector,
-            type_,
-            present: 1,
-            s: 1,
-            g: 1,
-            ..Default::default()
-        };
-        let data = kvm_segment { db: 1, ..segment(0x18, 3) };
-        sregs.cs = kvm_segment { l: 1, ..segment(0x10, 11) };
-        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        sregs.tr = kvm_segment { s: 0, ..segment(0x20, 11) };
-        (sregs.gdt.base, sregs.gdt.limit) = (start.gdt_base, start.gdt_limit);
-        (sregs.idt.base, sregs.idt.limit) = (0, 0);
-        sregs.cr0 = CR0_PE | CR0_ET | CR0_WP | CR0_PG;
-        sregs.cr3 = start.cr3;
-        sregs.cr4 = CR4_PAE;
-        sregs.efer = EFER_LME | EFER_LMA;
-        self.fd.set_sregs(&sregs).named("KVM_SET_SREGS")?;
-        let regs = kvm_regs {
-            rip: start.rip,
-            rsp: start.rsp,
-            rbp: start.rsp,
-            rsi: start.rsi,
-            rflags: RFLAGS,
-            ..Default::default()
-        };
-        self.fd.set_regs(&regs).named("KVM_SET_REGS")?;
+        start.load(&self.fd)?;
         let fpu = kvm_fpu { fcw: FCW, mxcsr: MXCSR, ..Default::default() };
         self.fd.set_fpu(&fpu).named("KVM_SET_FPU")?;
 
