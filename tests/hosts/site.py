@@ -85,8 +85,22 @@ def test_program(architecture: str, package: str, test: str) -> Path:
     if architecture != platform.machine():
         environment, how = _cross_environment(architecture), ["--release", "-p", package]
     command = ["cargo", "test", "--quiet", "--locked", "--no-run", *how, "--test", test]
+    # Diagnostics are text then, on standard error.
+    command.append("--message-format=json-render-diagnostics")
+    said = _build(f"the test {test} of {package}", command, environment)
+    messages = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    (executable,) = [
+        Path(message["executable"])
+        for message in messages
+        if message.get("executable") and message["target"]["name"] == test
+    ]
+    return executable
+
+
+def _build(what: str, command: list[str], environment: dict[str, str]) -> str:
+    """Builds `what`; gives the standard output of the command that does."""
     done = subprocess.run(
-        [*command, "--message-format=json"],
+        command,
         capture_output=True,
         text=True,
         timeout=BUILT_TIMEOUT,
@@ -96,14 +110,8 @@ def test_program(architecture: str, package: str, test: str) -> Path:
         check=False,
     )
     if done.returncode:
-        raise SiteError(f"the test {test} of {package} could not be built: {done.stderr[-3000:]}")
-    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    (executable,) = [
-        Path(message["executable"])
-        for message in messages
-        if message.get("executable") and message["target"]["name"] == test
-    ]
-    return executable
+        raise SiteError(f"{what} could not be built: {done.stderr[-3000:]}")
+    return done.stdout
 
 
 def _build_directory(architecture: str) -> Path:
@@ -146,28 +154,7 @@ def _cross_wheel(architecture: str) -> Path:
             shutil.copytree(ROOT / name, source / name, ignore=made)
         else:
             shutil.copy2(ROOT / name, source / name)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(wheels),
-        str(source),
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=BUILT_TIMEOUT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    if done.returncode:
-        raise SiteError(f"the wheel for {architecture} could not be built: {(done.stdout + done.stderr)[-3000:]}")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    _build(f"the wheel for {architecture}", [*command, "-w", str(wheels), str(source)], environment)
     (wheel,) = wheels.glob("*.whl")
     return wheel
