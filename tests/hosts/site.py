@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from .disk import ROOT, cache_directory
@@ -144,17 +145,40 @@ def _cross_wheel(architecture: str) -> Path:
     environment = _cross_environment(architecture)
     work = _build_directory(architecture)
     source, wheels = work / "source", work / "wheels"
-    for path in (source, wheels):
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-    made = shutil.ignore_patterns("_bin", "_guest", "_licenses", "*.so", "target")
-    for name in SOURCES:
-        # Times are kept, so that Cargo builds again only what has changed since.
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=made)
-        else:
-            shutil.copy2(ROOT / name, source / name)
+    renew(source, ROOT, SOURCES)
+    shutil.rmtree(wheels, ignore_errors=True)
+    wheels.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     _build(f"the wheel for {architecture}", [*command, "-w", str(wheels), str(source)], environment)
     (wheel,) = wheels.glob("*.whl")
     return wheel
+
+
+def renew(copy: Path, root: Path, names: Sequence[str]) -> None:
+    """Makes the copy the same as these files and directories are now, but for what builds put among them.
+
+    Cargo builds again what is younger than its last build, and a source's own time does not say when it came here: it
+    may have changed while that build ran, or be of another checkout. So what is new in the copy gets the time of now,
+    and what is not keeps the time that it has there.
+    """
+    before = copy.with_name(copy.name + ".before")
+    shutil.rmtree(before, ignore_errors=True)
+    if copy.exists():
+        copy.rename(before)
+    copy.mkdir(parents=True)
+
+    def take(source: str, target: str) -> None:
+        old = before / Path(target).relative_to(copy)
+        if old.is_file() and old.read_bytes() == Path(source).read_bytes():
+            old.rename(target)
+            shutil.copymode(source, target)
+        else:
+            shutil.copy(source, target)
+
+    made = shutil.ignore_patterns("_bin", "_guest", "_licenses", "*.so", "target")
+    for name in names:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, copy / name, ignore=made, copy_function=take)
+        else:
+            take(str(root / name), str(copy / name))
+    shutil.rmtree(before, ignore_errors=True)
