@@ -46,6 +46,13 @@ def umoci_layout(layout: Path, tars: list[Path], *config: str) -> str:
     return image
 
 
+def initramfs(place: Path, init: bytes) -> Path:
+    """One with this first program and nothing else."""
+    (place / "init").write_bytes(init)
+    run(sys.executable, ROOT / "guest" / "cpio.py", place / "init", place / "initramfs")
+    return place / "initramfs"
+
+
 def check_images(cache: Path) -> int:
     """Has erofs-utils look at every root file system in a cache; gives their number."""
     images = sorted((cache / "rootfs").glob("*.erofs")) if (cache / "rootfs").is_dir() else []
@@ -77,6 +84,13 @@ def guest(busybox: str) -> Iterator[VM]:
     """A busybox guest that the tests of a module share."""
     with VM(busybox) as vm:
         yield vm
+
+
+@pytest.fixture(scope="session")
+def agentless(busybox: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initramfs whose first program is not our agent: busybox, which starts nothing and waits for ever."""
+    with VM(busybox) as vm:
+        return initramfs(tmp_path_factory.mktemp("agentless"), vm.path("/bin/busybox").read_bytes())
 
 
 @pytest.fixture(scope="session")

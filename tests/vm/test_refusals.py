@@ -22,7 +22,7 @@ from supermachine import VM, errors
 
 from ..images.conftest import Answer, FakeRegistry, Image, make_image, make_index, sha256, write_layout
 from ..real import require, require_root, run
-from .conftest import BUSYBOX, ROOT, check_images, umoci_layout
+from .conftest import BUSYBOX, check_images, initramfs, umoci_layout
 
 pytestmark = pytest.mark.vm
 
@@ -226,22 +226,6 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 # Guests that do not come up.
 
 
-@pytest.fixture(scope="module")
-def busybox_program(busybox_image: Image) -> bytes:
-    """The static program of the demo's image."""
-    layer = gzip.decompress(busybox_image.blobs[busybox_image.layers[0]])
-    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
-        file = tar.extractfile("bin/busybox")
-        assert file is not None
-        return file.read()
-
-
-def initramfs(place: Path, init: bytes) -> Path:
-    (place / "init").write_bytes(init)
-    run(sys.executable, ROOT / "guest" / "cpio.py", place / "init", place / "initramfs")
-    return place / "initramfs"
-
-
 def test_a_kernel_that_panics_at_boot(tmp_path: Path, busybox: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPERMACHINE_INITRAMFS", str(initramfs(tmp_path, b"no program")))
     with pytest.raises(errors.VMExited) as caught:
@@ -264,11 +248,8 @@ def test_a_kernel_that_panics_later(busybox: str) -> None:
             vm.run(["true"])
 
 
-def test_an_agent_that_never_answers(
-    tmp_path: Path, busybox: str, busybox_program: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """busybox as the first process starts nothing and waits for ever."""
-    monkeypatch.setenv("SUPERMACHINE_INITRAMFS", str(initramfs(tmp_path, busybox_program)))
+def test_an_agent_that_never_answers(busybox: str, agentless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERMACHINE_INITRAMFS", str(agentless))
     vm = VM(busybox, boot_timeout=1.5)
     with pytest.raises(errors.VMTimeout) as caught:
         vm.start()

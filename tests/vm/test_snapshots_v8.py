@@ -16,7 +16,19 @@ from typing import Any
 import pytest
 import recode_v8
 from click.testing import CliRunner
-from supermachine import VM, Snapshot, engines, errors, snapshots, v8
+from supermachine import (
+    VM,
+    Snapshot,
+    _core,
+    capture,
+    engines,
+    errors,
+    images,
+    installation,
+    launch,
+    snapshots,
+    v8,
+)
 from supermachine.cli.commands import cli
 
 from .guests import output, refused, wait_for
@@ -217,6 +229,56 @@ def test_guests_without_an_agent_are_reached_by_vsock_alone(taken: Snapshot, bus
         assert output(vm, "cat /root/state") == "before"
     with pytest.raises(errors.NotSupported, match="agent"):
         restore(path, image=busybox, agent=False, ports={"80/tcp": None})
+
+
+@pytest.fixture
+def foreign(agentless: Path, busybox: str, tmp_path: Path) -> Path:
+    """Of a guest that has never had our agent in it."""
+    worker = _core.Worker.spawn(
+        installation.worker(),
+        engine="soft",
+        kernel=installation.kernel("aarch64"),
+        initramfs=str(agentless),
+        disks=[(str(images.resolve(busybox).rootfs), True)],
+        memory_bytes=MEMORY,
+        vcpus=1,
+        hostname="foreign",
+        machine_id=bytes(16),
+        entropy=bytes(64),
+        root_fs="erofs",
+        nameservers=[],
+        agent=False,
+    )
+
+    def has_begun() -> bool:
+        told = worker.stats(60)
+        return told is not None and any(count for _, count in told[0])
+
+    try:
+        wait_for(has_begun, "a guest that runs")
+        with capture.published(tmp_path / "foreign") as fd:
+            capture.write(worker, fd, v8=True, image=None, api=b"", timeout=60)
+    finally:
+        worker.kill()
+    return tmp_path / "foreign"
+
+
+def test_a_guest_in_which_our_agent_does_not_run_is_refused_with_the_way_out(foreign: Path, busybox: str) -> None:
+    with pytest.raises(errors.RenewFailed, match="not ready within 1000 ms") as caught:
+        restore(foreign, image=busybox, boot_timeout=1)
+    assert "agent=False" in str(caught.value.hint)
+    with restore(foreign, image=busybox, agent=False) as vm:
+        assert vm.running
+
+
+def test_a_guest_that_cannot_confirm_does_not_start(
+    taken: Snapshot, busybox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in test_clones.py: more entropy than the agent takes."""
+    urandom = os.urandom
+    monkeypatch.setattr(launch.os, "urandom", lambda size: urandom(65 if size == 64 else size))
+    with pytest.raises(errors.RenewFailed, match="identity"):
+        restore(taken, image=busybox)
 
 
 def test_a_guest_whose_image_is_not_known(taken: Snapshot, busybox: str, tmp_path: Path) -> None:
