@@ -344,6 +344,8 @@ fn a_restored_guest_hears_that_its_connections_are_gone() {
     assert_eq!(guest.driver.bytes(EVENT_AT, 4), [0; 4]);
     guest.send(ports, RW, 0, 0, b"stale");
     guest.receive_op(RST);
+    guest.driver.offer(2, 0);
+    guest.driver.notify(2);
     // Listeners are still there.
     guest.send((1024, 6000), REQUEST, 0, 0, &[]);
     guest.receive_op(RESPONSE);
@@ -397,4 +399,41 @@ fn a_restored_guest_gets_no_connection_before_it_has_ended_those_it_had() {
     guest.host.connect(1025, theirs.into());
     guest.host.close();
     assert_eq!(ours.read(&mut got).unwrap(), 0);
+}
+
+#[test]
+fn a_restored_guest_that_asks_is_answered_once_it_has_ended_what_it_had() {
+    // It would end what it had been given, without a word to the host, which would keep its own end for ever.
+    let mut guest = Guest::start();
+    let accepted = guest.listen(1024);
+    guest.host.reset_connections();
+    guest.driver.add(2, 0, &[writable(EVENT_AT, 4)]);
+    guest.driver.notify(2);
+    assert_eq!(guest.driver.take(2), Some((0, 4)));
+    guest.send((1024, 6000), REQUEST, 0, 0, &[]);
+    guest.send((1026, 6001), REQUEST, 0, 0, &[]);
+    assert!(guest.poll().is_none());
+    assert!(accepted.try_recv().is_err());
+    guest.driver.offer(2, 0);
+    guest.driver.notify(2);
+    assert_eq!(guest.receive_op(RESPONSE).guest_port, 6000);
+    assert_eq!(guest.receive_op(RST).guest_port, 6001, "nobody listens there");
+    let mut socket = accepted.recv().unwrap();
+    guest.send((1024, 6000), RW, 0, 0, b"x");
+    let mut got = [0];
+    socket.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"x");
+}
+
+#[test]
+fn a_restored_guest_asks_no_more_than_it_may_have_connections() {
+    let mut guest = Guest::start();
+    let _accepted = guest.listen(1024);
+    guest.host.reset_connections();
+    for port in 0..4096 {
+        guest.send((1024, port), REQUEST, 0, 0, &[]);
+        assert!(guest.poll().is_none());
+    }
+    guest.send((1024, 4096), REQUEST, 0, 0, &[]);
+    assert_eq!(guest.receive_op(RST).guest_port, 4096);
 }

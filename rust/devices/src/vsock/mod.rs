@@ -63,6 +63,8 @@ pub struct Vsock {
     reset_under_way: bool,
     /// Host's sockets that wait for that, each with the guest's port that it is for.
     waiting: Vec<(u32, UnixStream)>,
+    /// The guest's requests that wait for that.
+    asked: Vec<(Key, Header)>,
     closed: bool,
 }
 
@@ -82,6 +84,7 @@ impl Vsock {
             reset_unreported: false,
             reset_under_way: false,
             waiting: Vec::new(),
+            asked: Vec::new(),
             closed: false,
         })
     }
@@ -137,12 +140,17 @@ impl Vsock {
         self.send(key, OP_RST, 0)
     }
 
+    /// Whether the driver has yet to end its connections.
+    fn is_resetting(&self) -> bool {
+        self.reset_unreported || self.reset_under_way
+    }
+
     /// Starts a connection to a guest port for a socket of the host's.
     fn connect(&mut self, guest_port: u32, stream: UnixStream) -> Result<(), Broken> {
         if self.closed || self.connections.len() + self.waiting.len() >= MAX_CONNECTIONS {
             return Ok(());
         }
-        if self.reset_unreported || self.reset_under_way {
+        if self.is_resetting() {
             self.waiting.push((guest_port, stream));
             return Ok(());
         }
@@ -192,8 +200,14 @@ impl Vsock {
     }
 
     fn accept(&mut self, key: Key, header: &Header) -> Result<(), Broken> {
-        let refused =
-            self.closed || self.connections.len() >= MAX_CONNECTIONS || self.connections.contains_key(&key);
+        if self.is_resetting() && self.asked.len() < MAX_CONNECTIONS {
+            self.asked.push((key, *header));
+            return Ok(());
+        }
+        let refused = self.is_resetting()
+            || self.closed
+            || self.connections.len() >= MAX_CONNECTIONS
+            || self.connections.contains_key(&key);
         let pair = match self.listeners.contains_key(&key.host) && !refused {
             true => UnixStream::pair().ok(),
             false => None,
@@ -360,6 +374,9 @@ impl Vsock {
             return self.report_reset(rings);
         }
         self.reset_under_way = false;
+        for (key, header) in std::mem::take(&mut self.asked) {
+            self.accept(key, &header)?;
+        }
         for (port, stream) in std::mem::take(&mut self.waiting) {
             self.connect(port, stream)?;
         }
@@ -372,6 +389,7 @@ impl Vsock {
         }
         self.control.clear();
         self.waiting.clear();
+        self.asked.clear();
     }
 }
 
