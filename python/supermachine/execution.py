@@ -6,12 +6,11 @@ On the way of every `supermachine run`: nothing here loads what takes long.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-
 from .errors import ConfigurationError, VMTimeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Protocol
 
     from ._core import Exec, Worker

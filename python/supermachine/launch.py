@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from . import installation
 from .errors import BadSnapshot, RenewFailed, VMExited, VMTimeout
@@ -11,6 +10,7 @@ from .errors import BadSnapshot, RenewFailed, VMExited, VMTimeout
 # As `typing` has it, which this module, on the way of every `supermachine run`, does without.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TypeAlias
 
     from ._core import Worker

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import ConfigurationError
 
 # As `typing` has it, which this module, on the way of every `supermachine run`, does without, as without `re`.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     StrOrBytes: TypeAlias = str | bytes
@@ -74,7 +74,7 @@ def environment(value: Environment | None) -> dict[str, str]:
     """A mapping, or ``NAME=value`` strings, of which a bare NAME takes this process's value as docker does."""
     if value is None:
         return {}
-    if isinstance(value, Mapping):
+    if hasattr(value, "items"):
         pairs = [(str(k), str(v)) for k, v in value.items()]
     else:
         pairs = []

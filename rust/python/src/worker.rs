@@ -523,8 +523,13 @@ fn monitor(control: UnixStream, log: Option<ChildStderr>, child: &Mutex<Child>, 
     }
     // Without the control socket there is no VM: whoever waits is told after the process is reaped, which tells
     // why, and that takes no longer than the grace period.
-    let already = shared.exit().is_some();
-    let status = reap(child, if already { REAP_GRACE } else { Duration::from_millis(60) });
+    let (already, killed) = (shared.exit().is_some(), shared.lock().killed);
+    let grace = match (killed, already) {
+        (true, _) => Duration::ZERO,
+        (false, true) => REAP_GRACE,
+        (false, false) => Duration::from_millis(60),
+    };
+    let status = reap(child, grace);
     if let Some(open) = &log
         && sys::set_nonblocking(open).is_ok()
     {
