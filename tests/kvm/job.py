@@ -153,6 +153,25 @@ def processors(count: str) -> Any:
         return {"booted": booted, "restored": seen(machine), "exits": counted}
 
 
+def command() -> Any:
+    """Whole commands, one after the other, and one on a host that has lost its device."""
+    again = [_command() for _ in range(4)]
+    device = Path("/dev/kvm")
+    away = device.rename(device.with_name("kvm-away"))
+    try:
+        return {"again": again, "without": _command()}
+    finally:
+        away.rename(device)
+
+
+def _command() -> Any:
+    """Exit status and output of `supermachine run`, and whether it went the short way, as what it loaded tells."""
+    words = ["-X", "importtime", "-m", "supermachine", "run", IMAGE, "busybox", "uname", "-m"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    return [done.returncode, done.stdout, "supermachine.vm" not in loaded]
+
+
 def refused() -> Any:
     """Without the device KVM is refused by name, and auto goes on with soft."""
     Path("/dev/kvm").rename("/dev/kvm-hidden")

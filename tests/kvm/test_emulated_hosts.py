@@ -91,6 +91,15 @@ def test_the_main_job(site: Site) -> None:
     assert sum(found["exits"].values()) < 1000, found["exits"]
 
 
+def test_the_command_goes_straight_to_where_it_was_before(site: Site) -> None:
+    found = site.job("command")
+    assert [status for status, *_ in found["again"]] == [0] * 4
+    assert {out for _, out, _ in found["again"]} == {f"{site.host.architecture}\n"}
+    assert found["again"][-1][2] is True
+    # Another engine, or none that runs this image: it must be looked for.
+    assert found["without"][2] is False
+
+
 def test_a_guest_is_captured_and_restored_in_new_processes(site: Site) -> None:
     assert site.job("capture")["processors"] == "2\n"
     first, second = site.job("clones")

@@ -138,3 +138,7 @@ def test_a_guest_that_powers_itself_off_says_so(busybox: str) -> None:
         with pytest.raises(supermachine.errors.VMExited) as caught:
             vm.run(["sh", "-c", "poweroff -f; sleep 1000"], timeout=60)
         assert "powered off" in str(caught.value)
+
+
+def test_more_of_a_file_is_read_ahead_than_the_kernel_would(guest: VM) -> None:
+    assert int(guest.path("/sys/block/vda/queue/read_ahead_kb").read_text()) == 1024
