@@ -2,6 +2,7 @@
 //! `--probe-kvm`, which tells as JSON what this host's KVM is worth.
 
 mod boot;
+mod boot_files;
 mod capture;
 mod clock;
 mod confine;

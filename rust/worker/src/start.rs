@@ -15,12 +15,9 @@ use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Star
 use supermachine_snapshot::Digest32;
 use supermachine_snapshot::v8::{self as v8_format, Listener};
 
+use crate::boot_files::{self, BootFile};
 use crate::confine;
 use crate::session::Ended;
-
-/// What zstd may decompress a kernel or an initramfs to.
-const MAX_BOOT_FILE: usize = 256 << 20;
-const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 
 /// A machine that has not run yet, and what later snapshots of it need.
 pub struct Built {
@@ -69,23 +66,28 @@ fn boot(
     page_map: Option<PageMap>,
     step: &mut impl FnMut(&str),
 ) -> Result<Built, Ended> {
-    let read = |path: &Path| fs::read(path).map_err(|e| unreadable(path, e));
+    let read = |path: &Path| {
+        let bytes = fs::read(path).map_err(|e| unreadable(path, e))?;
+        Ok(BootFile { path: path.to_path_buf(), bytes })
+    };
     let kernel = read(&boot.kernel)?;
-    let initramfs = if boot.initramfs.as_os_str().is_empty() { Vec::new() } else { read(&boot.initramfs)? };
+    let none = boot.initramfs.as_os_str().is_empty();
+    let initramfs = if none { BootFile::default() } else { read(&boot.initramfs)? };
     confine(engine)?;
-    let (kernel_digest, initramfs_digest) = (Digest32::of(&kernel), Digest32::of(&initramfs));
+    let (kernel, initramfs) =
+        boot_files::contents(kernel, initramfs).map_err(|(path, e)| unreadable(&path, e))?;
     let machine = Machine::new(Config {
         engine,
         memory_bytes: boot.memory_bytes,
         vcpus: boot.vcpus,
-        kernel: decompressed(&boot.kernel, kernel)?,
-        initramfs: decompressed(&boot.initramfs, initramfs)?,
+        kernel: kernel.bytes,
+        initramfs: initramfs.bytes,
         cmdline: boot.cmdline.clone(),
         disks,
     })
     .map_err(|e| Ended::bad(e.to_string()))?;
     step("machine");
-    let (kernel, initramfs) = (kernel_digest, initramfs_digest);
+    let (kernel, initramfs) = (kernel.digest, initramfs.digest);
     let (listeners, leases) = (Vec::new(), Vec::new());
     Ok(Built { machine, page_map, kernel, initramfs, origin: None, listeners, leases })
 }
@@ -160,15 +162,6 @@ fn confine(engine: Engine) -> Result<(), Ended> {
 
 fn unreadable(path: &Path, error: io::Error) -> Ended {
     Ended::bad(format!("{} cannot be read: {error}", path.display()))
-}
-
-/// A kernel or initramfs, decompressed when it is compressed.
-fn decompressed(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, Ended> {
-    if !bytes.starts_with(&ZSTD_MAGIC) {
-        return Ok(bytes);
-    }
-    let size = zstd::bulk::Decompressor::upper_bound(&bytes).unwrap_or(MAX_BOOT_FILE).min(MAX_BOOT_FILE);
-    zstd::bulk::decompress(&bytes, size).map_err(|e| unreadable(path, e))
 }
 
 /// The machine's view of a working set.
