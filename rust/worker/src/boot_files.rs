@@ -1,10 +1,11 @@
 //! What a guest boots, as it is on disk: digested, for snapshots, and decompressed.
 //!
-//! A file of several zstd frames is decompressed by as many threads: it is what a guest's first instruction waits for.
+//! A file of several zstd frames is decompressed by several threads: it is what a guest's first instruction waits for.
 
 use std::io;
-use std::panic;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use supermachine_snapshot::Digest32;
@@ -12,7 +13,7 @@ use zstd::zstd_safe;
 
 /// What zstd may decompress a file to.
 const MAX_SIZE: usize = 256 << 20;
-/// Frames that get a thread each; a file of more is decompressed by one.
+/// Frames that are decompressed side by side; a file of more is decompressed by one thread.
 const MAX_FRAMES: usize = 32;
 const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 
@@ -34,12 +35,14 @@ pub struct Contents {
 
 /// The contents of both files. The error names the file.
 pub fn contents(kernel: BootFile, initramfs: BootFile) -> Result<(Contents, Contents), (PathBuf, io::Error)> {
-    let (digests, kernel_bytes, initramfs_bytes) = thread::scope(|scope| {
-        let digests = [&kernel, &initramfs].map(|file| scope.spawn(|| Digest32::of(&file.bytes)));
-        let initramfs_bytes = scope.spawn(|| decompressed(&initramfs.bytes));
-        let kernel_bytes = decompressed(&kernel.bytes);
-        (digests.map(joined), kernel_bytes, joined(initramfs_bytes))
-    });
+    let mut digests = [Digest32::default(); 2];
+    let mut bytes = [Bytes::of(&kernel.bytes), Bytes::of(&initramfs.bytes)];
+    let mut jobs: Vec<Job<'_>> = bytes.iter_mut().flat_map(Bytes::jobs).collect();
+    for (digest, file) in digests.iter_mut().zip([&kernel, &initramfs]) {
+        jobs.push(Box::new(|| *digest = Digest32::of(&file.bytes)));
+    }
+    side_by_side(jobs);
+    let [kernel_bytes, initramfs_bytes] = bytes.map(Bytes::done);
     let of = |file: BootFile, digest, bytes: io::Result<Option<Vec<u8>>>| match bytes {
         Ok(bytes) => Ok(Contents { digest, bytes: bytes.unwrap_or(file.bytes) }),
         Err(error) => Err((file.path, error)),
@@ -47,32 +50,76 @@ pub fn contents(kernel: BootFile, initramfs: BootFile) -> Result<(Contents, Cont
     Ok((of(kernel, digests[0], kernel_bytes)?, of(initramfs, digests[1], initramfs_bytes)?))
 }
 
-/// What a thread came to; its panic goes on in this one.
-fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
+type Job<'a> = Box<dyn FnOnce() + Send + 'a>;
+
+/// Does all jobs, with as many threads as there are processors, of which this one is one: what cannot be started is
+/// done here.
+fn side_by_side(jobs: Vec<Job<'_>>) {
+    let helpers = thread::available_parallelism().map_or(1, NonZero::get).min(jobs.len()) - 1;
+    let queue = Mutex::new(jobs.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || std::iter::from_fn(next).for_each(|job| job());
+    thread::scope(|scope| {
+        for _ in 0..helpers {
+            if thread::Builder::new().name("boot-files".into()).spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
 }
 
-/// What the bytes decompress to; `None` when they are not compressed.
-fn decompressed(bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    if !bytes.starts_with(&ZSTD_MAGIC) {
-        return Ok(None);
-    }
-    let Some(frames) = frames(bytes) else {
-        let size = zstd::bulk::Decompressor::upper_bound(bytes).unwrap_or(MAX_SIZE).min(MAX_SIZE);
-        return zstd::bulk::decompress(bytes, size).map(Some);
-    };
-    let mut out = vec![0; frames.iter().map(|(_, size)| size).sum()];
-    let mut rest = &mut out[..];
-    thread::scope(|scope| {
-        let mut threads = Vec::new();
-        for (frame, size) in frames {
-            let target;
-            (target, rest) = rest.split_at_mut(size);
-            threads.push(scope.spawn(move || decompress(frame, target)));
+/// A file's bytes on their way.
+enum Bytes<'a> {
+    /// Not compressed.
+    Plain,
+    /// Compressed in frames that say their sizes, each with what has come of it.
+    Frames { frames: Vec<(&'a [u8], usize, io::Result<()>)>, out: Vec<u8> },
+    /// Compressed in some other way.
+    Stream(&'a [u8], io::Result<Vec<u8>>),
+}
+
+impl<'a> Bytes<'a> {
+    fn of(bytes: &'a [u8]) -> Self {
+        if !bytes.starts_with(&ZSTD_MAGIC) {
+            return Self::Plain;
         }
-        threads.into_iter().try_for_each(joined)
-    })?;
-    Ok(Some(out))
+        let Some(frames) = frames(bytes) else { return Self::Stream(bytes, Ok(Vec::new())) };
+        let out = vec![0; frames.iter().map(|(_, size)| size).sum()];
+        Self::Frames { frames: frames.into_iter().map(|(frame, size)| (frame, size, Ok(()))).collect(), out }
+    }
+
+    fn jobs(&mut self) -> Vec<Job<'_>> {
+        match self {
+            Self::Plain => Vec::new(),
+            Self::Frames { frames, out } => {
+                let mut rest = &mut out[..];
+                let mut jobs: Vec<Job<'_>> = Vec::new();
+                for (frame, size, result) in frames {
+                    let target;
+                    (target, rest) = rest.split_at_mut(*size);
+                    jobs.push(Box::new(|| *result = decompress(frame, target)));
+                }
+                jobs
+            }
+            Self::Stream(bytes, result) => vec![Box::new(|| {
+                let size = zstd::bulk::Decompressor::upper_bound(bytes).unwrap_or(MAX_SIZE).min(MAX_SIZE);
+                *result = zstd::bulk::decompress(bytes, size);
+            })],
+        }
+    }
+
+    /// What they decompress to, after the jobs are done; `None` when they are not compressed.
+    fn done(self) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Plain => Ok(None),
+            Self::Frames { frames, out } => {
+                frames.into_iter().try_for_each(|(_, _, result)| result)?;
+                Ok(Some(out))
+            }
+            Self::Stream(_, result) => result.map(Some),
+        }
+    }
 }
 
 /// Each frame and the size that it says it decompresses to; `None` where that is not said, or is too much.
