@@ -6,6 +6,7 @@ On the way of every `supermachine run`: nothing here loads what takes long.
 from __future__ import annotations
 
 import sys
+
 from .errors import ConfigurationError, VMTimeout
 
 TYPE_CHECKING = False

@@ -191,6 +191,19 @@ def test_an_image_that_has_changed(own_cache: Path, tmp_path: Path, settled: Cal
         assert (done.short, done.stdout) == (False, f"{word}\n")
 
 
+def test_what_else_is_in_a_layouts_directory_is_no_matter(
+    own_cache: Path, tmp_path: Path, settled: Callable[[], None]
+) -> None:
+    layout = _layout(tmp_path)
+    settled()
+    learn(str(layout))
+    (layout / "another file").touch()
+    assert sm(str(layout), "true").short
+    (layout / "oci-layout").unlink()
+    done = sm(str(layout), "true")
+    assert (done.short, done.status) == (False, 125)
+
+
 def test_an_archive_that_is_gone_or_another(image: Path, own_cache: Path) -> None:
     data = image.read_bytes()
     image.unlink()

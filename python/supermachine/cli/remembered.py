@@ -13,6 +13,7 @@ contain; a list is preceded by its length. A damaged file counts as none. Nothin
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from .. import installation, launch, options, workingset
@@ -137,12 +138,16 @@ def _list(strings: Iterator[str]) -> list[str]:
 
 
 def stamp(path: str) -> str:
-    """What is another as soon as a file is: empty where there is none. Raises OSError when that cannot be told."""
+    """What is another as soon as a file is: empty where there is none. Raises OSError when that cannot be told.
+
+    Of a directory it is that it is this one: what comes and goes in it is no matter.
+    """
     try:
         s = os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    return f"{s.st_dev}.{s.st_ino}.{s.st_mode}.{s.st_size}.{s.st_mtime_ns}.{s.st_ctime_ns}"
+    state = (0, 0, 0) if stat.S_ISDIR(s.st_mode) else (s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+    return ".".join(map(str, (s.st_dev, s.st_ino, s.st_mode, *state)))
 
 
 def place(said: Arguments) -> str | None:

@@ -196,11 +196,13 @@ def _names_local_image(text: str) -> bool:
 def looked_at(text: str | os.PathLike[str]) -> list[Path]:
     """The paths on whose existence it depends what a reference means."""
     if not isinstance(text, str):
-        return [absolute(os.fspath(text))]
+        path = absolute(os.fspath(text))
+        return [path, path / "oci-layout"]
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _SCHEMES:
         text = rest
-    return [absolute(c) for c in (text, *(text[:i] for i, c in enumerate(text) if c == ":")) if c]
+    paths = [absolute(c) for c in (text, *(text[:i] for i, c in enumerate(text) if c == ":")) if c]
+    return [*paths, *(path / "oci-layout" for path in paths)]
 
 
 def absolute(text: str) -> Path:
