@@ -241,6 +241,10 @@ class Machine:
             if not mine and not baked.refused and self._restored(baked):
                 return
             self._boot(image)
+            if mine:
+                from . import page_cache
+
+                page_cache.fill(cast("VM", self))
             self._warm()
             if mine:
                 from .snapshotting import record
