@@ -55,6 +55,14 @@ impl Engine {
         }
     }
 
+    /// Has the host begin with what making a VM waits for, where there is such.
+    pub fn begin(self) {
+        #[cfg(target_os = "linux")]
+        if self == Self::Kvm {
+            kvm::creation::begin();
+        }
+    }
+
     /// Makes an arm64 VM without memory.
     pub fn arm64(self, config: arm64::VmConfig) -> Result<Arc<dyn arm64::Vm>> {
         match self {

@@ -156,8 +156,11 @@ fn lease(file: &File) -> io::Result<()> {
     Ok(rustix::fs::flock(file, FlockOperation::NonBlockingLockShared)?)
 }
 
+/// Confines the process; what the engine waits for goes on beside what comes next.
 fn confine(engine: Engine) -> Result<(), Ended> {
-    confine::confine(engine).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))
+    confine::confine(engine).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
+    engine.begin();
+    Ok(())
 }
 
 fn unreadable(path: &Path, error: io::Error) -> Ended {

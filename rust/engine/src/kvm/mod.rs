@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "aarch64")]
 pub mod arm64;
+pub(crate) mod creation;
 pub mod host;
 pub mod kick;
 pub mod probe;

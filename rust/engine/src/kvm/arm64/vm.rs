@@ -14,7 +14,8 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use super::gic::Gic;
 use super::vcpu::KvmVcpu;
 use crate::arm64::{Canceller, Protection, Vcpu, Vm, VmConfig};
-use crate::kvm::host::{self, Unusable};
+use crate::kvm::creation::create;
+use crate::kvm::host;
 use crate::kvm::kick::Kick;
 use crate::kvm::{Error, Named, Result};
 
@@ -42,13 +43,7 @@ impl KvmVm {
         if config.vcpus == 0 || config.vcpus as usize > most {
             return Err(Error::TooManyVcpus { vcpus: config.vcpus, most });
         }
-        let fd = loop {
-            match kvm.create_vm() {
-                Err(error) if error.errno() == libc::EINTR => {}
-                Err(error) if error.errno() == libc::EBUSY => return Err(Unusable::Busy.into()),
-                result => break result.named("KVM_CREATE_VM")?,
-            }
-        };
+        let fd = create(kvm)?;
         let mut init = kvm_vcpu_init::default();
         fd.get_preferred_target(&mut init).named("KVM_ARM_PREFERRED_TARGET")?;
         init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;

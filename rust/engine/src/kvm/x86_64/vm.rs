@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::cpuid::CpuModel;
 use super::ioctl;
 use super::vcpu::Vcpu;
-use crate::kvm::host::{self, Unusable};
+use crate::kvm::creation::create;
+use crate::kvm::host;
 use crate::kvm::kick::Kick;
 use crate::kvm::{Error, Named, Result};
 
@@ -197,15 +198,4 @@ fn host_model(kvm: &Kvm, vm: &VmFd) -> Result<CpuModel> {
         }
     };
     Ok(CpuModel::of_host(&supported, kvm.check_extension(Cap::TscDeadlineTimer), tsc_khz))
-}
-
-fn create(kvm: &Kvm) -> Result<VmFd> {
-    loop {
-        match kvm.create_vm() {
-            // A signal came while KVM waited for other CPUs.
-            Err(error) if error.errno() == libc::EINTR => {}
-            Err(error) if error.errno() == libc::EBUSY => return Err(Unusable::Busy.into()),
-            result => return result.named("KVM_CREATE_VM"),
-        }
-    }
 }
