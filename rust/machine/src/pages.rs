@@ -85,12 +85,17 @@ pub fn union(
     one: impl Iterator<Item = Range<u64>>,
     other: impl Iterator<Item = Range<u64>>,
 ) -> Vec<Range<u64>> {
-    let mut all: Vec<_> = one.chain(other).filter(|range| !range.is_empty()).collect();
+    joined(one.chain(other), 0)
+}
+
+/// Sorted, disjoint runs of what is in `ranges`, with gaps of up to `gap` between them filled.
+pub fn joined(ranges: impl Iterator<Item = Range<u64>>, gap: u64) -> Vec<Range<u64>> {
+    let mut all: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
     all.sort_by_key(|range| range.start);
     let mut runs: Vec<Range<u64>> = Vec::with_capacity(all.len());
     for range in all {
         match runs.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            Some(last) if range.start <= last.end.saturating_add(gap) => last.end = last.end.max(range.end),
             _ => runs.push(range),
         }
     }
@@ -106,6 +111,12 @@ mod tests {
         let one = [5..7, 0..2].into_iter();
         let other = [2..3, 6..9, 20..20].into_iter();
         assert_eq!(union(one, other), [0..3, 5..9]);
+    }
+
+    #[test]
+    fn small_gaps_are_filled_and_larger_ones_are_not() {
+        assert_eq!(joined([9..12, 0..2, 4..5, 7..7].into_iter(), 2), [0..5, 9..12]);
+        assert_eq!(joined([0..u64::MAX, 3..4].into_iter(), 2), std::iter::once(0..u64::MAX).collect::<Vec<_>>());
     }
 
     #[cfg(target_os = "linux")]
