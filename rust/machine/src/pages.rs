@@ -116,7 +116,10 @@ mod tests {
     #[test]
     fn small_gaps_are_filled_and_larger_ones_are_not() {
         assert_eq!(joined([9..12, 0..2, 4..5, 7..7].into_iter(), 2), [0..5, 9..12]);
-        assert_eq!(joined([0..u64::MAX, 3..4].into_iter(), 2), std::iter::once(0..u64::MAX).collect::<Vec<_>>());
+        assert_eq!(
+            joined([0..u64::MAX, 3..4].into_iter(), 2),
+            std::iter::once(0..u64::MAX).collect::<Vec<_>>()
+        );
     }
 
     #[cfg(target_os = "linux")]
