@@ -142,6 +142,20 @@ fn a_breakpoint_is_taken_and_returned_from() {
     assert_eq!(guest.ring(&mut vcpu), 2);
 }
 
+/// One with memory and vCPUs in it already would refuse both.
+#[test]
+fn a_vm_that_was_begun_is_given_out_once() {
+    if !kvm_here() {
+        return;
+    }
+    for _ in 0..2 {
+        supermachine_engine::Engine::Kvm.begin();
+        let (first, mut one) = Guest::running(BREAKPOINT);
+        let (second, mut other) = Guest::running(BREAKPOINT);
+        assert_eq!((first.ring(&mut one), second.ring(&mut other)), (1, 1));
+    }
+}
+
 #[test]
 fn more_vcpus_than_kvm_gives_are_refused() {
     if !kvm_here() {
