@@ -165,11 +165,12 @@ def command() -> Any:
 
 
 def _command() -> Any:
-    """Exit status and output of `supermachine run`, and whether it went the short way, as what it loaded tells."""
-    words = ["-X", "importtime", "-m", "supermachine", "run", IMAGE, "busybox", "uname", "-m"]
+    """Status and output of `supermachine run`, whether it went the short way (what it loaded tells), and its steps."""
+    words = ["-X", "importtime", "-m", "supermachine", "run", "--timings", IMAGE, "busybox", "uname", "-m"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=PATIENCE, check=False)
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    return [done.returncode, done.stdout, "supermachine.vm" not in loaded]
+    steps = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("supermachine: ")]
+    return [done.returncode, done.stdout, "supermachine.vm" not in loaded, steps]
 
 
 def refused() -> Any:

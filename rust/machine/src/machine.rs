@@ -227,11 +227,9 @@ impl Machine {
 
     /// Brings these pages in; those that were written to are the guest's own afterwards.
     pub fn prefault(&self, runs: &[Touched]) {
-        // Reading a page maps its neighbours too, each of which would then be mapped a second time to be written.
-        let (written, read): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.written);
-        written.iter().for_each(|run| self.memory.prefault(&run.pages, true));
-        let read = pages::joined(read.iter().map(|run| run.pages.clone()), READ_GAP);
-        read.iter().for_each(|pages| self.memory.prefault(pages, false));
+        for (pages, write) in pages::prefaults(runs, READ_GAP) {
+            self.memory.prefault(&pages, write);
+        }
     }
 
     /// Whether pages may be brought in while the guest runs. KVM maps nothing to a guest as long as another thread is

@@ -102,6 +102,16 @@ pub fn joined(ranges: impl Iterator<Item = Range<u64>>, gap: u64) -> Vec<Range<u
     runs
 }
 
+/// What to bring in for these runs, and whether to write to it, in the order in which that takes the least time. Reading
+/// a page maps its neighbours too, each of which would then be mapped a second time to be written: those that are
+/// written come first. Of those that are only read, gaps of up to `gap` are filled.
+pub fn prefaults(runs: &[Touched], gap: u64) -> Vec<(Range<u64>, bool)> {
+    let (written, read): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.written);
+    let written = written.into_iter().map(|run| (run.pages.clone(), true));
+    let read = joined(read.into_iter().map(|run| run.pages.clone()), gap);
+    written.chain(read.into_iter().map(|pages| (pages, false))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +130,13 @@ mod tests {
             joined([0..u64::MAX, 3..4].into_iter(), 2),
             std::iter::once(0..u64::MAX).collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn what_is_written_is_brought_in_first_and_page_by_page() {
+        let run = |pages, written| Touched { pages, written };
+        let runs = [run(0..1, false), run(1..2, true), run(3..4, true), run(4..6, false), run(40..41, false)];
+        assert_eq!(prefaults(&runs, 4), [(1..2, true), (3..4, true), (0..6, false), (40..41, false)]);
     }
 
     #[cfg(target_os = "linux")]
