@@ -78,6 +78,13 @@ impl Engine {
     }
 }
 
+/// What the guest may do with mapped memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    ReadWriteExecute,
+    Read,
+}
+
 /// Why an engine could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -5,10 +5,8 @@ use std::sync::Arc;
 
 use supermachine_soft as soft;
 
-use crate::Result;
-use crate::arm64::{
-    Canceller, DataAbort, Exit, IccReg, Protection, RedistReg, Reg, SimdReg, SysReg, Vcpu, Vm, VmConfig,
-};
+use crate::arm64::{Canceller, DataAbort, Exit, IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu, Vm, VmConfig};
+use crate::{Protection, Result};
 
 /// A virtual machine on a software CPU: the isolation is that of a process.
 pub struct SoftVm(soft::Vm);

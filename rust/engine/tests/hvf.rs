@@ -90,7 +90,7 @@ fn exits_are_what_the_guest_did() {
 #[cfg(not(target_os = "macos"))]
 #[test]
 fn memory_goes_in_pages_of_sixteen_kibibytes_and_can_be_protected_and_taken_away() {
-    use supermachine_engine::arm64::Protection;
+    use supermachine_engine::Protection;
 
     let machine = Machine::new(1, &[]);
     let page = Box::leak(Box::new([0_u8; 64 << 10]));

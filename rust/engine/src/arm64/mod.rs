@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 pub use supermachine_soft::id::{IccReg, RedistReg, Reg, SimdReg, SysReg};
 
-use crate::Result;
+use crate::{Protection, Result};
 use state::{Clock, VcpuState};
 
 /// Where an engine's interrupt controller appears in guest physical memory, and for how many vCPUs.
@@ -19,13 +19,6 @@ pub struct VmConfig {
     pub gicd_base: u64,
     /// Base of the first redistributor; 128 KiB for each vCPU.
     pub gicr_base: u64,
-}
-
-/// What the guest may do with mapped memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protection {
-    ReadWriteExecute,
-    Read,
 }
 
 /// Why [`Vcpu::run`] came back.

@@ -22,8 +22,8 @@ use applevisor_sys as hv;
 #[cfg(not(target_os = "macos"))]
 use supermachine_hvf_soft as _;
 
-use crate::Result;
-use crate::arm64::{Canceller, Protection, Vcpu, Vm, VmConfig};
+use crate::arm64::{Canceller, Vcpu, Vm, VmConfig};
+use crate::{Protection, Result};
 pub use error::Error;
 use error::check;
 use vcpu::HvfVcpu;

@@ -5,6 +5,7 @@ pub mod arm64;
 pub(crate) mod creation;
 pub mod host;
 pub mod kick;
+mod memory_slots;
 pub mod probe;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;

@@ -106,8 +106,9 @@ mod rig {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
     use super::{Laps, Measurement, PATIENCE};
+    use crate::Protection;
     use crate::kvm::kick::Kick;
-    use crate::kvm::x86_64::{Bus, Protection, Start, Vm, tables};
+    use crate::kvm::x86_64::{Bus, Start, Vm, tables};
     use crate::kvm::{Error, Result, Unusable};
 
     const TABLES: u64 = 0x1000;
@@ -192,7 +193,8 @@ mod rig {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
     use super::{Laps, Measurement, PATIENCE};
-    use crate::arm64::{Exit, Protection, Reg, Vm, VmConfig};
+    use crate::Protection;
+    use crate::arm64::{Exit, Reg, Vm, VmConfig};
     use crate::kvm::arm64::KvmVm;
     use crate::kvm::{Error, Result, Unusable};
 

@@ -10,8 +10,9 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use supermachine_engine::Protection;
 use supermachine_engine::kvm::kick::Kick;
-use supermachine_engine::kvm::x86_64::{Bus, CpuModel, Exit, Protection, Start, Vcpu, Vm, tables};
+use supermachine_engine::kvm::x86_64::{Bus, CpuModel, Exit, Start, Vcpu, Vm, tables};
 
 /// The port whose writes the tests wait for.
 pub const DOORBELL: u16 = 0x420;

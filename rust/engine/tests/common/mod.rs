@@ -4,8 +4,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use supermachine_engine::Engine;
-use supermachine_engine::arm64::{Protection, Vm, VmConfig};
+use supermachine_engine::arm64::{Vm, VmConfig};
+use supermachine_engine::{Engine, Protection};
 
 pub const RAM: u64 = 0x4000_0000;
 const RAM_BYTES: usize = 64 << 10;

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use supermachine_devices::Line;
 use supermachine_devices::pl011::Pl011;
 use supermachine_devices::tail::Tail;
-use supermachine_engine::Engine;
-use supermachine_engine::arm64::{Protection, Vm, VmConfig};
+use supermachine_engine::arm64::{Vm, VmConfig};
+use supermachine_engine::{Engine, Protection};
 
 use self::fdt::Description;
 use self::vcpu::Arm64;

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use supermachine_devices::Line;
 use supermachine_devices::tail::Tail;
-use supermachine_engine::kvm::x86_64::{Protection, Vm};
+use supermachine_engine::Protection;
+use supermachine_engine::kvm::x86_64::Vm;
 
 use self::serial::Serial;
 use self::vcpu::X86;

@@ -6,17 +6,18 @@ use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_MEM_READONLY, kvm_userspace_memory_region,
-    kvm_vcpu_init,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
 use super::gic::Gic;
 use super::vcpu::KvmVcpu;
-use crate::arm64::{Canceller, Protection, Vcpu, Vm, VmConfig};
+use crate::Protection;
+use crate::arm64::{Canceller, Vcpu, Vm, VmConfig};
 use crate::kvm::creation::create;
 use crate::kvm::host;
 use crate::kvm::kick::Kick;
+use crate::kvm::memory_slots::MemorySlots;
 use crate::kvm::{Error, Named, Result};
 
 /// What vCPUs share with their machine.
@@ -31,7 +32,7 @@ pub struct Shared {
 /// An arm64 virtual machine on KVM.
 pub struct KvmVm {
     shared: Arc<Shared>,
-    slots: Mutex<u32>,
+    slots: MemorySlots,
     /// Those that no thread has asked for yet.
     waiting: Mutex<Vec<Option<VcpuFd>>>,
 }
@@ -70,7 +71,7 @@ impl KvmVm {
         let kicks = (0..config.vcpus).map(|_| Arc::default()).collect();
         Ok(Self {
             shared: Arc::new(Shared { fd, gic, kicks, sve }),
-            slots: Mutex::default(),
+            slots: MemorySlots::default(),
             waiting: Mutex::new(waiting),
         })
     }
@@ -78,18 +79,8 @@ impl KvmVm {
 
 impl Vm for KvmVm {
     unsafe fn map(&self, host: NonNull<u8>, gpa: u64, len: u64, protection: Protection) -> crate::Result<()> {
-        let mut slots = self.slots.lock().unwrap_or_else(|e| e.into_inner());
-        let region = kvm_userspace_memory_region {
-            slot: *slots,
-            flags: if protection == Protection::Read { KVM_MEM_READONLY } else { 0 },
-            guest_phys_addr: gpa,
-            memory_size: len,
-            userspace_addr: host.as_ptr() as u64,
-        };
-        // SAFETY: the caller promises that the memory stays; slots do not overlap, or KVM refuses them.
-        unsafe { self.shared.fd.set_user_memory_region(region) }.named("KVM_SET_USER_MEMORY_REGION")?;
-        *slots += 1;
-        Ok(())
+        // SAFETY: the caller promises the same.
+        Ok(unsafe { self.slots.map(&self.shared.fd, host, gpa, len, protection) }?)
     }
 
     fn create_vcpu(&self, index: u32) -> crate::Result<Box<dyn Vcpu>> {

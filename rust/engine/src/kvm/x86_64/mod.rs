@@ -10,4 +10,4 @@ mod vm;
 
 pub use cpuid::CpuModel;
 pub use vcpu::{Bus, Exit, Start, Vcpu};
-pub use vm::{Protection, Vm};
+pub use vm::Vm;

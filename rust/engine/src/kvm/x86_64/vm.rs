@@ -1,12 +1,12 @@
 //! A virtual machine: memory slots, the interrupt controllers and the PIT in the kernel, the clock.
 
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap,
-    kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap, kvm_irqchip,
+    kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 use super::cpuid::CpuModel;
 use super::ioctl;
 use super::vcpu::Vcpu;
+use crate::Protection;
 use crate::kvm::creation::create;
 use crate::kvm::host;
 use crate::kvm::kick::Kick;
+use crate::kvm::memory_slots::MemorySlots;
 use crate::kvm::{Error, Named, Result};
 
 /// Three pages that Intel CPUs without unrestricted guest mode need, and one for their identity map, in the part of
@@ -30,13 +32,6 @@ const VERSION: u32 = 1;
 /// TSC frequencies that differ by less are one and the same, measured twice (kernel: tsc_tolerance_ppm).
 const TSC_TOLERANCE_PPM: u64 = 250;
 
-/// What the guest may do with mapped memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protection {
-    ReadWriteExecute,
-    Read,
-}
-
 /// An x86_64 virtual machine on KVM.
 pub struct Vm {
     pub(super) fd: VmFd,
@@ -47,7 +42,7 @@ pub struct Vm {
     pub(super) scale_tsc: bool,
     /// What restored vCPUs add to their saved TSC offsets: from the first one that is restored.
     pub(super) tsc_delta: OnceLock<u64>,
-    slots: Mutex<u32>,
+    slots: MemorySlots,
     kicks: Vec<Arc<Kick>>,
 }
 
@@ -106,7 +101,7 @@ impl Vm {
             vcpus,
             scale_tsc,
             tsc_delta: OnceLock::new(),
-            slots: Mutex::default(),
+            slots: MemorySlots::default(),
             kicks: (0..vcpus).map(|_| Arc::default()).collect(),
         }))
     }
@@ -122,18 +117,8 @@ impl Vm {
     /// `host` must be valid for `len` bytes (readable, and writable when `protection` says so) until the VM and all
     /// its vCPUs are gone. Addresses and length are multiples of 4 KiB.
     pub unsafe fn map(&self, host: NonNull<u8>, gpa: u64, len: u64, protection: Protection) -> Result<()> {
-        let mut slots = self.slots.lock().unwrap_or_else(|e| e.into_inner());
-        let region = kvm_userspace_memory_region {
-            slot: *slots,
-            flags: if protection == Protection::Read { KVM_MEM_READONLY } else { 0 },
-            guest_phys_addr: gpa,
-            memory_size: len,
-            userspace_addr: host.as_ptr() as u64,
-        };
-        // SAFETY: the caller promises that the memory stays; slots do not overlap, or KVM refuses them.
-        unsafe { self.fd.set_user_memory_region(region) }.named("KVM_SET_USER_MEMORY_REGION")?;
-        *slots += 1;
-        Ok(())
+        // SAFETY: the caller promises the same.
+        unsafe { self.slots.map(&self.fd, host, gpa, len, protection) }
     }
 
     /// Creates vCPU `index`, which is also its APIC id. It belongs to the calling thread.
