@@ -16,11 +16,13 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..processes import line, running
 from ..real import RealRegistry
 from .conftest import BUSYBOX
 
@@ -34,15 +36,9 @@ def cli(*words: str, timeout: float = 60, **options: Any) -> subprocess.Complete
     return subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=timeout, check=False, **options)
 
 
-def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
+def started(*words: str, **options: Any) -> AbstractContextManager[subprocess.Popen[bytes]]:
     pipe = subprocess.PIPE
-    return subprocess.Popen([*CLI, *words], stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, **options)
-
-
-def line(process: subprocess.Popen[bytes]) -> bytes:
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], 60)[0], "nothing was said"
-    return process.stdout.readline()
+    return running([*CLI, *words], stdin=pipe, stdout=pipe, stderr=pipe, **options)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +79,7 @@ def test_streams_are_separate_and_whole(busybox: str) -> None:
 
 def test_stdin_streams(busybox: str) -> None:
     """What is typed arrives line by line, not at the end."""
-    with start("run", busybox, "sh", "-c", "while read x; do echo got $x; done; echo end") as process:
+    with started("run", busybox, "sh", "-c", "while read x; do echo got $x; done; echo end") as process:
         assert process.stdin is not None
         for word in (b"one", b"two"):
             process.stdin.write(word + b"\n")
@@ -94,12 +90,12 @@ def test_stdin_streams(busybox: str) -> None:
 
 
 def test_no_stdin(busybox: str) -> None:
-    with start("run", "--no-stdin", busybox, "cat") as process:
+    with started("run", "--no-stdin", busybox, "cat") as process:
         assert process.wait(60) == 0
 
 
 def test_a_reader_that_leaves_ends_the_command(busybox: str) -> None:
-    with start("run", busybox, "yes") as process:
+    with started("run", busybox, "yes") as process:
         assert line(process) == b"y\n"
         assert process.stdout is not None
         process.stdout.close()
@@ -110,15 +106,28 @@ def test_a_reader_that_leaves_ends_the_command(busybox: str) -> None:
 def test_signals_are_the_guests(busybox: str, number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
     script = f"trap 'echo caught {name}; exit 7' {name}; echo ready; while :; do sleep 0.1; done"
-    with start("run", busybox, "sh", "-c", script) as process:
+    with started("run", busybox, "sh", "-c", script) as process:
         assert line(process) == b"ready\n"
         process.send_signal(number)
         assert line(process) == f"caught {name}\n".encode()
         assert process.wait(60) == 7
 
 
+def test_a_signal_that_whoever_started_us_ignores_stays_ignored(busybox: str) -> None:
+    """As in background jobs of shells without job control, and under nohup."""
+    script = "trap 'echo caught' INT; echo ready; read x; echo read $x"
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    with started("run", busybox, "sh", "-c", script, preexec_fn=ignore) as process:
+        assert line(process) == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdin is not None
+        process.stdin.write(b"on\n")
+        assert line(process) == b"read on\n"
+        assert process.wait(60) == 0
+
+
 def test_a_signal_ends_what_does_not_catch_it(busybox: str) -> None:
-    with start("run", busybox, "sh", "-c", "echo ready; exec sleep 1000") as process:
+    with started("run", busybox, "sh", "-c", "echo ready; exec sleep 1000") as process:
         assert line(process) == b"ready\n"
         process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM
@@ -128,7 +137,7 @@ def test_a_signal_ends_what_does_not_catch_it(busybox: str) -> None:
 def test_a_signal_before_there_is_a_command(tmp_path: Path, number: signal.Signals) -> None:
     """While the image is fetched from a registry that does not answer."""
     server = socket.create_server(("127.0.0.1", 0))
-    with server, start("run", f"127.0.0.1:{server.getsockname()[1]}/app", "true") as process:
+    with server, started("run", f"127.0.0.1:{server.getsockname()[1]}/app", "true") as process:
         server.accept()
         process.send_signal(number)
         assert process.wait(60) == 128 + number
@@ -302,8 +311,9 @@ def test_a_broken_installation_shows_in_doctor(monkeypatch: pytest.MonkeyPatch) 
 def test_one_image_in_several_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busybox: str) -> None:
     """None of them finds it in the cache at first; it is converted once."""
     monkeypatch.setenv("SUPERMACHINE_CACHE", str(tmp_path / "cache"))
-    processes = [start("run", busybox, "echo", str(n)) for n in range(5)]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started("run", busybox, "echo", str(n))) for n in range(5)]
+        outputs = [process.communicate(timeout=120) for process in processes]
     assert [out for out, _ in outputs] == [f"{n}\n".encode() for n in range(5)]
     assert [process.returncode for process in processes] == [0] * 5
     assert len(list((tmp_path / "cache" / "rootfs").iterdir())) == 1

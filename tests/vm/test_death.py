@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from supermachine import VM, aio, errors
 
+from ..processes import line, running
 from .guests import wait_for
 
 pytestmark = pytest.mark.vm
@@ -231,8 +232,7 @@ def test_a_program_that_dies_takes_its_virtual_machine_with_it(busybox: str) -> 
         "import sys, time; from supermachine import VM; vm = VM(sys.argv[1]).start(); print(vm.pid, flush=True);"
         "time.sleep(1000)"
     )
-    with subprocess.Popen([sys.executable, "-c", program, busybox], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        pid = int(process.stdout.readline())
+    with running([sys.executable, "-c", program, busybox], stdout=subprocess.PIPE) as process:
+        pid = int(line(process))
         process.kill()
     wait_for(lambda: has_ended(pid), "an end of the worker")

@@ -21,6 +21,7 @@ import supermachine
 from supermachine import VM, errors
 
 from ..images.conftest import Answer, FakeRegistry, Image, make_image, make_index, sha256, write_layout
+from ..processes import running
 from ..real import require, require_root, run
 from .conftest import BUSYBOX, check_images, initramfs, umoci_layout
 
@@ -202,7 +203,7 @@ def test_killed_while_converting(own_cache: Path, debian: Path) -> None:
 
 def killed_when(command: list[str], reached: Callable[[], bool]) -> None:
     """Runs a command and kills it by SIGKILL once `reached`."""
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    with running(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not reached():
             assert process.poll() is None, "it ended before it could be killed"

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from supermachine import installation
 from supermachine.cli.remembered import _SETTLED, Start
 
+from ..processes import line, running
 from ..real import RealRegistry, require, run
 from .conftest import BUSYBOX
 
@@ -150,11 +151,10 @@ def test_the_images_own_command_is_known(own_cache: Path, tmp_path: Path, settle
 def test_a_signal_is_passed_on(image: Path) -> None:
     script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
     command = [sys.executable, "-m", "supermachine", "run", "--engine", "soft", str(image), "sh", "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with running(command, stdout=subprocess.PIPE) as process:
+        assert line(process) == b"ready\n"
         process.send_signal(signal.SIGTERM)
-        assert process.stdout.readline() == "caught\n"
+        assert line(process) == b"caught\n"
         assert process.wait(60) == 5
 
 

@@ -17,6 +17,7 @@ import pytest
 import supermachine
 from supermachine import VM, Pool, aio, errors
 
+from ..processes import running
 from .guests import answer, refused, wait_for, was_restored
 
 pytestmark = pytest.mark.vm
@@ -186,10 +187,8 @@ def test_run_publishes_ports(busybox: str) -> None:
         port = free.getsockname()[1]
     serve = "while true; do echo from the guest | nc -l -p 7; done"
     command = [sys.executable, "-m", "supermachine", "run", "-p", f"{port}:7", busybox, "sh", "-c", serve]
-    process = subprocess.Popen(command)
-    try:
+    with running(command) as process:
         wait_for(lambda: answer(("127.0.0.1", port)) == b"from the guest\n", "what the guest serves")
-    finally:
         process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM
 

@@ -1,0 +1,27 @@
+"""Processes that a test talks to while they run."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+
+@contextmanager
+def running(command: Sequence[str | PathLike[str]], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """`subprocess.Popen`, unbuffered, whose process does not outlive the block: a test that fails waits for none."""
+    with subprocess.Popen(command, bufsize=0, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[bytes]) -> bytes:
+    """The next line of its standard output, which comes within a minute."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], 60)[0], "nothing was said"
+    return process.stdout.readline()
