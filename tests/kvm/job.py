@@ -32,6 +32,12 @@ def exits(machine: VM) -> dict[str, int]:
     return dict(counted[0])
 
 
+def asks_for_huge_pages(machine: VM) -> bool:
+    """By the kernel's flags of the worker's mappings."""
+    mappings = Path(f"/proc/{machine.pid}/smaps").read_text().splitlines()
+    return any(" hg" in line for line in mappings if line.startswith("VmFlags:"))
+
+
 def chosen() -> Any:
     engine = engines.choose()
     return {"name": engine.name, "isolation": engine.isolation, "status": engine.status}
@@ -40,7 +46,13 @@ def chosen() -> Any:
 def main_job() -> Any:
     with VM(IMAGE, bake=False) as machine:
         done = machine.run(["busybox", "uname", "-m"], text=True)
-        return {"engine": machine.engine, "isolation": machine.isolation, "out": done.stdout, "exits": exits(machine)}
+        return {
+            "engine": machine.engine,
+            "isolation": machine.isolation,
+            "out": done.stdout,
+            "exits": exits(machine),
+            "huge_pages": asks_for_huge_pages(machine),
+        }
 
 
 def capture() -> Any:

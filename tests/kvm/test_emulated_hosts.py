@@ -89,6 +89,7 @@ def test_the_main_job(site: Site) -> None:
     assert found["out"] == f"{site.host.architecture}\n"
     # Counts, not times, are what carries over to other hosts: every exit to user space from the entry on.
     assert sum(found["exits"].values()) < 1000, found["exits"]
+    assert found["huge_pages"] is True
 
 
 def test_the_command_goes_straight_to_where_it_was_before(site: Site) -> None:

@@ -132,6 +132,10 @@ impl Machine {
         let memory_bytes = config.memory_bytes;
         check(architecture, memory_bytes, config.vcpus, config.disks.len())?;
         let memory = Memory::new(architecture.map(), architecture.span(memory_bytes))?;
+        #[cfg(target_os = "linux")]
+        if config.engine == Engine::Kvm {
+            memory.prefer_huge_pages();
+        }
         let parts = Parts::new(config.engine, config.vcpus, memory, config.disks, None)?;
 
         let mut rng_seed = [0; 32];
