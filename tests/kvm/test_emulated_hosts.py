@@ -12,6 +12,7 @@ import pytest
 
 from ..hosts import Host
 from ..hosts.fixtures import SITE, Hosts
+from ..hosts.site import test_program as program_of_tests
 from ..real import require, run
 from . import golden
 
@@ -146,6 +147,16 @@ def test_scalable_vectors_and_signed_pointers_survive(scalable: Site, c_program:
     assert found["expected"].startswith("held ") and found["expected"].endswith(" bytes, signed\n"), found
     assert found["original"] == found["restored"] == found["expected"], found
     assert found["captures"] > 0, found
+
+
+def test_every_register_of_a_bare_arm64_guest_goes_over(hosts: Hosts, scalable: Site) -> None:
+    program = program_of_tests("aarch64", "supermachine-engine", "kvm_arm64_state")
+    for host, more in ((hosts.get("aarch64"), "false"), (scalable.host, "true")):
+        host.put(program, "/root/registers")
+        done = host.run(["/root/registers", "--nocapture"], PATIENCE, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "skipped" not in done.stderr
+        assert f"Has {{ scalable_vectors: {more}, address_keys: {more}, generic_key: {more} }}" in done.stdout
 
 
 def test_a_host_that_gives_its_guests_no_gicv3_is_lacking_it(hosts: Hosts) -> None:

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Machine, RAM};
+use supermachine_engine::Engine;
 use supermachine_engine::arm64::state::Clock;
 use supermachine_engine::arm64::{Exit, Reg, SimdReg, SysReg, Vcpu};
 
@@ -99,7 +100,7 @@ fn a_guest_that_is_captured_at_any_moment_comes_to_the_same_result() {
         let ram = machine.ram().to_vec();
         drop(vcpu);
         drop(machine);
-        machine = Machine::with_ram(1, &ram);
+        machine = Machine::of(Engine::Hvf, 1, &ram);
         vcpu = machine.vm.create_vcpu(0).unwrap();
         machine.vm.set_gic_state(&gic).unwrap();
         vcpu.restore(&saved, Clock::resuming(cntvct, machine.vm.host_counter())).unwrap();

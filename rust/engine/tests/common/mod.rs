@@ -1,4 +1,4 @@
-//! A VM of the hvf engine over the software framework, with a page of code.
+//! An arm64 VM of an engine, with a little memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -26,15 +26,17 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// On the hvf engine over the software framework.
+    #[allow(dead_code)] // each test program uses a part of this
     pub fn new(vcpus: u32, code: &[u32]) -> Self {
         let code: Vec<u8> = code.iter().flat_map(|instruction| instruction.to_le_bytes()).collect();
-        Self::with_ram(vcpus, &code)
+        Self::of(Engine::Hvf, vcpus, &code)
     }
 
     /// A machine whose memory begins with these bytes.
-    pub fn with_ram(vcpus: u32, bytes: &[u8]) -> Self {
+    pub fn of(engine: Engine, vcpus: u32, bytes: &[u8]) -> Self {
         let exclusive = exclusive();
-        let vm = Engine::Hvf.arm64(VmConfig { vcpus, ..CONFIG }).unwrap();
+        let vm = engine.arm64(VmConfig { vcpus, ..CONFIG }).unwrap();
         // SAFETY: the layout is not empty.
         let ram = NonNull::new(unsafe { alloc_zeroed(layout()) }).unwrap();
         assert!(bytes.len() <= RAM_BYTES);
@@ -46,7 +48,7 @@ impl Machine {
     }
 
     /// The memory, while no vCPU runs.
-    #[allow(dead_code)] // each test program uses a part of this
+    #[allow(dead_code)] // as above
     pub fn ram(&self) -> &[u8] {
         // SAFETY: the memory is this long, and tests look at it between runs only.
         unsafe { std::slice::from_raw_parts(self.ram.as_ptr(), RAM_BYTES) }
