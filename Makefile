@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check-macos rust-test python-test tools bench guest-check guest-initramfs guest-kernels fuzz
+.PHONY: demo test lint check-targets rust-test python-test tools bench guest-check guest-initramfs guest-kernels fuzz
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
@@ -13,7 +13,7 @@ test: tools lint rust-test python-test
 tools:
 	./tests/tools.sh
 
-lint: $(VENV)/installed guest-check check-macos
+lint: $(VENV)/installed guest-check check-targets
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked --keep-going -- -D warnings
@@ -21,9 +21,10 @@ lint: $(VENV)/installed guest-check check-macos
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict python/supermachine
 
-# What ships to Macs, for their target; docs/macos.md.
-check-macos:
-	./tests/check_macos.sh
+# What ships to Macs (docs/macos.md), and what is for arm64 hosts alone.
+check-targets:
+	./tests/check_target.sh aarch64-apple-darwin
+	./tests/check_target.sh aarch64-unknown-linux-gnu
 
 rust-test:
 	cargo test --workspace --locked

@@ -125,7 +125,7 @@ impl Guest {
         let mut code = Vec::new();
         let system = system(has);
         // Vector instructions, scalable ones too, are trapped no more (CPACR_EL1.FPEN, ZEN).
-        set(&mut code, SysReg::CPACR_EL1, 3 << 20 | u64::from(has.scalable_vectors) * (3 << 16));
+        set(&mut code, SysReg::CPACR_EL1, (3 << 20) | (u64::from(has.scalable_vectors) * (3 << 16)));
         code.push(ISB);
         if has.scalable_vectors {
             set(&mut code, ZCR_EL1, 0xf);
@@ -244,18 +244,18 @@ fn store(code: &mut Vec<u32>, base: u64, system: &[(&'static str, SysReg, u64)],
     number(code, BASE, base);
     for n in 2..31 {
         let offset = place(format!("X{n}"), 8, general(n).to_le_bytes().into());
-        code.push(0xf900_0000 | offset / 8 << 10 | BASE << 5 | n); // STR Xn, [X1, #offset]
+        code.push(0xf900_0000 | (offset / 8) << 10 | BASE << 5 | n); // STR Xn, [X1, #offset]
     }
     for (name, register, value) in system {
         let offset = place((*name).into(), 8, value.to_le_bytes().into());
         get(code, *register);
-        code.push(0xf900_0000 | offset / 8 << 10 | BASE << 5 | SCRATCH); // STR X0, [X1, #offset]
+        code.push(0xf900_0000 | (offset / 8) << 10 | BASE << 5 | SCRATCH); // STR X0, [X1, #offset]
     }
     for (name, address, value) in CONTROLLER {
         let offset = place(name.into(), 8, u64::from(value).to_le_bytes().into());
         number(code, SCRATCH, address);
         code.push(0xb940_0000 | SCRATCH << 5 | SCRATCH); // LDR W0, [X0]
-        code.push(0xf900_0000 | offset / 8 << 10 | BASE << 5 | SCRATCH); // STR X0, [X1, #offset]
+        code.push(0xf900_0000 | (offset / 8) << 10 | BASE << 5 | SCRATCH); // STR X0, [X1, #offset]
     }
     // From here on at an address that is a multiple of what is stored.
     at = at.next_multiple_of(VECTOR);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A C compiler for check_macos.sh: arm64, with the options that only Apple's know left out.
+# A C compiler for check_target.sh: arm64, with the options that only Apple's know left out.
 set -euo pipefail
 
 arguments=()
