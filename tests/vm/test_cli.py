@@ -17,6 +17,7 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_signals_are_the_guests(busybox: str, number: signal.Signals) -> None:
 def test_a_signal_that_whoever_started_us_ignores_stays_ignored(busybox: str) -> None:
     """As in background jobs of shells without job control, and under nohup."""
     script = "trap 'echo caught' INT; echo ready; read x; echo read $x"
-    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with started("run", busybox, "sh", "-c", script, preexec_fn=ignore) as process:
         assert line(process) == b"ready\n"
         process.send_signal(signal.SIGINT)

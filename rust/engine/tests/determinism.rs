@@ -8,8 +8,6 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Machine, RAM};
-use supermachine_engine::Engine;
-use supermachine_engine::arm64::state::Clock;
 use supermachine_engine::arm64::{Exit, Reg, SimdReg, SysReg, Vcpu};
 
 /// A chain of integer, floating-point, vector and memory operations, X1 times; then HVC, and again X6 times.
@@ -94,16 +92,7 @@ fn a_guest_that_is_captured_at_any_moment_comes_to_the_same_result() {
         }
         // Whatever ended the run, the guest goes on elsewhere.
         captures += 1;
-        let saved = vcpu.save().unwrap();
-        let gic = machine.vm.gic_state().unwrap();
-        let cntvct = machine.vm.host_counter().wrapping_sub(vcpu.vtimer_offset());
-        let ram = machine.ram().to_vec();
-        drop(vcpu);
-        drop(machine);
-        machine = Machine::of(Engine::Hvf, 1, &ram);
-        vcpu = machine.vm.create_vcpu(0).unwrap();
-        machine.vm.set_gic_state(&gic).unwrap();
-        vcpu.restore(&saved, Clock::resuming(cntvct, machine.vm.host_counter())).unwrap();
+        (machine, vcpu) = machine.moved(vcpu);
     }
     assert_eq!(result(&machine, &*vcpu), expected);
     assert!(captures > 0);

@@ -3,45 +3,22 @@
 
 mod bare_arm64;
 mod common;
+mod host;
 
 use bare_arm64::{DOORBELL, FOUND, Guest, Has};
 use common::{Machine, RAM};
+use host::kvm_here;
 use supermachine_engine::Engine;
 use supermachine_engine::arm64::state::Clock;
-use supermachine_engine::arm64::{Exit, Reg, SysReg, Vcpu};
+use supermachine_engine::arm64::{Exit, Reg, Vcpu};
 
 /// EL1h, all interrupts masked.
 const EL1H: u64 = 0x3c5;
-const ID_AA64PFR0_EL1: SysReg = SysReg::new(3, 0, 0, 4, 0);
-const ID_AA64ISAR1_EL1: SysReg = SysReg::new(3, 0, 0, 6, 1);
-
-/// Whether there is a KVM here; without one these tests have nothing to look at.
-fn kvm_here() -> bool {
-    let there = std::path::Path::new("/dev/kvm").exists();
-    if !there {
-        eprintln!("skipped: there is no /dev/kvm");
-    }
-    there
-}
-
-fn what_it_has(vcpu: &dyn Vcpu) -> Has {
-    let field = |register, low: u32| vcpu.sys_reg(register).unwrap() >> low & 0xf != 0;
-    Has {
-        scalable_vectors: field(ID_AA64PFR0_EL1, 32),
-        address_keys: field(ID_AA64ISAR1_EL1, 4) || field(ID_AA64ISAR1_EL1, 8),
-        generic_key: field(ID_AA64ISAR1_EL1, 24) || field(ID_AA64ISAR1_EL1, 28),
-    }
-}
 
 /// A machine with the guest at its start, and its vCPU.
 fn started() -> (Machine, Box<dyn Vcpu>, Guest) {
-    let has = {
-        let machine = Machine::of(Engine::Kvm, 1, &[]);
-        let vcpu = machine.vm.create_vcpu(0).unwrap();
-        // The registers of vectors tell their lengths only when they are settled.
-        vcpu.save().unwrap();
-        what_it_has(&*vcpu)
-    };
+    let features = Machine::of(Engine::Kvm, 1, &[]).vm.create_vcpu(0).unwrap().features();
+    let has = Has::of(&features);
     println!("{has:?}");
     let guest = Guest::new(has);
     let code: Vec<u8> = guest.code.iter().flat_map(|instruction| instruction.to_le_bytes()).collect();
@@ -60,20 +37,6 @@ fn ring(machine: &Machine, vcpu: &mut dyn Vcpu) {
     assert_eq!(vcpu.run().unwrap(), Exit::Canceled);
 }
 
-/// Takes the vCPU and its machine over into a new one.
-fn moved(machine: Machine, vcpu: Box<dyn Vcpu>) -> (Machine, Box<dyn Vcpu>) {
-    let (saved, controller) = (vcpu.save().unwrap(), machine.vm.gic_state().unwrap());
-    let count = machine.vm.host_counter().wrapping_sub(vcpu.vtimer_offset());
-    let ram = machine.ram().to_vec();
-    drop(vcpu);
-    drop(machine);
-    let machine = Machine::of(Engine::Kvm, 1, &ram);
-    let mut vcpu = machine.vm.create_vcpu(0).unwrap();
-    machine.vm.set_gic_state(&controller).unwrap();
-    vcpu.restore(&saved, Clock::resuming(count, machine.vm.host_counter())).unwrap();
-    (machine, vcpu)
-}
-
 #[test]
 fn every_class_of_register_goes_over_into_a_new_vm() {
     if !kvm_here() {
@@ -81,7 +44,7 @@ fn every_class_of_register_goes_over_into_a_new_vm() {
     }
     let (machine, mut vcpu, guest) = started();
     ring(&machine, &mut *vcpu);
-    let (machine, mut vcpu) = moved(machine, vcpu);
+    let (machine, mut vcpu) = machine.moved(vcpu);
     ring(&machine, &mut *vcpu);
     let mut wrong = Vec::new();
     for place in &guest.places {
@@ -108,12 +71,12 @@ fn what_was_restored_is_saved_as_it_was() {
     let (machine, mut vcpu, _) = started();
     ring(&machine, &mut *vcpu);
     let saved = vcpu.save().unwrap();
-    let (machine, vcpu) = moved(machine, vcpu);
+    let (machine, vcpu) = machine.moved(vcpu);
     // The counter is no part of it.
     assert_eq!(vcpu.save().unwrap(), saved);
     // KVM gives a table of LPIs that nobody has set other attributes when it is set to nothing (GICR_PROPBASER).
     let controller = machine.vm.gic_state().unwrap();
-    let (machine, _vcpu) = moved(machine, vcpu);
+    let (machine, _vcpu) = machine.moved(vcpu);
     assert_eq!(machine.vm.gic_state().unwrap(), controller);
 }
 

@@ -2,11 +2,13 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod bare;
+mod host;
 
 use std::sync::mpsc;
 use std::time::Duration;
 
-use bare::{Guest, Memory, Program, RESULTS, kvm_here};
+use bare::{Guest, Memory, Program, RESULTS};
+use host::kvm_here;
 use supermachine_engine::kvm::Error;
 use supermachine_engine::kvm::x86_64::{Bus, Exit};
 

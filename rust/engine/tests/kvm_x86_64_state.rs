@@ -2,9 +2,11 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod bare;
+mod host;
 
 use bare::classes::{CLASSES, EXPECTED};
-use bare::{Guest, RESULTS, kvm_here};
+use bare::{Guest, RESULTS};
+use host::kvm_here;
 use supermachine_engine::kvm::x86_64::CpuModel;
 
 #[test]

@@ -2,10 +2,12 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod bare;
+mod host;
 
 use std::time::{Duration, Instant};
 
-use bare::{Guest, Program, RESULTS, kvm_here};
+use bare::{Guest, Program, RESULTS};
+use host::kvm_here;
 
 // Sets the TSC-deadline timer a little ahead and rings; then waits for the interrupt.
 std::arch::global_asm!(

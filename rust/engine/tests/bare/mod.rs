@@ -27,17 +27,6 @@ const STACK: u64 = 0x9000;
 /// Where a guest's program begins and ends in this test's own code.
 pub type Program = (unsafe extern "C" fn(), unsafe extern "C" fn());
 
-/// `false`, said aloud, where tests with KVM cannot run.
-pub fn kvm_here() -> bool {
-    match supermachine_engine::kvm::host::open() {
-        Ok(_) => true,
-        Err(reason) => {
-            eprintln!("SKIPPED: {reason}");
-            false
-        }
-    }
-}
-
 /// Page-aligned memory of a guest.
 pub struct Memory(NonNull<u8>);
 

@@ -21,6 +21,18 @@ pub struct Has {
     pub generic_key: bool,
 }
 
+impl Has {
+    /// By the names that a snapshot records.
+    pub fn of(features: &[String]) -> Self {
+        let has = |name: &str| features.iter().any(|feature| feature.split('=').next() == Some(name));
+        Self {
+            scalable_vectors: has("SVE"),
+            address_keys: has("APA") || has("API"),
+            generic_key: has("GPA") || has("GPI"),
+        }
+    }
+}
+
 /// System registers that are as they are set (Arm ARM, D24), none of which changes what the guest does next: its MMU is
 /// off, interrupts are masked, breakpoints and watchpoints are disabled.
 const SYSTEM: [(&str, SysReg, u64); 28] = [
@@ -229,44 +241,40 @@ fn set_scalable(code: &mut Vec<u32>) {
     }
 }
 
+/// STR Xn, [X1, #offset].
+fn keep(code: &mut Vec<u32>, n: u32, offset: u64) {
+    code.push(0xf900_0000 | (offset as u32 / 8) << 10 | BASE << 5 | n);
+}
+
 /// Stores everything from `base` on; tells where what is.
 fn store(code: &mut Vec<u32>, base: u64, system: &[(&'static str, SysReg, u64)], has: Has) -> Vec<Place> {
     /// The longest that scalable vectors can be, and their predicates.
     const VECTOR: u64 = 256;
     const PREDICATE: u64 = VECTOR / 8;
     let mut places: Vec<Place> = Vec::new();
-    let mut at = 0;
+    // At a multiple of its size; `base` is one of the largest.
     let mut place = |name: String, bytes: u64, expected: Vec<u8>| {
-        places.push(Place { name, offset: at, bytes, expected });
-        at += bytes;
-        (at - bytes) as u32
+        let end = places.last().map_or(0, |last| last.offset + last.bytes);
+        let offset = end.next_multiple_of(bytes);
+        places.push(Place { name, offset, bytes, expected });
+        offset
     };
     number(code, BASE, base);
     for n in 2..31 {
-        let offset = place(format!("X{n}"), 8, general(n).to_le_bytes().into());
-        code.push(0xf900_0000 | (offset / 8) << 10 | BASE << 5 | n); // STR Xn, [X1, #offset]
+        keep(code, n, place(format!("X{n}"), 8, general(n).to_le_bytes().into()));
     }
     for (name, register, value) in system {
-        let offset = place((*name).into(), 8, value.to_le_bytes().into());
         get(code, *register);
-        code.push(0xf900_0000 | (offset / 8) << 10 | BASE << 5 | SCRATCH); // STR X0, [X1, #offset]
+        keep(code, SCRATCH, place((*name).into(), 8, value.to_le_bytes().into()));
     }
     for (name, address, value) in CONTROLLER {
-        let offset = place(name.into(), 8, u64::from(value).to_le_bytes().into());
         number(code, SCRATCH, address);
         code.push(0xb940_0000 | SCRATCH << 5 | SCRATCH); // LDR W0, [X0]
-        code.push(0xf900_0000 | (offset / 8) << 10 | BASE << 5 | SCRATCH); // STR X0, [X1, #offset]
+        keep(code, SCRATCH, place(name.into(), 8, u64::from(value).to_le_bytes().into()));
     }
-    // From here on at an address that is a multiple of what is stored.
-    at = at.next_multiple_of(VECTOR);
-    let mut place = |name: String, bytes: u64, expected: Vec<u8>| {
-        places.push(Place { name, offset: at, bytes, expected });
-        at += bytes;
-        base + at - bytes
-    };
     if !has.scalable_vectors {
         for n in 0..32 {
-            number(code, SCRATCH, place(format!("V{n}"), 16, vector(n)));
+            number(code, SCRATCH, base + place(format!("V{n}"), 16, vector(n)));
             code.push(0x3d80_0000 | SCRATCH << 5 | n); // STR Qn, [X0]
         }
         return places;
@@ -275,16 +283,16 @@ fn store(code: &mut Vec<u32>, base: u64, system: &[(&'static str, SysReg, u64)],
         let (first, step) = series(n);
         // However long vectors are, their first bytes.
         let expected = (0..16_i8).map(|byte| first.wrapping_add(byte.wrapping_mul(step)) as u8);
-        number(code, SCRATCH, place(format!("Z{n}"), VECTOR, expected.collect()));
+        number(code, SCRATCH, base + place(format!("Z{n}"), VECTOR, expected.collect()));
         code.push(0xe580_4000 | SCRATCH << 5 | n); // STR Zn, [X0]
     }
     let ones = |count: u32| vec![((1_u32 << count) - 1) as u8, 0];
     for n in 0..15 {
-        number(code, SCRATCH, place(format!("P{n}"), PREDICATE, ones(n % 8 + 1)));
+        number(code, SCRATCH, base + place(format!("P{n}"), PREDICATE, ones(n % 8 + 1)));
         code.push(0xe580_0000 | SCRATCH << 5 | n); // STR Pn, [X0]
     }
     code.push(0x2519_f00f); // RDFFR P15.B
-    number(code, SCRATCH, place("FFR".into(), PREDICATE, ones(5)));
+    number(code, SCRATCH, base + place("FFR".into(), PREDICATE, ones(5)));
     code.push(0xe580_000f | SCRATCH << 5); // STR P15, [X0]
     places
 }

@@ -4,7 +4,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use supermachine_engine::arm64::{Vm, VmConfig};
+use supermachine_engine::arm64::state::Clock;
+use supermachine_engine::arm64::{Vcpu, Vm, VmConfig};
 use supermachine_engine::{Engine, Protection};
 
 pub const RAM: u64 = 0x4000_0000;
@@ -21,6 +22,7 @@ pub fn exclusive() -> MutexGuard<'static, ()> {
 /// A machine with `code` at the start of its memory.
 pub struct Machine {
     pub vm: Arc<dyn Vm>,
+    engine: Engine,
     ram: NonNull<u8>,
     _exclusive: MutexGuard<'static, ()>,
 }
@@ -44,7 +46,22 @@ impl Machine {
         unsafe { ram.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         // SAFETY: the memory outlives the VM, see `drop`.
         unsafe { vm.map(ram, RAM, RAM_BYTES as u64, Protection::ReadWriteExecute).unwrap() };
-        Self { vm, ram, _exclusive: exclusive }
+        Self { vm, engine, ram, _exclusive: exclusive }
+    }
+
+    /// A new machine with all that there was in this one and its only vCPU.
+    #[allow(dead_code)] // as above
+    pub fn moved(self, vcpu: Box<dyn Vcpu>) -> (Self, Box<dyn Vcpu>) {
+        let (engine, saved, controller) = (self.engine, vcpu.save().unwrap(), self.vm.gic_state().unwrap());
+        let count = self.vm.host_counter().wrapping_sub(vcpu.vtimer_offset());
+        let ram = self.ram().to_vec();
+        drop(vcpu);
+        drop(self);
+        let machine = Self::of(engine, 1, &ram);
+        let mut vcpu = machine.vm.create_vcpu(0).unwrap();
+        machine.vm.set_gic_state(&controller).unwrap();
+        vcpu.restore(&saved, Clock::resuming(count, machine.vm.host_counter())).unwrap();
+        (machine, vcpu)
     }
 
     /// The memory, while no vCPU runs.
