@@ -72,7 +72,7 @@ wheel() {
     "$work/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/dist" . && ls "$work"/dist/*-macosx_15_0_arm64.whl
 }
 prove "its wheel is for macOS 15 on Apple silicon" wheel
-worker=$("$work/venv/bin/python" -c 'from supermachine import installation; print(installation.worker())')
+worker=$("$work/venv/bin/python" -c 'from supermachine.host import bundle; print(bundle.worker())')
 entitled() { codesign --display --entitlements - "$worker" 2>&1 | grep -q com.apple.security.hypervisor; }
 prove "the worker is signed with the entitlement" entitled
 prove "the worker's Hypervisor.framework may be missing" \
@@ -82,11 +82,11 @@ unsigned() {
     cp "$worker" "$work/unsigned" && codesign --remove-signature "$work/unsigned" && codesign --sign - "$work/unsigned" &&
         SUPERMACHINE_CACHE="$work/cache" SUPERMACHINE_WORKER="$work/unsigned" "$work/venv/bin/python" -c '
 import os
-from supermachine import installation, signing
-first = installation.worker()
-assert first != os.environ["SUPERMACHINE_WORKER"] and signing.is_entitled(first)
+from supermachine.host import bundle, codesign_macos
+first = bundle.worker()
+assert first != os.environ["SUPERMACHINE_WORKER"] and codesign_macos.is_entitled(first)
 inode = os.stat(first).st_ino
-assert installation.worker() == first and os.stat(first).st_ino == inode'
+assert bundle.worker() == first and os.stat(first).st_ino == inode'
 }
 prove "an unsigned worker is signed at its first use, once" unsigned
 prove "doctor chooses hvf" sh -c "'$work/venv/bin/supermachine' doctor --json | grep -q '\"chosen\": \"hvf\"'"

@@ -50,7 +50,8 @@ def supermachine_ready() -> Any:
 
 def supermachine_restored() -> Any:
     """From a snapshot, to the first output of a program in the guest."""
-    from supermachine import VM, processes
+    from supermachine import VM
+    from supermachine.guest import processes
 
     vm = VM(IMAGE, engine="kvm", memory=MEMORY_MIB << 20)
     assert vm.image.rootfs.exists() and processes
@@ -134,12 +135,12 @@ def supermachine_end(kernel: str, initramfs: str) -> Any:
     """From the start of the worker to its end, with a guest whose first process ends the machine."""
     import os
 
-    from supermachine import installation
     from supermachine._core import Worker
+    from supermachine.host import bundle
 
     def run() -> Any:
         worker = Worker.spawn(
-            installation.worker(),
+            bundle.worker(),
             engine="kvm",
             kernel=kernel,
             initramfs=initramfs,

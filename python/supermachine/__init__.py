@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
     from . import aio, errors, images, snapshots
     from ._core import VERSION as __version__  # noqa: N811
-    from .baking import Image, bake
-    from .capture import Snapshot
     from .errors import HardwareRequired, SupermachineError, VMExited, VMTimeout
-    from .paths import GuestPath
-    from .pool import Pool
-    from .processes import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, Popen, TimeoutExpired
-    from .vm import VM, run
+    from .guest.paths import GuestPath
+    from .guest.processes import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, Popen, TimeoutExpired
+    from .machine.pool import Pool
+    from .machine.vm import VM, run
+    from .snapshots.baking import Image, bake
+    from .snapshots.capture import Snapshot
 
 _HOMES = {
-    "CalledProcessError": "processes",
-    "CompletedProcess": "processes",
-    "DEVNULL": "processes",
-    "GuestPath": "paths",
+    "CalledProcessError": "guest.processes",
+    "CompletedProcess": "guest.processes",
+    "DEVNULL": "guest.processes",
+    "GuestPath": "guest.paths",
     "HardwareRequired": "errors",
-    "Image": "baking",
-    "PIPE": "processes",
-    "Pool": "pool",
-    "Popen": "processes",
-    "STDOUT": "processes",
-    "Snapshot": "capture",
+    "Image": "snapshots.baking",
+    "PIPE": "guest.processes",
+    "Pool": "machine.pool",
+    "Popen": "guest.processes",
+    "STDOUT": "guest.processes",
+    "Snapshot": "snapshots.capture",
     "SupermachineError": "errors",
-    "TimeoutExpired": "processes",
-    "VM": "vm",
+    "TimeoutExpired": "guest.processes",
+    "VM": "machine.vm",
     "VMExited": "errors",
     "VMTimeout": "errors",
-    "bake": "baking",
-    "run": "vm",
+    "bake": "snapshots.baking",
+    "run": "machine.vm",
 }
 _MODULES = ("aio", "errors", "images", "snapshots")
 

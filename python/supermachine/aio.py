@@ -14,20 +14,20 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from subprocess import CompletedProcess
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
-from . import baking as _baking
-from . import paths as _paths
-from . import pool as _pool
-from . import processes as _processes
-from . import vm as _vm
-from .processes import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
+from .guest import paths as _paths
+from .guest import processes as _processes
+from .guest.processes import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
+from .machine import pool as _pool
+from .machine import vm as _vm
+from .snapshots import baking as _baking
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .baking import Warmup
-    from .capture import Snapshot
+    from .guest.processes import Args
     from .images import ResolvedImage
-    from .processes import Args
+    from .snapshots.baking import Warmup
+    from .snapshots.capture import Snapshot
 
 __all__ = [
     "DEVNULL",

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import supermachine
-from supermachine import aio, engines, errors, options
+from supermachine import aio, errors
 from supermachine.errors import ConfigurationError, EngineUnavailable, HardwareRequired, NotSupported, SupermachineError
+from supermachine.host import engines
+from supermachine.settings import parsing
 
 
 def members(kind) -> set[str]:
@@ -94,13 +96,13 @@ def test_cancelling_kills_the_process(guest, stand_in, tmp_path):
     [("64m", 64 << 20), ("512M", 512 << 20), ("1.5g", 1536 << 20), ("2GiB", 2 << 30), (70_000_000, 71303168)],
 )
 def test_memory(text, size):
-    assert options.memory_bytes(text) == size
+    assert parsing.memory_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "lots", "1m", "-1g", "1e9", "65g", "999t", 5])
 def test_memory_refused(text):
     with pytest.raises(ConfigurationError):
-        options.memory_bytes(text)
+        parsing.memory_bytes(text)
 
 
 def test_hardware_is_refused_when_there_is_none(monkeypatch):

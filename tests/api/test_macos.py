@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from supermachine import engines, installation, signing
 from supermachine.errors import HardwareRequired, InstallationError
+from supermachine.host import bundle, codesign_macos, engines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,7 @@ UNSIGNED = mach_o(b"\xfa\xde\x0c\xc0..nothing")
 def test_the_entitlement_is_found_in_the_signature(tmp_path: Path, content: bytes, entitled: bool) -> None:
     path = tmp_path / "worker"
     path.write_bytes(content)
-    assert signing.is_entitled(path) is entitled
+    assert codesign_macos.is_entitled(path) is entitled
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def codesign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]
         Path(command[-1]).write_bytes(SIGNED)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(signing.subprocess, "run", run)
+    monkeypatch.setattr(codesign_macos.subprocess, "run", run)
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setenv("SUPERMACHINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SUPERMACHINE_WORKER", str(tmp_path / "worker"))
@@ -73,11 +73,11 @@ def codesign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]
 def test_a_worker_is_signed_once_for_each_version_of_it(codesign: list[list[str]], tmp_path: Path) -> None:
     worker = tmp_path / "worker"
     worker.write_bytes(UNSIGNED)
-    first = installation.worker()
+    first = bundle.worker()
     assert first.startswith(str(tmp_path / "cache"))
     assert os.access(first, os.X_OK)
     inode = os.stat(first).st_ino
-    assert installation.worker() == first
+    assert bundle.worker() == first
     assert os.stat(first).st_ino == inode
     assert len(codesign) == 1
     assert codesign[0][:-1] == [
@@ -91,13 +91,13 @@ def test_a_worker_is_signed_once_for_each_version_of_it(codesign: list[list[str]
     assert worker.read_bytes() == UNSIGNED, "the installed file stays as it is"
 
     worker.write_bytes(UNSIGNED + b"another version")
-    assert installation.worker() != first
+    assert bundle.worker() != first
     assert len(codesign) == 2
 
 
 def test_a_worker_that_came_signed_is_used_as_it_is(codesign: list[list[str]], tmp_path: Path) -> None:
     (tmp_path / "worker").write_bytes(SIGNED)
-    assert installation.worker() == str(tmp_path / "worker")
+    assert bundle.worker() == str(tmp_path / "worker")
     assert codesign == []
 
 
@@ -109,9 +109,9 @@ def test_a_failure_to_sign_is_told_and_leaves_nothing(
     def fail(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "no identity found\n")
 
-    monkeypatch.setattr(signing.subprocess, "run", fail)
+    monkeypatch.setattr(codesign_macos.subprocess, "run", fail)
     with pytest.raises(InstallationError, match="hypervisor entitlement") as caught:
-        installation.worker()
+        bundle.worker()
     assert caught.value.cause == "no identity found"
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
 
@@ -149,4 +149,4 @@ def test_the_entitlements_are_those_that_the_signature_is_looked_at_for() -> Non
     import plistlib
 
     found = plistlib.loads((ROOT / "rust/worker/entitlements.plist").read_bytes())
-    assert found == {signing.ENTITLEMENT: True}
+    assert found == {codesign_macos.ENTITLEMENT: True}

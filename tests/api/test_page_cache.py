@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from supermachine.page_cache import needed
+from supermachine.guest.read_ahead import needed
 
 from tests.real import require
 

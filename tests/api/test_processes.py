@@ -189,7 +189,7 @@ def test_an_agent_that_hangs_up_is_not_the_end_of_the_vm(guest):
 def test_a_guest_that_does_not_start_a_process_is_not_waited_for_without_end(guest, monkeypatch):
     with pytest.raises(TimeoutExpired):
         guest.run(["!mute"], timeout=0.1)
-    monkeypatch.setattr("supermachine.execution.START_TIMEOUT", 0.1)
+    monkeypatch.setattr("supermachine.guest.process_context.START_TIMEOUT", 0.1)
     with pytest.raises(VMTimeout, match="did not start"):
         guest.popen(["!mute"])
     assert guest.run(["true"]).returncode == 0

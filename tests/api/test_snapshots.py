@@ -12,9 +12,9 @@ import pytest
 import supermachine
 from hypothesis import given
 from hypothesis import strategies as st
-from supermachine import VM, aio, baking, capture, ports, records, workingset
-from supermachine.cli import arguments
+from supermachine import VM, aio
 from supermachine.cli.commands import run as run_command
+from supermachine.cli.run import arguments
 from supermachine.errors import (
     BadSnapshot,
     ConfigurationError,
@@ -24,6 +24,8 @@ from supermachine.errors import (
     SnapshotInUse,
 )
 from supermachine.images import ImageConfig
+from supermachine.network import ports
+from supermachine.snapshots import baking, capture, records, working_set
 
 
 def members(kind) -> set[str]:
@@ -170,27 +172,27 @@ def ranges(gaps):
 
 @given(runs)
 def test_working_sets_are_read_as_they_were_written(gaps):
-    assert workingset.decode(workingset.encode(ranges(gaps))) == ranges(gaps)
+    assert working_set.decode(working_set.encode(ranges(gaps))) == ranges(gaps)
 
 
 @given(runs.filter(bool), st.data())
 def test_a_damaged_working_set_is_none(gaps, data):
-    good = workingset.encode(ranges(gaps))
+    good = working_set.encode(ranges(gaps))
     at = data.draw(st.integers(0, len(good) - 1))
     flipped = bytearray(good)
     flipped[at] ^= data.draw(st.integers(1, 255))
     for bad in (bytes(flipped), good[:at]):
         with pytest.raises(ValueError):
-            workingset.decode(bad)
+            working_set.decode(bad)
 
 
 @pytest.mark.parametrize("body", [[(5, 1), (5, 1)], [(9, 1), (2, 1)], [(0, 0)], [(0, 1 << 30)]])
 def test_a_working_set_that_cannot_be_is_none(body, tmp_path):
     data = b"".join(struct.pack("<II", start, count << 1) for start, count in body)
     path = tmp_path / "set"
-    path.write_bytes(workingset._MAGIC + hashlib.sha256(data).hexdigest().encode() + data)
-    assert workingset.load(path) == []
-    assert workingset.load(tmp_path / "missing") == []
+    path.write_bytes(working_set._MAGIC + hashlib.sha256(data).hexdigest().encode() + data)
+    assert working_set.load(path) == []
+    assert working_set.load(tmp_path / "missing") == []
 
 
 # Files.

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supermachine.images.cache import Cache
-from supermachine.images.model import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-from supermachine.images.store import Converter
-from supermachine.images.transport import Limits, Transport
+from supermachine.cache.store import Cache
+from supermachine.images.resolution import Converter
+from supermachine.oci.model import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from supermachine.oci.transport import Limits, Transport
 
 from ..real import RealRegistry
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 from supermachine import errors
+from supermachine.cache.locks import acquire, locked, release
+from supermachine.cache.store import Cache
 from supermachine.images import resolve
-from supermachine.images.cache import Cache
-from supermachine.images.locks import acquire, locked, release
-from supermachine.images.store import Converter, Layer
+from supermachine.images.resolution import Converter, Layer
 
 from .conftest import Answer, FakeRegistry, RecordingConverter, make_image, make_index, sha256, tar_of, write_layout
 
@@ -46,7 +46,7 @@ def test_a_new_scratch_directory_that_is_taken_for_a_stale_one(
             return None if how == "held" else acquire(path, **options)
         return acquire(path, **options)
 
-    monkeypatch.setattr("supermachine.images.cache.acquire", meddling)
+    monkeypatch.setattr("supermachine.cache.store.acquire", meddling)
     with cache.scratch() as place:
         (place / "work").write_bytes(b"goes on")
     assert meddled

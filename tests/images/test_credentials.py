@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from supermachine.errors import CredentialError
-from supermachine.images.authentication import parse_challenge
-from supermachine.images.credentials import Credentials, find_credentials
+from supermachine.oci.authentication import parse_challenge
+from supermachine.oci.credentials import Credentials, find_credentials
 
 from .conftest import auth_entry
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from supermachine import errors
+from supermachine.cache.store import Cache
 from supermachine.images import resolve
-from supermachine.images.archive import Archive
-from supermachine.images.cache import Cache
-from supermachine.images.model import parse_config, parse_manifest
-from supermachine.images.platforms import Platform, best
-from supermachine.images.store import Converter
+from supermachine.images.resolution import Converter
+from supermachine.oci.archive import Archive
+from supermachine.oci.model import parse_config, parse_manifest
+from supermachine.oci.platforms import Platform, best
 
 from .conftest import make_image, make_index, sha256, tar_of, write_layout
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supermachine.errors import InvalidReference
-from supermachine.images.references import FileReference, RegistryReference, parse_reference, parse_registry_reference
+from supermachine.oci.references import FileReference, RegistryReference, parse_reference, parse_registry_reference
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from supermachine import errors
+from supermachine.cache.store import Cache
 from supermachine.images import resolve
-from supermachine.images.cache import Cache
-from supermachine.images.model import OCI_INDEX
 from supermachine.images.progress import ProgressEvent
-from supermachine.images.store import Converter
-from supermachine.images.transport import Limits, Transport
+from supermachine.images.resolution import Converter
+from supermachine.oci.model import OCI_INDEX
+from supermachine.oci.transport import Limits, Transport
 
 from ..real import free_port
 from .conftest import (

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from supermachine import errors
+from supermachine.cache.store import Cache
 from supermachine.images import resolve
-from supermachine.images.cache import Cache
-from supermachine.images.store import Converter
+from supermachine.images.resolution import Converter
 
 from ..real import RealRegistry, require, run
 from .conftest import RecordingConverter, auth_entry, docker_config, make_index, tar_of
@@ -211,7 +211,7 @@ def test_concurrent_pulls_do_the_work_once(tmp_path: Path, cache: Cache, real_re
 def test_import_is_light() -> None:
     """Neither the HTTP client nor the archive reader comes along before it is needed."""
     code = (
-        "import sys, supermachine.images.store, supermachine.images.references\n"
+        "import sys, supermachine.images.resolution, supermachine.oci.references\n"
         "print([m for m in ('urllib3', 'tarfile', 'http.client', 'subprocess') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from supermachine import VM, VMExited, engines
+from supermachine import VM, VMExited
+from supermachine.host import engines
 
 #: How often in a row a running program is captured.
 CAPTURES = 4
@@ -182,7 +183,7 @@ def _command() -> Any:
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=PATIENCE, check=False)
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     steps = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("supermachine: ")]
-    return [done.returncode, done.stdout, "supermachine.vm" not in loaded, steps]
+    return [done.returncode, done.stdout, "supermachine.machine.vm" not in loaded, steps]
 
 
 def refused() -> Any:

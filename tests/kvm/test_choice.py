@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supermachine import VM, doctor, engines
+from supermachine import VM
 from supermachine.errors import ConfigurationError, EngineUnavailable, HardwareRequired
+from supermachine.host import doctor, engines
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="KVM exists on Linux only")
 

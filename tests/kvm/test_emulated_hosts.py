@@ -187,7 +187,7 @@ def test_without_the_device_soft_is_taken(site: Site) -> None:
 
 
 def test_a_user_without_permission_is_told_the_command(site: Site) -> None:
-    script = "from supermachine import engines; e = engines.probe()[1]; print(e.code, '|', e.remedy)"
+    script = "from supermachine.host import engines; e = engines.probe()[1]; print(e.code, '|', e.remedy)"
     site.host.run(["chmod", "0660", "/dev/kvm"], 60, check=True)
     try:
         done: subprocess.CompletedProcess[str] = site.host.run(

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from supermachine import VM, engines
+from supermachine import VM
+from supermachine.host import engines
 
 from ..real import require, require_root, run
 from . import layers

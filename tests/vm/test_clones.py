@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from supermachine import VM, GuestPath, Snapshot, errors, launch
+from supermachine import VM, GuestPath, Snapshot, errors
+from supermachine.machine.lifecycle import launch
 
 from .guests import answer, output, wait_for
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import supermachine
-from supermachine import VM, engines, errors
+from supermachine import VM, errors
+from supermachine.host import engines
 
 from .guests import output, was_restored
 

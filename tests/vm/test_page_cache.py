@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from supermachine import VM, page_cache
+from supermachine import VM
+from supermachine.guest import read_ahead
 
 from .guests import was_restored
 
@@ -32,12 +33,12 @@ def test_the_shell_and_the_images_program_are_there(debian: Path, monkeypatch: p
     # A locale, perhaps.
     assert reads_of_a_first(python, debian, "130m") <= 2
     # What that is worth: nobody reads them before.
-    monkeypatch.setattr(page_cache, "fill", lambda _vm: None)
+    monkeypatch.setattr(read_ahead, "fill", lambda _vm: None)
     assert reads_of_a_first(shell, debian, "132m") > 2
     assert reads_of_a_first(python, debian, "132m") > 10
 
 
 def test_what_cannot_be_read_is_passed_over(debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ("/bin/missing", "/dev/zero", "/proc/kmsg", "/proc/self/mem", "/proc/kcore", "/etc", "/nowhere/at/all")
-    monkeypatch.setattr(page_cache, "_ALWAYS", (*files, *page_cache._ALWAYS))
+    monkeypatch.setattr(read_ahead, "_ALWAYS", (*files, *read_ahead._ALWAYS))
     assert reads_of_a_first(["/bin/sh", "-c", ":"], debian, "134m") == 0

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from supermachine import installation
-from supermachine.cli.remembered import _SETTLED, Start
+from supermachine.cli.run.fast import _SETTLED, Start
+from supermachine.host import bundle
 
 from ..processes import line, running
 from ..real import RealRegistry, require, run
@@ -40,8 +40,8 @@ def sm(*words: str, **options: object) -> Done:
     lines = done.stderr.splitlines()
     loaded = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
     said = "\n".join(line for line in lines if not line.startswith("import time:"))
-    assert "supermachine.cli.remembered" in loaded
-    return Done(done.returncode, done.stdout, said, "supermachine.vm" not in loaded)
+    assert "supermachine.cli.run.fast" in loaded
+    return Done(done.returncode, done.stdout, said, "supermachine.machine.vm" not in loaded)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def test_another_worker(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, settled: Callable[[], None]
 ) -> None:
     worker = tmp_path / "worker"
-    shutil.copy(installation.worker(), worker)
+    shutil.copy(bundle.worker(), worker)
     monkeypatch.setenv("SUPERMACHINE_WORKER", str(worker))
     settled()
     learn(str(BUSYBOX))

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import supermachine
-from supermachine import VM, Snapshot, baking, capture, errors, launch, records
+from supermachine import VM, Snapshot, errors
 from supermachine.images import Cache
+from supermachine.machine.lifecycle import launch
+from supermachine.snapshots import baking, capture, records
 
 from .guests import output, wait_for, was_restored
 
@@ -129,8 +131,9 @@ def test_first_starts_at_once_bake_once(own_cache: Path, busybox: str) -> None:
 def test_who_is_killed_while_it_bakes_leaves_nothing_half(own_cache: Path, busybox: str, moment: str) -> None:
     script = f"""
         import os, signal, threading, time
-        from supermachine import VM, capture
-        from supermachine.images import cache
+        from supermachine import VM
+        from supermachine.snapshots import capture
+        from supermachine.cache import store as cache
         def die(*_, **__):
             os.kill(os.getpid(), signal.SIGKILL)
         write = capture.write
@@ -233,7 +236,7 @@ def test_pruning_leaves_what_is_in_use(own_cache: Path, busybox: str, tmp_path: 
 
 
 def test_what_a_clone_touches_is_recorded_once_and_damage_is_no_matter(own_cache: Path, busybox: str) -> None:
-    from supermachine import workingset
+    from supermachine.snapshots import working_set
 
     path = supermachine.bake(busybox).with_name("working-set")
     with VM(busybox, prefault=False) as vm:
@@ -241,7 +244,7 @@ def test_what_a_clone_touches_is_recorded_once_and_damage_is_no_matter(own_cache
     assert not path.exists()
     with VM(busybox) as vm:
         output(vm, "echo hi")
-        recorded = workingset.load(path)
+        recorded = working_set.load(path)
         assert 0 < sum(count for _, count, _ in recorded) < 8192
         inode = path.stat().st_ino
         output(vm, "echo hi")
@@ -249,7 +252,7 @@ def test_what_a_clone_touches_is_recorded_once_and_damage_is_no_matter(own_cache
         assert output(vm, "echo hi") == "hi\n"
     assert path.stat().st_ino == inode
     path.write_bytes(path.read_bytes()[:-1])
-    assert workingset.load(path) == []
+    assert working_set.load(path) == []
     with VM(busybox) as vm:
         assert output(vm, "echo hi") == "hi\n"
 

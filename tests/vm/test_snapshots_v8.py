@@ -16,20 +16,11 @@ from typing import Any
 import pytest
 import recode_v8
 from click.testing import CliRunner
-from supermachine import (
-    VM,
-    Snapshot,
-    _core,
-    capture,
-    engines,
-    errors,
-    images,
-    installation,
-    launch,
-    snapshots,
-    v8,
-)
+from supermachine import VM, Snapshot, _core, errors, images, snapshots
 from supermachine.cli.commands import cli
+from supermachine.host import bundle, engines
+from supermachine.machine.lifecycle import launch
+from supermachine.snapshots import capture, legacy_v8
 
 from .guests import output, refused, wait_for
 
@@ -146,7 +137,7 @@ def test_what_the_format_cannot_hold_is_refused_and_leaves_nothing(busybox: str,
             snapshot.restore(image=busybox)
     foreign = engines.Engine("kvm", "hardware", True, "", architecture="x86_64")
     with pytest.raises(errors.NotSupported, match="kvm engine's are x86_64"):
-        v8.check_writable(foreign, diff=False)
+        legacy_v8.check_writable(foreign, diff=False)
 
 
 #: The agent's own port, which is there in every guest of ours: something that listens on vsock.
@@ -235,9 +226,9 @@ def test_guests_without_an_agent_are_reached_by_vsock_alone(taken: Snapshot, bus
 def foreign(agentless: Path, busybox: str, tmp_path: Path) -> Path:
     """Of a guest that has never had our agent in it."""
     worker = _core.Worker.spawn(
-        installation.worker(),
+        bundle.worker(),
         engine="soft",
-        kernel=installation.kernel("aarch64"),
+        kernel=bundle.kernel("aarch64"),
         initramfs=str(agentless),
         disks=[(str(images.resolve(busybox).rootfs), True)],
         memory_bytes=MEMORY,

@@ -73,13 +73,13 @@ def _main() -> int:
 
 def _dispatch() -> int:
     if sys.argv[1:2] == ["run"] and "_SUPERMACHINE_COMPLETE" not in os.environ:
-        from . import arguments
+        from .run import arguments
 
         plain = arguments.parse(sys.argv[2:])
         if plain is not None:
-            from . import remembered
+            from .run import fast
 
-            return remembered.run(plain)
+            return fast.run(plain)
     gc.enable()
     import click
 

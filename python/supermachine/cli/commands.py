@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from .format import human
+
 if TYPE_CHECKING:
-    from .arguments import Arguments
+    from .run.arguments import Arguments
 
 _IMAGE_OPTIONS = [
     click.option("--platform", metavar="OS/ARCH", help="Platform of the image; the engine is one that runs it."),
@@ -67,9 +68,9 @@ def run(**given: Any) -> int:
 
     The exit status is the command's, 128+N when signal N ended it, 125 for failures of supermachine itself.
     """
-    from . import remembered
+    from .run import fast
 
-    return remembered.run(cast("Arguments", given))
+    return fast.run(cast("Arguments", given))
 
 
 @cli.command()
@@ -122,9 +123,9 @@ def images(as_json: bool) -> None:
 @click.argument("image", nargs=-1, required=True)
 def rm(image: tuple[str, ...]) -> None:
     """Remove images from the cache, by reference or digest."""
-    from .. import baking
     from ..errors import ImageNotFound
     from ..images import Cache, RegistryReference, parse_reference
+    from ..snapshots import baking
 
     cache = Cache()
     for name in image:
@@ -149,8 +150,8 @@ def _is_digest(name: str) -> bool:
 @click.option("-a", "--all", "everything", is_flag=True, help="Every image, not only what nothing needs.")
 def prune(everything: bool) -> None:
     """Free disk space: what no image needs, and baked snapshots that no virtual machine runs from."""
-    from .. import baking
     from ..images import Cache
+    from ..snapshots import baking
 
     cache = Cache()
     freed = baking.prune(cache)
@@ -171,7 +172,7 @@ def snapshot() -> None:
 @click.argument("path", type=_path)
 def snapshot_inspect(path: str, as_json: bool) -> None:
     """Show what a snapshot, or an export of one, is of."""
-    from ..snapshots import inspect
+    from ..snapshots.files import inspect
     from . import snapshot as shown
 
     info = inspect(path)
@@ -182,7 +183,7 @@ def snapshot_inspect(path: str, as_json: bool) -> None:
 @click.argument("path", type=_path, nargs=-1, required=True)
 def snapshot_verify(path: tuple[str, ...]) -> None:
     """Read and check all of each snapshot, and print its id."""
-    from ..snapshots import verify
+    from ..snapshots.files import verify
 
     for name in path:
         click.echo(f"{name}: {verify(name) or 'no fault found; version 8 has no checksums'}")
@@ -194,7 +195,7 @@ def snapshot_verify(path: tuple[str, ...]) -> None:
 @click.argument("out", type=_path)
 def snapshot_export(path: str, out: str, replace: bool) -> None:
     """Verify a snapshot and pack it into one compressed file."""
-    from ..snapshots import export
+    from ..snapshots.files import export
 
     click.echo(f"{out}: {human(export(path, out, replace=replace))}")
 
@@ -205,7 +206,7 @@ def snapshot_export(path: str, out: str, replace: bool) -> None:
 @click.argument("dest", type=_path)
 def snapshot_import(path: str, dest: str, replace: bool) -> None:
     """Unpack an exported snapshot; it is there once it was verified."""
-    from ..snapshots import import_
+    from ..snapshots.files import import_
 
     click.echo(f"{dest}: {import_(path, dest, replace=replace) or 'version 8'}")
 
@@ -216,7 +217,7 @@ def snapshot_import(path: str, dest: str, replace: bool) -> None:
 @click.argument("dest", type=_path)
 def snapshot_flatten(path: tuple[str, ...], dest: str, replace: bool) -> None:
     """Make one whole snapshot of a whole one and the diffs after it."""
-    from ..snapshots import flatten
+    from ..snapshots.files import flatten
 
     click.echo(f"{dest}: {flatten(path, dest, replace=replace)}")
 
@@ -225,7 +226,7 @@ def snapshot_flatten(path: tuple[str, ...], dest: str, replace: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor(as_json: bool) -> int:
     """Say what this host offers, and what to do about what is missing."""
-    from ..doctor import examine
+    from ..host.doctor import examine
 
     report = examine()
     if as_json:
@@ -235,17 +236,3 @@ def doctor(as_json: bool) -> int:
     else:
         click.echo(report.text())
     return 0 if report.usable else 1
-
-
-def human(size: int) -> str:
-    """A size in bytes for people."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from ..snapshots import SnapshotInfo
-from .commands import human
+from ..snapshots.files import SnapshotInfo
+from .format import human
 
 
 def as_json(info: SnapshotInfo) -> str:

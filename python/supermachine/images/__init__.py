@@ -9,26 +9,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cache import Cache, CachedImage
-    from .model import ImageConfig
-    from .platforms import Platform
+    from ..cache.store import Cache, CachedImage
+    from ..oci.model import ImageConfig
+    from ..oci.platforms import Platform
+    from ..oci.references import FileReference, RegistryReference, parse_reference
     from .progress import Progress, ProgressEvent
-    from .references import FileReference, RegistryReference, parse_reference
-    from .store import Converter, ResolvedImage, resolve
+    from .resolution import Converter, ResolvedImage, resolve
 
 _HOMES = {
-    "Cache": "cache",
-    "CachedImage": "cache",
-    "Converter": "store",
-    "FileReference": "references",
-    "ImageConfig": "model",
-    "Platform": "platforms",
-    "Progress": "progress",
-    "ProgressEvent": "progress",
-    "RegistryReference": "references",
-    "ResolvedImage": "store",
-    "parse_reference": "references",
-    "resolve": "store",
+    "Cache": "cache.store",
+    "CachedImage": "cache.store",
+    "Converter": "images.resolution",
+    "FileReference": "oci.references",
+    "ImageConfig": "oci.model",
+    "Platform": "oci.platforms",
+    "Progress": "images.progress",
+    "ProgressEvent": "images.progress",
+    "RegistryReference": "oci.references",
+    "ResolvedImage": "images.resolution",
+    "parse_reference": "oci.references",
+    "resolve": "images.resolution",
 }
 
 __all__ = [
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{home}"), name)
+    value = getattr(import_module(f"supermachine.{home}"), name)
     globals()[name] = value
     return value
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import InvalidImage, UnsupportedMediaType
-from .model import (
+from ..oci.model import (
     INDEXES,
     MANIFESTS,
     Descriptor,
@@ -17,7 +17,7 @@ from .model import (
     parse_config,
     parse_manifest,
 )
-from .platforms import Platform, best, not_found
+from ..oci.platforms import Platform, best, not_found
 
 _MAX_DEPTH = 4
 # Entries that have to be opened because they do not name their platform.

@@ -1,0 +1,1 @@
+"""The cache directory: publishing, locks, what is kept."""

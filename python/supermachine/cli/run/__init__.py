@@ -1,0 +1,1 @@
+"""``supermachine run``: the fast way from a remembered start, and the full one."""

@@ -1,0 +1,307 @@
+"""What an earlier `supermachine run` of the same image and machine came to, so that the next one goes straight there.
+
+To find that out takes longer than a virtual machine takes to start: a reference is read, an image looked up and its
+configuration parsed, an engine chosen, the key of the baked snapshot made, and a good part of Python's library loaded
+for it. What came of it is kept in the cache, as ``starts/<key>``. The key is of all that the user and the environment
+say of it, and it holds while every file that it depends on is as it was. Where anything differs, and where the start
+fails, the whole way is gone, at whose end it is remembered anew.
+
+A file is the SHA-256 of the rest in hexadecimal digits, and strings that are separated by NUL, which none of them can
+contain; a list is preceded by its length. A damaged file counts as none. Nothing here loads what takes long.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+from ... import directories
+from ..._core import VERSION, sha256
+from ...errors import SupermachineError
+from ...guest.process_context import Context, command
+from ...host import bundle
+from ...machine import launch
+from ...settings import parsing
+from ...snapshots import working_set
+from . import arguments, foreground
+from .timings import Steps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from ..._core import Worker
+    from ...machine.vm import VM
+    from .arguments import Arguments
+
+#: A change here makes every file anew.
+_FORMAT = "1"
+#: Bytes of a file at most; environments are what is long in it.
+_MAX_BYTES = 1 << 20
+#: Files at most; one more, and all are forgotten.
+_MAX_FILES = 512
+#: Seconds that a file must not have changed for when it is remembered: more than the steps of any file system's clock,
+#: so that a change afterwards shows.
+_SETTLED = 2.0
+#: Seconds that the virtual machine's process has to end in.
+_END = 3.0
+
+
+class Start:
+    """Where to start from, and what the image says of its processes."""
+
+    def __init__(
+        self,
+        *,
+        engine: str,
+        snapshot: str,
+        rootfs: str,
+        working_set: str,
+        image_record: str,
+        warning: str,
+        working_dir: str,
+        user: str,
+        environment: dict[str, str],
+        entrypoint: Sequence[str],
+        cmd: Sequence[str],
+        depends: dict[str, str],
+    ) -> None:
+        self.engine = engine
+        self.snapshot = snapshot
+        self.rootfs = rootfs
+        #: Empty where none is to be used.
+        self.working_set = working_set
+        #: The file whose time of modification is when the image was last used.
+        self.image_record = image_record
+        #: What is to be said of the engine, if anything.
+        self.warning = warning
+        self.working_dir = working_dir
+        self.user = user
+        self.environment = environment
+        self.entrypoint = entrypoint
+        self.cmd = cmd
+        #: Files, each with its `stamp`.
+        self.depends = depends
+
+    def encode(self) -> bytes:
+        strings = [getattr(self, name) for name in _STRINGS]
+        for items in (*(_flat(getattr(self, name)) for name in _PAIRS), *(getattr(self, name) for name in _LISTS)):
+            strings += [str(len(items)), *items]
+        if any("\0" in string for string in strings):
+            raise ValueError("a NUL")
+        body = "\0".join(strings).encode("utf-8", "surrogateescape")
+        return sha256(body).encode() + body
+
+    @classmethod
+    def decode(cls, data: bytes) -> Start:
+        """Raises ValueError for what `encode` would not have written."""
+        digest, body = data[:64], data[64:]
+        if sha256(body).encode() != digest:
+            raise ValueError("damaged")
+        strings = iter(body.decode("utf-8", "surrogateescape").split("\0"))
+        try:
+            fields: dict[str, Any] = {name: next(strings) for name in _STRINGS}
+            for name in _PAIRS:
+                items = _list(strings)
+                fields[name] = dict(zip(items[::2], items[1::2], strict=True))
+            for name in _LISTS:
+                fields[name] = _list(strings)
+        except StopIteration:
+            raise ValueError("too short") from None
+        return cls(**fields)
+
+    def holds(self) -> bool:
+        """Whether every file that this depends on is as it was."""
+        return all(stamp(path) == known for path, known in self.depends.items())
+
+    def worker(self, boot_timeout: float | None) -> tuple[Worker, launch.Timings] | None:
+        """A worker whose guest is ready, and the steps of its start; ``None`` when that fails."""
+        timeout = min(boot_timeout or launch.RESTORE_TIMEOUT, launch.RESTORE_TIMEOUT)
+        ranges = working_set.load(self.working_set) if self.working_set else ()
+        try:
+            os.utime(self.image_record)
+            worker = launch.spawn_restored(self.engine, [self.rootfs], [self.snapshot], None, timeout, ranges)
+            return worker, launch.wait_ready(worker, timeout)
+        except (SupermachineError, OSError):
+            return None
+
+
+_STRINGS = ("engine", "snapshot", "rootfs", "working_set", "image_record", "warning", "working_dir", "user")
+_PAIRS = ("environment", "depends")
+_LISTS = ("entrypoint", "cmd")
+
+
+def _flat(pairs: dict[str, str]) -> list[str]:
+    return [string for pair in pairs.items() for string in pair]
+
+
+def _list(strings: Iterator[str]) -> list[str]:
+    return [next(strings) for _ in range(int(next(strings)))]
+
+
+def stamp(path: str) -> str:
+    """What is another as soon as a file is: empty where there is none. Raises OSError when that cannot be told.
+
+    Of a directory it is that it is this one: what comes and goes in it is no matter.
+    """
+    try:
+        s = os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    state = (0, 0, 0) if stat.S_ISDIR(s.st_mode) else (s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+    return ".".join(map(str, (s.st_dev, s.st_ino, s.st_mode, *state)))
+
+
+def place(said: Arguments) -> str | None:
+    """The file for what was said; ``None`` for what always goes the whole way."""
+    if said["no_snapshot"] or said["pull"] == "always" or said["publish"] or said["hostname"]:
+        return None
+    image = said["image"]
+    what = [
+        _FORMAT,
+        VERSION,
+        image,
+        # A name may be that of a local file.
+        "" if image.startswith("/") else os.getcwd(),  # noqa: PTH109
+        *map(str, (said["platform"], said["engine"], said["memory"], said["cpus"], said["require_hardware"])),
+        "" if said["engine"] == "soft" else _hardware(),
+        *sorted(f"{n}={v}" for n, v in os.environ.items() if n == "HOME" or n.startswith("SUPERMACHINE_")),
+    ]
+    key = sha256("\0".join(what).encode("utf-8", "surrogateescape"))
+    return os.path.join(directories.cache_directory(), "starts", key)  # noqa: PTH118
+
+
+def _hardware() -> str:
+    """What verdicts on hardware engines depend on, beside the worker."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
+            boot = file.read()
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return "none"
+    except OSError as error:
+        return str(error.errno)
+    return boot
+
+
+def run(said: Arguments) -> int:
+    """`supermachine run`: the exit status, which is the command's, or 128 and a signal's number."""
+    code = _short_way(said)
+    if code is None:
+        from .full import whole_way
+
+        code = whole_way(said)
+    return 128 - code if code < 0 else code
+
+
+def _short_way(said: Arguments) -> int | None:
+    """The return code as `subprocess` has it; ``None`` when the whole way has to be gone."""
+    steps = Steps()
+    try:
+        file = place(said)
+        if file is None:
+            return None
+        start = _read(file)
+        if not start.holds():
+            return None
+    except (OSError, ValueError):
+        return None
+    entrypoint = None if said["entrypoint"] is None else [said["entrypoint"]]
+    argv = command(said["image"], start, arguments.command_words(said), entrypoint)
+    own = parsing.environment([*parsing.environment_files(said["env_file"]), *said["env"]])
+    terminal = foreground.wants_terminal(said["tty"])
+    try:
+        with foreground.Signals() as signals:
+            steps("image")
+            started = start.worker(said["boot_timeout"])
+            if started is None:
+                _forget(file)
+                return None
+            worker, timings = started
+            steps.add(timings)
+            steps("started")
+            try:
+                if start.warning and sys.stderr is not None:
+                    print(start.warning, file=sys.stderr, flush=True)
+                context = Context(
+                    lambda: worker, start, environment=own, working_dir=said["workdir"], user=said["user"]
+                )
+                code = foreground.execute(
+                    worker,
+                    context,
+                    argv,
+                    signals,
+                    terminal=terminal,
+                    no_stdin=said["no_stdin"],
+                    timeout=said["timeout"],
+                )
+                steps("command")
+            finally:
+                worker.kill()
+                worker.wait(_END)
+            steps("end")
+    except foreground.Signalled as signalled:
+        return 128 + signalled.number
+    if said["timings"]:
+        steps.report()
+    return code
+
+
+def _read(file: str) -> Start:
+    with open(file, "rb") as stream:  # noqa: PTH123
+        return Start.decode(stream.read(_MAX_BYTES))
+
+
+def _forget(file: str) -> None:
+    try:
+        os.unlink(file)  # noqa: PTH108
+    except OSError:
+        return
+
+
+def remember(file: str, said: Arguments, vm: VM, began: float) -> None:
+    """Keeps what a start came to that began then (seconds since 1970). Failing is no matter."""
+    import contextlib
+
+    from ...host import engines
+    from ...images import Cache
+
+    origin = vm._origin
+    if origin is None or not origin.baked or not (said["engine"] == "soft" or engines.is_settled()):
+        return
+    (snapshot,) = origin.files
+    recorded = snapshot.parent / "working-set"
+    prefault = working_set.enabled(None)
+    if prefault and not working_set.load(recorded):
+        return  # the next start has one
+    image, cache, architecture = vm.image, Cache(), vm._engine.architecture
+    guest = (bundle.worker(), bundle.kernel(architecture), bundle.initramfs(architecture))
+    with contextlib.suppress(OSError, ValueError):
+        depends = {path: stamp(path) for path in (*map(str, image.looked_at), *guest)}
+        changed = [int(known.rpartition(".")[2]) / 1e9 for known in depends.values() if known]
+        if any(at > began - _SETTLED for at in changed):
+            return
+        data = Start(
+            engine=vm.engine,
+            snapshot=str(snapshot),
+            rootfs=str(image.rootfs),
+            working_set=str(recorded) if prefault else "",
+            image_record=str(cache.image_path(image.digest, str(image.platform))),
+            warning=engines.warning(vm._engine),
+            working_dir=image.config.working_dir,
+            user=image.config.user,
+            environment=dict(image.config.environment),
+            entrypoint=image.config.entrypoint,
+            cmd=image.config.cmd,
+            depends=depends,
+        ).encode()
+        if len(data) >= _MAX_BYTES:
+            return
+        with cache.scratch() as scratch:
+            if len(os.listdir(os.path.dirname(file))) >= _MAX_FILES:  # noqa: PTH120, PTH208
+                cache.forget_starts()
+            (scratch / "start").write_bytes(data)
+            # Not synced: what a crash leaves of it is recognised.
+            (scratch / "start").rename(file)

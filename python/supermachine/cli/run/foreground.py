@@ -1,0 +1,178 @@
+"""A command in a guest as if it ran here: with this process's standard streams, terminal and signals.
+
+On the way of every `supermachine run`: nothing here loads what takes long, which is why the signals are those of the
+module beneath `signal`, without its enumerations.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from ...errors import VMTimeout
+from ...guest.process_context import linux_signal, wait_started
+from ...settings.parsing import encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from typing import Any
+
+    from ..._core import Exec, Worker
+    from ...guest.process_context import Context
+else:
+    import _signal
+
+#: Signals that are the guest's to handle.
+_PASSED_ON = (
+    _signal.SIGINT,
+    _signal.SIGTERM,
+    _signal.SIGHUP,
+    _signal.SIGQUIT,
+    _signal.SIGUSR1,
+    _signal.SIGUSR2,
+)
+#: How long a killed command may take to go, in seconds.
+_KILL_GRACE = 2.0
+#: Rows and columns for a command that is given a terminal where there is none.
+_USUAL_SIZE = (24, 80)
+
+
+class Signalled(BaseException):
+    """A signal before there was a process to pass it on to."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """Within the block, signals are passed on to the command, once there is one, and before that raise `Signalled`."""
+
+    def __init__(self) -> None:
+        #: The command, while it runs.
+        self.command: Exec | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in _PASSED_ON:
+            before = _signal.getsignal(number)
+            # One that whoever started us has made us ignore (nohup) stays ignored.
+            if before is not None and before != _signal.SIG_IGN:
+                self._take(number, self._handle)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for number, before in self._before.items():
+            _signal.signal(number, before)
+
+    def follow_size(self, command: Exec) -> None:
+        """Tells the command of each new size of the terminal, until the end of the block."""
+        self._take(_signal.SIGWINCH, lambda _number, _frame: command.resize(*_terminal_size()))
+
+    def _take(self, number: int, handler: Any) -> None:
+        try:
+            self._before[number] = _signal.signal(number, handler)
+        except ValueError:
+            return  # signals are the main thread's
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.command is None:
+            raise Signalled(number)
+        self.command.send_signal(linux_signal(number))
+
+
+def wants_terminal(tty: bool | None) -> bool:
+    """Whether the command gets a terminal: what was said, else whether there is one here on both sides."""
+    if tty is not None:
+        return tty
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
+
+
+def execute(
+    worker: Worker,
+    context: Context,
+    argv: list[str],
+    signals: Signals,
+    *,
+    terminal: bool,
+    no_stdin: bool,
+    timeout: float | None,
+) -> int:
+    """Runs a command to its end; gives its return code as `subprocess` has it, or raises `VMTimeout`."""
+    # What has been made so far is needed until the end.
+    gc.freeze()
+    gc.enable()
+    variables = dict(context.env)
+    if terminal and os.environ.get("TERM"):
+        variables["TERM"] = os.environ["TERM"]
+    before = _raw_terminal() if terminal else None
+    try:
+        command = _start(worker, context, argv, variables, terminal, no_stdin)
+        signals.command = command
+        if terminal:
+            signals.follow_size(command)
+        code = command.wait(timeout)
+        if code is None:
+            command.send_signal(linux_signal(_signal.SIGKILL))
+            command.wait(_KILL_GRACE)
+            raise VMTimeout(f"the command was killed: it still ran after {timeout:g} seconds")
+    finally:
+        signals.command = None
+        if before is not None:
+            import termios
+
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
+    if context.ended is not None:
+        context.ended()
+    return code
+
+
+def _start(
+    worker: Worker, context: Context, argv: list[str], variables: dict[str, str], terminal: bool, no_stdin: bool
+) -> Exec:
+    from ..._core import Exec
+
+    command = Exec.start(
+        worker,
+        [encode(word) for word in argv],
+        env=[encode(f"{name}={value}") for name, value in variables.items()],
+        cwd=encode(context.cwd),
+        user=context.user,
+        tty=_terminal_size() if terminal else None,
+        stdin="null" if no_stdin else 0,
+        stdout=1,
+        stderr="null" if terminal else 2,
+    )
+    try:
+        wait_started(command, argv)
+    except BaseException:
+        command.close()
+        raise
+    return command
+
+
+def _terminal_size() -> tuple[int, int]:
+    """Rows and columns of the terminal itself: COLUMNS and LINES in the environment do not change with it."""
+    for descriptor in (0, 1, 2):
+        try:
+            columns, rows = os.get_terminal_size(descriptor)
+        except OSError:
+            continue
+        if rows and columns:
+            return rows, columns
+    return _USUAL_SIZE
+
+
+def _raw_terminal() -> list[Any] | None:
+    """From now on the terminal gives every key to the guest; what it was like, or ``None`` where there is none."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return None
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    tty.setraw(descriptor, termios.TCSANOW)
+    return before

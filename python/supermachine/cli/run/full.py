@@ -1,0 +1,76 @@
+"""``supermachine run``, the whole way; `remembered` is the short one."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ...settings import parsing
+from ..progress import progress
+from . import arguments, fast, foreground
+from .timings import Steps
+
+if TYPE_CHECKING:
+    from .arguments import Arguments
+
+
+def whole_way(said: Arguments) -> int:
+    """The command's return code as `subprocess` has it; 128 and its number for a signal before there was a command."""
+    from ...machine.vm import DEFAULT_BOOT_TIMEOUT, VM
+
+    steps, began = Steps(), time.time()
+    file = fast.place(said)
+    terminal = foreground.wants_terminal(said["tty"])
+    with foreground.Signals() as signals, progress(said["quiet"]) as report:
+        try:
+            vm = VM(
+                said["image"],
+                memory=said["memory"] or parsing.DEFAULT_MEMORY,
+                vcpus=said["cpus"],
+                engine=said["engine"],
+                environment=[*parsing.environment_files(said["env_file"]), *said["env"]],
+                working_dir=said["workdir"],
+                user=said["user"],
+                hostname=said["hostname"],
+                require_hardware=said["require_hardware"],
+                platform=said["platform"],
+                pull=said["pull"],
+                insecure=said["insecure"],
+                ports=_published(said["publish"]),
+                bake=False if said["no_snapshot"] else None,
+                progress=report,
+                boot_timeout=said["boot_timeout"] or DEFAULT_BOOT_TIMEOUT,
+            )
+            entrypoint = None if said["entrypoint"] is None else [said["entrypoint"]]
+            argv = vm.command(arguments.command_words(said), entrypoint)
+            steps("image")
+            report.close()
+            with vm:
+                steps.add(vm.timings)
+                steps("started")
+                code = foreground.execute(
+                    vm._running(),
+                    vm._context(),
+                    argv,
+                    signals,
+                    terminal=terminal,
+                    no_stdin=said["no_stdin"],
+                    timeout=said["timeout"],
+                )
+                steps("command")
+            steps("end")
+            if file is not None:
+                fast.remember(file, said, vm, began)
+        except foreground.Signalled as signalled:
+            return 128 + signalled.number
+    if said["timings"]:
+        steps.report()
+    return code
+
+
+def _published(publish: tuple[str, ...]) -> Any:
+    if not publish:
+        return None
+    from ...network.ports import published
+
+    return published(publish)

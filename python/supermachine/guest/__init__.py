@@ -1,0 +1,1 @@
+"""What one does in a running guest: processes, paths, copies."""

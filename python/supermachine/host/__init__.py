@@ -1,0 +1,1 @@
+"""What this host offers and where this package keeps what it brought: engines, bundled files, doctor."""

@@ -1,0 +1,1 @@
+"""Virtual machines: the class, its starts, pools."""

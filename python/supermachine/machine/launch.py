@@ -1,0 +1,126 @@
+"""From settings to a worker whose guest is ready: by booting, or by going on where a snapshot was taken."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import BadSnapshot, RenewFailed, VMExited, VMTimeout
+from ..host import bundle
+
+# As `typing` has it, which this module, on the way of every `supermachine run`, does without.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from .._core import Worker
+    from ..host.engines import Engine
+    from ..images import ResolvedImage
+
+    #: Steps of a start: name, nanoseconds since the start of the worker process.
+    Timings: TypeAlias = list[tuple[str, int]]
+    #: Pages to bring in before the guest asks: first page, pages, whether they are written to.
+    PageRanges: TypeAlias = Sequence[tuple[int, int, bool]]
+
+#: Seconds that the restore of a baked snapshot may take before something else is tried; it is a matter of milliseconds.
+RESTORE_TIMEOUT = 20.0
+
+#: Seconds that a worker gets beyond the time in which it says by itself that a guest is late.
+_SLACK = 5.0
+
+
+def _nameservers() -> list[str]:
+    """The host's name servers that a guest could reach; none before guests have a network."""
+    return []
+
+
+def spawn(
+    engine: Engine, image: ResolvedImage, memory: int, vcpus: int, hostname: str | None, timeout: float
+) -> Worker:
+    """A worker whose guest boots; `wait_ready` tells when it is ready. `timeout` is in seconds."""
+    from .._core import Worker
+
+    machine_id = os.urandom(16)
+    return Worker.spawn(
+        bundle.worker(),
+        engine=engine.name,
+        kernel=bundle.kernel(engine.architecture),
+        initramfs=bundle.initramfs(engine.architecture),
+        disks=[(str(image.rootfs), True)],
+        memory_bytes=memory,
+        vcpus=vcpus,
+        hostname=hostname or machine_id.hex()[:12],
+        machine_id=machine_id,
+        entropy=os.urandom(64),
+        root_fs="erofs",
+        nameservers=_nameservers(),
+        boot_timeout_ms=_milliseconds(timeout),
+    )
+
+
+def spawn_restored(
+    engine: str,
+    disks: Sequence[str],
+    files: Sequence[str | os.PathLike[str]],
+    hostname: str | None,
+    timeout: float,
+    working_set: PageRanges = (),
+    agent: bool = True,
+) -> Worker:
+    """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
+
+    Without an agent that is at once, and the guest is not told that it is another one now.
+    """
+    from .._core import Worker
+
+    machine_id = os.urandom(16)
+    return Worker.restore(
+        bundle.worker(),
+        engine=engine,
+        files=[os.fspath(file) for file in files],
+        disks=[(disk, True) for disk in disks],
+        hostname=hostname or machine_id.hex()[:12],
+        machine_id=machine_id,
+        entropy=os.urandom(64),
+        working_set=working_set,
+        agent=agent,
+        boot_timeout_ms=_milliseconds(timeout),
+    )
+
+
+def wait_ready(worker: Worker, timeout: float) -> Timings:
+    """Waits until the guest serves requests; the worker is killed when it does not come to that."""
+    try:
+        # The worker keeps the time; this is for a worker that does not.
+        timings = worker.wait_ready(timeout + _SLACK)
+        if timings is None:
+            raise VMTimeout(f"the guest was not ready after {timeout:g} seconds")
+    except VMExited as error:
+        worker.kill()
+        raise _meaning(error, timeout) from error
+    except BaseException:
+        worker.kill()
+        raise
+    return timings
+
+
+def _meaning(error: VMExited, timeout: float) -> Exception:
+    """The error that says what a virtual machine's early end means."""
+    if error.reason == "agent-timeout":
+        return VMTimeout(
+            f"the guest was not ready after {timeout:g} seconds",
+            cause=error.console_tail or None,
+            hint="give it longer with boot_timeout=",
+        )
+    if error.reason == "bad-snapshot":
+        return BadSnapshot(f"the snapshot cannot be restored: {error}")
+    if error.reason == "renew-failed":
+        return RenewFailed(
+            f"the restored guest did not confirm its new identity, so nothing was let run in it: {error}",
+            cause=error.console_tail or None,
+        )
+    return error
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))

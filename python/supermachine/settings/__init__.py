@@ -1,0 +1,1 @@
+"""What a virtual machine is told: values as people write them, checked."""
