@@ -1,0 +1,64 @@
+//! Requests to the file server, as a hostile guest makes them up.
+//!
+//! The input is a row of requests, each an opcode, a node id, a length and so many bytes of arguments; the first byte says
+//! how much room answers have. Beside the share lies a file that must stay as it is.
+#![no_main]
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use supermachine_fs::abi::{IN_HEADER, OUT_HEADER};
+use supermachine_fs::{Cache, Session, Share, State};
+use vm_memory::VolatileSlice;
+
+const SECRET: &[u8] = b"not the guest's";
+
+static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let place = std::env::temp_dir().join(format!("fuzz-fuse-{}", std::process::id()));
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join("secret"), SECRET).unwrap();
+    place
+});
+
+fuzz_target!(|data: &[u8]| {
+    let share = PLACE.join("share");
+    let _ = fs::remove_dir_all(&share);
+    fs::create_dir_all(share.join("directory")).unwrap();
+    fs::write(share.join("file"), "contents").unwrap();
+    std::os::unix::fs::symlink("../secret", share.join("link")).unwrap();
+    let shares = vec![
+        Share::open(&share, false, Cache::Auto).unwrap(),
+        Share::open(&share.join("directory"), true, Cache::Always).unwrap(),
+    ];
+    let mut session = Session::with_descriptors(shares, State::default(), 64).unwrap();
+    let Some((room, mut data)) = data.split_first() else { return };
+    let room = usize::from(*room) * 64;
+    while let [opcode, node, length, rest @ ..] = data {
+        let length = rest.len().min(usize::from(*length));
+        let (args, rest) = rest.split_at(length);
+        data = rest;
+        let mut request = vec![];
+        request.extend(((IN_HEADER + args.len()) as u32).to_le_bytes());
+        request.extend(u32::from(*opcode).to_le_bytes());
+        request.extend(7_u64.to_le_bytes());
+        request.extend(u64::from(*node).to_le_bytes());
+        request.resize(IN_HEADER, 0);
+        request.extend(args);
+        let mut answer = vec![0; room];
+        let (middle, end) = (request.len() / 2, room / 3);
+        let length = {
+            let (first, second) = request.split_at_mut(middle);
+            let (third, fourth) = answer.split_at_mut(end);
+            session.serve(
+                &[VolatileSlice::from(first), second.into()],
+                &[VolatileSlice::from(third), fourth.into()],
+            )
+        };
+        assert!(length == 0 || (OUT_HEADER..=room).contains(&length));
+    }
+    assert_eq!(fs::read(PLACE.join("secret")).unwrap(), SECRET);
+    // Only the two names that this target makes.
+    assert_eq!(fs::read_dir(&*PLACE).unwrap().count(), 2);
+});

@@ -1,0 +1,272 @@
+//! The file server behind the host directories that a guest is given: FUSE requests in, system calls out.
+//!
+//! One [`Session`] serves all shares of a machine. Its root directory lists them by number ("0", "1" …); the guest's agent
+//! mounts it once and binds the shares to where they are wanted. A request is served where it comes out of its queue, with
+//! file contents going directly between guest memory and the file.
+//!
+//! The guest is hostile, and so may be whoever changes the shares on the host: every name is one component that is looked
+//! up beneath an open directory, symbolic links are bytes, devices and FIFOs are never opened, and what is kept for the
+//! guest is bounded.
+#![cfg(target_os = "linux")]
+
+pub mod abi;
+mod attributes;
+mod contents;
+mod directories;
+mod extended;
+mod guest;
+mod handles;
+mod host;
+mod names;
+mod nodes;
+mod share;
+mod wire;
+
+use rustix::io::Errno;
+use rustix::process::Resource;
+use serde::{Deserialize, Serialize};
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
+
+use abi::{IN_HEADER, MAX_IO, OUT_HEADER, WRITE_IN, init, op};
+use handles::Handles;
+use host::Descriptors;
+pub use nodes::MAX_SHARES;
+use nodes::Nodes;
+pub use share::{Cache, Share};
+use wire::{Args, Out};
+
+/// Bytes of arguments at most, file contents aside: two names, or the value of an extended attribute.
+const MAX_ARGUMENTS: usize = 68 * 1024;
+/// Descriptors that are left to the rest of the process.
+const OTHER_DESCRIPTORS: u64 = 128;
+/// Descriptors at most, whatever the process may have.
+const MAX_DESCRIPTORS: u64 = 1 << 20;
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("a share cannot be opened: {0}")]
+    Share(Errno),
+    #[error("a share is neither a directory nor a regular file; those two can be shared")]
+    Kind,
+    #[error(
+        "there are {count} shares and at most {MAX_SHARES} can be had; share a directory that holds several"
+    )]
+    TooMany { count: usize },
+    #[error("/proc/self/fd cannot be opened: {0}; shares need it to be mounted")]
+    Descriptors(Errno),
+}
+
+/// What a session leaves to the one that serves the same guest after a restore: numbers that must not be used again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    next_node: u64,
+    next_handle: u64,
+}
+
+/// Who serves a guest's requests.
+pub struct Session {
+    nodes: Nodes,
+    handles: Handles,
+    descriptors: Descriptors,
+    arguments: Vec<u8>,
+    out: Out,
+}
+
+/// What a request is answered with.
+enum Reply {
+    /// What has been put together in [`Session::out`].
+    Fields,
+    /// So many bytes that lie in the answer already, after the header.
+    Contents(usize),
+    /// Nothing at all.
+    Nothing,
+}
+
+/// A request's header.
+struct Header {
+    opcode: u32,
+    unique: u64,
+    node: u64,
+}
+
+impl Session {
+    /// A session for these shares; of a guest that was restored, with what the session before it has left. The process
+    /// masks no permission bits afterwards: the guest has applied its own mask.
+    pub fn new(shares: Vec<Share>, state: State) -> Result<Self, Error> {
+        let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(MAX_DESCRIPTORS);
+        Self::with_descriptors(shares, state, limit.saturating_sub(OTHER_DESCRIPTORS))
+    }
+
+    /// As [`Session::new`], with no more than so many descriptors.
+    pub fn with_descriptors(shares: Vec<Share>, state: State, descriptors: u64) -> Result<Self, Error> {
+        if shares.len() > MAX_SHARES {
+            return Err(Error::TooMany { count: shares.len() });
+        }
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let descriptors = descriptors.clamp(64, MAX_DESCRIPTORS) as usize;
+        Ok(Self {
+            // Half for what is open; as pinned nodes are bounded like cached ones, a quarter each for those.
+            nodes: Nodes::new(shares, descriptors / 4, state.next_node),
+            handles: Handles::new(descriptors / 2, state.next_handle),
+            descriptors: Descriptors::new().map_err(Error::Descriptors)?,
+            arguments: Vec::new(),
+            out: Out::default(),
+        })
+    }
+
+    pub fn state(&self) -> State {
+        State { next_node: self.nodes.next(), next_handle: self.handles.next() }
+    }
+
+    /// Serves one request; how many bytes of `answer` it is answered with. No answer is wanted for some, and none can be
+    /// given to a request without a header.
+    pub fn serve<B: BitmapSlice>(
+        &mut self,
+        request: &[VolatileSlice<'_, B>],
+        answer: &[VolatileSlice<'_, B>],
+    ) -> usize {
+        let mut header = [0; IN_HEADER];
+        if guest::read(request, &mut header) < IN_HEADER {
+            return 0;
+        }
+        let mut fields = Args(&header[4..]);
+        let (Ok(opcode), Ok(unique), Ok(node)) = (fields.u32(), fields.u64(), fields.u64()) else { return 0 };
+        let header = Header { opcode, unique, node };
+        // The contents of a WRITE stay where they are.
+        let most = if opcode == op::WRITE { IN_HEADER + WRITE_IN } else { IN_HEADER + MAX_ARGUMENTS };
+        let mut arguments = std::mem::take(&mut self.arguments);
+        arguments.resize(guest::length(request).min(most), 0);
+        let length = guest::read(request, &mut arguments);
+        arguments.truncate(length);
+        self.out.0.clear();
+        let room = guest::length(answer).saturating_sub(OUT_HEADER);
+        let args = Args(arguments.get(IN_HEADER..).unwrap_or_default());
+        let reply = self.dispatch(&header, args, request, answer, room);
+        self.arguments = arguments;
+        let (error, fields, contents) = match reply {
+            Ok(Reply::Nothing) => return 0,
+            Ok(Reply::Fields) if self.out.0.len() > room => (Errno::NOBUFS.raw_os_error(), 0, 0),
+            Ok(Reply::Fields) => (0, self.out.0.len(), 0),
+            Ok(Reply::Contents(length)) => (0, 0, length),
+            Err(errno) => (errno.raw_os_error(), 0, 0),
+        };
+        let mut start = Out::default();
+        let length = OUT_HEADER + fields + contents;
+        start.u32(length as u32).u32(error.wrapping_neg() as u32).u64(header.unique);
+        start.bytes(&self.out.0[..fields]);
+        if guest::write(answer, &start.0) < start.0.len() {
+            return 0;
+        }
+        length
+    }
+
+    fn dispatch<B: BitmapSlice>(
+        &mut self,
+        header: &Header,
+        mut args: Args<'_>,
+        request: &[VolatileSlice<'_, B>],
+        answer: &[VolatileSlice<'_, B>],
+        room: usize,
+    ) -> Result<Reply, Errno> {
+        let node = header.node;
+        match header.opcode {
+            op::INIT => self.init(&mut args)?,
+            op::DESTROY => self.clear(),
+            op::FORGET => {
+                self.nodes.forget(node, args.u64()?);
+                return Ok(Reply::Nothing);
+            }
+            op::BATCH_FORGET => {
+                let count = args.u32()?;
+                args.u32()?;
+                for _ in 0..count {
+                    let (Ok(node), Ok(lookups)) = (args.u64(), args.u64()) else { break };
+                    self.nodes.forget(node, lookups);
+                }
+                return Ok(Reply::Nothing);
+            }
+            op::INTERRUPT => return Ok(Reply::Nothing),
+            op::LOOKUP => self.lookup(node, &mut args)?,
+            op::GETATTR => self.getattr(node, &mut args)?,
+            op::SETATTR => self.setattr(node, &mut args)?,
+            op::READLINK => self.readlink(node)?,
+            op::SYMLINK => self.symlink(node, &mut args)?,
+            op::MKNOD => self.mknod(node, &mut args)?,
+            op::MKDIR => self.mkdir(node, &mut args)?,
+            op::UNLINK => self.unlink(node, &mut args, false)?,
+            op::RMDIR => self.unlink(node, &mut args, true)?,
+            op::RENAME => self.rename(node, &mut args, false)?,
+            op::RENAME2 => self.rename(node, &mut args, true)?,
+            op::LINK => self.link(node, &mut args)?,
+            op::OPEN => self.open(node, &mut args)?,
+            op::CREATE => self.create(node, &mut args)?,
+            op::TMPFILE => self.tmpfile(node, &mut args)?,
+            op::READ => return self.read(node, &mut args, answer, room).map(Reply::Contents),
+            op::WRITE => self.write(node, &mut args, request)?,
+            op::STATFS => self.statfs(node)?,
+            op::RELEASE | op::RELEASEDIR => self.handles.remove(args.u64()?),
+            op::FSYNC => self.fsync(node, &mut args)?,
+            op::FSYNCDIR => self.fsync(node, &mut args)?,
+            op::SETXATTR => self.setxattr(node, &mut args)?,
+            op::GETXATTR => self.getxattr(node, &mut args)?,
+            op::LISTXATTR => self.listxattr(node, &mut args)?,
+            op::REMOVEXATTR => self.removexattr(node, &mut args)?,
+            op::OPENDIR => self.opendir(node)?,
+            op::READDIR => self.readdir(node, &mut args, room, false)?,
+            op::READDIRPLUS => self.readdir(node, &mut args, room, true)?,
+            op::FALLOCATE => self.fallocate(node, &mut args)?,
+            op::LSEEK => self.lseek(node, &mut args)?,
+            op::COPY_FILE_RANGE => self.copy_file_range(node, &mut args)?,
+            // The guest's kernel does without, and does not ask again. Locks hold among the guest's own processes;
+            // FLUSH has nothing to do, as nothing is held back here.
+            _ => return Err(Errno::NOSYS),
+        }
+        Ok(Reply::Fields)
+    }
+
+    /// The session begins. What is offered does not depend on the shares: a guest is restored with others than it was
+    /// begun with.
+    fn init(&mut self, args: &mut Args<'_>) -> Result<(), Errno> {
+        let (major, minor, readahead) = (args.u32()?, args.u32()?, args.u32()?);
+        let low = args.u32()?;
+        let high = if u64::from(low) & init::INIT_EXT == 0 { 0 } else { args.u32()? };
+        self.clear();
+        if major > abi::MAJOR {
+            // The kernel asks again in a version of ours.
+            self.out.u32(abi::MAJOR).u32(abi::MINOR).zeros(56);
+            return Ok(());
+        }
+        if major < abi::MAJOR || minor < abi::MIN_MINOR {
+            return Err(Errno::PROTO);
+        }
+        let offered = init::ASYNC_READ
+            | init::ATOMIC_O_TRUNC
+            | init::BIG_WRITES
+            | init::AUTO_INVAL_DATA
+            | init::DO_READDIRPLUS
+            | init::READDIRPLUS_AUTO
+            | init::ASYNC_DIO
+            | init::PARALLEL_DIROPS
+            | init::POSIX_ACL
+            | init::MAX_PAGES
+            | init::HANDLE_KILLPRIV_V2
+            | init::SETXATTR_EXT
+            | init::INIT_EXT
+            | init::DIRECT_IO_ALLOW_MMAP
+            | init::ALLOW_IDMAP;
+        let flags = offered & (u64::from(low) | u64::from(high) << 32);
+        let out = &mut self.out;
+        out.u32(abi::MAJOR).u32(abi::MINOR.min(minor)).u32(readahead).u32(flags as u32);
+        // max_background, congestion_threshold, max_write, time_gran (1 ns), max_pages, map_alignment.
+        out.u16(64).u16(48).u32(MAX_IO).u32(1).u16((MAX_IO / 4096) as u16).u16(0);
+        out.u32((flags >> 32) as u32).zeros(28);
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.nodes.clear();
+        self.handles.clear();
+    }
+}

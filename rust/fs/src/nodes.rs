@@ -1,0 +1,283 @@
+//! The files that the guest's kernel knows, by node id.
+//!
+//! A node is an identity and the name that it was last seen under. Descriptors are a cache of bounded size: one that has
+//! been closed is had again by the name, and only if the identity is still the same. So the guest may know millions of
+//! files, and one that is deleted is freed by the host as soon as the guest lets go of it.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::{CStr, CString};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+
+use rustix::fs::{AtFlags, Statx};
+use rustix::io::Errno;
+
+use crate::abi::ROOT_ID;
+use crate::host::{self, Identity};
+use crate::share::Share;
+
+/// The node id of the first share; the others follow. Ids of other files begin after [`MAX_SHARES`].
+pub const FIRST_SHARE: u64 = ROOT_ID + 1;
+pub const MAX_SHARES: usize = 64;
+/// The first id of a file that is looked up.
+pub const FIRST_NODE: u64 = FIRST_SHARE + MAX_SHARES as u64;
+/// Nodes at most: some hundreds of bytes each. The guest's kernel forgets what it has no memory for.
+const MAX_NODES: usize = 1 << 21;
+/// Directories between a file and its share at most. The kernel has no limit, but paths are limited to 4096 bytes.
+const MAX_DEPTH: usize = 2048;
+
+struct Node {
+    share: u16,
+    identity: Identity,
+    parent: u64,
+    name: CString,
+    lookups: u64,
+    is_dir: bool,
+    /// Stands for the file (O_PATH): kept for directories, and for what is pinned. Of another file it would keep the
+    /// contents on the disk after the host has deleted it.
+    fd: Option<Arc<OwnedFd>>,
+    /// Whether `fd` was used since the cache last looked.
+    used: bool,
+    /// Whether the name was taken away while the guest may still know another: `fd` stays until the node is forgotten.
+    pinned: bool,
+    /// What the guest has open of it, for a file that has no name any more.
+    open: Vec<Weak<OwnedFd>>,
+}
+
+/// All nodes of a session.
+pub struct Nodes {
+    pub shares: Vec<Share>,
+    nodes: HashMap<u64, Node>,
+    ids: HashMap<(u16, Identity), u64>,
+    /// Nodes with a descriptor that may be closed, in the order in which that is considered.
+    cached: VecDeque<u64>,
+    max_cached: usize,
+    pinned: usize,
+    next: u64,
+    /// Devices that files of the shares have been seen on; the index is part of the inode number that the guest sees.
+    devices: Vec<u64>,
+}
+
+impl Nodes {
+    pub fn new(shares: Vec<Share>, max_cached: usize, next: u64) -> Self {
+        let devices = shares.first().map(|share| share.identity.dev).into_iter().collect();
+        Self {
+            shares,
+            nodes: HashMap::new(),
+            ids: HashMap::new(),
+            cached: VecDeque::new(),
+            max_cached: max_cached.max(16),
+            pinned: 0,
+            next: next.max(FIRST_NODE),
+            devices,
+        }
+    }
+
+    /// The id that the next new node gets. No id is given twice in the life of a guest.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// The share that a node belongs to.
+    pub fn share(&self, id: u64) -> Result<&Share, Errno> {
+        let index = match share_index(id) {
+            Some(index) => index,
+            None => self.nodes.get(&id).ok_or(Errno::STALE)?.share.into(),
+        };
+        self.shares.get(index).ok_or(Errno::STALE)
+    }
+
+    /// Forgets every node, as when a new session begins.
+    pub fn clear(&mut self) {
+        self.nodes.clear();
+        self.ids.clear();
+        self.cached.clear();
+        self.pinned = 0;
+    }
+
+    /// Notes that the guest has been told of a file under this name; its id.
+    pub fn remember(&mut self, parent: u64, name: &CStr, stat: &Statx) -> Result<u64, Errno> {
+        let share = match share_index(parent) {
+            Some(index) => index as u16,
+            None => self.nodes.get(&parent).ok_or(Errno::STALE)?.share,
+        };
+        let identity = Identity::of(stat);
+        if let Some(id) = self.ids.get(&(share, identity)) {
+            let node = self.nodes.get_mut(id).ok_or(Errno::STALE)?;
+            node.lookups = node.lookups.saturating_add(1);
+            if (node.parent, node.name.as_c_str()) != (parent, name) {
+                (node.parent, node.name) = (parent, name.into());
+            }
+            return Ok(*id);
+        }
+        if self.nodes.len() >= MAX_NODES {
+            return Err(Errno::NFILE);
+        }
+        let id = self.next;
+        self.next += 1;
+        let node = Node {
+            share,
+            identity,
+            parent,
+            name: name.into(),
+            lookups: 1,
+            is_dir: u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR,
+            fd: None,
+            used: false,
+            pinned: false,
+            open: Vec::new(),
+        };
+        self.nodes.insert(id, node);
+        self.ids.insert((share, identity), id);
+        Ok(id)
+    }
+
+    /// The guest's kernel knows the node by so many answers less.
+    pub fn forget(&mut self, id: u64, lookups: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.lookups = node.lookups.saturating_sub(lookups);
+        if node.lookups == 0
+            && let Some(node) = self.nodes.remove(&id)
+        {
+            self.ids.remove(&(node.share, node.identity));
+            self.pinned -= usize::from(node.pinned);
+        }
+    }
+
+    /// Notes an open descriptor of the file.
+    pub fn opened(&mut self, id: u64, file: &Arc<OwnedFd>) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.open.retain(|open| open.strong_count() > 0);
+            node.open.push(Arc::downgrade(file));
+        }
+    }
+
+    /// The id under which the guest knows a file of the same share as `near`.
+    pub fn known(&self, near: u64, stat: &Statx) -> Option<u64> {
+        let share = match share_index(near) {
+            Some(index) => index as u16,
+            None => self.nodes.get(&near)?.share,
+        };
+        self.ids.get(&(share, Identity::of(stat))).copied()
+    }
+
+    /// The file has another name now.
+    pub fn renamed(&mut self, id: u64, parent: u64, name: &CStr) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            (node.parent, node.name) = (parent, name.into());
+        }
+    }
+
+    /// A name is about to be taken from a file that has others: keeps what stands for it, as the guest may know it by one
+    /// of those.
+    pub fn pin(&mut self, id: u64) {
+        if self.pinned >= self.max_cached {
+            return;
+        }
+        let Ok(fd) = self.fd(id) else { return };
+        if let Some(node) = self.nodes.get_mut(&id)
+            && !node.pinned
+        {
+            (node.fd, node.pinned) = (Some(fd), true);
+            self.pinned += 1;
+        }
+    }
+
+    /// A descriptor that stands for the node's file.
+    pub fn fd(&mut self, id: u64) -> Result<Arc<OwnedFd>, Errno> {
+        // From the file upwards to the first directory that has a descriptor, and down again.
+        let mut missing = Vec::new();
+        let mut at = id;
+        let mut fd = loop {
+            if let Some(index) = share_index(at) {
+                break self.shares.get(index).ok_or(Errno::STALE)?.fd.clone();
+            }
+            let node = self.nodes.get_mut(&at).ok_or(Errno::STALE)?;
+            if let Some(fd) = &node.fd {
+                node.used = true;
+                break fd.clone();
+            }
+            missing.push(at);
+            if missing.len() > MAX_DEPTH {
+                return Err(Errno::STALE);
+            }
+            at = node.parent;
+        };
+        while let Some(at) = missing.pop() {
+            let node = self.nodes.get(&at).ok_or(Errno::STALE)?;
+            fd = match reached(&fd, node) {
+                Ok(found) => Arc::new(found),
+                // Its name is gone, but the guest has it open.
+                Err(error) => node.open.iter().find_map(Weak::upgrade).ok_or(error)?,
+            };
+            if node.is_dir {
+                self.cache(at, &fd);
+            }
+        }
+        Ok(fd)
+    }
+
+    /// Keeps a descriptor, and closes others that have not been used for long.
+    fn cache(&mut self, id: u64, fd: &Arc<OwnedFd>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        (node.fd, node.used) = (Some(fd.clone()), true);
+        self.cached.push_back(id);
+        while self.cached.len() > self.max_cached {
+            let Some(oldest) = self.cached.pop_front() else { break };
+            let Some(node) = self.nodes.get_mut(&oldest) else { continue };
+            if node.pinned {
+                continue;
+            }
+            if node.used && oldest != id {
+                node.used = false;
+                self.cached.push_back(oldest);
+            } else {
+                node.fd = None;
+            }
+        }
+    }
+
+    /// The node's attributes.
+    pub fn stat(&mut self, id: u64) -> Result<Statx, Errno> {
+        if let Some(node) = self.nodes.get(&id)
+            && node.fd.is_none()
+        {
+            // A name and an identity do without a descriptor.
+            let (parent, name, identity) = (node.parent, node.name.clone(), node.identity);
+            if let Ok(stat) = self.fd(parent).and_then(|fd| host::stat(fd, &name, AtFlags::empty()))
+                && Identity::of(&stat) == identity
+            {
+                return Ok(stat);
+            }
+        }
+        let fd = self.fd(id)?;
+        host::stat(fd, c"", AtFlags::EMPTY_PATH)
+    }
+
+    /// The inode number that the guest sees: the host's, with the device in its upper bits where there are several.
+    pub fn inode_number(&mut self, stat: &Statx) -> u64 {
+        let dev = Identity::of(stat).dev;
+        let index = match self.devices.iter().position(|known| *known == dev) {
+            Some(index) => index,
+            None if self.devices.len() < 1 << 12 => {
+                self.devices.push(dev);
+                self.devices.len() - 1
+            }
+            None => 0,
+        };
+        stat.stx_ino ^ (index as u64) << 52
+    }
+}
+
+/// The share whose top this node is.
+pub fn share_index(id: u64) -> Option<usize> {
+    id.checked_sub(FIRST_SHARE).map(|index| index as usize).filter(|index| *index < MAX_SHARES)
+}
+
+/// What the node's name stands for in its directory, if that is still the same file.
+fn reached(directory: &OwnedFd, node: &Node) -> Result<OwnedFd, Errno> {
+    let stale = |error| if matches!(error, Errno::NOENT | Errno::NOTDIR) { Errno::STALE } else { error };
+    let fd = host::open_path(directory, &node.name).map_err(stale)?;
+    let stat = host::stat(&fd, c"", AtFlags::EMPTY_PATH)?;
+    if Identity::of(&stat) == node.identity { Ok(fd) } else { Err(Errno::STALE) }
+}
