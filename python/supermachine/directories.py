@@ -1,21 +1,105 @@
-"""Where this package keeps what it makes."""
+"""Where this package keeps what it makes, and whether what is found there may be believed."""
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
+
+from .errors import ConfigurationError
+
+# As `typing` has it; this module is on the way of every `supermachine run`, which is why it does without pathlib too.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# ruff: noqa: PTH109, PTH111, PTH116, PTH117, PTH118, PTH120
+
+
+def home(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The user's home directory; ``None`` for a user id that has none: no absolute HOME and no entry in passwd."""
+    told = environ.get("HOME", "")
+    if os.path.isabs(told):
+        return told
+    try:
+        import pwd
+
+        entry = pwd.getpwuid(os.getuid()).pw_dir
+    except (ImportError, KeyError):
+        return None
+    return entry if os.path.isabs(entry) else None
 
 
 def cache_directory() -> str:
-    """What can be made again: SUPERMACHINE_CACHE, else where the system has its users' caches."""
+    """What can be made again: SUPERMACHINE_CACHE, else where the system has its users' caches.
+
+    Users without a home directory, or with one that they cannot write to, have it in TMPDIR or /tmp, under a name of
+    their own. Raises ConfigurationError when SUPERMACHINE_CACHE begins with a ``~`` that stands for nothing here.
+    """
     explicit = os.environ.get("SUPERMACHINE_CACHE")
     if explicit:
-        return os.path.join(os.getcwd(), os.path.expanduser(explicit))  # noqa: PTH109, PTH111, PTH118
-    home = os.path.expanduser("~")  # noqa: PTH111
-    if sys.platform == "darwin":
-        return os.path.join(home, "Library", "Caches", "supermachine")  # noqa: PTH118
+        return os.path.join(os.getcwd(), _expanded(explicit))
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The base directory specification: a relative path is to be ignored.
-    if not os.path.isabs(base):  # noqa: PTH117
-        base = os.path.join(home, ".cache")  # noqa: PTH118
-    return os.path.join(base, "supermachine")  # noqa: PTH118
+    if sys.platform != "darwin" and os.path.isabs(base):
+        return os.path.join(base, "supermachine")
+    own = home()
+    if own is not None:
+        parts = ("Library", "Caches") if sys.platform == "darwin" else (".cache",)
+        usual = os.path.join(own, *parts, "supermachine")
+        if _can_be(usual):
+            return usual
+    temporary = os.environ.get("TMPDIR", "")
+    return os.path.join(temporary if os.path.isabs(temporary) else "/tmp", f"supermachine-{os.getuid()}")  # noqa: S108
+
+
+def _expanded(path: str) -> str:
+    if not path.startswith("~"):
+        return path
+    name, slash, rest = path.partition("/")
+    found = home() if name == "~" else os.path.expanduser(name)
+    if found is None or found.startswith("~"):
+        raise ConfigurationError(
+            f"SUPERMACHINE_CACHE is {path!r}, and {name} is nobody's home directory here",
+            hint="write an absolute path; ./~ is a directory that is called so",
+        )
+    return found + slash + rest
+
+
+def _can_be(path: str) -> bool:
+    """Whether a directory is there or could be made."""
+    while not os.path.lexists(path):
+        parent = os.path.dirname(path)
+        if parent == path or os.path.lexists(parent):
+            return os.access(parent, os.W_OK | os.X_OK)
+        path = parent
+    return True
+
+
+def distrust(path: str | os.PathLike[str]) -> str | None:
+    """Why what is at `path` could be another user's work, as the end of a sentence; ``None`` when it could not.
+
+    Root is believed, and a group that is one user's own. What is not there is nobody's work.
+    """
+    try:
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            if found.st_uid not in (0, os.getuid()):
+                return f"is a link that user {found.st_uid} has made"
+            found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}"
+    own = os.getuid()
+    if found.st_uid not in (0, own):
+        return f"belongs to user {found.st_uid}"
+    private_group = found.st_uid == own == found.st_gid
+    if found.st_mode & (stat.S_IWOTH if private_group else stat.S_IWOTH | stat.S_IWGRP):
+        return "can be written by other users"
+    return None
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path for people, whatever bytes it is of."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -61,6 +61,15 @@ class ConfigurationError(SupermachineError, ValueError):
     default_code = "configuration.invalid"
 
 
+class HostShortage(SupermachineError, OSError):
+    """The host, or a limit on this process, has no more of something: memory, descriptors, processes, disk.
+
+    `hint` says whose limit it is and how it is raised. Nothing is damaged by it.
+    """
+
+    default_code = "host.shortage"
+
+
 class HardwareRequired(SupermachineError, RuntimeError):
     """Hardware isolation was asked for and this host has none that is usable."""
 
@@ -124,6 +133,12 @@ class CacheError(SupermachineError, OSError):
     """The cache directory cannot be used as one."""
 
     default_code = "cache.unusable"
+
+
+class CacheNotTrusted(CacheError):
+    """Other users own the cache directory, or can write to it, so what is in it may be their work."""
+
+    default_code = "cache.not-trusted"
 
 
 class CacheTimeout(SupermachineError, TimeoutError):

@@ -1,7 +1,8 @@
 """The cache of images: what is kept, where, and how several processes share it.
 
 Under the cache directory (``SUPERMACHINE_CACHE``; else ``~/Library/Caches/supermachine`` on macOS and
-``$XDG_CACHE_HOME/supermachine`` or ``~/.cache/supermachine`` elsewhere)::
+``$XDG_CACHE_HOME/supermachine`` or ``~/.cache/supermachine`` elsewhere; ``/tmp/supermachine-<uid>`` for who has no
+home)::
 
     blobs/sha256/<digest>     layers on their way into a root file system
     rootfs/<key>.erofs        root file systems; the key is of the ordered layers, the platform and the converter
@@ -22,16 +23,17 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import directories
 from .._core import sha256
-from ..errors import CacheError, DiskFull
+from ..errors import CacheError, CacheNotTrusted, DiskFull, SupermachineError
+from ..host import shortage
 from .locks import acquire, locked, release
 
-_DIRECTORIES = ("blobs", "rootfs", "images", "references", "starts", "locks", "tmp")
+_DIRECTORIES = ("blobs", "rootfs", "images", "references", "starts", "snapshots", "locks", "tmp")
 # A directory in tmp exists for a moment before its lock does.
 _STALE_SECONDS = 60.0
 #: New scratch directories that others may take for stale ones before something else must be wrong.
@@ -57,13 +59,28 @@ class Cache:
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         self.directory = Path(directories.cache_directory() if directory is None else directory)
         self._prepared = False
+        self._checked = False
 
     # Making and finding files.
+
+    def check(self) -> None:
+        """Raises CacheNotTrusted when other users own the cache or can write to it; once per instance."""
+        if self._checked:
+            return
+        for path in (self.directory, *(self.directory / name for name in _DIRECTORIES)):
+            why = directories.distrust(path)
+            if why is not None:
+                raise CacheNotTrusted(
+                    f"the cache directory {path} {why}, so what is in it is not used",
+                    hint=f"chmod go-w {path}, if it is yours; SUPERMACHINE_CACHE names another directory",
+                )
+        self._checked = True
 
     def prepare(self) -> None:
         """Creates what is missing, and removes what killed processes left; once per instance."""
         if self._prepared:
             return
+        self.check()
         with self.errors("prepare"):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in _DIRECTORIES:
@@ -84,15 +101,28 @@ class Cache:
         try:
             yield
         except OSError as error:
-            if error.errno is None or hasattr(error, "code"):
-                raise  # one of ours already
+            if error.errno is None or isinstance(error, SupermachineError):
+                raise
             if error.errno in _FULL:
                 raise DiskFull(f"there is no room left in the cache {self.directory}", cause=str(error)) from error
+            if (lacking := shortage.named(error, f"cannot {action} the cache {self.directory}")) is not None:
+                raise lacking from error
             raise CacheError(
                 f"cannot {action} the cache {self.directory}",
                 cause=str(error),
-                hint="SUPERMACHINE_CACHE names another directory",
+                hint="SUPERMACHINE_CACHE names another directory, which must be one that this user can write to",
             ) from error
+
+    @contextlib.contextmanager
+    def locked(self, kind: str, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """The right to make one thing, waited for. Raises CacheError where the cache cannot be written to."""
+        with self.errors("write to"):
+            lock = acquire(self.lock(kind, name), on_wait=on_wait)
+        assert lock is not None
+        try:
+            yield
+        finally:
+            release(lock)
 
     def blob(self, digest: str) -> Path:
         algorithm, _, value = digest.partition(":")
@@ -165,11 +195,15 @@ class Cache:
         return self._load("images", _key(digest, platform))
 
     def save_image(self, digest: str, platform: str, record: dict[str, Any]) -> None:
-        record = {**record, "digest": digest, "platform": platform}
-        if self.image_record(digest, platform) != record:
-            self._save("images", _key(digest, platform), record)
-        else:
-            self.touch(digest, platform)
+        if not self.has_image(digest, platform, record):
+            self._save("images", _key(digest, platform), {**record, "digest": digest, "platform": platform})
+
+    def has_image(self, digest: str, platform: str, record: dict[str, Any]) -> bool:
+        """Whether this is the record; then it counts as used now."""
+        if self.image_record(digest, platform) != {**record, "digest": digest, "platform": platform}:
+            return False
+        self.touch(digest, platform)
+        return True
 
     def image_path(self, digest: str, platform: str) -> Path:
         """Of the record; the file's time of modification is when the image was last used."""
@@ -183,9 +217,14 @@ class Cache:
         return self._load("references", _key(reference, platform))
 
     def save_reference(self, reference: str, platform: str, digest: str, image_platform: str) -> None:
-        record = {"reference": reference, "platform": platform, "digest": digest, "image_platform": image_platform}
-        if self.reference_record(reference, platform) != record:
+        if not self.has_reference(reference, platform, digest, image_platform):
+            record = {"reference": reference, "platform": platform, "digest": digest, "image_platform": image_platform}
             self._save("references", _key(reference, platform), record)
+
+    def has_reference(self, reference: str, platform: str, digest: str, image_platform: str) -> bool:
+        """Whether the reference is known to mean this image."""
+        record = {"reference": reference, "platform": platform, "digest": digest, "image_platform": image_platform}
+        return self.reference_record(reference, platform) == record
 
     def touch(self, digest: str, platform: str) -> None:
         """Notes that the image was used now."""
@@ -214,6 +253,7 @@ class Cache:
 
     def images(self) -> list[CachedImage]:
         """The images that can be started without asking a registry, the last used first."""
+        self.check()
         references: dict[tuple[str, str], list[str]] = {}
         for _, record in self._records("references"):
             key = (str(record.get("digest")), str(record.get("image_platform")))

@@ -58,11 +58,13 @@ def entitled(worker: str, entitlements: str) -> str:
     """The worker itself when it is entitled, else the path of its signed copy, which is made when there is none yet."""
     if is_entitled(worker):
         return worker
-    from ..images import Cache
+    from ..cache.store import Cache
 
     stat = os.stat(worker)  # noqa: PTH116 - as above
     version = f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
-    target = Cache().directory / "worker" / version / os.path.basename(worker)  # noqa: PTH119 - as above
+    cache = Cache()
+    cache.check()
+    target = cache.directory / "worker" / version / os.path.basename(worker)  # noqa: PTH119 - as above
     if not target.is_file():
         _sign(Path(worker), Path(entitlements), target)
     return str(target)

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .. import __version__
+from .. import __version__, directories
 from ..errors import SupermachineError
 from . import bundle, engines
 
@@ -27,6 +27,10 @@ class Report:
     files: dict[str, str]
     missing: list[str]
     cache: str
+    #: Whose say that is: an environment variable, the user's home directory, or that there is none.
+    cache_by: str
+    #: What is the matter with it; empty for nothing.
+    cache_problems: list[str]
 
     @property
     def usable(self) -> bool:
@@ -48,8 +52,54 @@ class Report:
         lines += ["", f"Chosen by engine=auto: {self.chosen or 'none: ' + str(self.problem)}"]
         lines += ["", "Files:"]
         lines += [f"  {name:<10} {where}" for name, where in self.files.items()]
-        lines += [f"  {'cache':<10} {self.cache}"]
+        lines += [f"  {'cache':<10} {self.cache}, by {self.cache_by}"]
+        lines += [f"  {'':<10} {problem}" for problem in self.cache_problems]
         return "\n".join(lines)
+
+
+#: Bytes that the cache's disk should have left: an image of some size, its layers and its snapshot.
+_ROOM = 1 << 30
+
+
+def _cache() -> tuple[str | None, str, list[str]]:
+    """The cache directory, by whose say, and what is the matter with it."""
+    problems = []
+    home = directories.home()
+    told = os.environ.get("HOME")
+    if told is not None and not os.path.isabs(told):  # noqa: PTH117
+        problems.append(f"HOME is {told!r}, which is no absolute path and is not used")
+    try:
+        place = directories.cache_directory()
+    except SupermachineError as error:
+        return None, "SUPERMACHINE_CACHE", [*problems, f"{error}; {error.hint}"]
+    by = next((name for name in ("SUPERMACHINE_CACHE", "XDG_CACHE_HOME") if os.environ.get(name)), "the home directory")
+    if by == "the home directory" and not (home and place.startswith(home.rstrip("/") + "/")):
+        by = "that there is no home directory" if home is None else f"that {home} cannot be written to"
+        problems.append("the system may remove it when it starts; SUPERMACHINE_CACHE names a better place")
+    return place, by, [*problems, *_cache_problems(place)]
+
+
+def _cache_problems(place: str) -> list[str]:
+    from ..cache.store import Cache
+
+    try:
+        Cache(place).check()
+    except SupermachineError as error:
+        return [f"{error}; {error.hint}"]
+    nearest = place
+    while not os.path.exists(nearest):  # noqa: PTH110
+        nearest = os.path.dirname(nearest)  # noqa: PTH120
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        serves = "it serves what is in it, and takes nothing new" if nearest == place else "it cannot be made"
+        return [f"this user cannot write to {directories.shown(nearest)}: {serves}"]
+    if (room := _free(nearest)) < _ROOM:
+        return [f"its disk has {room >> 20} MiB left"]
+    return []
+
+
+def _free(path: str) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
 
 
 def examine() -> Report:
@@ -73,8 +123,7 @@ def examine() -> Report:
         except SupermachineError as error:
             files[name] = str(error)
             missing.append(name)
-    from ..images import Cache
-
+    cache, said_by, problems = _cache()
     return Report(
         version=__version__,
         host=f"{platform.system()} {platform.release()} {platform.machine()}, Python {sys.version.split()[0]}",
@@ -84,5 +133,7 @@ def examine() -> Report:
         problem=problem,
         files=files,
         missing=missing,
-        cache=str(Cache().directory),
+        cache=directories.shown(cache) if cache else "none",
+        cache_by=said_by,
+        cache_problems=problems,
     )

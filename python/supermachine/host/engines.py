@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any, Literal, NamedTuple
 
+from .. import directories
 from ..errors import ConfigurationError, EngineUnavailable, HardwareRequired, SupermachineError
 from ..settings import parsing
 
@@ -114,8 +115,6 @@ def _key() -> list[str] | None:
 
 
 def _record() -> str:
-    from .. import directories
-
     return os.path.join(directories.cache_directory(), "kvm.json")  # noqa: PTH118
 
 
@@ -123,7 +122,10 @@ def _remembered() -> dict[str, Any] | None:
     import json
 
     try:
-        with open(_record(), encoding="utf-8") as file:  # noqa: PTH123
+        path = _record()
+        if directories.distrust(os.path.dirname(path)) or directories.distrust(path):  # noqa: PTH120
+            return None
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
             record = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
@@ -155,7 +157,7 @@ def _remember(found: dict[str, Any]) -> None:
     if key is None:
         return
     with contextlib.suppress(OSError):
-        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
         with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), delete=False) as file:  # noqa: PTH120
             json.dump({"for": key, "found": found}, file)
         os.replace(file.name, path)  # noqa: PTH105

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ..cache.locks import acquire, locked, release
+from ..cache.locks import acquire, release
 from ..cache.store import Cache, rootfs_key
-from ..errors import ConfigurationError, DigestMismatch, ImageNotFound, ImageTooLarge, InvalidImage
+from ..errors import CacheError, ConfigurationError, DigestMismatch, ImageNotFound, ImageTooLarge, InvalidImage
 from ..oci.model import CONFIGS, INDEXES, MANIFESTS, Descriptor, ImageConfig, parse_config, parse_manifest
 from ..oci.platforms import Platform
 from ..oci.references import FileReference, RegistryReference, looked_at, parse_reference
@@ -94,6 +94,7 @@ def resolve(
     parsed = parse_reference(reference)
     wanted = DEFAULT_PLATFORM if platform is None else Platform.parse(platform)
     cache = cache or Cache()
+    cache.check()
     store = _Store(cache, converter or Converter.default(), Reporter(progress), max_bytes)
     if isinstance(parsed, FileReference):
         found, index = store.from_files(parsed, wanted)
@@ -214,26 +215,42 @@ class _Store:
         ]
         key = rootfs_key(identities, platform, self._converter.version)
         rootfs = cache.rootfs(key)
-        cache.prepare()
         record = {"layers": identities, "config": selected.config_bytes.decode("utf-8", "replace"), "rootfs": key}
-        with locked(cache.lock("rootfs", key), on_wait=lambda: self._report("wait", selected.digest)):
-            if not rootfs.exists():
-                blobs = [layer.digest for layer in selected.layers if layer.digest]
-                try:
-                    with layers() as regions:
-                        self._convert(regions, rootfs, selected.digest)
-                except (DigestMismatch, InvalidImage):
-                    # If it is the disk that damaged them, the next attempt gets them anew.
-                    cache.drop_blobs(blobs)
-                    raise
-                if os.environ.get("SUPERMACHINE_KEEP_BLOBS", "0") in ("", "0"):
-                    cache.drop_blobs(blobs)
-            # The records are written under the lock, so that nobody prunes a root file system that has none yet.
-            cache.save_image(selected.digest, platform, record)
-            cache.save_reference(reference, str(wanted), selected.digest, platform)
+        image = (selected.digest, platform)
+        kept = (reference, str(wanted), *image)
+        # What is all there takes no lock, so that a cache that cannot be written to serves too.
+        if not (rootfs.exists() and cache.has_reference(*kept) and cache.has_image(*image, record)):
+            try:
+                cache.prepare()
+                with cache.locked("rootfs", key, on_wait=lambda: self._report("wait", selected.digest)):
+                    if not rootfs.exists():
+                        self._make(rootfs, selected, layers)
+                    # Under the lock, so that nobody prunes a root file system that has no records yet.
+                    cache.save_image(*image, record)
+                    cache.save_reference(*kept)
+            except CacheError:
+                if not rootfs.exists():
+                    raise  # else it can be used all the same
         size = rootfs.stat().st_size
         self._report("done", selected.digest, size, size)
         return ResolvedImage(name, selected.digest, selected.platform, selected.config, rootfs, size)
+
+    def _make(
+        self,
+        rootfs: Path,
+        selected: Selected,
+        layers: Callable[[], contextlib.AbstractContextManager[list[Region]]],
+    ) -> None:
+        blobs = [layer.digest for layer in selected.layers if layer.digest]
+        try:
+            with layers() as regions:
+                self._convert(regions, rootfs, selected.digest)
+        except (DigestMismatch, InvalidImage):
+            # If it is the disk that damaged them, the next attempt gets them anew.
+            self._cache.drop_blobs(blobs)
+            raise
+        if os.environ.get("SUPERMACHINE_KEEP_BLOBS", "0") in ("", "0"):
+            self._cache.drop_blobs(blobs)
 
     def _convert(self, regions: Sequence[Region], rootfs: Path, digest: str) -> None:
         layers: list[Layer] = [(str(r.path), r.offset, r.length, r.digest, r.diff_id, None) for r in regions]

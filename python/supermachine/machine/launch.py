@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..errors import BadSnapshot, RenewFailed, VMExited, VMTimeout
-from ..host import bundle
+from ..host import bundle, shortage
 
 # As `typing` has it, which this module, on the way of every `supermachine run`, does without.
 TYPE_CHECKING = False
@@ -41,21 +41,24 @@ def spawn(
     from .._core import Worker
 
     machine_id = os.urandom(16)
-    return Worker.spawn(
-        bundle.worker(),
-        engine=engine.name,
-        kernel=bundle.kernel(engine.architecture),
-        initramfs=bundle.initramfs(engine.architecture),
-        disks=[(str(image.rootfs), True)],
-        memory_bytes=memory,
-        vcpus=vcpus,
-        hostname=hostname or machine_id.hex()[:12],
-        machine_id=machine_id,
-        entropy=os.urandom(64),
-        root_fs="erofs",
-        nameservers=_nameservers(),
-        boot_timeout_ms=_milliseconds(timeout),
-    )
+    try:
+        return Worker.spawn(
+            bundle.worker(),
+            engine=engine.name,
+            kernel=bundle.kernel(engine.architecture),
+            initramfs=bundle.initramfs(engine.architecture),
+            disks=[(str(image.rootfs), True)],
+            memory_bytes=memory,
+            vcpus=vcpus,
+            hostname=hostname or machine_id.hex()[:12],
+            machine_id=machine_id,
+            entropy=os.urandom(64),
+            root_fs="erofs",
+            nameservers=_nameservers(),
+            boot_timeout_ms=_milliseconds(timeout),
+        )
+    except OSError as error:
+        raise _not_started(error) from error
 
 
 def spawn_restored(
@@ -74,18 +77,26 @@ def spawn_restored(
     from .._core import Worker
 
     machine_id = os.urandom(16)
-    return Worker.restore(
-        bundle.worker(),
-        engine=engine,
-        files=[os.fspath(file) for file in files],
-        disks=[(disk, True) for disk in disks],
-        hostname=hostname or machine_id.hex()[:12],
-        machine_id=machine_id,
-        entropy=os.urandom(64),
-        working_set=working_set,
-        agent=agent,
-        boot_timeout_ms=_milliseconds(timeout),
-    )
+    try:
+        return Worker.restore(
+            bundle.worker(),
+            engine=engine,
+            files=[os.fspath(file) for file in files],
+            disks=[(disk, True) for disk in disks],
+            hostname=hostname or machine_id.hex()[:12],
+            machine_id=machine_id,
+            entropy=os.urandom(64),
+            working_set=working_set,
+            agent=agent,
+            boot_timeout_ms=_milliseconds(timeout),
+        )
+    except OSError as error:
+        raise _not_started(error) from error
+
+
+def _not_started(error: OSError) -> OSError:
+    """What is short, where that is why there is no worker."""
+    return shortage.named(error, "the virtual machine's process cannot be started") or error
 
 
 def wait_ready(worker: Worker, timeout: float) -> Timings:
@@ -112,6 +123,8 @@ def _meaning(error: VMExited, timeout: float) -> Exception:
             cause=error.console_tail or None,
             hint="give it longer with boot_timeout=",
         )
+    if error.reason == "crashed" and "signal 9" in str(error):
+        return shortage.killed("the virtual machine did not start", str(error))
     if error.reason == "bad-snapshot":
         return BadSnapshot(f"the snapshot cannot be restored: {error}")
     if error.reason == "renew-failed":

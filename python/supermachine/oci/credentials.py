@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import directories
 from ..errors import CredentialError
 from .references import DEFAULT_DOMAIN
 
@@ -87,11 +88,17 @@ def _files(env: Mapping[str, str]) -> Iterator[Path]:
     if env.get("REGISTRY_AUTH_FILE"):
         yield Path(env["REGISTRY_AUTH_FILE"])
         return
-    home = Path(env.get("HOME") or Path.home())
-    yield Path(env.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
+    home = directories.home(env)
+    if env.get("DOCKER_CONFIG"):
+        yield Path(env["DOCKER_CONFIG"]) / "config.json"
+    elif home is not None:
+        yield Path(home) / ".docker" / "config.json"
     if env.get("XDG_RUNTIME_DIR"):
         yield Path(env["XDG_RUNTIME_DIR"]) / "containers" / "auth.json"
-    yield Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "containers" / "auth.json"
+    if env.get("XDG_CONFIG_HOME"):
+        yield Path(env["XDG_CONFIG_HOME"]) / "containers" / "auth.json"
+    elif home is not None:
+        yield Path(home) / ".config" / "containers" / "auth.json"
 
 
 def _read(file: Path) -> dict[str, Any] | None:

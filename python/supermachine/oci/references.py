@@ -14,12 +14,12 @@ and names an existing OCI layout. So a directory ``python`` never hides the imag
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from .. import directories
 from ..errors import InvalidReference
 
 DEFAULT_DOMAIN = "docker.io"
@@ -207,10 +207,12 @@ def looked_at(text: str | os.PathLike[str]) -> list[Path]:
 
 def absolute(text: str) -> Path:
     """A path with ``~`` expanded, independent of the working directory from now on."""
-    path = Path(text)
-    with contextlib.suppress(RuntimeError):  # ~name of a user that does not exist is taken literally
-        path = path.expanduser()
-    return path.absolute()
+    # What stands for nobody's home directory is taken literally.
+    if text == "~" or text.startswith("~/"):
+        text = (directories.home() or "~") + text[1:]
+    elif text.startswith("~"):
+        text = os.path.expanduser(text)  # noqa: PTH111 - it does not raise
+    return Path(text).absolute()
 
 
 def _short(text: str) -> str:

@@ -21,8 +21,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .. import directories
 from .._core import sha256
-from ..errors import ConfigurationError, SnapshotFailed, SnapshotInUse, SupermachineError, VMExited
+from ..errors import (
+    BadSnapshot,
+    CacheNotTrusted,
+    ConfigurationError,
+    HostShortage,
+    RenewFailed,
+    SnapshotFailed,
+    SnapshotInUse,
+    SupermachineError,
+    VMExited,
+)
 from ..host import bundle
 from ..settings import parsing
 from . import working_set
@@ -131,21 +142,55 @@ class Baked:
 
     @contextlib.contextmanager
     def usable(self) -> Iterator[bool]:
-        """Whether there is a snapshot to restore in the block; when that fails there, the snapshot is removed.
+        """Whether there is a snapshot to restore in the block; when that fails there, the guest has to boot.
 
-        Damaged, of another release, deleted by `prune` just now, or a guest that does not come up from it: it is made
-        anew. That somebody ended the machine meanwhile is an error as ever.
+        All starts share it, so it is removed only when it is proved to be damaged. A guest that would not take on an
+        identity of its own is baked anew, which takes the old one's place. What else fails (a host under load, another
+        host's file) leaves it as it is. That the host is short of something, and that somebody ended the machine
+        meanwhile, are errors as ever.
         """
+        self._check()
         try:
             yield self.exists()
+        except HostShortage:
+            raise
         except SupermachineError as error:
             if isinstance(error, VMExited) and error.reason == "killed":
                 raise
-            if self.exists():
+            if not self.exists():
+                return  # `prune` was faster
+            if self._is_damaged():
                 self.refused = True
-                _warn(f"a baked snapshot cannot be used and is made anew: {error}")
+                _warn(f"a baked snapshot is damaged and is made anew: {error}")
                 # The worker that tried it holds it until its process is gone.
                 self.discard(_LET_GO)
+            elif isinstance(error, RenewFailed):
+                self.refused = True
+                _warn(f"a baked snapshot cannot be used and is made anew: {error}")
+            else:
+                _warn(f"the guest boots, for its baked snapshot could not be used: {error}")
+
+    def _check(self) -> None:
+        """Raises CacheNotTrusted for what other users could have written: it is memory that would run."""
+        self._cache.check()
+        for path in (self.directory, self.path):
+            why = directories.distrust(path)
+            if why is not None:
+                raise CacheNotTrusted(
+                    f"the baked snapshot {path} {why}, so it is not run", hint=f"remove it: rm -r {self.directory}"
+                )
+
+    def _is_damaged(self) -> bool:
+        """Whether reading all of it proves that it is not as it was written."""
+        from .._core import verify_snapshot
+
+        try:
+            verify_snapshot(str(self.path))
+        except BadSnapshot:
+            return True
+        except (SupermachineError, OSError, MemoryError):
+            return False
+        return False
 
     def discard(self, patience: float = 0.0) -> int:
         """Removes it, unless a virtual machine runs from it for longer than `patience`; gives the bytes freed."""

@@ -18,7 +18,7 @@ import sys
 
 from ... import directories
 from ..._core import VERSION, sha256
-from ...errors import SupermachineError
+from ...errors import HostShortage, SupermachineError
 from ...guest.process_context import Context, command
 from ...host import bundle
 from ...machine import launch
@@ -116,16 +116,49 @@ class Start:
         """Whether every file that this depends on is as it was."""
         return all(stamp(path) == known for path, known in self.depends.items())
 
+    def is_of(self, cache: str) -> bool:
+        """Whether what it starts from is that cache's, at the places where it has such files, and is this user's work.
+
+        The file could be anybody's: what it names would run, and be written to.
+        """
+        baked = os.path.dirname(self.snapshot)  # noqa: PTH120
+        expected = (
+            (self.snapshot, f"{cache}/snapshots/{_name(baked)}/snapshot"),
+            (self.working_set, f"{baked}/working-set" if self.working_set else ""),
+            (self.rootfs, f"{cache}/rootfs/{_name(self.rootfs)}"),
+            (self.image_record, f"{cache}/images/{_name(self.image_record)}"),
+        )
+        named = (cache, f"{cache}/snapshots", baked, self.snapshot, self.rootfs)
+        return all(path == place for path, place in expected) and not any(map(directories.distrust, named))
+
     def worker(self, boot_timeout: float | None) -> tuple[Worker, launch.Timings] | None:
         """A worker whose guest is ready, and the steps of its start; ``None`` when that fails."""
         timeout = min(boot_timeout or launch.RESTORE_TIMEOUT, launch.RESTORE_TIMEOUT)
         ranges = working_set.load(self.working_set) if self.working_set else ()
         try:
-            os.utime(self.image_record)
+            _used(self.image_record)
             worker = launch.spawn_restored(self.engine, [self.rootfs], [self.snapshot], None, timeout, ranges)
             return worker, launch.wait_ready(worker, timeout)
+        except HostShortage:
+            raise  # the whole way would fail as well
         except (SupermachineError, OSError):
             return None
+
+
+def _name(path: str) -> str:
+    """The last part of a path, when it is one that the cache gives."""
+    name = os.path.basename(path)  # noqa: PTH119
+    return name if name.strip(".") else "?"
+
+
+def _used(record: str) -> None:
+    """Notes that the image was used now, where that can be."""
+    try:
+        os.utime(record)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return  # a cache that serves, and is not written to
 
 
 _STRINGS = ("engine", "snapshot", "rootfs", "working_set", "image_record", "warning", "working_dir", "user")
@@ -203,8 +236,11 @@ def _short_way(said: Arguments) -> int | None:
         file = place(said)
         if file is None:
             return None
+        cache, kept = os.path.split(os.path.dirname(file))  # noqa: PTH120
+        if directories.distrust(cache) or directories.distrust(os.path.join(cache, kept)):  # noqa: PTH118
+            return None  # the whole way says so
         start = _read(file)
-        if not start.holds():
+        if not (start.is_of(cache) and start.holds()):
             return None
     except (OSError, ValueError):
         return None

@@ -1,0 +1,100 @@
+"""What the host has no more of, whose limit that is, and how it is raised."""
+
+from __future__ import annotations
+
+import errno
+
+from ..errors import HostShortage
+
+# As `typing` has it: this module is on the way of every `supermachine run`, and loads little before it is needed.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Below this much a limit of a control group counts as what was met.
+_NEARLY = 32 << 20
+
+
+def named(error: OSError, failed: str) -> HostShortage | None:
+    """The error that names the shortage; ``None`` for errors that are none. `failed` is what could not be done."""
+    if error.errno == errno.EMFILE:
+        what, hint = _descriptors()
+    elif error.errno == errno.ENFILE:
+        what, hint = "the system has no more open files to give", "raise it: sysctl fs.file-max"
+    elif error.errno == errno.ENOMEM:
+        what, hint = _memory()
+    elif error.errno == errno.EAGAIN:
+        what, hint = _processes()
+    else:
+        return None
+    lacking = HostShortage(f"{failed}: {what}", cause=str(error), hint=hint)
+    lacking.errno = error.errno
+    return lacking
+
+
+def killed(failed: str, cause: str) -> HostShortage:
+    """Of a worker that SIGKILL has ended, which nobody here sent: the kernel does that when memory is short."""
+    what, hint = _memory()
+    return HostShortage(
+        f"{failed}: something outside sent it SIGKILL, most often because {what}", cause=cause, hint=hint
+    )
+
+
+def _descriptors() -> tuple[str, str]:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = "" if hard == resource.RLIM_INFINITY else f" (its hard limit is {hard})"
+    return f"this process may have {soft} open files and has them", f"raise RLIMIT_NOFILE: ulimit -n{room}"
+
+
+def _memory() -> tuple[str, str]:
+    import resource
+
+    for name, option in (("RLIMIT_AS", "-v"), ("RLIMIT_DATA", "-d")):
+        soft, _ = resource.getrlimit(getattr(resource, name))
+        if soft != resource.RLIM_INFINITY:
+            what = f"this process may have {soft >> 20} MiB of memory ({name})"
+            return what, f"raise the limit: ulimit {option}; or give the virtual machine less with memory="
+    for group, limit, used in _groups("memory.max", "memory.current"):
+        if limit - used < _NEARLY:
+            what = f"its control group may have {limit >> 20} MiB of memory"
+            return what, f"raise memory.max of {group} (docker run --memory, MemoryMax= of systemd)"
+    return "the host has no more memory to give", "end something else, or give the virtual machine less with memory="
+
+
+def _processes() -> tuple[str, str]:
+    import resource
+
+    for group, limit, used in _groups("pids.max", "pids.current"):
+        if used >= limit - 1:
+            what = f"its control group may have {limit} processes and threads and has them"
+            return what, f"raise pids.max of {group} (docker run --pids-limit, TasksMax= of systemd)"
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft != resource.RLIM_INFINITY:
+        return f"this user may have {soft} processes and threads", "raise RLIMIT_NPROC: ulimit -u"
+    return "the system has no more processes and threads to give", "raise it: sysctl kernel.threads-max"
+
+
+def _groups(limit: str, used: str) -> Iterator[tuple[str, int, int]]:
+    """Of the control groups (version 2) that this process is in: path, limit, use."""
+    import os
+
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
+            own = next(line[3:].strip() for line in file if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return
+    while True:
+        group = f"/sys/fs/cgroup{own.rstrip('/')}"
+        try:
+            values = []
+            for name in (limit, used):
+                with open(f"{group}/{name}", encoding="ascii") as file:  # noqa: PTH123
+                    values.append(int(file.read()))
+            yield group, values[0], values[1]
+        except (OSError, ValueError):
+            pass
+        if own in ("", "/"):
+            return
+        own = os.path.dirname(own)  # noqa: PTH120
