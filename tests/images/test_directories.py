@@ -48,6 +48,7 @@ def test_who_has_no_home_has_a_cache_of_their_own(monkeypatch: pytest.MonkeyPatc
         assert directories.cache_directory() == f"{tmp_path}/tmp/supermachine-{NOBODY}"
     monkeypatch.setenv("TMPDIR", "relative")
     assert directories.cache_directory() == f"/tmp/supermachine-{NOBODY}"
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     assert find_credentials("example.test").credentials is None
     assert absolute("~/x") == tmp_path / "~" / "x"
     assert "no home directory" in doctor.examine().text()
@@ -196,6 +197,11 @@ def test_a_shortage_names_whose_limit_it_is() -> None:
         assert expected in str(found.hint)
         assert found.cause
     assert shortage.named(OSError(errno.ENOENT, "x"), "y") is None
+    said = shortage.in_words("guest memory cannot be had: Cannot allocate memory (os error 12)")
+    assert said is not None
+    assert said.errno == errno.ENOMEM
+    for nothing in ("", "(os error ", "(os error 2)", "(os error x)", "(os error 99999999999999999999)"):
+        assert shortage.in_words(nothing) is None
 
 
 @pytest.mark.parametrize(
@@ -206,7 +212,7 @@ def test_a_shortage_names_whose_limit_it_is() -> None:
         (errors.VMTimeout("a busy host"), True, True, False),
         (errors.VMExited("a signal", reason="crashed"), True, True, False),
         (errors.BadSnapshot("another host's"), True, True, False),
-        (errors.RenewFailed("no answer"), True, True, True),
+        (errors.RenewFailed("no answer"), True, True, False),
         (errors.VMTimeout("a guest whose memory is wrong"), False, False, True),
         (errors.BadSnapshot("damaged"), False, False, True),
     ],

@@ -32,6 +32,15 @@ def named(error: OSError, failed: str) -> HostShortage | None:
     return lacking
 
 
+def in_words(message: str) -> HostShortage | None:
+    """Of what a worker said when it ended: Rust ends the text of a system error with its number."""
+    _, found, rest = message.rpartition("(os error ")
+    number = rest.partition(")")[0]
+    if not found or not number.isdecimal():
+        return None
+    return named(OSError(int(number), message), "the virtual machine did not start")
+
+
 def killed(failed: str, cause: str) -> HostShortage:
     """Of a worker that SIGKILL has ended, which nobody here sent: the kernel does that when memory is short."""
     what, hint = _memory()

@@ -123,6 +123,8 @@ def _meaning(error: VMExited, timeout: float) -> Exception:
             cause=error.console_tail or None,
             hint="give it longer with boot_timeout=",
         )
+    if error.reason != "agent-timeout" and (lacking := shortage.in_words(str(error))) is not None:
+        return lacking
     if error.reason == "crashed" and "signal 9" in str(error):
         return shortage.killed("the virtual machine did not start", str(error))
     if error.reason == "bad-snapshot":

@@ -28,7 +28,6 @@ from ..errors import (
     CacheNotTrusted,
     ConfigurationError,
     HostShortage,
-    RenewFailed,
     SnapshotFailed,
     SnapshotInUse,
     SupermachineError,
@@ -144,10 +143,9 @@ class Baked:
     def usable(self) -> Iterator[bool]:
         """Whether there is a snapshot to restore in the block; when that fails there, the guest has to boot.
 
-        All starts share it, so it is removed only when it is proved to be damaged. A guest that would not take on an
-        identity of its own is baked anew, which takes the old one's place. What else fails (a host under load, another
-        host's file) leaves it as it is. That the host is short of something, and that somebody ended the machine
-        meanwhile, are errors as ever.
+        All starts share it, so it is removed only when it is proved to be damaged. What else fails (a host under load,
+        another host's file) leaves it as it is. That the host is short of something, and that somebody ended the
+        machine meanwhile, are errors as ever.
         """
         self._check()
         try:
@@ -164,11 +162,10 @@ class Baked:
                 _warn(f"a baked snapshot is damaged and is made anew: {error}")
                 # The worker that tried it holds it until its process is gone.
                 self.discard(_LET_GO)
-            elif isinstance(error, RenewFailed):
-                self.refused = True
-                _warn(f"a baked snapshot cannot be used and is made anew: {error}")
             else:
-                _warn(f"the guest boots, for its baked snapshot could not be used: {error}")
+                _warn(
+                    f"the guest boots, as its baked snapshot (`supermachine prune` removes it) cannot be used: {error}"
+                )
 
     def _check(self) -> None:
         """Raises CacheNotTrusted for what other users could have written: it is memory that would run."""
