@@ -4,8 +4,9 @@
 //! loses its device and not some bytes. The guest may still change a chain behind the check: the iterator is safe then.
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use crate::{Broken, Memory};
 
@@ -59,4 +60,60 @@ pub fn check(memory: &Memory, table: u64, size: u16, head: u16) -> Result<(), Br
         }
         index = descriptor.next().into();
     }
+}
+
+/// The buffers of a checked chain that the device reads, where they lie.
+pub fn readable<'m>(
+    chain: DescriptorChain<&Memory>,
+    memory: &'m Memory,
+) -> Result<Vec<VolatileSlice<'m>>, Broken> {
+    slices(chain.readable(), memory)
+}
+
+/// The buffers of a checked chain that the device writes, where they lie.
+pub fn writable<'m>(
+    chain: DescriptorChain<&Memory>,
+    memory: &'m Memory,
+) -> Result<Vec<VolatileSlice<'m>>, Broken> {
+    slices(chain.writable(), memory)
+}
+
+fn slices<'m>(
+    descriptors: impl Iterator<Item = Descriptor>,
+    memory: &'m Memory,
+) -> Result<Vec<VolatileSlice<'m>>, Broken> {
+    let outside = |_: vm_memory::GuestMemoryError| Broken::Chain("a buffer lies outside guest memory".into());
+    let mut all = Vec::new();
+    let mut bytes = 0;
+    for descriptor in descriptors {
+        // Once more: the guest may have changed the chain since it was checked.
+        bytes += u64::from(descriptor.len());
+        if bytes > MAX_BYTES {
+            return Err(Broken::Chain("its buffers are more than 64 MiB".into()));
+        }
+        let length = descriptor.len() as usize;
+        let slices = memory.get_slices(descriptor.addr(), length, Permissions::ReadWrite).map_err(outside)?;
+        for slice in slices {
+            all.push(slice.map_err(outside)?);
+        }
+    }
+    Ok(all)
+}
+
+/// Copies the first bytes of these buffers and leaves the rest in them.
+pub fn take(buffers: &mut Vec<VolatileSlice<'_>>, to: &mut [u8]) -> Result<(), Broken> {
+    let mut done = 0;
+    while done < to.len() {
+        let Some(first) = buffers.first_mut() else {
+            return Err(Broken::Chain("a request is shorter than its header".into()));
+        };
+        let n = first.len().min(to.len() - done);
+        first.copy_to(&mut to[done..done + n]);
+        done += n;
+        *first = first.offset(n).map_err(|e| Broken::Chain(e.to_string()))?;
+        if first.is_empty() {
+            buffers.remove(0);
+        }
+    }
+    Ok(())
 }

@@ -1,12 +1,15 @@
-//! The virtio-mmio transport and the devices behind it: blk, console, rng, vsock; and a UART for the earliest output.
+//! The virtio-mmio transport and the devices behind it: blk, console, fs, net, rng, vsock; and a UART for the earliest output.
 //!
 //! A guest that breaks the rules of its device gets that device marked as needing a reset ([`Broken`]); the host goes on.
 
 pub mod blk;
 mod chain;
 pub mod console;
+pub mod fs;
 pub mod mmio;
+pub mod net;
 pub mod pl011;
+pub mod poller;
 pub mod rng;
 pub mod state;
 pub mod tail;

@@ -43,6 +43,8 @@ pub trait Device: Send {
     fn config(&self) -> &[u8];
     /// The guest has put something into queue `index`.
     fn notify(&mut self, index: usize, rings: &mut Rings) -> Result<(), Broken>;
+    /// The driver is up, with these of [`Device::features`]; also when a snapshot's driver is taken over.
+    fn start(&mut self, _features: u64) {}
     /// The driver starts over.
     fn reset(&mut self);
 }
@@ -54,6 +56,8 @@ pub struct Rings {
     line: Line,
     interrupt_status: u32,
     active: bool,
+    /// Changes of the configuration space (virtio 1.2, 4.2.2).
+    config_generation: u32,
     /// Chains left of [`MAX_CHAINS`].
     budget: u32,
 }
@@ -77,9 +81,67 @@ impl Rings {
         self.queues[index].go_to_previous_position();
     }
 
+    /// Whether a driver is up.
+    pub fn is_active(&self) -> bool {
+        self.active
+    }
+
     /// The memory that chains lie in; cheap to clone.
     pub fn memory(&self) -> Memory {
         self.memory.clone()
+    }
+
+    /// Chains that the guest has offered in queue `index`; none when the driver is not up.
+    pub fn available(&self, index: usize) -> Result<usize, Broken> {
+        let queue = &self.queues[index];
+        if !self.active || !queue.ready() {
+            return Ok(0);
+        }
+        let offered =
+            queue.avail_idx(&self.memory, Ordering::Acquire).map_err(|_| Broken::Queue { queue: index })?;
+        let waiting = offered.0.wrapping_sub(queue.next_avail());
+        if waiting > queue.size() {
+            return Err(Broken::Queue { queue: index });
+        }
+        Ok(waiting.into())
+    }
+
+    /// Gives several chains back, each with the length written, so that the driver sees all of them or none.
+    pub fn push_all(&mut self, index: usize, chains: &[(u16, u32)]) -> Result<(), Broken> {
+        let Some(((head, length), first)) = chains.split_last() else { return Ok(()) };
+        let queue = &mut self.queues[index];
+        let broken = |_| Broken::Queue { queue: index };
+        let before = queue.next_used();
+        // The elements first; the ring's index, which shows them, moves with the last one (virtio 1.2, 2.7.8).
+        for (n, (head, length)) in first.iter().enumerate() {
+            let slot = u64::from(before.wrapping_add(n as u16) % queue.size());
+            let element = u64::from(*head) | u64::from(*length) << 32;
+            let at = GuestAddress(queue.used_ring() + 4 + 8 * slot);
+            self.memory.write_obj(element.to_le(), at).map_err(|_| Broken::Queue { queue: index })?;
+        }
+        queue.set_next_used(before.wrapping_add(first.len() as u16));
+        if first.is_empty() || !queue.event_idx_enabled() {
+            return self.push(index, *head, *length);
+        }
+        queue.add_used(&self.memory, *head, *length).map_err(broken)?;
+        // virtio-queue has counted one chain; the driver's index may lie among the others.
+        let last_alone = queue.needs_notification(&self.memory).map_err(broken)?;
+        let at = GuestAddress(queue.avail_ring() + 4 + 2 * u64::from(queue.size()));
+        let event =
+            self.memory.load::<u16>(at, Ordering::Relaxed).map_err(|_| Broken::Queue { queue: index })?;
+        let since = queue.next_used().wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+        if last_alone || since < queue.next_used().wrapping_sub(before) {
+            self.interrupt(VIRTIO_MMIO_INT_VRING);
+        }
+        Ok(())
+    }
+
+    /// Tells the driver that the configuration space has changed, if a driver is up.
+    pub fn config_changed(&mut self) {
+        if self.active {
+            self.config_generation = self.config_generation.wrapping_add(1);
+            self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+        }
     }
 
     /// Gives a chain back with `length` bytes written, and interrupts the guest if it wants that.
@@ -154,7 +216,15 @@ impl<D: Device> Transport<D> {
             device.queue_sizes().iter().map(|size| Queue::new(*size).expect("a power of two")).collect();
         Self {
             device,
-            rings: Rings { memory, queues, line, interrupt_status: 0, active: false, budget: 0 },
+            rings: Rings {
+                memory,
+                queues,
+                line,
+                interrupt_status: 0,
+                active: false,
+                config_generation: 0,
+                budget: 0,
+            },
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
@@ -214,6 +284,7 @@ impl<D: Device> Transport<D> {
             VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(QueueT::ready).into(),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.rings.interrupt_status,
             VIRTIO_MMIO_STATUS => self.status,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.rings.config_generation,
             // No shared memory regions: length and base are all ones.
             VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
             _ => 0,
@@ -346,7 +417,11 @@ impl<D: Device> Transport<D> {
 
     fn update_active(&mut self) {
         let live = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+        let was = self.rings.active;
         self.rings.active = self.status & live == live && !self.is_broken();
+        if self.rings.active && !was {
+            self.device.start(self.driver_features);
+        }
     }
 
     fn notify(&mut self, index: usize) {

@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use super::BUFFER;
+use crate::poller::{Interest, Poller};
 
 /// What names a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +45,16 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Asks to be told of what its socket waits for.
+    pub fn watch(&self, poller: &Poller) {
+        let read = !self.readable && !self.host_ended;
+        let write = !self.is_drained();
+        // Once a hang-up is known there is nothing more to hear of it.
+        if !self.hung_up || read || write {
+            poller.rearm(&self.stream, self.token, Interest { read, write });
+        }
+    }
+
     pub fn new(stream: UnixStream, token: u64, state: State) -> Self {
         Self {
             stream,

@@ -7,7 +7,6 @@
 
 mod connection;
 mod packet;
-mod poller;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -19,9 +18,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use crate::Broken;
 use crate::mmio::{Device, Rings, Transport};
+use crate::poller::{self, Poller};
 use connection::{Connection, Key, State};
 use packet::*;
-use poller::Poller;
 
 /// Bytes of one connection that the host keeps for a socket that does not take them yet.
 pub const BUFFER: u32 = 256 * 1024;
@@ -240,7 +239,7 @@ impl Vsock {
             }
         }
         let unannounced = connection.forwarded.wrapping_sub(connection.announced);
-        self.poller.watch(Some(connection));
+        connection.watch(&self.poller);
         // Half a buffer: seldom enough to be cheap, early enough that the guest does not wait.
         if unannounced >= BUFFER / 2 {
             return self.send(key, OP_CREDIT_UPDATE, 0);
@@ -295,7 +294,7 @@ impl Vsock {
                     let flags = if connection.hung_up { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
                     let header = self.header(key, OP_SHUTDOWN, flags);
                     writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
-                    self.poller.watch(self.connections.get(&key));
+                    self.watch(key);
                     return Ok(Some(HEADER_BYTES));
                 }
                 Ok(n) => {
@@ -309,7 +308,7 @@ impl Vsock {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     connection.readable = false;
-                    self.poller.watch(self.connections.get(&key));
+                    self.watch(key);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
@@ -347,7 +346,7 @@ impl Vsock {
             true => self.after_write(key),
             // The event was told once for both directions: the other one still wants to be heard of.
             false => {
-                self.poller.watch(self.connections.get(&key));
+                self.watch(key);
                 Ok(())
             }
         }
@@ -381,6 +380,12 @@ impl Vsock {
             self.connect(port, stream)?;
         }
         self.fill(rings)
+    }
+
+    fn watch(&self, key: Key) {
+        if let Some(connection) = self.connections.get(&key) {
+            connection.watch(&self.poller);
+        }
     }
 
     fn drop_all(&mut self) {

@@ -1,4 +1,4 @@
-//! Waits for sockets, one readiness at a time: each event is told once, until [`Poller::watch`] asks again. A hang-up is
+//! Waits for sockets, one readiness at a time: each event is told once, until [`Poller::rearm`] asks again. A hang-up is
 //! told without being asked for.
 
 #[cfg(target_os = "linux")]
@@ -11,7 +11,7 @@ pub use epoll::Poller;
 #[cfg(not(target_os = "linux"))]
 pub use poll::Poller;
 
-use super::connection::Connection;
+use std::time::Instant;
 
 /// What has become possible with a socket.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,22 +25,16 @@ pub struct Event {
 
 /// What to tell of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Interest {
-    read: bool,
-    write: bool,
+pub struct Interest {
+    pub read: bool,
+    pub write: bool,
 }
 
-impl Poller {
-    /// Watches a connection's socket for what it waits for.
-    pub fn watch(&self, connection: Option<&Connection>) {
-        let Some(connection) = connection else { return };
-        let read = !connection.readable && !connection.host_ended;
-        let write = !connection.is_drained();
-        // Once a hang-up is known there is nothing more to hear of it.
-        if !connection.hung_up || read || write {
-            self.rearm(&connection.stream, connection.token, Interest { read, write });
-        }
-    }
+/// A timeout for epoll_wait and poll, rounded up; without a deadline none.
+fn milliseconds(deadline: Option<Instant>) -> i32 {
+    let Some(deadline) = deadline else { return -1 };
+    let left = deadline.saturating_duration_since(Instant::now());
+    i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]
@@ -111,6 +105,17 @@ mod tests {
                     drop(theirs);
                     let told = next(&poller);
                     assert!(told.hung_up && told.readable, "{told:?}");
+                }
+
+                #[test]
+                fn a_wait_ends_at_its_deadline_and_when_it_is_woken() {
+                    let poller = Arc::new(<$poller>::new().unwrap());
+                    let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
+                    assert_eq!(poller.wait_until(Some(soon)), Some(vec![]));
+                    assert!(std::time::Instant::now() >= soon);
+                    // A wake before the wait counts as well.
+                    poller.wake();
+                    assert_eq!(poller.wait(), Some(vec![]));
                 }
 
                 #[test]

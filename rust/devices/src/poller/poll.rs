@@ -3,17 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use super::{Event, Interest};
+use super::{Event, Interest, milliseconds};
 
 /// How often a socket that nothing but a hang-up is to be heard of is looked at, in milliseconds: systems differ in
 /// whether poll tells of that alone.
 const LOOK: i32 = 50;
 
+/// What waits for sockets. A token is the caller's name of a socket.
 pub struct Poller {
     watched: Mutex<BTreeMap<RawFd, Watched>>,
     /// A byte here has a wait look again.
@@ -39,29 +41,40 @@ impl Poller {
     }
 
     /// Watches a new socket for bytes to read.
-    pub fn add(&self, stream: &UnixStream, token: u64) -> io::Result<()> {
-        self.rearm(stream, token, Interest { read: true, write: false });
+    pub fn add(&self, socket: &impl AsFd, token: u64) -> io::Result<()> {
+        self.rearm(socket, token, Interest { read: true, write: false });
         Ok(())
     }
 
-    pub fn remove(&self, stream: &UnixStream) {
-        self.watched().remove(&stream.as_raw_fd());
+    /// Watches a socket no more.
+    pub fn remove(&self, socket: &impl AsFd) {
+        self.watched().remove(&socket.as_fd().as_raw_fd());
     }
 
-    pub(super) fn rearm(&self, stream: &UnixStream, token: u64, interest: Interest) {
-        self.watched().insert(stream.as_raw_fd(), Watched { token, interest, armed: true });
-        self.look_again();
+    /// Asks once more to be told of a watched socket.
+    pub fn rearm(&self, socket: &impl AsFd, token: u64, interest: Interest) {
+        self.watched().insert(socket.as_fd().as_raw_fd(), Watched { token, interest, armed: true });
+        self.wake();
     }
 
     /// Waits for events; `None` when it is time to stop.
     pub fn wait(&self) -> Option<Vec<Event>> {
+        self.wait_until(None)
+    }
+
+    /// As [`Poller::wait`]; no events when the deadline comes first, or [`Poller::wake`].
+    pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Vec<Event>> {
         if self.stopped.load(Ordering::SeqCst) {
             return None;
         }
         let armed: Vec<_> =
             self.watched().iter().filter(|(_, w)| w.armed).map(|(fd, watched)| (*fd, *watched)).collect();
         let quiet = |watched: &Watched| !watched.interest.read && !watched.interest.write;
-        let timeout = if armed.iter().any(|(_, watched)| quiet(watched)) { LOOK } else { -1 };
+        let timeout = match (milliseconds(deadline), armed.iter().any(|(_, watched)| quiet(watched))) {
+            (-1, true) => LOOK,
+            (timeout, true) => timeout.min(LOOK),
+            (timeout, false) => timeout,
+        };
         let mut polled = vec![libc::pollfd { fd: self.woken.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
         polled.extend(armed.iter().map(|(fd, watched)| {
             let read = if watched.interest.read { libc::POLLIN } else { 0 };
@@ -108,10 +121,11 @@ impl Poller {
     /// Makes every [`Poller::wait`] from now on return `None`.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        self.look_again();
+        self.wake();
     }
 
-    fn look_again(&self) {
+    /// Ends a wait, or the next one.
+    pub fn wake(&self) {
         // When it fails the socket is full of requests to look again.
         let _ = (&self.wake).write(&[0]);
     }

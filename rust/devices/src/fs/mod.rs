@@ -1,0 +1,25 @@
+//! virtio-fs (virtio 1.2, 5.11): one queue for urgent requests and one for all others.
+//!
+//! The device is the front; [`Server`] is the seam; what serves directories of the host is another crate's.
+
+mod device;
+mod empty;
+
+use vm_memory::VolatileSlice;
+
+pub use device::Fs;
+pub use empty::Empty;
+
+/// Serves FUSE requests (the kernel's include/uapi/linux/fuse.h). All calls come with the transport's lock held, on the vCPU
+/// that notified. None may wait for the guest, and what a server keeps for the guest is bounded by it.
+pub trait Server: Send {
+    /// Serves one request that lies in guest memory in these pieces, header first; how many bytes of `answer`, header
+    /// first, it has written. 0 for a request that wants no answer (FUSE_FORGET) or has no header to answer to.
+    ///
+    /// The guest may change both at any time: nothing of the request is looked at twice, and nothing is read back from
+    /// `answer`. They are the guest's again when this returns.
+    fn serve(&mut self, request: &[VolatileSlice<'_>], answer: &[VolatileSlice<'_>]) -> usize;
+
+    /// The driver starts over, and FUSE_INIT comes next: nothing that was open is known to it.
+    fn reset(&mut self) {}
+}
