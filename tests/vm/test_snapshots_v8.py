@@ -69,7 +69,7 @@ def test_guests_go_on_from_files_of_either_writer(
     assert theirs.read_bytes() == snapshot.path.read_bytes()
     info = snapshots.inspect(theirs)
     assert (info.version, info.vcpus, info.memory_bytes) == (8, vcpus, MEMORY)
-    assert info.devices == ("vsock", "block", "console", "rng")
+    assert info.devices == ("vsock", "block", "console", "rng", "net", "fs", *["block"] * 4, "balloon")
     assert (info.engine, info.image, info.listeners) == (None, None, ())
     assert snapshots.verify(theirs) is None
     bare = recode(theirs, tmp_path / "bare", recode_v8.bare)

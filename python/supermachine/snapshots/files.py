@@ -155,10 +155,18 @@ def _known(digest: str) -> str | None:
 def _devices_v8(queues: Sequence[int]) -> tuple[str, ...]:
     """Types of devices by the number of their queues. The format's order is vsock, then block devices.
 
-    This package's writer has a console and an entropy source last: two queues (virtio 1.2, 5.3.2), and one.
+    This package has more after them, which their queues tell apart (rust/machine/src/assembly.rs): a console and
+    an entropy source, and since the second layout what follows those.
     """
-    ours = ("console", "rng") if len(queues) > 2 and queues[-2:] == [2, 1] else ()
-    return (*("block" if n else "vsock" for n in range(len(queues) - len(ours))), *ours)
+    first = (("console", 2), ("rng", 1))
+    second = (*first, ("net", 2), ("fs", 2), *[("block", 1)] * 4, ("balloon", 3))
+    for tail in (second, first):
+        places, counts = [name for name, _ in tail], [count for _, count in tail]
+        if len(queues) > len(tail) and list(queues[-len(tail) :]) == counts:
+            break
+    else:
+        places = []
+    return (*("block" if n else "vsock" for n in range(len(queues) - len(places))), *places)
 
 
 def verify(path: str | os.PathLike[str]) -> str | None:

@@ -10,8 +10,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use crate::{Broken, Memory};
 
-/// Bytes of all buffers of one chain. Linux stays below 4 MiB.
-const MAX_BYTES: u64 = 64 << 20;
+/// Bytes of all buffers of one chain. Linux stays below 4 MiB with data, and reports up to 32 times 4 MiB of free pages.
+const MAX_BYTES: u64 = 128 << 20;
 const DESCRIPTOR_BYTES: u32 = 16;
 
 /// Checks the chain that starts at `head` of a table with `size` entries (virtio 1.2, 2.7.5).
@@ -50,7 +50,7 @@ pub fn check(memory: &Memory, table: u64, size: u16, head: u16) -> Result<(), Br
         }
         bytes += u64::from(descriptor.len());
         if bytes > MAX_BYTES {
-            return malformed("its buffers are more than 64 MiB");
+            return malformed("its buffers are more than 128 MiB");
         }
         if !memory.check_range(descriptor.addr(), descriptor.len() as usize, Permissions::ReadWrite) {
             return malformed("a buffer lies outside guest memory");
@@ -89,7 +89,7 @@ fn slices<'m>(
         // Once more: the guest may have changed the chain since it was checked.
         bytes += u64::from(descriptor.len());
         if bytes > MAX_BYTES {
-            return Err(Broken::Chain("its buffers are more than 64 MiB".into()));
+            return Err(Broken::Chain("its buffers are more than 128 MiB".into()));
         }
         let length = descriptor.len() as usize;
         let slices = memory.get_slices(descriptor.addr(), length, Permissions::ReadWrite).map_err(outside)?;
@@ -116,4 +116,18 @@ pub fn take(buffers: &mut Vec<VolatileSlice<'_>>, to: &mut [u8]) -> Result<(), B
         }
     }
     Ok(())
+}
+
+/// Address and length of the buffers of a checked chain that the device writes.
+pub fn ranges(chain: DescriptorChain<&Memory>, memory: &Memory) -> Result<Vec<(u64, u64)>, Broken> {
+    let mut all = Vec::new();
+    for descriptor in chain.writable() {
+        let (address, length) = (descriptor.addr(), descriptor.len());
+        // Once more: the guest may have changed the chain since it was checked.
+        if !memory.check_range(address, length as usize, Permissions::ReadWrite) {
+            return Err(Broken::Chain("a buffer lies outside guest memory".into()));
+        }
+        all.push((address.0, length.into()));
+    }
+    Ok(all)
 }

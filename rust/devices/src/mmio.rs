@@ -47,6 +47,12 @@ pub trait Device: Send {
     fn start(&mut self, _features: u64) {}
     /// The driver starts over.
     fn reset(&mut self);
+    /// Takes over the configuration space that a snapshot's driver knows; `false` when this is not the same device.
+    fn restore_config(&mut self, saved: &[u8]) -> bool {
+        self.config() == saved
+    }
+    /// A restored guest is about to go on: what has changed since its snapshot is told to it.
+    fn resume(&mut self, _rings: &mut Rings) {}
 }
 
 /// A device's queues in guest memory, and its interrupt.

@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use common::*;
 use supermachine_devices::Transport;
-use supermachine_devices::blk::Blk;
+use supermachine_devices::balloon::Balloon;
+use supermachine_devices::blk::{Blk, FileBacking};
 use supermachine_devices::state::RestoreError;
 
 const HEADER: u64 = BUFFERS;
@@ -132,4 +133,61 @@ fn a_restored_transport_goes_on_where_the_saved_one_was() {
     assert!(matches!(refuse(&|s| s.queues[0].used = u64::MAX - 3), RestoreError::QueueAddress { queue: 0 }));
     assert!(matches!(refuse(&|s| s.queues[0].last_avail_idx += 200), RestoreError::QueueIndex { queue: 0 }));
     assert!(matches!(refuse(&|s| s.queues[0].next_used_idx += 200), RestoreError::QueueIndex { queue: 0 }));
+}
+
+#[test]
+fn a_slot_is_empty_until_a_disk_comes_and_the_driver_hears_of_both() {
+    let mut driver = Driver::start(Blk::slot());
+    assert_eq!(driver.load(0x100), 0);
+    assert_eq!(request(&mut driver, READ, 0, &[writable(DATA, 512)]).0, 1, "there is nothing");
+    let disk = file(&contents());
+    let insert = |driver: &Driver<Blk>, read_only: bool| {
+        let backing = Box::new(FileBacking::new(disk.try_clone().unwrap()).unwrap());
+        driver.lock().with(|device, rings| {
+            device.insert(backing, read_only, rings);
+            Ok(())
+        });
+    };
+    driver.store(0x64, 3);
+    let generation = driver.load(0xfc);
+    insert(&driver, false);
+    assert_eq!((driver.load(0x100), driver.load(0x60)), (300, 2));
+    assert_ne!(driver.load(0xfc), generation);
+    assert_eq!(request(&mut driver, READ, 1, &[writable(DATA, 512)]), (0, 513));
+    assert_eq!(driver.bytes(DATA, 512), &contents()[512..1024]);
+    // WRITE_ZEROES of two sectors from 4 on, then DISCARD.
+    driver.put(DATA, &[&4_u64.to_le_bytes()[..], &[2, 0, 0, 0, 1, 0, 0, 0]].concat());
+    assert_eq!(request(&mut driver, 13, 0, &[readable(DATA, 16)]), (0, 1));
+    let mut zeros = [1; 1024];
+    disk.read_exact_at(&mut zeros, 4 * 512).unwrap();
+    assert_eq!(zeros, [0; 1024]);
+    driver.put(DATA + 12, &[0]);
+    assert_eq!(request(&mut driver, 11, 0, &[readable(DATA, 16)]), (0, 1));
+    // Beyond the end, and two segments at once.
+    driver.put(DATA, &299_u64.to_le_bytes());
+    assert_eq!(request(&mut driver, 13, 0, &[readable(DATA, 16)]).0, 1);
+    assert_eq!(request(&mut driver, 13, 0, &[readable(DATA, 32)]).0, 2);
+    insert(&driver, true);
+    assert_eq!(request(&mut driver, OUT, 0, &[readable(DATA, 512)]).0, 1, "a read-only disk");
+    driver.store(0x64, 3);
+    assert!(driver.lock().with(|device, rings| Ok(device.eject(rings))).is_some());
+    assert_eq!((driver.load(0x100), driver.load(0x60)), (0, 2));
+}
+
+#[test]
+fn pages_that_a_guest_reports_are_released_before_it_gets_them_back() {
+    let released = std::sync::Arc::new(std::sync::Mutex::new(vec![]));
+    let told = released.clone();
+    let mut driver = Driver::start(Balloon::new(Box::new(move |address, length| {
+        told.lock().unwrap().push((address, length));
+    })));
+    driver.add(2, 0, &[writable(RAM + (2 << 20), 2 << 20), writable(RAM + (8 << 20), 4 << 20)]);
+    driver.notify(2);
+    assert_eq!(driver.take(2), Some((0, 0)));
+    assert_eq!(*released.lock().unwrap(), [(RAM + (2 << 20), 2 << 20), (RAM + (8 << 20), 4 << 20)]);
+    // What it would inflate the balloon with stays: it is not asked for.
+    driver.add(0, 0, &[readable(BUFFERS, 4)]);
+    driver.notify(0);
+    assert_eq!(driver.take(0), Some((0, 0)));
+    assert_eq!(released.lock().unwrap().len(), 2);
 }

@@ -4,11 +4,13 @@ mod common;
 
 use common::*;
 use proptest::prelude::*;
-use supermachine_devices::blk::Blk;
+use supermachine_devices::balloon::Balloon;
+use supermachine_devices::blk::{Blk, FileBacking};
 use supermachine_devices::console::Console;
+use supermachine_devices::fs::Fs;
 use supermachine_devices::rng::Rng;
 use supermachine_devices::tail::Tail;
-use supermachine_devices::{Device, Line, Memory, Transport, vsock};
+use supermachine_devices::{Device, Line, Memory, Transport, net, vsock};
 use vm_memory::{Bytes, GuestAddress};
 
 const NEXT: u16 = 1;
@@ -52,7 +54,7 @@ fn lies_in_descriptors_break_the_device() {
     breaks("an address that overflows", |driver| driver.add(0, 0, &[readable(u64::MAX - 4, 16)]));
     breaks("a huge length", |driver| driver.add(0, 0, &[readable(BUFFERS, u32::MAX)]));
     breaks("huge lengths in sum", |driver| {
-        driver.add(0, 0, &[[writable(BUFFERS, 16 << 20); 5].as_slice()].concat());
+        driver.add(0, 0, &[[writable(BUFFERS, 16 << 20); 9].as_slice()].concat());
     });
     breaks("nothing to write a status to", |driver| driver.add(0, 0, &[readable(BUFFERS, 16)]));
     breaks("half a header", |driver| {
@@ -199,6 +201,40 @@ fn perform<D: Device>(driver: &mut Driver<D>, acts: &[Act]) {
     assert!(!driver.is_broken());
 }
 
+/// Sends each frame back.
+struct Loopback;
+
+impl net::Backend for Loopback {
+    fn start(&mut self, _: net::Offloads) {}
+
+    fn transmit(
+        &mut self,
+        header: &net::Header,
+        frame: &[vm_memory::VolatileSlice<'_>],
+        guest: &mut dyn net::Receiver,
+    ) -> Result<(), supermachine_devices::Broken> {
+        let mut pieces = vec![];
+        for slice in frame {
+            let mut bytes = vec![0; slice.len()];
+            slice.copy_to(&mut bytes);
+            pieces.push(bytes);
+        }
+        guest.send(header, &pieces.iter().map(|piece| &piece[..]).collect::<Vec<_>>()).map(drop)
+    }
+
+    fn pump(&mut self, guest: &mut dyn net::Receiver) -> Result<(), supermachine_devices::Broken> {
+        guest.has_room().map(drop)
+    }
+
+    fn ready(
+        &mut self,
+        _: supermachine_devices::poller::Event,
+        _: &mut dyn net::Receiver,
+    ) -> Result<(), supermachine_devices::Broken> {
+        Ok(())
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -207,8 +243,21 @@ proptest! {
         perform(&mut Driver::start(Blk::new(file(&[1; 8192]), false).unwrap()), &acts);
         perform(&mut Driver::start(Console(Tail::default())), &acts);
         perform(&mut Driver::start(Rng), &acts);
+        perform(&mut Driver::start(Fs::new("tag")), &acts);
+        perform(&mut Driver::start(Balloon::new(Box::new(|_, _| ()))), &acts);
+        let mut slot = Driver::start(Blk::slot());
+        slot.lock().with(|device, rings| {
+            device.insert(Box::new(FileBacking::new(file(&[1; 8192]))?), false, rings);
+            Ok(())
+        });
+        perform(&mut slot, &acts);
         let memory: Memory = memory();
-        let (line, level): (Line, _) = line();
+        let (line, level): (Line, _) = common::line();
+        let (host, transport) = net::Host::new([2; 6], 1500, memory.clone(), line);
+        host.attach(|_| Ok(Box::new(Loopback))).unwrap();
+        perform(&mut Driver::with(transport, memory, level), &acts);
+        let memory: Memory = common::memory();
+        let (line, level): (Line, _) = common::line();
         let (host, transport) = vsock::Host::start(3, memory.clone(), line).unwrap();
         host.listen(1024, Box::new(drop));
         perform(&mut Driver::with(transport, memory, level), &acts);

@@ -21,6 +21,9 @@ pub trait Window: Registers {
 
     /// Takes over what [`Window::state`] gave, with guest memory in place; a sentence's end when it is refused.
     fn restore(&mut self, state: &DeviceState) -> Result<(), String>;
+
+    /// The guest is about to go on: what has changed since its snapshot is told to it.
+    fn resume(&mut self);
 }
 
 /// The virtio-mmio windows and the UART. An address that nothing answers at reads as zeros and ignores writes.
@@ -84,6 +87,8 @@ mod tests {
     }
 
     impl Window for Probe {
+        fn resume(&mut self) {}
+
         fn id(&self) -> u32 {
             unreachable!("the bus does not ask for it")
         }

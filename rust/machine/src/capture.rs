@@ -76,7 +76,8 @@ impl Machine {
             return Err(Error::Unresponsive);
         }
         // Devices serve a request whole under their lock, so that nothing is popped and unfinished now.
-        let windows = self.windows.iter().map(|window| window.lock().unwrap_or_else(PoisonError::into_inner));
+        let windows =
+            self.devices.windows.iter().map(|window| window.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(Paused { machine: self, windows: windows.collect() })
     }
 
@@ -87,21 +88,12 @@ impl Machine {
         cpu_features: &[String],
         step: &mut impl FnMut(&str),
     ) -> Result<(), Error> {
-        if state.devices.len() != self.windows.len() {
-            let (found, expected) = (state.devices.len(), self.windows.len());
-            return Err(refused(
-                "device list",
-                format!(
-                    "it names {found} devices and this machine has {expected}; give it the disks that it had"
-                ),
-            ));
-        }
         // All vCPUs exist once their threads wait: the interrupt controller's state names each of them.
         if !self.processors.pause(DEADLINE) {
             return Err(Error::Unresponsive);
         }
         self.processors.restore(state, cpu_features, step)?;
-        for (n, (window, bytes)) in self.windows.iter().zip(&state.devices).enumerate() {
+        for (n, (window, bytes)) in self.devices.windows.iter().zip(&state.devices).enumerate() {
             let part = format!("device {n}");
             let device: DeviceState = decode(&part, bytes)?;
             let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,5 +140,33 @@ impl Drop for Paused<'_> {
     fn drop(&mut self) {
         self.windows.clear();
         self.machine.processors.resume();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use supermachine_devices::state::QueueState;
+
+    use super::*;
+
+    /// What is in files stays readable. When this no longer compiles, or fails, a saved structure has changed: read
+    /// docs/snapshot-versioning.md before you change the expectation.
+    #[test]
+    fn the_encoding_of_a_device_stays() {
+        let queue = QueueState {
+            size: 16,
+            ready: true,
+            desc: 0x1000,
+            avail: 0x2000,
+            used: 0x3000,
+            last_avail_idx: 7,
+            next_used_idx: 6,
+        };
+        let transport =
+            TransportState { driver_features: 0x81, status: 15, interrupt_status: 1, queues: vec![queue] };
+        let device = DeviceState { id: 4, config: vec![1, 2], transport };
+        let bytes = [4, 2, 1, 2, 0x81, 1, 15, 1, 1, 16, 1, 0x80, 0x20, 0x80, 0x40, 0x80, 0x60, 7, 6];
+        assert_eq!(encode("", &device).unwrap(), bytes);
+        assert_eq!(decode::<DeviceState>("", &bytes).unwrap(), device);
     }
 }

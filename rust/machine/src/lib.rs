@@ -1,6 +1,7 @@
 //! A virtual machine: memory, devices, vCPUs and boot, over any engine.
 
 pub mod arm64;
+pub mod assembly;
 mod board;
 pub mod bus;
 mod capture;
@@ -65,6 +66,10 @@ pub enum Error {
     BadVcpus { vcpus: u32, most: u32 },
     #[error("{disks} disks are asked for; a machine has at most {most}")]
     TooManyDisks { disks: usize, most: usize },
+    #[error(
+        "the machine comes from a snapshot of an older version and has no {what}; boot it, or bake it, again to have one"
+    )]
+    OldLayout { what: &'static str },
     #[error("a vCPU thread cannot be started: {0}")]
     Thread(std::io::Error),
     #[error("a device cannot be made: {0}")]

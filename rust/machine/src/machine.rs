@@ -1,17 +1,16 @@
 //! The machine as its owner sees it: made from a configuration, started, watched, stopped.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use supermachine_devices::blk::Blk;
-use supermachine_devices::console::Console;
+use supermachine_devices::blk::Backing as DiskBacking;
 use supermachine_devices::pl011::Pl011;
-use supermachine_devices::rng::Rng;
 use supermachine_devices::tail::Tail;
-use supermachine_devices::{Device, Line, Transport, vsock};
+use supermachine_devices::{Device, Transport, fs, net, vsock};
 use supermachine_engine::Engine;
 
+use crate::assembly::{self, Devices, Layout};
 use crate::board::{Architecture, Board, Load};
 use crate::bus::{Registers, Window};
 use crate::capture::{DeviceState, State};
@@ -20,15 +19,9 @@ use crate::pages::{self, PAGE, PageMap, Touched};
 use crate::vcpus::Processors;
 use crate::{Error, MAX_MEMORY, MIN_MEMORY, Stop, v8};
 
-/// Devices that every machine has: vsock, console, rng.
-const OTHER_DEVICES: usize = 3;
-
 /// Pages between two that are read which are read as well: that takes less time than asking for each of them alone, and
 /// no memory of the machine's own.
 const READ_GAP: u64 = 16;
-
-/// The guest's vsock context id.
-const GUEST_CID: u32 = 3;
 
 /// What a machine is made of.
 pub struct Config {
@@ -60,9 +53,7 @@ pub(crate) type SharedWindow = Arc<Mutex<dyn Window>>;
 pub struct Machine {
     pub(crate) engine: Engine,
     pub(crate) processors: Arc<dyn Processors>,
-    /// In bus order.
-    pub(crate) windows: Vec<SharedWindow>,
-    vsock: vsock::Host,
+    pub(crate) devices: Devices,
     tail: Tail,
     /// Mapped into the engine's VM, so it goes after the vCPU threads have.
     pub(crate) memory: Arc<Memory>,
@@ -88,9 +79,8 @@ impl<D: Device> Window for Transport<D> {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
-        let expected = (self.device.id(), self.device.config());
-        if (state.id, &state.config[..]) != expected {
-            let (id, config) = expected;
+        if state.id != self.device.id() || !self.device.restore_config(&state.config) {
+            let (id, config) = (self.device.id(), self.device.config());
             return Err(format!(
                 "it is of type {} with configuration {:02x?}, and the machine has type {id} with {config:02x?} there; \
                  a snapshot needs the devices and disks that it was taken with",
@@ -98,6 +88,13 @@ impl<D: Device> Window for Transport<D> {
             ));
         }
         self.restore(&state.transport).map_err(|e| e.to_string())
+    }
+
+    fn resume(&mut self) {
+        self.with(|device, rings| {
+            device.resume(rings);
+            Ok(())
+        });
     }
 }
 
@@ -136,7 +133,7 @@ impl Machine {
         if config.engine == Engine::Kvm {
             memory.prefer_huge_pages();
         }
-        let parts = Parts::new(config.engine, config.vcpus, memory, config.disks, None)?;
+        let parts = Parts::new(config.engine, config.vcpus, memory, Layout::NEWEST, config.disks, None)?;
 
         let mut rng_seed = [0; 32];
         // SAFETY: the pointer and length are the array's.
@@ -151,7 +148,7 @@ impl Machine {
             initramfs: &config.initramfs,
             cmdline: &config.cmdline,
             memory_bytes,
-            virtio_devices: parts.windows.len(),
+            virtio_devices: parts.devices.windows.len(),
             rng_seed,
         };
         let entry = parts.board.load(&parts.memory, &load)?;
@@ -165,7 +162,8 @@ impl Machine {
     pub fn restore(restore: Restore, mut step: impl FnMut(&str)) -> Result<Self, Error> {
         let Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation } = restore;
         let (vcpus, machine) = (state.vcpus.len(), Some(&state.machine[..]));
-        let parts = Parts::restored(engine, vcpus, memory_bytes, memory, disks, machine, &mut step)?;
+        let layout = Layout::of(state.devices.len(), disks.len())?;
+        let parts = Parts::restored(engine, vcpus, memory_bytes, memory, layout, disks, machine, &mut step)?;
         parts.go_on(engine, &state, &cpu_features, generation, step)
     }
 
@@ -187,19 +185,57 @@ impl Machine {
         }
         let (vcpus, memory_bytes) = (opened.vcpus(), opened.memory_bytes);
         let (backing, snapshot) = opened.split();
-        let parts = Parts::restored(engine, vcpus, memory_bytes, backing, disks, None, &mut step)?;
-        let state = v8::state(&snapshot, &parts.windows)?;
+        let layout = v8::layout(&snapshot, disks.len())?;
+        let parts = Parts::restored(engine, vcpus, memory_bytes, backing, layout, disks, None, &mut step)?;
+        let state = v8::state(&snapshot, &parts.devices.windows)?;
         parts.go_on(engine, &state, &[], generation, step)
     }
 
-    /// Lets the vCPUs run.
+    /// Lets the vCPUs run. A guest that was restored is told what has changed with its devices.
     pub fn start(&self) {
+        for window in &self.devices.windows {
+            window.lock().unwrap_or_else(PoisonError::into_inner).resume();
+        }
         self.processors.resume();
     }
 
     /// The host's side of vsock.
     pub fn vsock(&self) -> &vsock::Host {
-        &self.vsock
+        &self.devices.vsock
+    }
+
+    /// The guest's network card, its cable unplugged at first. What is attached before [`Machine::start`] is, for a guest
+    /// whose snapshot had a network, as if it had never been away.
+    pub fn network(&self) -> Result<&net::Host, Error> {
+        self.devices.net.as_ref().ok_or(Error::OldLayout { what: "network card" })
+    }
+
+    /// Has this serve the guest's files; before, there is an empty directory.
+    pub fn set_file_server(&self, server: Box<dyn fs::Server>) -> Result<(), Error> {
+        let fs = self.devices.fs.as_ref().ok_or(Error::OldLayout { what: "file server" })?;
+        fs.lock().unwrap_or_else(PoisonError::into_inner).device.set_server(server);
+        Ok(())
+    }
+
+    /// Slots for disks.
+    pub fn slots(&self) -> usize {
+        self.devices.slots.len()
+    }
+
+    /// Puts a disk into a slot, from 0 on.
+    pub fn insert_disk(&self, slot: usize, disk: Box<dyn DiskBacking>, read_only: bool) -> Result<(), Error> {
+        let device = self.devices.slots.get(slot).ok_or(Error::OldLayout { what: "slot for the disk" })?;
+        device.lock().unwrap_or_else(PoisonError::into_inner).with(|device, rings| {
+            device.insert(disk, read_only, rings);
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Takes a slot's disk out; `None` when it is empty, or there is no such slot.
+    pub fn eject_disk(&self, slot: usize) -> Option<Box<dyn DiskBacking>> {
+        let device = self.devices.slots.get(slot)?;
+        device.lock().unwrap_or_else(PoisonError::into_inner).with(|device, rings| Ok(device.eject(rings)))
     }
 
     /// Ends the machine; the first reason given is kept.
@@ -214,7 +250,7 @@ impl Machine {
 
     /// Ends every connection of the guest's; whoever waits on one sees the end of its stream.
     pub fn close(&self) {
-        self.vsock.close();
+        self.devices.vsock.close();
     }
 
     /// The pages of RAM that the host has given, from its start.
@@ -265,40 +301,34 @@ impl Drop for Machine {
 struct Parts {
     board: Box<dyn Board>,
     memory: Arc<Memory>,
-    windows: Vec<SharedWindow>,
-    vsock: vsock::Host,
+    devices: Devices,
     tail: Tail,
 }
 
 impl Parts {
-    /// Devices come in bus order: vsock, blocks, then what the snapshot format of the field does not know.
     fn new(
         engine: Engine,
         vcpus: u32,
         memory: Memory,
+        layout: Layout,
         disks: Vec<Disk>,
         machine: Option<&[u8]>,
     ) -> Result<Self, Error> {
         let memory = Arc::new(memory);
         let board = Architecture::of(engine).board(engine, vcpus, &memory, machine)?;
         let tail = Tail::default();
-        let (vsock, transport) = vsock::Host::start(GUEST_CID, memory.ram.clone(), board.line(0))?;
-        let mut windows: Vec<SharedWindow> = vec![transport];
-        for disk in disks {
-            let disk = Blk::new(disk.file, disk.read_only)?;
-            windows.push(window(disk, &memory, board.line(windows.len())));
-        }
-        windows.push(window(Console(tail.clone()), &memory, board.line(windows.len())));
-        windows.push(window(Rng, &memory, board.line(windows.len())));
-        Ok(Self { board, memory, windows, vsock, tail })
+        let devices = Devices::assemble(layout, &*board, &memory, disks, &tail)?;
+        Ok(Self { board, memory, devices, tail })
     }
 
     /// With RAM as a snapshot has it.
+    #[expect(clippy::too_many_arguments, reason = "what a machine is made of, once")]
     fn restored(
         engine: Engine,
         vcpus: usize,
         memory_bytes: u64,
         backing: Backing,
+        layout: Layout,
         disks: Vec<Disk>,
         machine: Option<&[u8]>,
         step: &mut impl FnMut(&str),
@@ -308,7 +338,7 @@ impl Parts {
         check(architecture, memory_bytes, vcpus, disks.len())?;
         let memory = Memory::restored(architecture.map(), memory_bytes, backing)?;
         step("ram_map");
-        Self::new(engine, vcpus, memory, disks, machine)
+        Self::new(engine, vcpus, memory, layout, disks, machine)
     }
 
     /// Takes over a snapshot's state.
@@ -324,21 +354,17 @@ impl Parts {
         let machine = self.assemble(engine)?;
         machine.take_over(state, cpu_features, &mut step)?;
         machine.processors.announce_generation();
-        machine.vsock.reset_connections();
+        machine.devices.vsock.reset_connections();
         step("devices");
         Ok(machine)
     }
 
     /// Starts the vCPU threads, all paused.
     fn assemble(self, engine: Engine) -> Result<Machine, Error> {
-        let Self { board, memory, windows, vsock, tail } = self;
-        let processors = board.start(windows.clone(), tail.clone())?;
-        Ok(Machine { engine, processors, windows, vsock, tail, memory })
+        let Self { board, memory, devices, tail } = self;
+        let processors = board.start(devices.windows.clone(), tail.clone())?;
+        Ok(Machine { engine, processors, devices, tail, memory })
     }
-}
-
-fn window(device: impl Device + 'static, memory: &Memory, line: Line) -> SharedWindow {
-    Arc::new(Mutex::new(Transport::new(device, memory.ram.clone(), line)))
 }
 
 fn check(architecture: Architecture, memory: u64, vcpus: u32, disks: usize) -> Result<(), Error> {
@@ -349,7 +375,7 @@ fn check(architecture: Architecture, memory: u64, vcpus: u32, disks: usize) -> R
     if vcpus == 0 || vcpus > map.max_vcpus {
         return Err(Error::BadVcpus { vcpus, most: map.max_vcpus });
     }
-    let most = map.virtio_max - OTHER_DEVICES;
+    let most = assembly::most_disks(map.virtio_max);
     if disks > most {
         return Err(Error::TooManyDisks { disks, most });
     }

@@ -6,16 +6,21 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::Error;
 use crate::board::Map;
-use crate::pages::PAGE;
+use crate::pages::{self, PAGE};
 
 /// Shorter runs of a diff's pages are read; longer ones are mapped.
 const MAPPED: u64 = 16 * PAGE;
+
+/// Mappings that given back memory of a restored machine may become. The kernel allows 65,530 for a process
+/// (Documentation/admin-guide/sysctl/vm.rst, max_map_count); beyond this its pages go back, and are the file's once more.
+const MAX_RELEASED: usize = 8192;
 
 /// Memory of a machine: its RAM, and the page of the VM generation id.
 pub struct Memory {
@@ -25,6 +30,8 @@ pub struct Memory {
     generation: Option<GuestRegionMmap<()>>,
     /// The full snapshot below the RAM, and the offset of the RAM in it.
     base: Option<(File, u64)>,
+    /// What of a restored machine's RAM is anonymous memory now, and no longer a file's; bytes from the start of RAM.
+    released: Mutex<Vec<Range<u64>>>,
 }
 
 // SAFETY: `host` points into `ram`, which may itself be shared; it is only handed out as an address to map.
@@ -78,7 +85,7 @@ impl Memory {
         let ram = GuestMemoryMmap::from_regions(vec![ram])
             .map_err(|e| Error::Memory { bytes, reason: e.to_string() })?;
         let generation = layout.generation.map(|(gpa, bytes)| map(bytes, gpa, None)).transpose()?;
-        Ok(Self { ram, host, len: bytes, generation, base })
+        Ok(Self { ram, host, len: bytes, generation, base, released: Mutex::default() })
     }
 
     /// Lays a diff's pages over what is there.
@@ -162,11 +169,64 @@ impl Memory {
         }
     }
 
+    /// Gives memory that the guest does not use back to the host; what it holds afterwards is not said. A hint, as others
+    /// here: what lies outside RAM or is not whole pages of the host's stays.
+    pub fn release(&self, gpa: u64, length: u64) {
+        use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+        let Some(start) = self.ram.iter().next().map(|region| region.start_addr().raw_value()) else {
+            return;
+        };
+        let page = host_page();
+        let Some((from, end)) =
+            gpa.checked_sub(start).and_then(|from| Some((from, from.checked_add(length)?)))
+        else {
+            return;
+        };
+        let (from, to) = (from.next_multiple_of(page), end.min(self.len) / page * page);
+        if from >= to {
+            return;
+        }
+        // A private mapping of a file would show the file's old bytes, and store them in the next snapshot.
+        if self.base.is_some() && self.make_anonymous(from..to) {
+            return;
+        }
+        #[cfg(target_os = "linux")]
+        self.advise(&(from / PAGE..to / PAGE), libc::MADV_DONTNEED);
+        #[cfg(not(target_os = "linux"))]
+        self.advise(&(from / PAGE..to / PAGE), libc::MADV_FREE);
+    }
+
+    /// Puts fresh anonymous memory in place of a file's; `false` when it is that already, or may not be.
+    fn make_anonymous(&self, bytes: Range<u64>) -> bool {
+        // Hypervisor.framework keeps what was mapped to the guest when it was.
+        if !cfg!(target_os = "linux") {
+            return false;
+        }
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let covered = released.iter().any(|run| run.start <= bytes.start && bytes.end <= run.end);
+        if covered || released.len() >= MAX_RELEASED {
+            return false;
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the range lies inside the mapping that `self` owns, in whole pages. Its addresses stay mapped, readable and
+        // writable all the time, so that whoever uses it finds memory; that its bytes change is what the guest has asked for.
+        let mapped = unsafe {
+            let at = self.host.as_ptr().add(bytes.start as usize);
+            libc::mmap(at.cast(), (bytes.end - bytes.start) as usize, prot, flags, -1, 0)
+        };
+        if mapped == libc::MAP_FAILED {
+            return false;
+        }
+        *released = pages::joined(released.drain(..).chain([bytes]), 0);
+        true
+    }
+
     fn advise(&self, pages: &Range<u64>, advice: i32) {
         let page = host_page();
         let (start, end) = (pages.start * PAGE / page * page, (pages.end * PAGE).next_multiple_of(page));
-        // SAFETY: the range lies inside the mapping, by the callers' checks, for that is whole pages of the host's; none of
-        // the four kinds of advice changes what the memory holds.
+        // SAFETY: the range lies inside the mapping, by the callers' checks, for that is whole pages of the host's; the
+        // kinds of advice change what the memory holds for pages alone that the guest has given back.
         unsafe {
             let at = self.host.as_ptr().add(start as usize);
             libc::madvise(at.cast(), (end - start) as usize, advice);
@@ -250,6 +310,35 @@ mod tests {
         let mut there = [0];
         kept.read_exact_at(&mut there, PAGE).unwrap();
         assert_eq!(there, [1]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn memory_that_is_given_back_is_gone_and_zero_whatever_was_below_it() {
+        let map = crate::pages::PageMap::open().unwrap();
+        let there = |memory: &Memory| -> u64 {
+            let runs = map.touched(memory.host.as_ptr() as u64, 64).unwrap();
+            runs.iter().map(|run| run.pages.end - run.pages.start).sum()
+        };
+        let all: Vec<_> = (0..64).map(|page| (page, 7)).collect();
+        let backing = Backing { base: file(&all, 64), offset: 0, diffs: Vec::new() };
+        for memory in
+            [Memory::new(&MAP, 64 * PAGE).unwrap(), Memory::restored(&MAP, 64 * PAGE, backing).unwrap()]
+        {
+            for _ in 0..2 {
+                memory.ram.write_slice(&[9; 64 * PAGE as usize], GuestAddress(RAM_BASE)).unwrap();
+                assert_eq!(there(&memory), 64);
+                memory.release(RAM_BASE + 16 * PAGE + 1, 33 * PAGE);
+                assert_eq!(there(&memory), 64 - 32);
+                let byte =
+                    |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(RAM_BASE + page * PAGE)).unwrap() };
+                assert_eq!([16, 17, 48, 49].map(byte), [9, 0, 0, 9]);
+            }
+            // Nothing of this is memory.
+            memory.release(0, PAGE);
+            memory.release(RAM_BASE + 64 * PAGE, PAGE);
+            memory.release(u64::MAX, u64::MAX);
+        }
     }
 
     #[cfg(target_os = "linux")]

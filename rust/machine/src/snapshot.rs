@@ -8,11 +8,11 @@ use supermachine_engine::Engine;
 use supermachine_snapshot::v9::{self, Identity, Metadata, Section, Writer};
 use supermachine_snapshot::{Digest32, ram};
 
-use crate::Error;
 use crate::board::Architecture;
 use crate::capture::{Paused, State};
 use crate::memory::{Backing, Diff};
 use crate::pages::{self, PAGE, PageMap};
+use crate::{Error, assembly};
 
 /// Kinds of sections. [`API`] is its writer's own and optional.
 const MACHINE: &str = "machine";
@@ -176,7 +176,7 @@ pub fn write(
         kernel: about.kernel,
         initramfs: about.initramfs,
         image: about.image,
-        devices: paused.device_ids().map(device_name).collect(),
+        devices: paused.device_ids().map(assembly::name).collect(),
         vcpus: state.vcpus.len() as u32,
         memory_bytes: memory.len() as u64,
         ram_gpa: map.ram_base,
@@ -219,15 +219,4 @@ pub fn write(
     }
     .map_err(bad)?;
     Ok(writer)
-}
-
-/// What a device is called in a snapshot's identity, by its virtio device id (virtio 1.2, 5).
-fn device_name(id: u32) -> String {
-    match id {
-        2 => "block".into(),
-        3 => "console".into(),
-        4 => "rng".into(),
-        19 => "vsock".into(),
-        id => format!("virtio-{id}"),
-    }
 }

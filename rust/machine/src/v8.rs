@@ -12,15 +12,13 @@ use supermachine_engine::arm64::{IccReg, RedistReg, Reg, SimdReg, SysReg};
 use supermachine_snapshot::v8;
 
 use crate::Error;
-use crate::arm64::{Common, layout};
+use crate::arm64::{Common, layout as map};
+use crate::assembly::{self, Layout};
 use crate::board::Architecture;
 use crate::capture::{self, DeviceState, Paused, State};
 use crate::machine::SharedWindow;
 use crate::memory::Backing;
 use crate::vcpus::Power;
-
-/// Devices of every machine that the format's own writers do not have: console and entropy source, the last two.
-const BEYOND: usize = 2;
 
 /// A version 8 file, checked and ready for [`crate::Machine::restore_v8`].
 pub struct Opened {
@@ -52,11 +50,11 @@ fn refused(part: impl Into<String>, reason: impl ToString) -> Error {
 /// Opens and checks a file.
 pub fn open(file: File) -> Result<Opened, Error> {
     let (snapshot, offset) = v8::Snapshot::read_with_ram_offset(&file).map_err(Error::Snapshot)?;
-    if snapshot.ram_gpa != layout::RAM_BASE {
+    if snapshot.ram_gpa != map::RAM_BASE {
         let ram = snapshot.ram_gpa;
         return Err(refused(
             "header",
-            format!("its RAM is at {ram:#x}, and this machine's at {:#x}", layout::RAM_BASE),
+            format!("its RAM is at {ram:#x}, and this machine's at {:#x}", map::RAM_BASE),
         ));
     }
     let memory_bytes = snapshot.memory_bytes;
@@ -108,23 +106,21 @@ fn snapshot(state: &State, memory_bytes: u64) -> Result<v8::Snapshot, Error> {
         devices,
         listeners: Vec::new(),
         memory_bytes,
-        ram_gpa: layout::RAM_BASE,
+        ram_gpa: map::RAM_BASE,
     })
 }
 
-/// The state that [`crate::Machine::restore_v8`] takes over, for a machine with these windows.
-pub(crate) fn state(snapshot: &v8::Snapshot, windows: &[SharedWindow]) -> Result<State, Error> {
-    let (found, expected) = (snapshot.devices.len(), windows.len());
-    if found != expected && found + BEYOND != expected {
-        return Err(refused(
-            "device list",
-            format!(
-                "it has {found} devices, and this machine {expected} or, as other writers have it, {}; give it the \
-                 disks that it had",
-                expected - BEYOND
-            ),
-        ));
+/// The layout of the machine that a file is restored to: its writer's, or the first for those that are not this project's,
+/// where all that they do not have comes last.
+pub(crate) fn layout(snapshot: &v8::Snapshot, disks: usize) -> Result<Layout, Error> {
+    match snapshot.devices.len() {
+        devices if devices == assembly::in_v8(disks) => Ok(Layout::First),
+        devices => Layout::of(devices, disks),
     }
+}
+
+/// The state that [`crate::Machine::restore_v8`] takes over, for a machine of its [`layout`] with these windows.
+pub(crate) fn state(snapshot: &v8::Snapshot, windows: &[SharedWindow]) -> Result<State, Error> {
     let common = Common { cntvct: snapshot.captured_cntvct, power: vec![Power::On; snapshot.vcpus.len()] };
     let vcpus = snapshot.vcpus.iter().map(|vcpu| Ok(vcpu_state(vcpu)?.encode()?));
     let devices = windows.iter().enumerate().map(|(n, window)| {
@@ -219,7 +215,7 @@ mod tests {
 
     /// A vCPU as it is made, with its own values in a few places.
     fn saved() -> VcpuState {
-        let (gicd_base, gicr_base) = (layout::GICD_BASE, layout::GICR_BASE);
+        let (gicd_base, gicr_base) = (map::GICD_BASE, map::GICR_BASE);
         let vm = Engine::Soft.arm64(VmConfig { vcpus: 1, gicd_base, gicr_base }).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_vtimer_offset(99).unwrap();
@@ -270,8 +266,11 @@ mod tests {
             let common: Common = capture::decode("", &state.machine).unwrap();
             assert_eq!((common.cntvct, common.power), (5, vec![Power::On]));
         }
-        for devices in [0, 1, 3, 5] {
-            let error = state(&saved(devices), &windows).unwrap_err().to_string();
+        for (devices, layout) in [(3, Layout::First), (5, Layout::First), (12, Layout::Second)] {
+            assert_eq!(super::layout(&saved(devices), 2).unwrap(), layout);
+        }
+        for devices in [0, 1, 2, 4, 6] {
+            let error = super::layout(&saved(devices), 2).unwrap_err().to_string();
             assert!(error.contains(&format!("{devices} devices")), "{error}");
         }
     }

@@ -28,6 +28,7 @@ const LEAST_BUFFER: usize = 1526;
 pub struct Net {
     config: [u8; 12],
     backend: Box<dyn Backend>,
+    attached: bool,
     features: u64,
     /// The I/O thread's, while there is one; and when that wakes by itself.
     poller: Option<Arc<Poller>>,
@@ -41,7 +42,7 @@ impl Net {
         config[..6].copy_from_slice(&mac);
         config[8..10].copy_from_slice(&1_u16.to_le_bytes());
         config[10..].copy_from_slice(&mtu.to_le_bytes());
-        Self { config, backend: Box::new(Null), features: 0, poller: None, wakes_at: None }
+        Self { config, backend: Box::new(Null), attached: false, features: 0, poller: None, wakes_at: None }
     }
 
     pub fn is_link_up(&self) -> bool {
@@ -54,17 +55,21 @@ impl Net {
         backend: Option<Box<dyn Backend>>,
         rings: &mut Rings,
     ) -> Result<(), Broken> {
-        let up = backend.is_some();
-        let changed = up != self.is_link_up();
+        self.attached = backend.is_some();
         self.backend = backend.unwrap_or_else(|| Box::new(Null));
-        self.config[6] = if up { VIRTIO_NET_S_LINK_UP as u8 } else { 0 };
         if rings.is_active() {
-            self.backend.start(self.offloads());
+            let offloads = self.offloads();
+            self.backend.start(offloads);
         }
-        if changed {
+        self.show_link(rings);
+        self.serve(rings, |backend, guest| backend.pump(guest))
+    }
+
+    fn show_link(&mut self, rings: &mut Rings) {
+        if self.attached != self.is_link_up() {
+            self.config[6] = if self.attached { VIRTIO_NET_S_LINK_UP as u8 } else { 0 };
             rings.config_changed();
         }
-        self.serve(rings, |backend, guest| backend.pump(guest))
     }
 
     pub(super) fn ready(&mut self, event: Event, rings: &mut Rings) -> Result<(), Broken> {
@@ -178,6 +183,21 @@ impl Device for Net {
         self.features = features;
         let offloads = self.offloads();
         self.backend.start(offloads);
+    }
+
+    /// The link is as the guest knows it until it goes on: one that is attached by then has never been down.
+    fn restore_config(&mut self, saved: &[u8]) -> bool {
+        let same = saved.len() == self.config.len()
+            && saved[..6] == self.config[..6]
+            && saved[7..] == self.config[7..];
+        if same {
+            self.config.copy_from_slice(saved);
+        }
+        same
+    }
+
+    fn resume(&mut self, rings: &mut Rings) {
+        self.show_link(rings);
     }
 
     fn notify(&mut self, index: usize, rings: &mut Rings) -> Result<(), Broken> {
