@@ -33,7 +33,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def exits(vm: Any) -> dict[str, int]:
     """How often the vCPU has left the guest for user space, by cause."""
-    return dict(vm._worker.stats(60)[0])
+    return dict(vm._running().stats(60)[0])
 
 
 def supermachine_ready() -> Any:

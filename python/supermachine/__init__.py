@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from .errors import HardwareRequired, SupermachineError, VMExited, VMTimeout
     from .guest.paths import GuestPath
     from .guest.processes import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, Popen, TimeoutExpired
+    from .machine.image import Image, bake
     from .machine.pool import Pool
+    from .machine.snapshot import Snapshot
     from .machine.vm import VM, run
-    from .snapshots.baking import Image, bake
-    from .snapshots.capture import Snapshot
 
 _HOMES = {
     "CalledProcessError": "guest.processes",
@@ -34,18 +34,18 @@ _HOMES = {
     "DEVNULL": "guest.processes",
     "GuestPath": "guest.paths",
     "HardwareRequired": "errors",
-    "Image": "snapshots.baking",
+    "Image": "machine.image",
     "PIPE": "guest.processes",
     "Pool": "machine.pool",
     "Popen": "guest.processes",
     "STDOUT": "guest.processes",
-    "Snapshot": "snapshots.capture",
+    "Snapshot": "machine.snapshot",
     "SupermachineError": "errors",
     "TimeoutExpired": "guest.processes",
     "VM": "machine.vm",
     "VMExited": "errors",
     "VMTimeout": "errors",
-    "bake": "snapshots.baking",
+    "bake": "machine.image",
     "run": "machine.vm",
 }
 _MODULES = ("aio", "errors", "images", "snapshots")

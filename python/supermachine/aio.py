@@ -17,17 +17,20 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 from .guest import paths as _paths
 from .guest import processes as _processes
 from .guest.processes import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
+from .machine import image as _image
 from .machine import pool as _pool
 from .machine import vm as _vm
-from .snapshots import baking as _baking
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from typing_extensions import Unpack
+
     from .guest.processes import Args
     from .images import ResolvedImage
+    from .machine.snapshot import Snapshot
+    from .settings.machine import MachineOptions
     from .snapshots.baking import Warmup
-    from .snapshots.capture import Snapshot
 
 __all__ = [
     "DEVNULL",
@@ -248,7 +251,7 @@ def _asking(method: Callable[..., Any]) -> Callable[..., Any]:
 class VM:
     """A microVM; see :class:`supermachine.VM`, whose arguments it takes."""
 
-    def __init__(self, image: str | os.PathLike[str], **options: Any) -> None:
+    def __init__(self, image: str | os.PathLike[str], **options: Unpack[MachineOptions]) -> None:
         self._vm = _vm.VM(image, **options)
 
     @classmethod
@@ -374,7 +377,7 @@ class VM:
         return [VM._of(vm) for vm in forks]
 
     @classmethod
-    async def restore(cls, snapshot: str | os.PathLike[str], **options: Any) -> VM:
+    async def restore(cls, snapshot: str | os.PathLike[str], **options: Unpack[_vm.RestoreOptions]) -> VM:
         """See :meth:`supermachine.VM.restore`, whose keywords it takes."""
         return cls._of(await _call(_vm.VM.restore, snapshot, abandon=_vm.VM.kill, **options))
 
@@ -397,7 +400,7 @@ class Pool:
         min: int = 1,  # noqa: A002
         max: int = 4,  # noqa: A002
         idle_timeout: float | None = None,
-        **machine: Any,
+        **machine: Unpack[MachineOptions],
     ) -> None:
         self._pool = _pool.Pool(image, min, max, idle_timeout, **machine)
 
@@ -439,23 +442,23 @@ class Pool:
 class Image:
     """An image and how its machines are started; see :class:`supermachine.Image`."""
 
-    def __init__(self, reference: str | os.PathLike[str], **machine: Any) -> None:
-        self._image = _baking.Image(reference, **machine)
+    def __init__(self, reference: str | os.PathLike[str], **machine: Unpack[MachineOptions]) -> None:
+        self._image = _image.Image(reference, **machine)
         self.reference = reference
 
-    def vm(self, **machine: Any) -> VM:
+    def vm(self, **machine: Unpack[MachineOptions]) -> VM:
         return VM._of(self._image.vm(**machine))
 
-    async def bake(self, warmup: Warmup | None = None, **machine: Any) -> Path:
+    async def bake(self, warmup: Warmup | None = None, /, **machine: Unpack[MachineOptions]) -> Path:
         return await _call(self._image.bake, warmup, **machine)
 
     def __repr__(self) -> str:
         return repr(self._image)
 
 
-async def bake(image: str | os.PathLike[str], **machine: Any) -> Path:
+async def bake(image: str | os.PathLike[str], **machine: Unpack[MachineOptions]) -> Path:
     """See :func:`supermachine.bake`. A `warmup` is given the machine of :mod:`supermachine`, in a thread."""
-    return await _call(_baking.bake, image, **machine)
+    return await _call(_image.bake, image, **machine)
 
 
 async def run(
@@ -474,7 +477,7 @@ async def run(
     universal_newlines: bool | None = None,
     encoding: str | None = None,
     errors: str | None = None,
-    **machine: Any,
+    **machine: Unpack[MachineOptions],
 ) -> CompletedProcess[Any]:
     """See :func:`supermachine.run`."""
     async with VM(image, **machine) as vm:

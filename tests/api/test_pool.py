@@ -19,8 +19,10 @@ class Machine:
     def __init__(self, factory):
         self.factory = factory
         self.running = False
-        self.image = None
         self.killed = threading.Event()
+
+    def _disks(self):
+        return None
 
     def start(self):
         self.factory.starts += 1

@@ -25,6 +25,8 @@ from supermachine.errors import (
 )
 from supermachine.images import ImageConfig
 from supermachine.network import ports
+from supermachine.settings.machine import MachineOptions, MachineSettings
+from supermachine.settings.table import SETTINGS, WRITTEN
 from supermachine.snapshots import baking, capture, records, working_set
 
 
@@ -76,7 +78,7 @@ def test_a_warm_up_is_known_by_what_it_does():
 def test_an_image_outside_the_cache_is_not_baked(stand_in):
     with VM("stand-in") as vm:
         assert vm.run(["true"]).returncode == 0
-        assert vm._baked(vm.image) is None
+        assert vm._baked() is None
     with pytest.raises(SnapshotFailed):
         supermachine.bake("stand-in")
 
@@ -284,7 +286,7 @@ def test_ports_as_docker_publishes_them():
 
 words = st.sampled_from(
     [
-        *arguments._FLAGS, *arguments._TEXTS, *arguments._LISTS, *arguments._SECONDS,
+        *arguments._COMMAND_FLAGS, *arguments._SETTINGS, "--entrypoint", "--timeout",
         "--cpus", "--pull", "--cpus=2", "--memory=1g", "-e", "A=1", "--env=B", "--env-file", "2", "1.5", "0", "nan",
         "inf", "1e400", "always", "-it", "-mx", "--help", "--", "-", "", "image", "echo", "--timeout=3", "--no-such",
         "--mem", "٣",
@@ -298,7 +300,18 @@ def test_a_plain_command_line_is_read_as_click_reads_it(argv):
     if plain is None:
         return
     context = run_command.make_context("run", list(argv))
-    assert plain == context.params
+    params = dict(context.params)
+    settings = {setting.name: params.pop(setting.name) for setting in WRITTEN}
+    assert plain == {**params, "settings": settings}
+
+
+def test_every_setting_has_a_type_and_a_place():
+    names = {setting.name for setting in SETTINGS}
+    assert set(MachineOptions.__annotations__) == names
+    checked = set(MachineSettings._fields)
+    # These two are used up when the settings are checked.
+    assert names - checked == {"require_hardware", "volumes"}
+    assert checked <= names
 
 
 def test_usual_command_lines_are_plain():

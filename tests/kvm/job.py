@@ -28,7 +28,7 @@ SNAPSHOT = "/root/taken"
 
 def exits(machine: VM) -> dict[str, int]:
     """How often vCPUs have left the guest for the worker."""
-    counted = machine._worker.stats(60) if machine._worker is not None else None
+    counted = machine._running().stats(60) if machine.running else None
     assert counted is not None
     return dict(counted[0])
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from ..settings.table import WRITTEN, Setting
 from .format import human
 
 if TYPE_CHECKING:
@@ -23,6 +24,27 @@ def _image_options(command: Any) -> Any:
     return command
 
 
+def _machine_options(command: Any) -> Any:
+    """The options of every setting that the command line can say."""
+    for setting in reversed(WRITTEN):
+        more: dict[str, Any] = {"metavar": setting.metavar or None, "help": setting.help or None}
+        shown = setting.default not in (None, False, ()) and "[default" not in setting.help
+        if setting.kind == "flag":
+            more.update(is_flag=True, flag_value=setting.value, default=setting.default, metavar=None)
+        elif setting.kind == "texts":
+            more.update(multiple=True)
+        else:
+            more.update(default=setting.default, show_default=shown, type=_type(setting))
+        command = click.option(*setting.options, setting.name, **more)(command)
+    return command
+
+
+def _type(setting: Setting) -> Any:
+    if setting.choices:
+        return click.Choice(setting.choices)
+    return {"number": int, "seconds": click.FloatRange(min=0, min_open=True)}.get(setting.kind, str)
+
+
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
         from .. import __version__
@@ -38,27 +60,13 @@ def cli() -> None:
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable; a bare name passes it on.")
+@_machine_options
 @click.option("--env-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Variables, one a line.")
-@click.option("-w", "--workdir", metavar="DIR", help="Working directory.")
-@click.option("-u", "--user", metavar="USER[:GROUP]", help="Who runs the command.")
-@click.option("-m", "--memory", metavar="SIZE", help="RAM, as 512m or 2g.  [default: 512m]")
-@click.option("--cpus", type=int, default=1, show_default=True, help="Number of vCPUs.")
-@click.option("--engine", default="auto", show_default=True, help="auto, kvm, hvf or soft.")
 @click.option("--entrypoint", metavar="PROGRAM", help="In place of the image's ENTRYPOINT and CMD.")
-@click.option("--hostname", "--name", metavar="NAME", help="Host name of the guest.")
-@click.option(
-    "-p", "--publish", multiple=True, metavar="[[ADDR:]PORT:]GUEST", help="Listen here for a port of the guest."
-)
-@click.option("--no-snapshot", is_flag=True, help="Boot, and neither use nor bake a snapshot.")
 @click.option("-i", "--interactive", is_flag=True, help="Accepted for docker's sake: stdin is always passed on.")
 @click.option("-n", "--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option("-t/-T", "--tty/--no-tty", default=None, help="Give it a terminal.  [default: when stdin and stdout are]")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Kill it after this.")
-@click.option("--boot-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="[default: 60]")
-@click.option("--pull", type=click.Choice(["missing", "always", "never"]), default="missing", show_default=True)
-@_image_options
-@click.option("--require-hardware", is_flag=True, default=None, help="Refuse isolation in software.")
 @click.option("--timings", is_flag=True, help="Say on stderr how long each step took.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.argument("image")
@@ -70,7 +78,8 @@ def run(**given: Any) -> int:
     """
     from .run import fast
 
-    return fast.run(cast("Arguments", given))
+    settings = {setting.name: given.pop(setting.name) for setting in WRITTEN}
+    return fast.run(cast("Arguments", {**given, "settings": settings}))
 
 
 @cli.command()

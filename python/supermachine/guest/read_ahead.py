@@ -13,12 +13,13 @@ import struct
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import SupermachineError, VMExited
+from .paths import FileSystem, GuestPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..machine.vm import VM
-    from .paths import GuestPath
+    from .._core import Worker
+    from ..images import ImageConfig
 
 #: What is read of every image: the shell that commands are given to, and what is looked at for any process.
 _ALWAYS = ("/bin/sh", "/etc/passwd", "/etc/group", "/etc/ld.so.cache")
@@ -52,16 +53,17 @@ _MAX_DYNAMIC = 1024
 _MAX_PATH = 4096
 
 
-def fill(vm: VM) -> None:
+def fill(worker: Worker, config: ImageConfig, architecture: str) -> None:
     """Reads the program that the image runs, a shell, and what both are loaded with; passes over what cannot be."""
-    config = vm.image.config
     search = config.environment.get("PATH", _DEFAULT_PATH).split(":")
+    files = FileSystem(lambda: worker)
     try:
         with contextlib.suppress(OSError, SupermachineError):
-            _Reader(vm, search).read_all([*(config.entrypoint or config.cmd)[:1], *_ALWAYS])
+            programs = [*(config.entrypoint or config.cmd)[:1], *_ALWAYS]
+            _Reader(files, config.working_dir, architecture, search).read_all(programs)
     finally:
         # Connections do not outlive a snapshot.
-        vm._files.forget()
+        files.forget()
 
 
 @contextlib.contextmanager
@@ -76,10 +78,11 @@ def _passing_over() -> Iterator[None]:
 
 
 class _Reader:
-    def __init__(self, vm: VM, search: list[str]) -> None:
-        self._vm = vm
+    def __init__(self, files: FileSystem, working_dir: str, architecture: str, search: list[str]) -> None:
+        self._files = files
+        self._working_dir = working_dir
         self._search = search
-        self._directories = [each.format(vm._engine.architecture) for each in _LIBRARIES]
+        self._directories = [each.format(architecture) for each in _LIBRARIES]
         #: Names of libraries, and paths of files, that have been dealt with.
         self._seen: set[str] = set()
         self._bytes_left = _MAX_BYTES
@@ -98,7 +101,7 @@ class _Reader:
     def _program(self, name: str) -> list[str]:
         """The places where it may be."""
         if "/" in name:
-            return [name if name.startswith("/") else f"{self._vm.image.config.working_dir}/{name}"]
+            return [name if name.startswith("/") else f"{self._working_dir}/{name}"]
         return [f"{directory}/{name}" for directory in self._search if directory]
 
     def _first(self, places: Sequence[str]) -> GuestPath | None:
@@ -108,7 +111,7 @@ class _Reader:
                 break
             self._looks_left -= 1
             with _passing_over():
-                return self._vm.path(place).resolve(strict=True)
+                return GuestPath(place, filesystem=self._files).resolve(strict=True)
         return None
 
     def _read(self, path: GuestPath) -> list[list[str]]:

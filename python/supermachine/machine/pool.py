@@ -8,12 +8,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, PoolClosed, PoolTimeout, VMExited
 
 if TYPE_CHECKING:
-    from ..images import ResolvedImage
+    from typing_extensions import Unpack
+
+    from ..settings.machine import MachineOptions
+    from .starts import Root
     from .vm import VM
 
 #: Seconds before a refill that failed is tried again while nobody waits, doubled each time up to the most.
@@ -37,7 +40,7 @@ class Pool:
         min: int = 1,  # noqa: A002
         max: int = 4,  # noqa: A002
         idle_timeout: float | None = None,
-        **machine: Any,
+        **machine: Unpack[MachineOptions],
     ) -> None:
         if not 0 <= min <= max or max < 1:
             raise ConfigurationError(f"a pool of {min} to {max} virtual machines cannot be had")
@@ -46,7 +49,7 @@ class Pool:
         self._image = image
         self._machine = machine
         #: The image as the first machine found it; all others are of the same.
-        self._resolved: ResolvedImage | None = None
+        self._resolved: Root | None = None
         self._min, self._max, self._idle_timeout = min, max, idle_timeout
         self._changed = threading.Condition()
         #: Ready machines and since when, the longest ready first.
@@ -70,7 +73,7 @@ class Pool:
         from .vm import VM
 
         vm = VM(self._image, **self._machine)
-        vm._image = self._resolved
+        vm._root = self._resolved
         return vm
 
     @property
@@ -176,7 +179,7 @@ class Pool:
                 self._in_a_row = min(self._in_a_row + 1, 10)
                 self._changed.notify_all()
             return
-        self._resolved = vm.image
+        self._resolved = vm._disks()
         with self._changed:
             self._starting = None
             self._in_a_row, self._retry_at, self._untold = 0, 0.0, None

@@ -4,81 +4,76 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import BadSnapshot, ConfigurationError, NotSupported, RenewFailed, SnapshotFailed
+from ..errors import BadSnapshot, ConfigurationError, NotSupported, SnapshotFailed
 from ..network import ports
+from ..settings.machine import MachineSettings
 from ..snapshots import capture, records
-from . import launch
-from .lifecycle import Machine, Source
+from .guest import Origin
+from .snapshot import Snapshot
+from .starts import Root, Starter
 
 if TYPE_CHECKING:
-    from .._core import Worker, _SnapshotV8
-    from ..images import Progress
-    from ..images.resolution import Pull
-    from ..settings.parsing import Environment
+    from .._core import _SnapshotV8
+    from ..images import ResolvedImage
+    from .guest import Guest
+    from .vm import RestoreOptions
 
-M = TypeVar("M", bound=Machine)
+#: Keywords of `VM.restore` for what a snapshot of version 8 does not say, with their defaults.
+_UNSAID: Mapping[str, Any] = {"image": None, "disks": (), "engine": "auto", "agent": True}
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow a link that is to be replaced by none
 
 
-def record(machine: Machine, parents: list[records.Head], *, bare: bool = False) -> records.Record:
-    """What a snapshot of this machine says for whoever restores it; `bare` is without what only this one was given."""
-    image = machine.image
-    return records.Record(
-        reference=image.reference,
-        digest=image.digest,
-        platform=str(image.platform),
-        rootfs=image.rootfs.stem,
-        config=image.config,
-        environment={} if bare else machine._environment,
-        working_dir=None if bare else machine._working_dir,
-        user=None if bare else machine._user,
-        ports={} if bare else machine.ports or machine._wanted_ports,
-        parents=[(head.id, str(head.path)) for head in parents],
-    )
-
-
-def take(machine: Machine, path: Path, *, diff: bool, version: int, timeout: float) -> capture.Snapshot:
+def take(
+    guest: Guest,
+    settings: MachineSettings,
+    image: ResolvedImage | None,
+    path: Path,
+    *,
+    diff: bool,
+    version: int,
+    timeout: float,
+) -> Snapshot:
     if version not in (8, 9):
         raise ConfigurationError(f"format is {version!r}; snapshots are of version 8 or 9")
     if version == 8:
         from ..snapshots.legacy_v8 import check_writable
 
-        check_writable(machine._engine, diff=diff)
-    elif not machine._has_image:
+        check_writable(settings.engine, diff=diff)
+    elif image is None:
         raise SnapshotFailed(
             "a snapshot of version 9 says which image its guest is of, and of this one that is not known",
             hint="take one of version 8: format=8; or restore this machine with image=",
         )
-    with machine._capturing:
-        worker = machine._running()
-        parents: list[records.Head] = []
-        if diff:
-            origin = machine._origin
-            if origin is None or not origin.files or origin.v8:
-                raise SnapshotFailed(
-                    "this machine was not restored from a snapshot's file of version 9, so there is nothing for a diff "
-                    "to build on",
-                    hint="take a whole snapshot: without diff=True",
-                )
-            parents = [records.Head.read(file) for file in origin.files]
-            if origin.baked:
-                parents = [_kept(parents[0], path.parent)]
+    with guest.capturing:
+        worker = guest.alive()
+        parents = _parents(guest.origin, path) if diff else []
         with capture.published(path) as fd:
-            if version == 8:
+            if image is None or version == 8:
                 done = capture.write(worker, fd, v8=True, image=None, api=b"", timeout=timeout)
             else:
-                api = record(machine, parents).encode()
-                done = capture.write(worker, fd, diff=diff, image=machine.image.digest, api=api, timeout=timeout)
+                api = records.Record.of(image, settings, ports=guest.ports, parents=parents).encode()
+                done = capture.write(worker, fd, diff=diff, image=image.digest, api=api, timeout=timeout)
     parent = parents[-1].id if parents else None
-    return capture.Snapshot(path, done.id or None, parent, done.data_bytes, done.pause, done.timings, version)
+    return Snapshot(path, done.id or None, parent, done.data_bytes, done.pause, done.timings, version)
+
+
+def _parents(origin: Origin | None, path: Path) -> list[records.Head]:
+    """The files that a diff at `path` builds on."""
+    if origin is None or not origin.files or origin.v8:
+        raise SnapshotFailed(
+            "this machine was not restored from a snapshot's file of version 9, so there is nothing for a diff "
+            "to build on",
+            hint="take a whole snapshot: without diff=True",
+        )
+    parents = [records.Head.read(file) for file in origin.files]
+    return [_kept(parents[0], path.parent)] if origin.baked else parents
 
 
 def _kept(head: records.Head, directory: Path) -> records.Head:
@@ -100,172 +95,145 @@ def _moved(head: records.Head, path: Path) -> records.Head:
     return records.Head(path, head.id, head.parent, head.engine, head.memory, head.vcpus, head.api)
 
 
-def fork(machine: M, n: int, *, timeout: float) -> list[M]:
+def of_fork(settings: MachineSettings) -> MachineSettings:
+    return settings.of_restored()._replace(ports=ports.fresh(settings.ports))
+
+
+def fork(guest: Guest, settings: MachineSettings, root: Root, n: int, *, timeout: float) -> list[Guest]:
+    """`n` guests with these settings that go on where `guest` is."""
     if n < 0:
-        raise ConfigurationError(f"{n} forks cannot be had")
-    clones: list[M] = []
-    with machine._capturing:
-        worker = machine._running()
-        image = machine.image.digest if machine._has_image else None
-        with capture.private(machine._memory) as (fd, path):
-            api = record(machine, []).encode() if machine._has_image else b""
-            capture.write(worker, fd, image=image, api=api, timeout=timeout)
-            workers = []
+        raise ConfigurationError(f"fork() makes 0 or more machines, not {n}")
+    clones: list[Guest] = []
+    starters: list[Starter] = []
+    with guest.capturing:
+        worker, image = guest.alive(), root.image
+        with capture.private(settings.memory) as (fd, path):
+            api = records.Record.of(image, settings, ports=guest.ports).encode() if image is not None else b""
+            digest = image.digest if image is not None else None
+            capture.write(worker, fd, image=digest, api=api, timeout=timeout)
             try:
                 # All start before the first is waited for.
+                waits = []
                 for _ in range(n):
-                    workers.append(_fork_of(machine, path))
-                for started in workers:
-                    timings = launch.wait_ready(started, machine._boot_timeout)
-                    clone = _like(machine)
-                    clone._adopt(started, timings, Source(()))
-                    clones.append(clone)
+                    starters.append(Starter(settings, root))
+                    waits.append(starters[-1].fork(path))
+                for wait in waits:
+                    clones.append(wait())
+                    clones[-1].publish(settings.ports)
             except BaseException:
-                for started in workers:
-                    started.kill()
+                for clone in clones:
+                    clone.kill()
+                for starter in starters:
+                    starter.kill()
                 raise
     return clones
 
 
-def _fork_of(machine: Machine, path: str) -> Worker:
-    disks, timeout = machine._all_disks(), machine._boot_timeout
-    return launch.spawn_restored(machine._engine.name, disks, [path], None, timeout, agent=machine._has_agent)
+class Plan(NamedTuple):
+    """A machine to restore."""
+
+    reference: str | os.PathLike[str]
+    settings: MachineSettings
+    root: Root
+    origin: Origin
 
 
-def _like(machine: M) -> M:
-    """A new object with the settings of another."""
-    clone = type(machine)(
-        machine._reference,
-        memory=machine._memory,
-        vcpus=machine._vcpus,
-        engine=machine._engine.name,
-        environment=machine._environment,
-        working_dir=machine._working_dir,
-        user=machine._user,
-        platform=machine._platform,
-        pull=machine._pull,
-        insecure=machine._insecure,
-        progress=machine._progress,
-        boot_timeout=machine._boot_timeout,
-        bake=False,
-    )
-    clone._engine = machine._engine
-    clone._image = machine._image
-    clone._has_image, clone._has_agent = machine._has_image, machine._has_agent
-    clone._disks = machine._disks
-    clone._wanted_ports = ports.fresh(machine._wanted_ports)
-    return clone
-
-
-@dataclass(frozen=True)
-class Unsaid:
-    """What a snapshot of version 8 does not say."""
-
-    image: str | os.PathLike[str] | None = None
-    disks: Sequence[str | os.PathLike[str]] = ()
-    engine: str = "auto"
-    agent: bool = True
-
-
-def restore(
-    kind: type[M],
-    path: Path,
-    *,
-    ports: ports.Ports | str,
-    environment: Environment | None,
-    pull: Pull,
-    insecure: bool,
-    progress: Progress | None,
-    unsaid: Unsaid = Unsaid(),
-    **settings: Any,
-) -> M:
-    from ..network.ports import fresh, parse
-    from ..settings import parsing
-
+def plan(path: Path, given: RestoreOptions) -> Plan:
+    """Where to start from, from what a snapshot says of itself and a caller of it. Raises BadSnapshot and others."""
+    options: dict[str, Any] = {"pull": "never", **given}
+    unsaid = {name: options.pop(name, default) for name, default in _UNSAID.items()}
+    published = options.pop("ports", "fresh")
     found = records.look(path)
-    fetch = {"pull": pull, "insecure": insecure, "progress": progress}
     if (state := found["v8"]) is not None:
-        return _restore_v8(kind, path, state, unsaid, ports=ports, environment=environment, **fetch, **settings)
-    if unsaid != Unsaid():
+        return _plan_v8(path, state, unsaid, published, options)
+    if unsaid != _UNSAID:
         raise ConfigurationError(
             f"{path} says itself what its image, disks and engine are, and that there is an agent; "
             "image, disks, engine and agent are for snapshots of version 8"
         )
+    from ..settings import parsing
+
     heads = records.chain(path, found)
     head = heads[-1]
     said = head.record()
-    for name in ("working_dir", "user"):
-        if settings[name] is None:
-            settings[name] = getattr(said, name)
-    machine = kind(
-        said.reference,
-        memory=head.memory,
-        vcpus=head.vcpus,
-        engine=head.engine,
-        environment={**said.environment, **parsing.environment(environment)},
-        bake=False,
-        **settings,
+    own = {name: value for name, value in options.items() if value is not None}
+    settings = MachineSettings.of(
+        **{
+            "working_dir": said.working_dir,
+            "user": said.user,
+            **own,
+            "memory": head.memory,
+            "vcpus": head.vcpus,
+            "engine": head.engine,
+            "environment": {**said.environment, **parsing.environment(options.get("environment"))},
+            "bake": False,
+        }
     )
-    if ports == "fresh":
-        machine._wanted_ports = fresh(said.ports)
-    elif ports == "same":
-        machine._wanted_ports = said.ports
-    elif isinstance(ports, Mapping):
-        machine._wanted_ports = parse(cast("Any", ports))
-    elif ports is not None:
-        raise ConfigurationError(f"ports is {ports!r}; 'fresh', 'same' or a mapping is understood")
-    machine._image = said.image(str(path), pull=pull, insecure=insecure, progress=progress)
-    machine._source = Source([h.path for h in heads], id=head.id)
-    return machine.start()
+    if published == "fresh":
+        wanted = ports.fresh(said.ports)
+    elif published == "same":
+        wanted = said.ports
+    elif published is None or isinstance(published, Mapping):
+        wanted = ports.parse(published)
+    else:
+        raise ConfigurationError(f"ports is {published!r}; 'fresh', 'same' or a mapping is understood")
+    image = said.image(str(path), pull=settings.pull, insecure=settings.insecure, progress=settings.progress)
+    return Plan(
+        said.reference,
+        settings._replace(ports=wanted),
+        Root(image),
+        Origin([head.path for head in heads], id=head.id),
+    )
 
 
-def _restore_v8(
-    kind: type[M],
-    path: Path,
-    state: _SnapshotV8,
-    unsaid: Unsaid,
-    *,
-    ports: ports.Ports | str,
-    environment: Environment | None,
-    **settings: Any,
-) -> M:
-    from ..network.ports import parse
+def _plan_v8(
+    path: Path, state: _SnapshotV8, unsaid: dict[str, Any], published: object, options: dict[str, Any]
+) -> Plan:
     from ..snapshots import legacy_v8
 
-    disks = legacy_v8.disks(unsaid.disks)
-    if unsaid.image is None and unsaid.agent and not disks:
+    disks = legacy_v8.disks(unsaid["disks"])
+    reference, agent = unsaid["image"], unsaid["agent"]
+    if reference is None and agent and not disks:
         raise BadSnapshot(
             f"{path} is a snapshot of version 8, which does not say which image its guest is of",
             hint="name it with image=, or the files that were its disks with disks=; a foreign one needs agent=False",
         )
-    engine = legacy_v8.choose(unsaid.engine, settings["require_hardware"])
-    machine = kind(
-        unsaid.image if unsaid.image is not None else path,
+    engine = legacy_v8.choose(unsaid["engine"], options.get("require_hardware"))
+    settings = MachineSettings.of(
+        **options,
         memory=state["memory_bytes"],
         vcpus=len(state["vcpus"]),
         engine=engine.name,
-        environment=environment,
-        platform="linux/arm64",
+        platform=f"linux/{legacy_v8.PLATFORM_ARCHITECTURE}",
         bake=False,
-        **settings,
     )
-    machine._has_image, machine._has_agent, machine._disks = unsaid.image is not None, unsaid.agent, disks
-    if ports == "fresh":
-        machine._wanted_ports = legacy_v8.listeners(path, state)
-    elif ports == "same":
+    if published == "fresh":
+        wanted = legacy_v8.listeners(path, state)
+    elif published == "same":
         raise ConfigurationError(
             f"{path} does not say which ports of the host it had; 'fresh' or a mapping is possible"
         )
     else:
-        machine._wanted_ports = parse(cast("Any", ports))
-    if not unsaid.agent and any(name.endswith("/tcp") for name in machine._wanted_ports):
+        wanted = ports.parse(published)  # type: ignore[arg-type]
+    if not agent and any(name.endswith("/tcp") for name in wanted):
         raise NotSupported(
             "TCP ports of a guest are published by the agent in it, and there is none",
             hint="publish a vsock port: ports={'5000/vsock': 5000}",
         )
-    machine._source = Source([path], v8=True)
-    try:
-        return machine.start()
-    except RenewFailed as error:
-        error.hint = "if this package's agent does not run in that guest, restore it with agent=False"
-        raise
+    image = None
+    if reference is not None:
+        from ..images import resolve
+
+        image = resolve(
+            reference,
+            platform=settings.platform,
+            pull=settings.pull,
+            insecure=settings.insecure,
+            progress=settings.progress,
+        )
+    return Plan(
+        reference if reference is not None else path,
+        settings._replace(ports=wanted),
+        Root(image, disks, agent=agent),
+        Origin([path], v8=True),
+    )

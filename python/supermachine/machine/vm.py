@@ -1,67 +1,284 @@
-"""Virtual machines: what runs in them, their files, their snapshots."""
+"""The class :class:`supermachine.VM`: a virtual machine's life, what runs in it, its files, its snapshots."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
+from ..errors import ConfigurationError
 from ..guest import process_context
-from .lifecycle import DEFAULT_BOOT_TIMEOUT, DEFAULT_STOP_TIMEOUT, Machine
+from ..settings.machine import MachineSettings
+from ..settings.table import DEFAULT_BOOT_TIMEOUT, documentation
+from .guest import DEFAULT_STOP_TIMEOUT, Guest, Origin
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
-    from ..guest.paths import GuestPath
+    from typing_extensions import Unpack
+
+    from .._core import Worker
+    from ..guest.paths import FileSystem, GuestPath
     from ..guest.processes import Args, Popen, StrOrBytesPath
-    from ..images import Progress
+    from ..images import Progress, ResolvedImage
     from ..images.resolution import Pull
     from ..network.ports import Ports
+    from ..settings.machine import MachineOptions
     from ..settings.parsing import Environment
-    from ..snapshots.capture import Snapshot
+    from ..snapshots.baking import Baked
+    from .snapshot import Snapshot
+    from .starts import Root, Starter
 
-__all__ = ["DEFAULT_BOOT_TIMEOUT", "DEFAULT_STOP_TIMEOUT", "SNAPSHOT_TIMEOUT", "VM", "run"]
+__all__ = ["DEFAULT_BOOT_TIMEOUT", "DEFAULT_STOP_TIMEOUT", "SNAPSHOT_TIMEOUT", "VM", "RestoreOptions", "run"]
+
+Self = TypeVar("Self", bound="VM")
 
 #: Seconds that a snapshot may take; what is written is as much as the guest has touched.
 SNAPSHOT_TIMEOUT = 120.0
 
 
-class VM(Machine):
+class RestoreOptions(TypedDict, total=False):
+    """The keywords of :meth:`VM.restore`."""
+
+    hostname: str | None
+    ports: Ports | Literal["fresh", "same"]
+    environment: Environment | None
+    working_dir: str | None
+    user: str | None
+    require_hardware: bool | None
+    pull: Pull
+    insecure: bool
+    progress: Progress | None
+    boot_timeout: float
+    prefault: bool | None
+    image: str | os.PathLike[str] | None
+    disks: Sequence[str | os.PathLike[str]]
+    engine: str
+    agent: bool
+
+
+class VM:
     """A microVM that runs an OCI image.
 
     ``with VM("debian:bookworm") as vm:`` starts and, at the end, kills it; `start`, `stop` and `kill` do so by hand.
+    The first start of an image boots and bakes a snapshot, later starts restore it.
 
     `image` is a reference as docker writes it, or a path of an OCI layout, an OCI archive or a `docker save` archive.
-    `memory` is bytes or "512m", "2g" …; the host gives it as the guest touches it. `environment`, `working_dir` and
-    `user` go before what the image says. `require_hardware` refuses software isolation
-    (default: SUPERMACHINE_REQUIRE_HARDWARE). `boot_timeout` is in seconds.
+    The other arguments are keywords:
 
-    The first start of an image boots and bakes a snapshot, later starts go on from it; ``bake=False`` always boots
-    (default: unless SUPERMACHINE_NO_SNAPSHOT). `warmup` runs in the guest before that: commands, or a callable that is
-    given this object; `warmup_key` names it where its code does not tell all that it does. `ports` are published as
-    ``{"80/tcp": 8080}``, ``None`` for any free port. ``prefault=False`` neither records nor uses which pages clones
-    need first.
+    SETTINGS
+
+    Raises `ConfigurationError` for values that make no sense, `EngineUnavailable` and `HardwareRequired` where the host
+    lacks what they ask for.
     """
+
+    def __init__(self, image: str | os.PathLike[str], **options: Unpack[MachineOptions]) -> None:
+        self._set(image, MachineSettings.of(**options))
+
+    def _set(self, reference: str | os.PathLike[str], settings: MachineSettings, root: Root | None = None) -> None:
+        self._reference = reference
+        self._settings = settings
+        #: The disks; made of the image when that is first needed.
+        self._root = root
+        self._guest: Guest | None = None
+        #: A start that is under way; `kill` ends that too.
+        self._starter: Starter | None = None
+        # A warm-up may use the machine that is being started.
+        self._lock = threading.RLock()
+        #: Where to start from: a chain of snapshot files, or nowhere that lasts.
+        self._source: Origin | None = None
+        self._filesystem: FileSystem | None = None
+
+    @classmethod
+    def _of(
+        cls: type[Self],
+        reference: str | os.PathLike[str],
+        settings: MachineSettings,
+        root: Root | None,
+        source: Origin | None = None,
+    ) -> Self:
+        """A machine of settings that have been checked. `root` is ``None`` for the image's own."""
+        vm = cls.__new__(cls)
+        vm._set(reference, settings, root)
+        vm._source = source
+        return vm
+
+    # What it is.
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs it: "kvm", "hvf" or "soft"."""
+        return self._settings.engine.name
+
+    @property
+    def isolation(self) -> str:
+        """Its isolation, "hardware" or "software"."""
+        return self._settings.engine.isolation
+
+    @property
+    def image(self) -> ResolvedImage:
+        """The image; looked up, and pulled if need be, on first use."""
+        image = self._disks().image
+        if image is None:
+            raise ConfigurationError(f"the image of the guest of {self._reference} is not known")
+        return image
+
+    def _disks(self) -> Root:
+        if self._root is None:
+            self._root = self._resolve()
+        return self._root
+
+    def _resolve(self) -> Root:
+        from ..images import resolve
+        from .starts import Root
+
+        settings = self._settings
+        return Root(
+            resolve(
+                self._reference,
+                platform=settings.platform or f"linux/{settings.engine.architecture}",
+                pull=settings.pull,
+                insecure=settings.insecure,
+                progress=settings.progress,
+            )
+        )
+
+    @property
+    def ports(self) -> dict[str, list[tuple[str, int]]]:
+        """Published ports while it runs: "80/tcp" to the addresses and ports of the host that lead there."""
+        return self._guest.ports if self._guest is not None else {}
+
+    @property
+    def timings(self) -> list[tuple[str, int]]:
+        """Steps of the last start: name, nanoseconds since the start of the worker process."""
+        return list(self._guest.timings) if self._guest is not None else []
+
+    @property
+    def running(self) -> bool:
+        return self._guest is not None and self._guest.running
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker on the host, while it runs."""
+        return self._guest.worker.pid if self._guest is not None and self._guest.running else None
+
+    # Its life.
+
+    def start(self: Self) -> Self:
+        """Starts it and waits until the guest serves requests. Does nothing when it runs already."""
+        from ..host import engines
+        from .starts import Starter
+
+        with self._lock:
+            if self.running:
+                return self
+            self._guest = None
+            self._forget_files()
+            # An image that cannot be had is said before anything of the engine.
+            root = self._disks()
+            engines.warn_once(self._settings.engine)
+            self._starter = starter = Starter(self._settings, root)
+            try:
+                if self._source is not None:
+                    self._guest = starter.restore(self._source)
+                else:
+                    self._guest = starter.boot_or_restore(self.image, self._warm)
+                self._guest.publish(self._settings.ports)
+            except BaseException:
+                self.kill()
+                self._guest = None
+                raise
+            finally:
+                self._starter = None
+            return self
+
+    def _warm(self, guest: Guest) -> None:
+        """Runs the warm-up in a guest that has booted."""
+        self._guest = guest
+        warmup = self._settings.warmup
+        if warmup is None:
+            return
+        if callable(warmup):
+            warmup(self)
+        else:
+            for command in warmup:
+                self.run(command, shell=isinstance(command, str), check=True)
+        # Connections do not outlive a snapshot.
+        self._forget_files()
+
+    def _baked(self) -> Baked | None:
+        from .starts import baked_place
+
+        return baked_place(self._settings, self.image)
+
+    def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT) -> None:
+        """Ends it cleanly: SIGTERM to its processes, SIGKILL after `timeout` seconds, file systems synced."""
+        if self._guest is not None:
+            self._guest.stop(timeout)
+            self._forget_files()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if (starter := self._starter) is not None:
+            starter.kill()
+        if (guest := self._guest) is not None:
+            guest.kill()
+        self._forget_files()
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Waits until it has ended, and says why: "shutdown", "guest-power-off", "panic", "killed" …"""
+        if self._guest is None:
+            raise ConfigurationError("the virtual machine has not been started")
+        return self._guest.wait(timeout)
+
+    def __enter__(self: Self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.kill()
+
+    def __repr__(self) -> str:
+        state = "running" if self.running else "stopped" if self._guest else "new"
+        return f"<{type(self).__name__} {str(self._reference)!r} {self.engine} {state}>"
+
+    def _started(self) -> Guest:
+        if self._guest is None:
+            raise ConfigurationError(
+                "the virtual machine is not running", hint="start it with `with VM(...) as vm:` or vm.start()"
+            )
+        return self._guest
+
+    def _running(self) -> Worker:
+        return self._started().alive()
+
+    def _served(self) -> Worker:
+        return self._started().served()
 
     # What runs in it.
 
     def _context(self) -> process_context.Context:
         self._served()
+        settings = self._settings
         return process_context.Context(
             self._served,
-            self._config,
-            environment=self._environment,
-            working_dir=self._working_dir,
-            user=self._user,
+            self._disks().config,
+            environment=settings.environment,
+            working_dir=settings.working_dir,
+            user=settings.user,
             ended=self._answered,
         )
+
+    def _answered(self) -> None:
+        if self._guest is not None:
+            self._guest.answered()
 
     def command(self, args: Sequence[str] | str | None = None, entrypoint: Sequence[str] | None = None) -> list[str]:
         """What docker would run: ENTRYPOINT, then `args` or, without any, CMD.
 
         As with docker, an `entrypoint` of one's own also sets CMD aside.
         """
-        return process_context.command(self._reference, self._config, args, entrypoint)
+        return process_context.command(self._reference, self._disks().config, args, entrypoint)
 
     def run(
         self,
@@ -167,71 +384,73 @@ class VM(Machine):
         """
         from . import snapshotting
 
-        return snapshotting.take(self, snapshotting.absolute(path), diff=diff, version=format, timeout=timeout)
+        return snapshotting.take(
+            self._started(),
+            self._settings,
+            self._disks().image,
+            snapshotting.absolute(path),
+            diff=diff,
+            version=format,
+            timeout=timeout,
+        )
 
-    def fork(self, n: int = 1, *, timeout: float = SNAPSHOT_TIMEOUT) -> list[VM]:
+    def fork(self: Self, n: int = 1, *, timeout: float = SNAPSHOT_TIMEOUT) -> list[Self]:
         """`n` running machines that go on where this one is now, each with an identity of its own.
 
         They share the memory that none of them writes to. Published ports are on fresh ports of the host.
         """
         from . import snapshotting
 
-        return snapshotting.fork(self, n, timeout=timeout)
+        settings, root = snapshotting.of_fork(self._settings), self._disks()
+        clones: list[Self] = []
+        for guest in snapshotting.fork(self._started(), settings, root, n, timeout=timeout):
+            clone = self._of(self._reference, settings, root, Origin(()))
+            clone._guest = guest
+            clones.append(clone)
+        return clones
 
     @classmethod
-    def restore(
-        cls,
-        snapshot: str | os.PathLike[str],
-        *,
-        hostname: str | None = None,
-        ports: Ports | Literal["fresh", "same"] = "fresh",
-        environment: Environment | None = None,
-        working_dir: str | None = None,
-        user: str | int | None = None,
-        require_hardware: bool | None = None,
-        pull: Pull = "never",
-        insecure: bool = False,
-        progress: Progress | None = None,
-        boot_timeout: float = DEFAULT_BOOT_TIMEOUT,
-        prefault: bool | None = None,
-        image: str | os.PathLike[str] | None = None,
-        disks: Sequence[str | os.PathLike[str]] = (),
-        engine: str = "auto",
-        agent: bool = True,
-    ) -> VM:
+    def restore(cls: type[Self], snapshot: str | os.PathLike[str], **options: Unpack[RestoreOptions]) -> Self:
         """A running machine that goes on where the snapshot was taken, with an identity of its own.
 
         Before anything of the user's runs in it, the clock is set, the kernel's random state is fed from the host, and
-        host name and machine-id are new; a guest that does not confirm that is ended (`RenewFailed`). Ports that were
-        published are so again, on fresh ports of the host, on the ``"same"``, or as given. The image must be in the
-        cache, unless `pull` allows to get it.
+        host name and machine-id are new; a guest that does not confirm that is ended (`RenewFailed`). Keywords are
+        those of :class:`VM` that can still be chosen: `hostname`, `environment`, `working_dir`, `user`,
+        `require_hardware`, `pull`, `insecure`, `progress`, `boot_timeout`, `prefault`; and `ports`, which are those
+        that were published, on ``"fresh"`` ports of the host (the default) or on the ``"same"``, or as given. The image
+        must be in the cache, unless `pull` allows to get it (default: ``"never"``).
 
-        The last four are for snapshots of version 8, which do not say it themselves: the `image` whose root file system
+        Four more are for snapshots of version 8, which do not say it themselves: the `image` whose root file system
         was the guest's first disk; files that were its further `disks`, or all of them without an image, which are not
         written to; the `engine` that it was taken on; and whether this package's `agent` runs in it. In a guest without
         one nothing can be run and no file reached, and nobody renews its identity, random state and clock. The ports
         that such a snapshot says the guest listened on are published as ``"PORT/vsock"``.
         """
+        from ..errors import RenewFailed
         from . import snapshotting
 
-        return snapshotting.restore(
-            cls,
-            snapshotting.absolute(snapshot),
-            ports=ports,
-            environment=environment,
-            pull=pull,
-            insecure=insecure,
-            progress=progress,
-            hostname=hostname,
-            working_dir=working_dir,
-            user=user,
-            require_hardware=require_hardware,
-            boot_timeout=boot_timeout,
-            prefault=prefault,
-            unsaid=snapshotting.Unsaid(image, disks, engine, agent),
-        )
+        plan = snapshotting.plan(snapshotting.absolute(snapshot), options)
+        vm = cls._of(plan.reference, plan.settings, plan.root, plan.origin)
+        try:
+            return vm.start()
+        except RenewFailed as error:
+            if plan.origin.v8:
+                error.hint = "if this package's agent does not run in that guest, restore it with agent=False"
+            raise
 
     # Its files.
+
+    @property
+    def _files(self) -> FileSystem:
+        if self._filesystem is None:
+            from ..guest.paths import FileSystem
+
+            self._filesystem = FileSystem(self._served)
+        return self._filesystem
+
+    def _forget_files(self) -> None:
+        if self._filesystem is not None:
+            self._filesystem.forget()
 
     def path(self, *parts: str | os.PathLike[str]) -> GuestPath:
         """A path in the guest, with the interface of `pathlib.Path`."""
@@ -268,7 +487,7 @@ def run(
     universal_newlines: bool | None = None,
     encoding: str | None = None,
     errors: str | None = None,
-    **machine: Any,
+    **machine: Unpack[MachineOptions],
 ) -> CompletedProcess[Any]:
     """Starts a virtual machine for one command: ENTRYPOINT with `args` or, without any, CMD, as docker does.
 
@@ -289,3 +508,7 @@ def run(
             encoding=encoding,
             errors=errors,
         )
+
+
+if VM.__doc__ is not None:  # python -OO has none
+    VM.__doc__ = VM.__doc__.replace("SETTINGS", documentation())

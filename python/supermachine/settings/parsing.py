@@ -19,9 +19,6 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = r"(?i:(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?)"
 _HOSTNAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?"
 
-#: RAM of a virtual machine unless told otherwise. The host gives a page only when the guest touches it.
-DEFAULT_MEMORY = "512m"
-
 
 def switch(name: str) -> bool:
     """Whether this variable of the environment is on; it is off when it is not set."""

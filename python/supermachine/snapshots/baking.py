@@ -28,7 +28,6 @@ from ..errors import (
     CacheNotTrusted,
     ConfigurationError,
     HostShortage,
-    SnapshotFailed,
     SnapshotInUse,
     SupermachineError,
     VMExited,
@@ -329,44 +328,3 @@ def _warn(message: str) -> None:
     if message not in _warned and sys.stderr is not None:
         _warned.add(message)
         print(f"supermachine: warning: {message}", file=sys.stderr)
-
-
-class Image:
-    """An image by its reference, and how its virtual machines are started: the keywords of :class:`supermachine.VM`."""
-
-    def __init__(self, reference: str | os.PathLike[str], **machine: Any) -> None:
-        self.reference = reference
-        self._machine = machine
-
-    def vm(self, **machine: Any) -> VM:
-        """A new virtual machine of it, not started yet."""
-        from ..machine.vm import VM
-
-        return VM(self.reference, **{**self._machine, **machine})
-
-    def bake(self, warmup: Warmup | None = None, **machine: Any) -> Path:
-        """See :func:`supermachine.bake`."""
-        return bake(self.reference, **{**self._machine, **machine, **({} if warmup is None else {"warmup": warmup})})
-
-    def __repr__(self) -> str:
-        return f"Image({str(self.reference)!r})"
-
-
-def bake(image: str | os.PathLike[str], **machine: Any) -> Path:
-    """Sees to it that virtual machines of these settings start from a baked snapshot, and gives its path.
-
-    `machine` are keywords of :class:`VM`, above all `warmup`. Does next to nothing when it is baked already. Raises
-    `SnapshotFailed` when there is none in the end; the reason has been printed.
-    """
-    from ..machine.vm import VM
-
-    vm = VM(image, **{**machine, "bake": True})
-    baked = vm._baked(vm.image)
-    if baked is None:
-        raise SnapshotFailed(f"the image {vm.image.reference} is not in the cache, so no snapshot of it can be")
-    if not baked.exists():
-        with vm:
-            pass
-    if not baked.exists():
-        raise SnapshotFailed(f"no snapshot of the image {vm.image.reference} was baked")
-    return baked.path

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..network.ports import Wanted
 
 ARCHITECTURE = "aarch64"
+#: Its name in the platform of an image.
+PLATFORM_ARCHITECTURE = "arm64"
 #: Listeners that are bound again at most: who wrote the file may be anybody.
 _MAX_LISTENERS = 256
 _STREAM = 1

@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING
 from ..errors import BadSnapshot, ConfigurationError, ImageNotFound, InvalidImage, SnapshotNotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._core import _Snapshot
     from ..images import ImageConfig, Progress, ResolvedImage
     from ..images.resolution import Pull
+    from ..network.ports import Wanted
+    from ..settings.machine import MachineSettings
 
 VERSION = 1
 _MAX_BYTES = 4 << 20
@@ -46,6 +50,30 @@ class Record:
     ports: dict[str, list[tuple[str, int]]]
     #: The files that a diff builds on, the whole one first: id and path.
     parents: list[tuple[str, str]]
+
+    @classmethod
+    def of(
+        cls,
+        image: ResolvedImage,
+        settings: MachineSettings,
+        *,
+        ports: Wanted | None = None,
+        parents: Sequence[Head] = (),
+        bare: bool = False,
+    ) -> Record:
+        """What a snapshot says of a machine; a `bare` one is without what only this machine was given."""
+        return cls(
+            reference=image.reference,
+            digest=image.digest,
+            platform=str(image.platform),
+            rootfs=image.rootfs.stem,
+            config=image.config,
+            environment={} if bare else settings.environment,
+            working_dir=None if bare else settings.working_dir,
+            user=None if bare else settings.user,
+            ports={} if bare else ports or settings.ports,
+            parents=[(head.id, str(head.path)) for head in parents],
+        )
 
     def encode(self) -> bytes:
         import json

@@ -6,94 +6,72 @@ value that may be wrong, ``--help``) is left to it, as are all errors, so both r
 
 from __future__ import annotations
 
+from ...settings.table import WRITTEN, Setting
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Literal, TypedDict
+    from typing import Any, TypedDict
 
     class Arguments(TypedDict):
         """What `supermachine run` was told."""
 
         image: str
         command: tuple[str, ...]
-        env: tuple[str, ...]
+        #: Of the virtual machine, by their names in `settings.table`, as they were written.
+        settings: dict[str, Any]
+        #: Files of variables.
         env_file: tuple[str, ...]
-        workdir: str | None
-        user: str | None
-        memory: str | None
-        cpus: int
-        engine: str
         entrypoint: str | None
-        hostname: str | None
-        publish: tuple[str, ...]
-        no_snapshot: bool
         #: docker's habit; stdin is passed on without it.
         interactive: bool
         no_stdin: bool
         tty: bool | None
         timeout: float | None
-        boot_timeout: float | None
-        pull: Literal["missing", "always", "never"]
-        platform: str | None
-        insecure: bool
-        require_hardware: bool | None
         timings: bool
         quiet: bool
 
 
-# Options by what they take, each with its name in `Arguments`.
-_FLAGS = {
-    "--insecure": ("insecure", True),
+#: Options of the command alone, beside those of the machine.
+_COMMAND_FLAGS = {
     "--interactive": ("interactive", True),
     "-i": ("interactive", True),
-    "--no-snapshot": ("no_snapshot", True),
     "--no-stdin": ("no_stdin", True),
     "-n": ("no_stdin", True),
     "--no-tty": ("tty", False),
     "-T": ("tty", False),
     "--quiet": ("quiet", True),
     "-q": ("quiet", True),
-    "--require-hardware": ("require_hardware", True),
     "--timings": ("timings", True),
     "--tty": ("tty", True),
     "-t": ("tty", True),
 }
-_TEXTS = {
-    "--engine": "engine",
-    "--entrypoint": "entrypoint",
-    "--hostname": "hostname",
-    "--memory": "memory",
-    "--name": "hostname",
-    "--platform": "platform",
-    "--user": "user",
-    "--workdir": "workdir",
-    "-m": "memory",
-    "-u": "user",
-    "-w": "workdir",
-}
-_LISTS = {"--env": "env", "-e": "env", "--publish": "publish", "-p": "publish"}
-_SECONDS = {"--boot-timeout": "boot_timeout", "--timeout": "timeout"}
-_PULLS = ("missing", "always", "never")
+_SETTINGS = {option: setting for setting in WRITTEN for option in setting.options}
+
+
+def defaults() -> dict[str, Any]:
+    """The settings of a machine that nothing is said of, as the command line writes them."""
+    return {s.name: () if s.kind == "texts" else s.default for s in WRITTEN}
 
 
 def parse(words: list[str]) -> Arguments | None:
     """What the words after ``run`` say; ``None`` for what is not plain."""
-    lists: dict[str, list[str]] = {"env": [], "publish": []}
+    settings = defaults()
     found: dict[str, Any] = {
-        **dict.fromkeys(("workdir", "user", "memory", "entrypoint", "hostname", "tty", "timeout", "boot_timeout")),
-        **dict.fromkeys(("platform", "require_hardware")),
-        **dict.fromkeys(("interactive", "no_stdin", "insecure", "timings", "quiet", "no_snapshot"), False),
+        **dict.fromkeys(("entrypoint", "tty", "timeout")),
+        **dict.fromkeys(("interactive", "no_stdin", "timings", "quiet"), False),
         "env_file": (),
-        "cpus": 1,
-        "engine": "auto",
-        "pull": "missing",
     }
     at = 0
     while at < len(words) and words[at].startswith("-"):
         name, equals, value = words[at].partition("=")
         at += 1
-        if name in _FLAGS and not equals:
-            key, flag = _FLAGS[name]
+        setting = _SETTINGS.get(name)
+        if name in _COMMAND_FLAGS and not equals:
+            key, flag = _COMMAND_FLAGS[name]
             found[key] = flag
+            continue
+        if setting is not None and setting.kind == "flag" and not equals:
+            settings[setting.name] = setting.value
             continue
         if name in ("-it", "-ti") and not equals:
             found["interactive"] = found["tty"] = True
@@ -107,22 +85,50 @@ def parse(words: list[str]) -> Arguments | None:
             return None
         if value.startswith("-") or not value:
             return None
-        if name in _TEXTS:
-            found[_TEXTS[name]] = value
-        elif name in _LISTS:
-            lists[_LISTS[name]].append(value)
-        elif name in _SECONDS and (seconds := _positive(value)) is not None:
-            found[_SECONDS[name]] = seconds
-        elif name == "--cpus" and value.isascii() and value.isdecimal() and len(value) < 4:
-            found["cpus"] = int(value)
-        elif name == "--pull" and value in _PULLS:
-            found["pull"] = value
-        else:
+        if name == "--entrypoint":
+            found["entrypoint"] = value
+        elif name == "--timeout" and (seconds := _positive(value)) is not None:
+            found["timeout"] = seconds
+        elif setting is None or not _set(settings, setting, value):
             return None
     if at >= len(words):
         return None
-    found.update({k: tuple(v) for k, v in lists.items()}, image=words[at], command=tuple(words[at + 1 :]))
+    found.update(settings=settings, image=words[at], command=tuple(words[at + 1 :]))
     return found  # type: ignore[return-value]
+
+
+def _set(settings: dict[str, Any], setting: Setting, value: str) -> bool:
+    """Sets what an option with a value says; false for a value that is not plain."""
+    made: object
+    if setting.choices:
+        made = value if value in setting.choices else None
+    elif setting.kind == "text":
+        made = value
+    elif setting.kind == "texts":
+        made = (*settings[setting.name], value)
+    elif setting.kind == "seconds":
+        made = _positive(value)
+    elif setting.kind == "number" and value.isascii() and value.isdecimal() and len(value) < 4:
+        made = int(value)
+    else:
+        made = None
+    if made is None:
+        return False
+    settings[setting.name] = made
+    return True
+
+
+def machine(said: Arguments) -> dict[str, Any]:
+    """The keywords of :class:`supermachine.VM`. Raises ConfigurationError, and OSError for a file of variables."""
+    from ...settings.parsing import environment_files
+
+    options = dict(said["settings"])
+    options["environment"] = [*environment_files(said["env_file"]), *options["environment"]]
+    if options["ports"]:
+        from ...network.ports import published
+
+        options["ports"] = published(options["ports"])
+    return options
 
 
 def command_words(said: Arguments) -> list[str]:

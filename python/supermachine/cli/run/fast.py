@@ -23,6 +23,7 @@ from ...guest.process_context import Context, command
 from ...host import bundle
 from ...machine import launch
 from ...settings import parsing
+from ...settings.table import WRITTEN
 from ...snapshots import working_set
 from . import arguments, foreground
 from .timings import Steps
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from .arguments import Arguments
 
 #: A change here makes every file anew.
-_FORMAT = "1"
+_FORMAT = "2"
 #: Bytes of a file at most; environments are what is long in it.
 _MAX_BYTES = 1 << 20
 #: Files at most; one more, and all are forgotten.
@@ -131,9 +132,9 @@ class Start:
         named = (cache, f"{cache}/snapshots", baked, self.snapshot, self.rootfs)
         return all(path == place for path, place in expected) and not any(map(directories.distrust, named))
 
-    def worker(self, boot_timeout: float | None) -> tuple[Worker, launch.Timings] | None:
+    def worker(self, boot_timeout: float) -> tuple[Worker, launch.Timings] | None:
         """A worker whose guest is ready, and the steps of its start; ``None`` when that fails."""
-        timeout = min(boot_timeout or launch.RESTORE_TIMEOUT, launch.RESTORE_TIMEOUT)
+        timeout = min(boot_timeout, launch.RESTORE_TIMEOUT)
         ranges = working_set.load(self.working_set) if self.working_set else ()
         try:
             _used(self.image_record)
@@ -189,7 +190,9 @@ def stamp(path: str) -> str:
 
 def place(said: Arguments) -> str | None:
     """The file for what was said; ``None`` for what always goes the whole way."""
-    if said["no_snapshot"] or said["pull"] == "always" or said["publish"] or said["hostname"]:
+    settings = said["settings"]
+    written = [setting for setting in WRITTEN if settings[setting.name] not in (setting.default, ())]
+    if settings["pull"] == "always" or any(setting.remembered == "full" for setting in written):
         return None
     image = said["image"]
     what = [
@@ -198,8 +201,8 @@ def place(said: Arguments) -> str | None:
         image,
         # A name may be that of a local file.
         "" if image.startswith("/") else os.getcwd(),  # noqa: PTH109
-        *map(str, (said["platform"], said["engine"], said["memory"], said["cpus"], said["require_hardware"])),
-        "" if said["engine"] == "soft" else _hardware(),
+        *(f"{setting.name}={settings[setting.name]}" for setting in written if setting.remembered == "key"),
+        "" if settings["engine"] == "soft" else _hardware(),
         *sorted(f"{n}={v}" for n, v in os.environ.items() if n == "HOME" or n.startswith("SUPERMACHINE_")),
     ]
     key = sha256("\0".join(what).encode("utf-8", "surrogateescape"))
@@ -246,12 +249,13 @@ def _short_way(said: Arguments) -> int | None:
         return None
     entrypoint = None if said["entrypoint"] is None else [said["entrypoint"]]
     argv = command(said["image"], start, arguments.command_words(said), entrypoint)
-    own = parsing.environment([*parsing.environment_files(said["env_file"]), *said["env"]])
+    settings = said["settings"]
+    own = parsing.environment([*parsing.environment_files(said["env_file"]), *settings["environment"]])
     terminal = foreground.wants_terminal(said["tty"])
     try:
         with foreground.Signals() as signals:
             steps("image")
-            started = start.worker(said["boot_timeout"])
+            started = start.worker(settings["boot_timeout"])
             if started is None:
                 _forget(file)
                 return None
@@ -262,7 +266,7 @@ def _short_way(said: Arguments) -> int | None:
                 if start.warning and sys.stderr is not None:
                     print(start.warning, file=sys.stderr, flush=True)
                 context = Context(
-                    lambda: worker, start, environment=own, working_dir=said["workdir"], user=said["user"]
+                    lambda: worker, start, environment=own, working_dir=settings["working_dir"], user=settings["user"]
                 )
                 code = foreground.execute(
                     worker,
@@ -304,18 +308,19 @@ def remember(file: str, said: Arguments, vm: VM, began: float) -> None:
     from ...host import engines
     from ...images import Cache
 
-    origin = vm._origin
-    if origin is None or not origin.baked or not (said["engine"] == "soft" or engines.is_settled()):
+    guest = vm._started()
+    origin, engine = guest.origin, vm._settings.engine
+    if origin is None or not origin.baked or not (said["settings"]["engine"] == "soft" or engines.is_settled()):
         return
     (snapshot,) = origin.files
     recorded = snapshot.parent / "working-set"
     prefault = working_set.enabled(None)
     if prefault and not working_set.load(recorded):
         return  # the next start has one
-    image, cache, architecture = vm.image, Cache(), vm._engine.architecture
-    guest = (bundle.worker(), bundle.kernel(architecture), bundle.initramfs(architecture))
+    image, cache, architecture = vm.image, Cache(), engine.architecture
+    booted = (bundle.worker(), bundle.kernel(architecture), bundle.initramfs(architecture))
     with contextlib.suppress(OSError, ValueError):
-        depends = {path: stamp(path) for path in (*map(str, image.looked_at), *guest)}
+        depends = {path: stamp(path) for path in (*map(str, image.looked_at), *booted)}
         changed = [int(known.rpartition(".")[2]) / 1e9 for known in depends.values() if known]
         if any(at > began - _SETTLED for at in changed):
             return
@@ -325,7 +330,7 @@ def remember(file: str, said: Arguments, vm: VM, began: float) -> None:
             rootfs=str(image.rootfs),
             working_set=str(recorded) if prefault else "",
             image_record=str(cache.image_path(image.digest, str(image.platform))),
-            warning=engines.warning(vm._engine),
+            warning=engines.warning(engine),
             working_dir=image.config.working_dir,
             user=image.config.user,
             environment=dict(image.config.environment),

@@ -1,11 +1,10 @@
-"""``supermachine run``, the whole way; `remembered` is the short one."""
+"""``supermachine run``, the whole way; `fast` is the short one."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...settings import parsing
 from ..progress import progress
 from . import arguments, fast, foreground
 from .timings import Steps
@@ -16,31 +15,14 @@ if TYPE_CHECKING:
 
 def whole_way(said: Arguments) -> int:
     """The command's return code as `subprocess` has it; 128 and its number for a signal before there was a command."""
-    from ...machine.vm import DEFAULT_BOOT_TIMEOUT, VM
+    from ...machine.vm import VM
 
     steps, began = Steps(), time.time()
     file = fast.place(said)
     terminal = foreground.wants_terminal(said["tty"])
     with foreground.Signals() as signals, progress(said["quiet"]) as report:
         try:
-            vm = VM(
-                said["image"],
-                memory=said["memory"] or parsing.DEFAULT_MEMORY,
-                vcpus=said["cpus"],
-                engine=said["engine"],
-                environment=[*parsing.environment_files(said["env_file"]), *said["env"]],
-                working_dir=said["workdir"],
-                user=said["user"],
-                hostname=said["hostname"],
-                require_hardware=said["require_hardware"],
-                platform=said["platform"],
-                pull=said["pull"],
-                insecure=said["insecure"],
-                ports=_published(said["publish"]),
-                bake=False if said["no_snapshot"] else None,
-                progress=report,
-                boot_timeout=said["boot_timeout"] or DEFAULT_BOOT_TIMEOUT,
-            )
+            vm = VM(said["image"], **arguments.machine(said), progress=report)
             entrypoint = None if said["entrypoint"] is None else [said["entrypoint"]]
             argv = vm.command(arguments.command_words(said), entrypoint)
             steps("image")
@@ -66,11 +48,3 @@ def whole_way(said: Arguments) -> int:
     if said["timings"]:
         steps.report()
     return code
-
-
-def _published(publish: tuple[str, ...]) -> Any:
-    if not publish:
-        return None
-    from ...network.ports import published
-
-    return published(publish)

@@ -1,0 +1,160 @@
+"""The ways to a running guest: boot, the image's baked snapshot, a chain of snapshot files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigurationError
+from . import launch
+from .guest import Guest, Origin
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from .._core import Worker
+    from ..images import ImageConfig, ResolvedImage
+    from ..settings.machine import MachineSettings
+    from ..snapshots.baking import Baked
+
+
+class Root:
+    """The disks of a guest: its image's root file system, and files beside it, none of which is written to."""
+
+    def __init__(self, image: ResolvedImage | None, disks: Sequence[str] = (), *, agent: bool = True) -> None:
+        """Without an `image` it is not known what the guest's disks hold; a foreign guest may have no `agent`."""
+        self.image = image
+        self.beside = disks
+        self.agent = agent
+
+    @property
+    def disks(self) -> list[str]:
+        return [*([str(self.image.rootfs)] if self.image is not None else []), *self.beside]
+
+    @property
+    def config(self) -> ImageConfig:
+        """What the image says; of one that is not known nothing."""
+        if self.image is not None:
+            return self.image.config
+        from ..images import ImageConfig
+
+        return ImageConfig()
+
+
+class Starter:
+    """Starts a guest, once; `kill` ends a start from another thread."""
+
+    def __init__(self, settings: MachineSettings, root: Root) -> None:
+        self._settings = settings
+        self._root = root
+        #: A worker whose guest is not ready yet.
+        self._pending: Worker | None = None
+
+    def kill(self) -> None:
+        if (pending := self._pending) is not None:
+            pending.kill()
+
+    def boot_or_restore(self, image: ResolvedImage, warm: Callable[[Guest], None]) -> Guest:
+        """A guest of the image's baked snapshot, or one that boots, runs its warm-up, and is baked if wanted."""
+        from ..snapshots import baking
+
+        settings = self._settings
+        baked = baked_place(settings, image) if baking.enabled(settings.bake) else None
+        if baked is None:
+            guest = self._boot(image)
+            warm(guest)
+            return guest
+        if (restored := self._from_baked(baked)) is not None:
+            return restored
+        with baked.baking(long=settings.warmup is not None, on_wait=self._waits) as mine:
+            if not mine and not baked.refused and (restored := self._from_baked(baked)) is not None:
+                return restored
+            guest = self._boot(image)
+            if mine:
+                from ..guest import read_ahead
+
+                read_ahead.fill(guest.alive(), image.config, settings.engine.architecture)
+            warm(guest)
+            if mine:
+                from ..snapshots.records import Record
+
+                said = Record.of(image, settings, bare=settings.warmup is None)
+                baked.bake(guest.alive(), image, said.encode())
+        return guest
+
+    def restore(self, origin: Origin) -> Guest:
+        """A guest that goes on from a chain of snapshot files."""
+        if not origin.files:
+            raise ConfigurationError(
+                "a fork that has ended cannot be started again", hint="fork again, or use vm.snapshot and VM.restore"
+            )
+        from ..images import Cache
+        from ..snapshots import working_set
+
+        wanted = bool(origin.id) and working_set.enabled(self._settings.prefault)
+        kept = working_set.beside(Cache(), origin.id) if wanted else None
+        ranges = working_set.load(kept) if kept is not None else []
+        guest = self._ready(self._restoring(origin.files, ranges), origin)
+        if kept is not None and not ranges:
+            guest.record_until_answer(kept)
+        return guest
+
+    def fork(self, file: str) -> Callable[[], Guest]:
+        """Starts a worker that restores `file`, and gives what waits for its guest."""
+        worker = self._restoring([file], ())
+        self._pending = worker
+        return lambda: self._ready(worker, Origin(()))
+
+    def _from_baked(self, baked: Baked) -> Guest | None:
+        from ..snapshots import working_set
+
+        prefault = working_set.enabled(self._settings.prefault)
+        ranges = working_set.load(baked.working_set) if prefault else ()
+        guest = None
+        with baked.usable() as there:
+            if not there:
+                return None
+            timeout = min(self._settings.boot_timeout, launch.RESTORE_TIMEOUT)
+            worker = self._restoring([baked.path], ranges, timeout)
+            guest = self._ready(worker, Origin([baked.path], baked=True), timeout)
+        if guest is not None and prefault and not ranges:
+            guest.record_until_answer(baked.working_set)
+        return guest
+
+    def _boot(self, image: ResolvedImage) -> Guest:
+        s = self._settings
+        return self._ready(launch.spawn(s.engine, image, s.memory, s.vcpus, s.hostname, s.boot_timeout), None)
+
+    def _restoring(
+        self, files: Sequence[str | os.PathLike[str]], ranges: launch.PageRanges, timeout: float | None = None
+    ) -> Worker:
+        settings, root = self._settings, self._root
+        timeout = timeout or settings.boot_timeout
+        return launch.spawn_restored(
+            settings.engine.name, root.disks, files, settings.hostname, timeout, ranges, agent=root.agent
+        )
+
+    def _ready(self, worker: Worker, origin: Origin | None, timeout: float | None = None) -> Guest:
+        """Waits until the worker's guest is ready."""
+        self._pending = worker
+        try:
+            timings = launch.wait_ready(worker, timeout or self._settings.boot_timeout)
+            return Guest(worker, timings, origin, agent=self._root.agent)
+        finally:
+            self._pending = None
+
+    def _waits(self) -> None:
+        if (report := self._settings.progress) is not None and self._root.image is not None:
+            from ..images.progress import ProgressEvent
+
+            report(ProgressEvent("wait", self._root.image.digest, 0, 0))
+
+
+def baked_place(settings: MachineSettings, image: ResolvedImage) -> Baked | None:
+    """Where the snapshot is that a machine of these settings starts from; ``None`` where there can be none."""
+    from ..snapshots import baking
+
+    context = [image.digest, settings.environment, settings.working_dir, settings.user]
+    warmup = baking.warmup_key(settings.warmup, settings.warmup_key, context)
+    return baking.Baked.place(image, settings.engine, memory=settings.memory, vcpus=settings.vcpus, warmup=warmup)

@@ -1,0 +1,107 @@
+"""The settings of a virtual machine as one value, checked; ``table.py`` says what each is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+from ..errors import ConfigurationError, NotSupported
+from . import parsing, table
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..host.engines import Engine
+    from ..images import Progress
+    from ..images.resolution import Pull
+    from ..network.ports import Ports, Wanted
+    from ..snapshots.baking import Warmup
+    from .parsing import Environment
+
+
+class MachineOptions(TypedDict, total=False):
+    """The keywords of :class:`supermachine.VM`."""
+
+    memory: int | str
+    vcpus: int
+    engine: str
+    environment: Environment | None
+    working_dir: str | None
+    user: str | int | None
+    hostname: str | None
+    require_hardware: bool | None
+    ports: Ports | None
+    volumes: Mapping[str, Any] | Sequence[str] | None
+    platform: str | None
+    pull: Pull
+    insecure: bool
+    progress: Progress | None
+    boot_timeout: float
+    bake: bool | None
+    warmup: Warmup | None
+    warmup_key: str | None
+    prefault: bool | None
+
+
+class MachineSettings(NamedTuple):
+    """What a virtual machine was told, checked. Made by `of`, changed by `_replace`."""
+
+    engine: Engine
+    #: Bytes.
+    memory: int
+    vcpus: int
+    environment: dict[str, str]
+    working_dir: str | None
+    user: str | None
+    hostname: str | None
+    ports: Wanted
+    platform: str | None
+    pull: Pull
+    insecure: bool
+    progress: Progress | None
+    #: Seconds.
+    boot_timeout: float
+    bake: bool | None
+    warmup: Warmup | None
+    warmup_key: str | None
+    prefault: bool | None
+
+    @classmethod
+    def of(cls, **options: Unpack[MachineOptions]) -> MachineSettings:
+        """Checks what a caller said. Raises ConfigurationError, and TypeError for a keyword that there is not."""
+        if unknown := sorted(options.keys() - _DEFAULTS.keys()):
+            raise TypeError(f"VM() got an unexpected keyword argument {unknown[0]!r}")
+        said: dict[str, Any] = {**_DEFAULTS, **options}
+        if said.pop("volumes"):
+            raise NotSupported("this version cannot mount volumes", hint="copy files with vm.copy_in and vm.copy_out")
+        if said["boot_timeout"] <= 0:
+            raise ConfigurationError(f"boot_timeout is {said['boot_timeout']}; a positive number of seconds is needed")
+        from ..host import engines
+
+        said["engine"] = engine = engines.choose(said["engine"], said.pop("require_hardware"), said["platform"])
+        said["vcpus"] = parsing.vcpu_count(said["vcpus"], engine.architecture)
+        for name, check in _CHECKS.items():
+            said[name] = check(said[name])
+        return cls(**said)
+
+    def of_restored(self) -> MachineSettings:
+        """Those of another machine that goes on from the same state: what is for the start of the first is left out."""
+        return self._replace(hostname=None, bake=False, warmup=None, warmup_key=None, prefault=None)
+
+
+def _ports(value: Ports | None) -> Wanted:
+    if not value:
+        return {}
+    from ..network.ports import parse
+
+    return parse(value)
+
+
+_DEFAULTS = {setting.name: setting.default for setting in table.SETTINGS}
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "memory": parsing.memory_bytes,
+    "environment": parsing.environment,
+    "user": lambda value: None if value is None else str(value),
+    "hostname": lambda value: None if value is None else parsing.hostname(value),
+    "ports": _ports,
+}
