@@ -20,6 +20,7 @@ lint: $(VENV)/installed guest-check check-targets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict python/supermachine
+	PYTHONPATH=python $(BIN)/lint-imports
 
 # What ships to Macs (docs/macos.md), and what is for arm64 hosts alone.
 check-targets:

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 
+from . import env
 from .errors import ConfigurationError
 
 # As `typing` has it; this module is on the way of every `supermachine run`, which is why it does without pathlib too.
@@ -36,7 +37,7 @@ def cache_directory() -> str:
     Users without a home directory, or with one that they cannot write to, have it in TMPDIR or /tmp, under a name of
     their own. Raises ConfigurationError when SUPERMACHINE_CACHE begins with a ``~`` that stands for nothing here.
     """
-    explicit = os.environ.get("SUPERMACHINE_CACHE")
+    explicit = os.environ.get(env.CACHE)
     if explicit:
         return os.path.join(os.getcwd(), _expanded(explicit))
     base = os.environ.get("XDG_CACHE_HOME", "")

@@ -6,6 +6,8 @@ import gc
 import os
 import sys
 
+from .. import env
+
 # As `typing` has it: this module is on the way of every `supermachine run`, and loads nothing that takes long.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def _main() -> int:
         return _dispatch()
     except SupermachineError as error:
         _complain(str(error), error.cause, error.hint)
-        if isinstance(error, VMExited) and error.console_tail and os.environ.get("SUPERMACHINE_DEBUG"):
+        if isinstance(error, VMExited) and error.console_tail and os.environ.get(env.DEBUG):
             print(error.console_tail, file=sys.stderr)
         if isinstance(error, CommandNotFound):
             return NOT_FOUND

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from .. import env
 from ..errors import InstallationError
 
 # pathlib would cost half of the import.
@@ -21,20 +22,20 @@ def _file(variable: str, *parts: str) -> str:
 
 def worker() -> str:
     """The executable that owns a virtual machine; SUPERMACHINE_WORKER overrides it."""
-    path = _file("SUPERMACHINE_WORKER", "_bin", "supermachine-worker")
+    path = _file(env.WORKER, "_bin", "supermachine-worker")
     if sys.platform != "darwin":
         return path
     from .codesign_macos import entitled
 
-    return entitled(path, _file("SUPERMACHINE_ENTITLEMENTS", "_bin", "entitlements.plist"))
+    return entitled(path, _file(env.ENTITLEMENTS, "_bin", "entitlements.plist"))
 
 
 def kernel(architecture: str) -> str:
     """The guest's kernel for "aarch64" or "x86_64"; SUPERMACHINE_KERNEL overrides it."""
     name = "vmlinux.zst" if architecture == "x86_64" else "Image.zst"
-    return _file("SUPERMACHINE_KERNEL", "_guest", architecture, name)
+    return _file(env.KERNEL, "_guest", architecture, name)
 
 
 def initramfs(architecture: str) -> str:
     """The guest's initramfs for "aarch64" or "x86_64"; SUPERMACHINE_INITRAMFS overrides it."""
-    return _file("SUPERMACHINE_INITRAMFS", "_guest", architecture, "initramfs.cpio.zst")
+    return _file(env.INITRAMFS, "_guest", architecture, "initramfs.cpio.zst")

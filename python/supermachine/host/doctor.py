@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .. import __version__, directories
+from .. import __version__, directories, env
 from ..errors import SupermachineError
 from . import bundle, engines
 
@@ -71,8 +71,8 @@ def _cache() -> tuple[str | None, str, list[str]]:
     try:
         place = directories.cache_directory()
     except SupermachineError as error:
-        return None, "SUPERMACHINE_CACHE", [*problems, f"{error}; {error.hint}"]
-    by = next((name for name in ("SUPERMACHINE_CACHE", "XDG_CACHE_HOME") if os.environ.get(name)), "the home directory")
+        return None, env.CACHE, [*problems, f"{error}; {error.hint}"]
+    by = next((name for name in (env.CACHE, "XDG_CACHE_HOME") if os.environ.get(name)), "the home directory")
     if by == "the home directory" and not (home and place.startswith(home.rstrip("/") + "/")):
         by = "that there is no home directory" if home is None else f"that {home} cannot be written to"
         problems.append("the system may remove it when it starts; SUPERMACHINE_CACHE names a better place")

@@ -6,9 +6,8 @@ import os
 import sys
 from typing import Any, Literal, NamedTuple
 
-from .. import directories
+from .. import directories, env
 from ..errors import ConfigurationError, EngineUnavailable, HardwareRequired, SupermachineError
-from ..settings import parsing
 
 EngineName = Literal["auto", "soft", "kvm", "hvf"]
 Isolation = Literal["hardware", "software"]
@@ -207,7 +206,7 @@ def probe() -> list[Engine]:
 
 def hardware_required(asked: bool | None) -> bool:
     """Whether only hardware isolation will do: the argument, else SUPERMACHINE_REQUIRE_HARDWARE."""
-    return parsing.switch("SUPERMACHINE_REQUIRE_HARDWARE") if asked is None else asked
+    return env.switch(env.REQUIRE_HARDWARE) if asked is None else asked
 
 
 #: The kernel's names of the guests' architectures, by images' names of theirs.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from .. import env
 from ..cache.locks import acquire, release
 from ..cache.store import Cache, rootfs_key
 from ..errors import CacheError, ConfigurationError, DigestMismatch, ImageNotFound, ImageTooLarge, InvalidImage
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from ..oci.layout import Region
     from ..oci.registry import Repository
+    from ..oci.selection import Selected
     from ..oci.transport import Transport
-    from .selection import Selected
 
 Pull = Literal["missing", "always", "never"]
 # The platform whose guests run on every host, by the software engine if need be.
@@ -166,8 +167,8 @@ class _Store:
         self, reference: RegistryReference, wanted: Platform, insecure: bool, transport: Transport | None
     ) -> ResolvedImage:
         from ..oci.registry import Repository
+        from ..oci.selection import select
         from ..oci.transport import Transport
-        from .selection import select
 
         self._report("resolve", str(reference))
         own = transport is None
@@ -249,7 +250,7 @@ class _Store:
             # If it is the disk that damaged them, the next attempt gets them anew.
             self._cache.drop_blobs(blobs)
             raise
-        if os.environ.get("SUPERMACHINE_KEEP_BLOBS", "0") in ("", "0"):
+        if os.environ.get(env.KEEP_BLOBS, "0") in ("", "0"):
             self._cache.drop_blobs(blobs)
 
     def _convert(self, regions: Sequence[Region], rootfs: Path, digest: str) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ImageNotFound, ImageTooLarge, InvalidImage, InvalidReference, UnsupportedMediaType
-from ..images.selection import Selected, select
 from .archive import Archive, compression_of, open_regular
 from .model import MAX_ENTRIES, MAX_JSON, MAX_LAYERS, Descriptor, Index, digest_of, parse_config, parse_manifest
 from .platforms import Platform, not_found
 from .references import FileReference
+from .selection import Selected, select
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 # containerd and docker put the whole reference here, and only the tag into ref.name.

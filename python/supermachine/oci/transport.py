@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 from weakref import WeakSet
 
+from .. import env
 from ..errors import ConfigurationError, RegistryError, RegistryRateLimited, RegistryTimeout
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Limits:
 
     @classmethod
     def from_environment(cls) -> Limits:
-        text = os.environ.get("SUPERMACHINE_REGISTRY_TIMEOUT")
+        text = os.environ.get(env.REGISTRY_TIMEOUT)
         if not text:
             return cls()
         try:
@@ -57,7 +58,7 @@ class Limits:
                 raise ValueError
         except ValueError:
             raise ConfigurationError(
-                f"SUPERMACHINE_REGISTRY_TIMEOUT is {text[:50]!r}", hint="give it a number of seconds"
+                f"{env.REGISTRY_TIMEOUT} is {text[:50]!r}", hint="give it a number of seconds"
             ) from None
         return cls(connect=min(seconds, 15.0), read=seconds, stall=seconds)
 
@@ -362,7 +363,7 @@ def is_loopback(netloc: str) -> bool:
 
 def _listed(netloc: str) -> bool:
     host = urlsplit(f"//{netloc}").hostname
-    names = os.environ.get("SUPERMACHINE_INSECURE_REGISTRIES", "").split(",")
+    names = os.environ.get(env.INSECURE_REGISTRIES, "").split(",")
     return any(name.strip() in (netloc, host) for name in names if name.strip())
 
 

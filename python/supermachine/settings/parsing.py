@@ -20,16 +20,6 @@ _SIZE = r"(?i:(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?)"
 _HOSTNAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?"
 
 
-def switch(name: str) -> bool:
-    """Whether this variable of the environment is on; it is off when it is not set."""
-    value = os.environ.get(name, "").strip().lower()
-    if value in ("", "0", "false", "no", "off"):
-        return False
-    if value in ("1", "true", "yes", "on"):
-        return True
-    raise ConfigurationError(f"{name} is {value!r}; 1 or 0 is understood")
-
-
 def memory_bytes(value: int | str) -> int:
     """Bytes of RAM: a number of bytes, or as docker writes it ("512m", "2g", "1.5GiB"), rounded up to 2 MiB."""
     if isinstance(value, str):

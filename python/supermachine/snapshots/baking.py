@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .. import directories
+from .. import directories, env
 from .._core import sha256
 from ..errors import (
     BadSnapshot,
@@ -33,7 +33,6 @@ from ..errors import (
     VMExited,
 )
 from ..host import bundle
-from ..settings import parsing
 from . import working_set
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ _MAX_REMEMBERED = 64
 
 def enabled(asked: bool | None) -> bool:
     """Whether to bake: the argument, else unless SUPERMACHINE_NO_SNAPSHOT says no."""
-    return not parsing.switch("SUPERMACHINE_NO_SNAPSHOT") if asked is None else asked
+    return not env.switch(env.NO_SNAPSHOT) if asked is None else asked
 
 
 def warmup_key(warmup: Warmup | None, named: str | None, context: Sequence[object]) -> str | None:

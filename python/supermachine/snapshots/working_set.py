@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 
+from .. import env
 from .._core import MAX_WORKING_SET, sha256
 from ..errors import SupermachineError
-from ..settings import parsing
 
 # As `typing` has it: this module is on the way of every `supermachine run`, and loads nothing that takes long.
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ _TIMEOUT = 5.0
 
 def enabled(asked: bool | None) -> bool:
     """Whether to record and to use them: the argument, else unless SUPERMACHINE_NO_PREFAULT is set."""
-    return not parsing.switch("SUPERMACHINE_NO_PREFAULT") if asked is None else asked
+    return not env.switch(env.NO_PREFAULT) if asked is None else asked
 
 
 def encode(ranges: Ranges) -> bytes:

@@ -1,0 +1,66 @@
+"""Every variable of the environment that this package reads; ``docs/environment.md`` is generated from here.
+
+On the way of every `supermachine run`: nothing here loads a module that takes long.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .errors import ConfigurationError
+
+CACHE = "SUPERMACHINE_CACHE"
+DEBUG = "SUPERMACHINE_DEBUG"
+ENTITLEMENTS = "SUPERMACHINE_ENTITLEMENTS"
+INITRAMFS = "SUPERMACHINE_INITRAMFS"
+INSECURE_REGISTRIES = "SUPERMACHINE_INSECURE_REGISTRIES"
+KEEP_BLOBS = "SUPERMACHINE_KEEP_BLOBS"
+KERNEL = "SUPERMACHINE_KERNEL"
+NO_PREFAULT = "SUPERMACHINE_NO_PREFAULT"
+NO_SNAPSHOT = "SUPERMACHINE_NO_SNAPSHOT"
+REGISTRY_TIMEOUT = "SUPERMACHINE_REGISTRY_TIMEOUT"
+REQUIRE_HARDWARE = "SUPERMACHINE_REQUIRE_HARDWARE"
+WORKER = "SUPERMACHINE_WORKER"
+
+#: What each is for, and what holds without it.
+VARIABLES = {
+    CACHE: ("Directory of images, baked snapshots and remembered starts.", "the user's cache directory"),
+    DEBUG: ("`1` prints the end of the guest's console with an error.", "off"),
+    ENTITLEMENTS: ("File of the entitlements that the worker is signed with on macOS.", "the package's"),
+    INITRAMFS: ("File that guests boot with.", "the package's"),
+    INSECURE_REGISTRIES: ("Registries, separated by commas, that may speak plain HTTP.", "none"),
+    KEEP_BLOBS: ("`1` keeps the layers of an image after its conversion.", "off"),
+    KERNEL: ("Kernel that guests boot.", "the package's"),
+    NO_PREFAULT: ("`1` neither records nor uses the pages that clones need first.", "off"),
+    NO_SNAPSHOT: ("`1` boots each time: no snapshot is baked or restored.", "off"),
+    REGISTRY_TIMEOUT: ("Seconds that a registry may be silent; at most 86,400.", "60"),
+    REQUIRE_HARDWARE: ("`1` makes isolation in software an error.", "off"),
+    WORKER: ("Executable that owns a virtual machine.", "the package's"),
+}
+
+
+def switch(name: str) -> bool:
+    """Whether this variable is on; it is off when it is not set. Raises ConfigurationError for other values."""
+    value = os.environ.get(name, "").strip().lower()
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    if value in ("1", "true", "yes", "on"):
+        return True
+    raise ConfigurationError(f"{name} is {value!r}; 1 or 0 is understood")
+
+
+def page() -> str:
+    """The page of the documentation."""
+    rows = "\n".join(f"| `{name}` | {what} | {default} |" for name, (what, default) in sorted(VARIABLES.items()))
+    return f"""# Variables of the environment
+
+Generated from `python/supermachine/env.py`: `python -m supermachine.env > docs/environment.md`.
+
+| variable | is | without it |
+|---|---|---|
+{rows}
+"""
+
+
+if __name__ == "__main__":
+    print(page(), end="")
