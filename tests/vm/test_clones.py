@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from supermachine import VM, GuestPath, Snapshot, errors
-from supermachine.machine.lifecycle import launch
+from supermachine.machine import launch
 
 from .guests import answer, output, wait_for
 

@@ -33,7 +33,7 @@ def test_the_shell_and_the_images_program_are_there(debian: Path, monkeypatch: p
     # A locale, perhaps.
     assert reads_of_a_first(python, debian, "130m") <= 2
     # What that is worth: nobody reads them before.
-    monkeypatch.setattr(read_ahead, "fill", lambda _vm: None)
+    monkeypatch.setattr(read_ahead, "fill", lambda *_: None)
     assert reads_of_a_first(shell, debian, "132m") > 2
     assert reads_of_a_first(python, debian, "132m") > 10
 

@@ -17,7 +17,7 @@ import pytest
 import supermachine
 from supermachine import VM, Snapshot, errors
 from supermachine.images import Cache
-from supermachine.machine.lifecycle import launch
+from supermachine.machine import launch
 from supermachine.snapshots import baking, capture, records
 
 from .guests import output, wait_for, was_restored

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from supermachine import VM, Snapshot, _core, errors, images, snapshots
 from supermachine.cli.commands import cli
 from supermachine.host import bundle, engines
-from supermachine.machine.lifecycle import launch
+from supermachine.machine import launch
 from supermachine.snapshots import capture, legacy_v8
 
 from .guests import output, refused, wait_for
