@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from supermachine import directories, errors
+from supermachine import directories, errors, shortage
 from supermachine.cache.store import Cache
 from supermachine.cli.run import fast
-from supermachine.host import doctor, shortage
+from supermachine.host import doctor
 from supermachine.images import resolve
 from supermachine.images.resolution import Converter
 from supermachine.oci.credentials import find_credentials

@@ -27,10 +27,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import directories
+from .. import directories, shortage
 from .._core import sha256
 from ..errors import CacheError, CacheNotTrusted, DiskFull, SupermachineError
-from ..host import shortage
 from .locks import acquire, locked, release
 
 _DIRECTORIES = ("blobs", "rootfs", "images", "references", "starts", "snapshots", "locks", "tmp")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
+from .. import shortage
 from ..errors import BadSnapshot, RenewFailed, VMExited, VMTimeout
-from ..host import bundle, shortage
+from ..host import bundle
 
 # As `typing` has it, which this module, on the way of every `supermachine run`, does without.
 TYPE_CHECKING = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import HostShortage
+from .errors import HostShortage
 
 # As `typing` has it: this module is on the way of every `supermachine run`, and loads little before it is needed.
 TYPE_CHECKING = False
