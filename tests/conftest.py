@@ -2,9 +2,15 @@
 
 import signal
 
+import hypothesis
+
 from tests.hosts.fixtures import c_program, host, hosts
 
 __all__ = ["c_program", "host", "hosts"]
+
+# How long an example takes is the machine's business.
+hypothesis.settings.register_profile("supermachine", deadline=None)
+hypothesis.settings.load_profile("supermachine")
 
 # A shell without job control has its background jobs ignore these two, and so would every process that a test starts.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
