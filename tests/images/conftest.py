@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from supermachine.cache.store import Cache
+from supermachine.images import ResolvedImage, resolve
 from supermachine.images.resolution import Converter
 from supermachine.oci.model import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from supermachine.oci.transport import Limits, Transport
@@ -335,3 +336,13 @@ def docker_config(tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.M
 
 def auth_entry(username: str, password: str) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{username}:{password}".encode()).decode()}
+
+
+@pytest.fixture
+def pull(registry: FakeRegistry, cache: Cache, converter: Converter, client: Client) -> Callable[..., ResolvedImage]:
+    def pull(name: str = "app", **options: Any) -> ResolvedImage:
+        return resolve(
+            f"{registry.host}/{name}", cache=cache, converter=converter, transport=client.transport, **options
+        )
+
+    return pull

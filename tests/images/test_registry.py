@@ -12,14 +12,12 @@ from supermachine import errors
 from supermachine.cache.store import Cache
 from supermachine.images import resolve
 from supermachine.images.progress import ProgressEvent
-from supermachine.images.resolution import Converter
 from supermachine.oci.model import OCI_INDEX
 from supermachine.oci.transport import Limits, Transport
 
 from ..real import free_port
 from .conftest import (
     Answer,
-    Client,
     FakeRegistry,
     RecordingConverter,
     Request,
@@ -30,16 +28,6 @@ from .conftest import (
     sha256,
     tar_of,
 )
-
-
-@pytest.fixture
-def pull(registry: FakeRegistry, cache: Cache, converter: Converter, client: Client):
-    def pull(name: str = "app", **options):
-        return resolve(
-            f"{registry.host}/{name}", cache=cache, converter=converter, transport=client.transport, **options
-        )
-
-    return pull
 
 
 def residue(cache: Cache) -> list[Path]:
@@ -382,7 +370,7 @@ def test_plain_http_only_when_asked_for(monkeypatch) -> None:
     assert not Transport().lenient("registry.invalid")
     assert Transport().lenient("localhost:5000")
     assert Transport().lenient("[::1]:5000")
-    assert Transport(insecure=True).lenient("registry.invalid")
+    assert Transport(insecure=True, registry="registry.invalid").lenient("registry.invalid")
     monkeypatch.setenv("SUPERMACHINE_INSECURE_REGISTRIES", "a.invalid:5000, registry.invalid")
     assert Transport().lenient("a.invalid:5000")
     assert not Transport().lenient("a.invalid")

@@ -30,6 +30,10 @@ Pull = Literal["missing", "always", "never"]
 DEFAULT_PLATFORM = Platform("linux", "arm64")
 # Of the root file system, and of all layers together, compressed.
 DEFAULT_MAX_BYTES = 64 << 30
+#: What is downloaded may become so many times as large, and this much beyond: sparse files compress to next to nothing.
+#: What claims more is a bomb, and its maker pays little for it.
+_MOST_COMPRESSED = 200
+_ANY_CONTENTS = 4 << 30
 _PARALLEL_DOWNLOADS = 3
 # Seconds between two looks at a lock that another process has.
 _POLL = 0.05
@@ -153,8 +157,9 @@ class _Store:
 
             def decompressed(path: Path, compression: str) -> Path:
                 target = stack.enter_context(self._cache.scratch()) / "archive.tar"
-                with self._cache.errors("write to"), target.open("wb") as stream:
-                    decompress(path, compression, stream, self._max_bytes)
+                limit = self._bound(path.stat().st_size)
+                with self._cache.errors("write to"):
+                    decompress(path, compression, target, limit)
                 return target
 
             source = open_source(reference, decompressed)
@@ -259,11 +264,16 @@ class _Store:
         def progress(done: int, total: int) -> None:
             self._report("convert", digest, done, total)
 
+        limit = self._bound(sum(region.length for region in regions))
         with self._cache.scratch() as place:
             output = place / "rootfs.erofs"
             with self._cache.errors("write to"):
-                self._converter.convert(layers, str(output), self._max_bytes, progress)
+                self._converter.convert(layers, str(output), limit, progress)
             self._cache.publish(output, rootfs)
+
+    def _bound(self, compressed: int) -> int:
+        """Bytes that so many may become when they are decompressed."""
+        return min(self._max_bytes, _ANY_CONTENTS + _MOST_COMPRESSED * compressed)
 
     @contextlib.contextmanager
     def _downloaded(self, repository: Repository, selected: Selected) -> Iterator[list[Region]]:

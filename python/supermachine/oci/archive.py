@@ -111,19 +111,22 @@ def compression_of(path: Path) -> str | None:
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
 
 
-def decompress(path: Path, compression: str, output: BinaryIO, limit: int) -> None:
-    """Writes the uncompressed archive to `output`; more than `limit` bytes are refused."""
+def decompress(path: Path, compression: str, target: Path, limit: int) -> None:
+    """Writes the uncompressed archive to a new file; more than `limit` bytes are refused."""
+    if compression == "zstd":
+        from .._core import decompress_archive
+
+        decompress_archive(str(path), str(target), limit)
+        return
     import bz2
     import gzip
     import lzma
     import zlib
 
     openers: dict[str, Any] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}
-    if compression not in openers:
-        raise InvalidImage(f"{path} is compressed with {compression}", hint=f"decompress it first: zstd -d {path}")
     written = 0
     try:
-        with open_regular(path) as raw, openers[compression](raw, "rb") as stream:
+        with target.open("wb") as output, open_regular(path) as raw, openers[compression](raw, "rb") as stream:
             while piece := stream.read(1 << 20):
                 written += len(piece)
                 if written > limit:

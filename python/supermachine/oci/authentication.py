@@ -12,6 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 from ..errors import InvalidImage, RegistryError, RegistryUnauthorized
 from .model import load_json
+from .transport import is_loopback
 
 if TYPE_CHECKING:
     from .credentials import Credentials, Found
@@ -62,9 +63,12 @@ class Authenticator:
         return found.note or "no credentials for this registry were found"
 
     def answer(self, response: Response, sent: str | None) -> bool:
-        """Takes up the challenge of a 401; false when there is nothing better to send than what was refused."""
+        """Takes up the challenge of a 401; false when there is nothing better to send than what was refused.
+
+        Only the registry's own: credentials are for it, and a host that it redirects to gets none of them.
+        """
         challenge = response.headers.get("WWW-Authenticate")
-        if not challenge:
+        if not challenge or not self._transport.is_registry(response.url):
             return False
         scheme, parameters = parse_challenge(challenge)
         with self._lock:
@@ -94,7 +98,10 @@ class Authenticator:
             raise RegistryError(
                 f"registry {self._host} names the token service {realm[:200]!r}, which is no HTTP address"
             )
-        if parts.scheme == "http" and not self._transport.lenient(parts.netloc):
+        if not self._transport.may_name(parts.netloc):
+            raise RegistryError(f"registry {self._host} names the token service {realm[:200]!r} on this machine")
+        near = parts.netloc == self._host or is_loopback(self._host)
+        if parts.scheme == "http" and not (near and self._transport.lenient(parts.netloc)):
             raise RegistryError(f"registry {self._host} names the token service {realm[:200]!r}, which is not HTTPS")
         query = {"service": parameters.get("service", ""), "scope": parameters.get("scope") or self._scope}
         query = {name: value for name, value in query.items() if value}

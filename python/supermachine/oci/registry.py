@@ -39,6 +39,7 @@ class Repository:
         self._path = reference.path
         self._host = _DEFAULT_HOST if reference.domain == DEFAULT_DOMAIN else reference.domain
         self._transport = transport
+        transport.registry = self._host
         self._authenticator = Authenticator(
             transport, self._host, self._path, lambda: find_credentials(self._domain, self._path)
         )

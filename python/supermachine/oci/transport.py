@@ -1,8 +1,10 @@
 """HTTP for registries: schemes, proxies, redirects, time limits, retries. Knows nothing of images.
 
-Plain HTTP and unverified TLS are used for a host only when the caller asked for it, when the host is listed in
-``SUPERMACHINE_INSECURE_REGISTRIES`` (comma-separated ``host`` or ``host:port``), or when it is a loopback address, as
-docker does. Such a host is first tried over TLS, without verification, and then over HTTP.
+Plain HTTP and unverified TLS are used for a host only when the caller asked for it (of the registry itself, not of the
+hosts that it names), when the host is listed in ``SUPERMACHINE_INSECURE_REGISTRIES`` (comma-separated ``host`` or
+``host:port``), or when it is a loopback address, as docker does. Such a host is first tried over TLS, without
+verification, and then over HTTP. Only a registry on loopback may name addresses on loopback: what listens there is this
+machine's own affair.
 
 Proxies come from the environment (``HTTPS_PROXY``, ``HTTP_PROXY``, ``NO_PROXY``); loopback hosts are never proxied.
 """
@@ -36,7 +38,7 @@ class Limits:
     """Seconds, except for `attempts` (of one request, or of one download without progress) and bytes."""
 
     connect: float = 15.0
-    # Without a single byte.
+    # Without a single byte; and for the whole of a response's headers, however they dribble.
     read: float = 60.0
     # A transfer that gets less than `stall_bytes` in `stall` seconds has hung, even if it dribbles.
     stall: float = 60.0
@@ -133,10 +135,13 @@ class Transport:
         self,
         *,
         insecure: bool = False,
+        registry: str = "",
         limits: Limits | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.insecure = insecure
+        #: The registry's host, as its origin has it; what is not this host is one that it names.
+        self.registry = registry
         self.limits = limits or Limits.from_environment()
         self._sleep = sleep
         self._managers: dict[tuple[str, bool], Any] = {}
@@ -146,7 +151,16 @@ class Transport:
 
     def lenient(self, host: str) -> bool:
         """Whether `host` (with or without port) may be spoken to over plain HTTP or unverified TLS."""
-        return self.insecure or is_loopback(host) or _listed(host)
+        return (self.insecure and host == self.registry) or is_loopback(host) or _listed(host)
+
+    def may_name(self, host: str) -> bool:
+        """Whether a registry, by a redirect or a challenge, may send this machine to `host`."""
+        return not is_loopback(host) or is_loopback(self.registry)
+
+    def is_registry(self, url: str) -> bool:
+        """Whether an answer from `url` is the registry's own."""
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.netloc}" == self.origin(self.registry)
 
     def origin(self, host: str) -> str:
         """``https://host`` or, for a lenient host that has no TLS, ``http://host``."""
@@ -242,6 +256,8 @@ class Transport:
             there = urlsplit(target)
             if there.scheme not in ("http", "https") or not there.hostname:
                 raise RegistryError(f"{_place(url)} redirects to {target[:200]!r}, which is not an HTTP address")
+            if not self.may_name(there.netloc):
+                raise RegistryError(f"{_place(url)} redirects to {there.netloc}, which is on this machine")
             if there.scheme == "http" and urlsplit(url).scheme == "https" and not self.lenient(there.netloc):
                 raise RegistryError(f"{_place(url)} redirects from HTTPS to plain HTTP at {there.netloc}")
             if (there.scheme, there.netloc) != (origin.scheme, origin.netloc):
@@ -325,6 +341,7 @@ class Transport:
                     raise ConfigurationError(
                         f"the proxy for {netloc} cannot be used", cause=str(error), hint="write it as http://host:port"
                     ) from error
+            manager.pool_classes_by_scheme = _pools(self.limits)
             self._managers[key] = manager
         return manager
 
@@ -349,16 +366,75 @@ class _Unreachable(RegistryError):
         self.transient = transient
 
 
+def _pools(limits: Limits) -> dict[str, Any]:
+    """urllib3's pools, of connections whose handshakes and headers end in time.
+
+    A time limit of a socket is for each read of it, and a server that sends a byte now and then meets it for ever.
+    """
+    from urllib3 import connection, connectionpool
+
+    def hurried(base: Any) -> Any:
+        def connect(self: Any) -> None:
+            with _deadline(self, limits.connect):
+                base.connect(self)
+
+        def getresponse(self: Any) -> Any:
+            with _deadline(self, limits.read):
+                return base.getresponse(self)
+
+        return type(base.__name__, (base,), {"connect": connect, "getresponse": getresponse})
+
+    def pool(base: Any, connections: Any) -> Any:
+        return type(base.__name__, (base,), {"ConnectionCls": hurried(connections)})
+
+    return {
+        "http": pool(connectionpool.HTTPConnectionPool, connection.HTTPConnection),
+        "https": pool(connectionpool.HTTPSConnectionPool, connection.HTTPSConnection),
+    }
+
+
+@contextlib.contextmanager
+def _deadline(connection: Any, seconds: float) -> Iterator[None]:
+    """Shuts the connection when the block takes longer, which is a TimeoutError then."""
+    import socket
+    from threading import Event, Timer
+
+    late = Event()
+
+    def shut() -> None:
+        late.set()
+        with contextlib.suppress(OSError, AttributeError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = Timer(seconds, shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as error:
+        if late.is_set():
+            raise TimeoutError(f"no whole answer within {seconds:g} seconds") from error
+        raise
+    finally:
+        timer.cancel()
+    if late.is_set():
+        # http.client takes the end of a stream for the end of the headers.
+        raise TimeoutError(f"no whole answer within {seconds:g} seconds")
+
+
 def is_loopback(netloc: str) -> bool:
+    """Whether a host is this machine by its name or address; which other names lead here only resolving would tell."""
     import ipaddress
 
-    host = urlsplit(f"//{netloc}").hostname or ""
+    host = (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def _listed(netloc: str) -> bool:

@@ -101,7 +101,7 @@ impl Applier<'_> {
                 }
                 target
             }
-            Kind::Symlink => self.tree.new_symlink(attributes(format::SYMLINK), &entry.link)?,
+            Kind::Symlink => self.tree.new_symlink(attributes(format::SYMLINK), &entry.name, &entry.link)?,
             Kind::CharDevice | Kind::BlockDevice => {
                 let (major, minor) = entry.device;
                 if major >= 1 << 12 || minor >= 1 << 20 {

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Read};
 
 use flate2::bufread::GzDecoder;
 
-use crate::Error;
+use crate::{Error, memory};
 
 /// How a layer blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,9 +28,12 @@ impl fmt::Display for Compression {
 /// Bytes that [`Compression::detect`] wants to see.
 pub(crate) const MAGIC_BYTES: usize = 4;
 
-/// log2 of the largest zstd window decoded: 64 MiB, which `zstd -19` and every container tool stay under. `--ultra`
-/// and `--long` windows above it would break the memory bound.
+/// log2 of the largest zstd window that is decoded on any host: 64 MiB, which `zstd -19` and every container tool stay
+/// under.
 const ZSTD_WINDOW_LOG: u32 = 26;
+/// And of the largest where memory allows it: what `zstd --long=31` writes, and the format's decoders take at most on
+/// 64-bit hosts (ZSTD_WINDOWLOG_MAX_64).
+const ZSTD_WINDOW_LOG_MAX: u32 = 31;
 
 impl Compression {
     /// The compression that a layer's media type names (OCI image-spec layer.md, Docker image manifest v2 schema 2).
@@ -85,7 +88,7 @@ impl<R: Peek> Decoder<R> {
             Compression::Gzip => Self::Gzip(GzipMembers::Member(Box::new(GzDecoder::new(source)))),
             Compression::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+                decoder.window_log_max(window_log(memory::available()))?;
                 Self::Zstd(Box::new(decoder))
             }
         })
@@ -108,9 +111,24 @@ impl<R: Peek> Read for Decoder<R> {
         match self {
             Self::Plain(source) => source.read(buf),
             Self::Gzip(members) => members.read(buf),
-            Self::Zstd(decoder) => decoder.read(buf),
+            Self::Zstd(decoder) => decoder.read(buf).map_err(zstd_error),
         }
     }
+}
+
+/// log2 of the largest zstd window that is decoded with this many bytes of memory to be had: half of them at most.
+fn window_log(available: u64) -> u32 {
+    (available / 2).checked_ilog2().unwrap_or(0).clamp(ZSTD_WINDOW_LOG, ZSTD_WINDOW_LOG_MAX)
+}
+
+/// The texts are those of zstd's `ERR_getErrorString` for memory_allocation and frameParameter_windowTooLarge; the
+/// crate gives no codes. Neither says that the stream is damaged.
+fn zstd_error(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    if text.contains("not enough memory") || text.contains("too much memory") {
+        return io::Error::from_raw_os_error(libc::ENOMEM);
+    }
+    error
 }
 
 /// Gzip members one after the other. What follows the last member and is not gzip is ignored, as gzip(1) does: padding
@@ -154,6 +172,32 @@ mod tests {
         assert_eq!(Compression::from_media_type(docker).unwrap(), Compression::Gzip);
         for bad in ["", "text/plain", &format!("{oci}+gzip+encrypted"), &format!("{oci}+bzip2")] {
             assert_eq!(Compression::from_media_type(bad).unwrap_err().kind(), "media_type", "{bad}");
+        }
+    }
+
+    impl Peek for &[u8] {
+        fn peek(&mut self) -> io::Result<&[u8]> {
+            Ok(self)
+        }
+    }
+
+    #[test]
+    fn windows_are_as_large_as_memory_allows() {
+        assert_eq!(window_log(0), 26);
+        assert_eq!(window_log(1 << 30), 29);
+        assert_eq!(window_log(1 << 32), 31);
+        assert_eq!(window_log(u64::MAX), 31);
+        // A frame of one raw block, whose header says a window of 2^31 bytes, or of 2^32 (RFC 8878, 3.1.1).
+        let frame = |window_log: u8| [0x28, 0xb5, 0x2f, 0xfd, 0, (window_log - 10) << 3, 1 | 2 << 3, 0, 0, b'h', b'i'];
+        let decode = |frame: &[u8], log: u32| {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).unwrap();
+            decoder.window_log_max(log).unwrap();
+            let mut out = Vec::new();
+            Decoder::Zstd(Box::new(decoder)).read_to_end(&mut out).map(|_| out)
+        };
+        assert_eq!(decode(&frame(31), 31).unwrap(), b"hi");
+        for (log, most) in [(31, 30), (32, 31)] {
+            assert_eq!(decode(&frame(log), most).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
         }
     }
 

@@ -44,6 +44,12 @@ pub enum Error {
     /// The compressed stream is damaged or cut.
     #[error("the {compression} stream is damaged or incomplete: {source}")]
     Decompress { compression: Compression, source: io::Error },
+    /// Decoding takes more memory than there is: a zstd window above 64 MiB and above half of what the host has left.
+    #[error(
+        "the {compression} stream {path} takes more memory to decode than this host or this process has; free some, raise its limit, or compress it without --long and --ultra (os error 12)",
+        path = path.display()
+    )]
+    Memory { path: PathBuf, compression: Compression },
     /// A tar archive that breaks its format.
     #[error("invalid tar archive at byte {offset} of the uncompressed data: {reason}")]
     Tar { offset: u64, reason: String },
@@ -71,6 +77,7 @@ impl Error {
             Error::DigestMismatch { .. } => "digest_mismatch",
             Error::DiffIdMismatch { .. } => "diff_id_mismatch",
             Error::Decompress { .. } => "decompress",
+            Error::Memory { .. } => "memory",
             Error::Tar { .. } => "tar",
             Error::Entry { .. } => "entry",
             Error::Limit { .. } => "limit",

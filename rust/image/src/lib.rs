@@ -33,6 +33,7 @@ mod erofs;
 mod error;
 mod layout;
 mod limits;
+mod memory;
 mod output;
 mod source;
 mod stream;

@@ -112,6 +112,7 @@ fn decode(
     };
     // A wrong digest explains a damaged stream better than the decoder's complaint does, so it is looked at first.
     let failure = failure.map(|source| match source.raw_os_error() {
+        Some(libc::ENOMEM) => Error::Memory { path: layer.path.clone(), compression },
         Some(_) => Error::io("read", &layer.path, source),
         None => Error::Decompress { compression, source },
     });

@@ -235,15 +235,22 @@ impl Tree {
         })
     }
 
-    pub(crate) fn new_symlink(&mut self, mut attributes: Attributes, target: &[u8]) -> Result<Id, Error> {
+    /// A symbolic link to `target`; `name` is of the tar entry, for errors.
+    pub(crate) fn new_symlink(
+        &mut self,
+        mut attributes: Attributes,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Id, Error> {
         if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
-            return Err(Error::entry(
-                target,
-                format!("a symlink target must have 1 to {TARGET_MAX} bytes and no NUL"),
-            ));
+            let bytes = target.len();
+            let reason = format!(
+                "the target of this symbolic link has {bytes} bytes; 1 to {TARGET_MAX} are allowed, none of them NUL"
+            );
+            return Err(Error::entry(name, reason));
         }
         attributes.mode = format::SYMLINK | 0o777;
-        let at = self.strings.add(target).ok_or_else(|| Error::entry(target, "too many names"))?;
+        let at = self.strings.add(target).ok_or_else(|| Error::entry(name, "too many names"))?;
         self.new_inode(attributes, target.len() as u64, Body::Target(at))
     }
 

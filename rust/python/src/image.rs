@@ -45,10 +45,34 @@ pub fn convert_image<'py>(
         .collect::<Result<Vec<_>, Error>>()
         .map_err(|error| image_error(py, &error))?;
     let limits = Limits { max_uncompressed_bytes: max_bytes, ..Limits::default() };
+    let summary =
+        watched(py, progress, |progress| convert(&layers, &output, &limits, progress))?;
+    let made = PyDict::new(py);
+    made.set_item("image_bytes", summary.image_bytes)?;
+    made.set_item("inodes", summary.inodes)?;
+    made.set_item("entries", summary.entries)?;
+    made.set_item("diff_ids", summary.diff_ids)?;
+    made.set_item("dropped_xattrs", summary.dropped_xattrs)?;
+    Ok(made)
+}
+
+/// Decompresses a whole archive (gzip or zstd) to `output`, which is of at most `max_bytes` then.
+#[pyfunction]
+pub fn decompress_archive(py: Python<'_>, path: PathBuf, output: PathBuf, max_bytes: u64) -> PyResult<()> {
+    let limits = Limits { max_uncompressed_bytes: max_bytes, ..Limits::default() };
+    watched(py, None, |progress| supermachine_image::decompress_archive(&path, &output, &limits, progress))
+}
+
+/// Does what takes long without holding the interpreter; signals and an exception from `progress` end it.
+fn watched<T: Send>(
+    py: Python<'_>,
+    progress: Option<Py<PyAny>>,
+    work: impl Send + FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<T, Error>,
+) -> PyResult<T> {
     let mut stopped = None;
     let mut looked = Instant::now();
     let result = py.detach(|| {
-        convert(&layers, &output, &limits, &mut |at: Progress| {
+        work(&mut |at: Progress| {
             let last = at.bytes == at.total_bytes;
             if !last && looked.elapsed() < Duration::from_millis(SIGNAL_INTERVAL_MS) {
                 return ControlFlow::Continue(());
@@ -73,14 +97,7 @@ pub fn convert_image<'py>(
     if let Some(error) = stopped {
         return Err(error);
     }
-    let summary = result.map_err(|error| image_error(py, &error))?;
-    let made = PyDict::new(py);
-    made.set_item("image_bytes", summary.image_bytes)?;
-    made.set_item("inodes", summary.inodes)?;
-    made.set_item("entries", summary.entries)?;
-    made.set_item("diff_ids", summary.diff_ids)?;
-    made.set_item("dropped_xattrs", summary.dropped_xattrs)?;
-    Ok(made)
+    result.map_err(|error| image_error(py, &error))
 }
 
 fn image_error(py: Python<'_>, error: &Error) -> PyErr {
@@ -90,6 +107,7 @@ fn image_error(py: Python<'_>, error: &Error) -> PyErr {
         "media_type" => "UnsupportedMediaType",
         "limit" => "ImageTooLarge",
         "io" => "CacheError",
+        "memory" => "HostShortage",
         _ => "InvalidImage",
     };
     errors::instance(py, class, &error.to_string(), |_| Ok(()))

@@ -30,7 +30,7 @@ mod _core {
     #[pymodule_export]
     use crate::forward::Forward;
     #[pymodule_export]
-    use crate::image::{convert_image, sha256};
+    use crate::image::{convert_image, decompress_archive, sha256};
     #[pymodule_export]
     use crate::publication::Publication;
     #[pymodule_export]

@@ -227,6 +227,7 @@ impl<'a, S: Stream> Reader<'a, S> {
         let gid = number(b"gid", header.gid).map_err(|e| bad(self, e))?;
         let size = records.size(b"size", header.size).map_err(|e| bad(self, e))?;
         let mtime = records.time(b"mtime", header.mtime).map_err(|e| bad(self, e))?;
+        let mtime = pax::in_range(mtime);
         let owner = |value: i64, what: &str| {
             u32::try_from(value)
                 .ok()

@@ -122,7 +122,11 @@ fn parse_time(value: &[u8]) -> Option<(i64, u32)> {
         None => (false, value),
     };
     let dot = value.iter().position(|b| *b == b'.').unwrap_or(value.len());
-    let seconds = i64::try_from(unsigned(&value[..dot])?).ok()?;
+    let digits = &value[..dot];
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let seconds = unsigned(digits).and_then(|n| i64::try_from(n).ok()).unwrap_or(i64::MAX);
     let fraction = value.get(dot + 1..).unwrap_or_default();
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
@@ -131,11 +135,22 @@ fn parse_time(value: &[u8]) -> Option<(i64, u32)> {
     for i in 0..9 {
         nanoseconds = nanoseconds * 10 + fraction.get(i).map_or(0, |b| u32::from(b - b'0'));
     }
-    Some(match (negative, nanoseconds) {
+    Some(in_range(match (negative, nanoseconds) {
         (false, ns) => (seconds, ns),
         (true, 0) => (-seconds, 0),
         (true, ns) => (-seconds - 1, 1_000_000_000 - ns),
-    })
+    }))
+}
+
+/// The nearest time whose nanoseconds since 1970 fit an `i64`, from 1677 to 2262: others are an archiver's mistake, and
+/// file systems differ in what they make of them (Linux' own clamp, `timestamp_truncate` in fs/inode.c).
+pub(super) fn in_range((seconds, nanoseconds): (i64, u32)) -> (i64, u32) {
+    const MOST: i64 = i64::MAX / 1_000_000_000;
+    if seconds.unsigned_abs() < MOST.unsigned_abs() {
+        (seconds, nanoseconds)
+    } else {
+        (if seconds < 0 { -MOST } else { MOST }, 0)
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +166,19 @@ mod tests {
         assert_eq!(parse_time(b"-3"), Some((-3, 0)));
         assert_eq!(parse_time(b""), None);
         assert_eq!(parse_time(b"1.x"), None);
-        assert_eq!(parse_time(b"99999999999999999999"), None);
+        assert_eq!(parse_time(b".5"), None);
+        assert_eq!(parse_time(b"1e9"), None);
+        for (text, nearest) in [
+            ("99999999999999999999", 9_223_372_036),
+            ("-99999999999999999999.5", -9_223_372_036),
+            ("9223372036854775807.9", 9_223_372_036),
+            ("-9223372036854775808", -9_223_372_036),
+            ("9223372036.854775807", 9_223_372_036),
+        ] {
+            assert_eq!(parse_time(text.as_bytes()), Some((nearest, 0)), "{text}");
+        }
+        assert_eq!(parse_time(&[b'9'; 5000]), Some((9_223_372_036, 0)));
+        assert_eq!(parse_time(b"253402300799"), Some((9_223_372_036, 0)), "the year 9999");
     }
 
     #[test]
