@@ -188,7 +188,9 @@ mod tests {
         assert_eq!(window_log(1 << 32), 31);
         assert_eq!(window_log(u64::MAX), 31);
         // A frame of one raw block, whose header says a window of 2^31 bytes, or of 2^32 (RFC 8878, 3.1.1).
-        let frame = |window_log: u8| [0x28, 0xb5, 0x2f, 0xfd, 0, (window_log - 10) << 3, 1 | 2 << 3, 0, 0, b'h', b'i'];
+        let frame = |window_log: u8| {
+            [0x28, 0xb5, 0x2f, 0xfd, 0, (window_log - 10) << 3, 1 | 2 << 3, 0, 0, b'h', b'i']
+        };
         let decode = |frame: &[u8], log: u32| {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).unwrap();
             decoder.window_log_max(log).unwrap();

@@ -19,8 +19,9 @@ pub(crate) fn available() -> u64 {
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     for group in Path::new(own).ancestors() {
         let place = Path::new("/sys/fs/cgroup").join(group);
-        let value =
-            |name: &str| read_to_string(place.join(name)).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let value = |name: &str| {
+            read_to_string(place.join(name)).ok().and_then(|text| text.trim().parse::<u64>().ok())
+        };
         if let (Some(most), Some(used)) = (value("memory.max"), value("memory.current")) {
             least = least.min(most.saturating_sub(used));
         }

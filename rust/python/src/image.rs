@@ -45,8 +45,7 @@ pub fn convert_image<'py>(
         .collect::<Result<Vec<_>, Error>>()
         .map_err(|error| image_error(py, &error))?;
     let limits = Limits { max_uncompressed_bytes: max_bytes, ..Limits::default() };
-    let summary =
-        watched(py, progress, |progress| convert(&layers, &output, &limits, progress))?;
+    let summary = watched(py, progress, |progress| convert(&layers, &output, &limits, progress))?;
     let made = PyDict::new(py);
     made.set_item("image_bytes", summary.image_bytes)?;
     made.set_item("inodes", summary.inodes)?;
