@@ -39,7 +39,10 @@ const FEATURES: [SysReg; 6] = [
 /// Whether `hv_sys_reg_t` has it, as far as this CPU does.
 fn known(register: u32) -> Option<SysReg> {
     let register = u16::try_from(register).ok().map(SysReg)?;
-    (SysReg::SNAPSHOT.contains(&register) || FEATURES.contains(&register)).then_some(register)
+    let compared = register != SysReg::OSLSR_EL1
+        && register != SysReg::DBGCLAIMCLR_EL1
+        && SysReg::DEBUG.contains(&register);
+    (SysReg::SNAPSHOT.contains(&register) || FEATURES.contains(&register) || compared).then_some(register)
 }
 
 /// Documented: a general register; the owning thread calls. Assumed: an id that the type does not have is a bad

@@ -74,6 +74,8 @@ pub(crate) struct CodeCache {
     max_pages: usize,
     pages: HashMap<u64, OwnedPage, BuildHasherDefault<PageHasher>>,
     block: Block,
+    /// The instruction that runs by itself.
+    single: Block,
 }
 
 impl CodeCache {
@@ -82,7 +84,14 @@ impl CodeCache {
         let shares = vcpus.clamp(1, MAX_SHARES);
         let (capacity, max_pages) = (CAPACITY / shares, PAGES / shares);
         let ops = Vec::with_capacity(capacity);
-        Self { ops, capacity, max_pages, pages: HashMap::default(), block: Block::default() }
+        Self {
+            ops,
+            capacity,
+            max_pages,
+            pages: HashMap::default(),
+            block: Block::default(),
+            single: Block::default(),
+        }
     }
 
     /// The page at physical address `pa`. The reference holds until the page is removed or all is cleared.
@@ -124,6 +133,17 @@ impl CodeCache {
         let line = page[(first >> 2) / LINE].get_or_insert_with(|| Box::new([0; LINE]));
         line[(first >> 2) % LINE] = index as u32 + 1;
         self.at(index)
+    }
+
+    /// Decodes the one instruction at this address in its page, whose memory is at `host`; gives the operation, which
+    /// holds until the next call, and the instruction. Nothing is kept.
+    pub fn decode_one(&mut self, address: u64, host: *const u8) -> (P, u32) {
+        let first = (address & 0xfff) as usize;
+        // SAFETY: `host` is a mapped page of guest memory and `first` an aligned offset in it.
+        let insn = u32::from_le(unsafe { host.add(first).cast::<u32>().read_volatile() });
+        self.single.decode_up_to(1, first, |_| insn);
+        // SAFETY: a block has at least one operation; this one is next written to in the next call.
+        (unsafe { P::new(self.single.ops.as_ptr()) }, insn)
     }
 
     /// Forgets a page; whether there was one.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::Regs;
 use crate::code::{CodeCache, PageRef};
+use crate::debug::Debug;
 use crate::exec::Flags;
 use crate::mem::{EL1_TAG, Tlb, TlbEntry};
 use crate::mmu::{Access, Fault, PA_BITS};
@@ -121,6 +122,11 @@ pub(crate) struct Cpu {
     /// Requests to others whose completion the next DSB waits for.
     pub broadcast: bool,
     pub waits: u32,
+    pub debug: Debug,
+    /// PSTATE.SS: the next instruction runs before software step has its exception.
+    pub ss: bool,
+    /// Of the instruction that software step let run last: whether it was an exclusive load.
+    pub stepped: Option<bool>,
 }
 
 impl Cpu {
@@ -166,6 +172,9 @@ impl Cpu {
             timer_mask: false,
             broadcast: false,
             waits: 0,
+            debug: Debug::default(),
+            ss: false,
+            stepped: None,
         });
         cpu.regime();
         cpu
@@ -199,15 +208,56 @@ impl Cpu {
             if let Some(exit) = self.exit.take() {
                 return exit;
             }
+            if self.debug.alert && self.debugged() {
+                continue;
+            }
             if self.il {
                 self.exception(0x0e, 0, None);
             }
             let Some(op) = self.find() else { continue };
             self.page = self.pc & !0xfff;
-            self.granted = self.granted.wrapping_add_signed(FUEL - self.fuel);
-            self.fuel = FUEL;
+            self.refuel(FUEL);
             op::run(self, op);
         }
+    }
+
+    /// Sets how many instructions may run before the run loop looks around.
+    fn refuel(&mut self, fuel: i64) {
+        self.granted = self.granted.wrapping_add_signed(fuel - self.fuel);
+        self.fuel = fuel;
+    }
+
+    /// Where software step or a breakpoint may have a say: takes their exceptions or else runs one instruction. False
+    /// when code can run as ever.
+    fn debugged(&mut self) -> bool {
+        let stepping = self.stepping();
+        if stepping && !self.ss {
+            self.step_exception();
+            return true;
+        }
+        if self.il || !stepping && !self.breaks_in_page() {
+            return false;
+        }
+        self.patch = P::NULL;
+        let Some(fetch) = self.fetchable() else { return true };
+        if self.breaks_here() {
+            self.breakpoint_exception();
+            return true;
+        }
+        let (op, insn) = self.code.decode_one(self.pc, fetch.host);
+        self.page = self.pc & !0xfff;
+        // None is left after the instruction, so that no branch goes on by itself.
+        self.refuel(0);
+        op::run(self, op);
+        // The operation is gone with the next one: nothing may remember it.
+        self.patch = P::NULL;
+        let unfinished = matches!(self.exit, Some(Exit::DataAbort(_) | Exit::Smc { .. }));
+        if stepping && !unfinished {
+            // An exception has cleared it, and nothing was stepped then. LDXR and its kind; CASP is beside them.
+            let exclusive = insn & 0x3fc0_0000 == 0x0840_0000 && insn & 0x8020_0000 != 0x0020_0000;
+            self.stepped = std::mem::take(&mut self.ss).then_some(exclusive);
+        }
+        true
     }
 
     /// The block at PC; `None` when fetching took an exception.
@@ -223,16 +273,7 @@ impl Cpu {
             return Some(op);
         }
         let pc = self.pc;
-        if pc & 3 != 0 {
-            self.sys.far = pc;
-            self.exception(0x22, 0, None);
-            return None;
-        }
-        if self.code.is_full() {
-            self.flush_code();
-            return None;
-        }
-        let fetch = self.fetch(pc)?;
+        let fetch = self.fetchable()?;
         let op = match self.code.get(fetch.page, pc) {
             Some(op) => op,
             None => self.code.decode(fetch.page, pc, fetch.host),
@@ -243,6 +284,21 @@ impl Cpu {
         let slot = Self::jump_slot(pc);
         self.jumps[slot] = Jump { key: pc ^ self.key, op };
         Some(op)
+    }
+
+    /// The page that PC is in, to decode there; `None` when an exception was taken or room had to be made.
+    fn fetchable(&mut self) -> Option<Fetch> {
+        let pc = self.pc;
+        if pc & 3 != 0 {
+            self.sys.far = pc;
+            self.exception(0x22, 0, None);
+            return None;
+        }
+        if self.code.is_full() {
+            self.flush_code();
+            return None;
+        }
+        self.fetch(pc)
     }
 
     /// The page that PC is in; `None` when fetching took an exception.
@@ -403,6 +459,7 @@ impl Cpu {
         };
         u64::from(self.nzcv())
             | u64::from(self.pan) << 22
+            | u64::from(self.ss) << 21
             | u64::from(self.il) << 20
             | u64::from(self.daif) << 6
             | mode
@@ -412,6 +469,7 @@ impl Cpu {
     pub fn set_pstate(&mut self, v: u64) {
         self.set_nzcv(v as u32 & 0xf000_0000);
         self.set_pan(v >> 22 & 1 == 1);
+        self.ss = v >> 21 & 1 == 1;
         self.il = v >> 20 & 1 == 1;
         self.daif = (v >> 6 & 15) as u8;
         let el = (v >> 2 & 1) as u8;
@@ -447,6 +505,7 @@ impl Cpu {
         self.pc = self.sys.vbar + from + kind;
         self.daif = 15;
         self.il = false;
+        self.ss = false;
         // SCTLR_EL1.SPAN clear sets PAN.
         if self.sys.sctlr >> 23 & 1 == 0 {
             self.set_pan(true);
@@ -482,12 +541,15 @@ impl Cpu {
         self.pc = self.sys.elr;
         if !matches!(spsr & 0x1f, 0 | 4 | 5) {
             // Illegal return: PSTATE keeps level and stack, the rest comes in, IL is set (D1.3.4).
+            self.ss = self.step_after_return(self.el, spsr);
             self.set_nzcv(spsr as u32 & 0xf000_0000);
             self.daif = (spsr >> 6 & 15) as u8;
             self.il = true;
             return;
         }
+        let ss = self.step_after_return((spsr >> 2 & 1) as u8, spsr);
         self.set_pstate(spsr);
+        self.ss = ss;
         if self.el == 0 && self.sys.tcr >> 37 & 1 == 1 && self.pc >> 55 & 1 == 0 {
             self.pc &= (1 << 56) - 1;
         }

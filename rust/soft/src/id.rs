@@ -87,6 +87,29 @@ sys_regs! {
     CNTP_CVAL_EL0 = 3 3 14 2 2;
 }
 
+impl SysReg {
+    pub const OSLSR_EL1: Self = Self::new(2, 0, 1, 1, 4);
+    pub const DBGCLAIMCLR_EL1: Self = Self::new(2, 0, 7, 9, 6);
+
+    /// Breakpoints' and watchpoints' value and control registers (DBGBVR<n>_EL1 to DBGWCR<n>_EL1), as many as there can
+    /// be, and what else the debug unit keeps but MDSCR_EL1: its lock and the debugger's claim on it.
+    pub const DEBUG: [Self; 66] = {
+        let mut all = [Self::OSLSR_EL1; 66];
+        let mut n = 0;
+        while n < 64 {
+            all[n] = Self::new(2, 0, 0, n as u16 / 4, 4 + n as u16 % 4);
+            n += 1;
+        }
+        all[65] = Self::DBGCLAIMCLR_EL1;
+        all
+    };
+
+    /// The value of one of [`SysReg::DEBUG`] in a new vCPU: OSLSR_EL1 says that there is a lock.
+    pub fn debug_at_rest(self) -> u64 {
+        if self == Self::OSLSR_EL1 { 8 } else { 0 }
+    }
+}
+
 /// `hv_gic_icc_reg_t`: the encoding of the ICC system register, as [`SysReg`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IccReg(pub u16);

@@ -7,6 +7,7 @@
 
 mod code;
 mod cpu;
+mod debug;
 mod decode;
 mod exec;
 pub mod fp;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::cpu::{Cpu, Pend};
 use crate::mmu::{Access, Fault};
 use crate::op::P;
+use crate::sysreg::ZVA_BYTES;
 use crate::vcpu::{DataAbort, Exit};
 
 /// Entries of one TLB; one page each.
@@ -123,6 +124,14 @@ pub(crate) enum As {
     User,
 }
 
+/// What an access that the host does atomically is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Load,
+    Store,
+    Both,
+}
+
 impl Cpu {
     #[inline(always)]
     pub fn probe_read<T>(&self, va: u64, user: bool) -> Option<*mut T> {
@@ -169,6 +178,7 @@ impl Cpu {
                 let host = self.host(t.pa, write);
                 if let Some(host) = host
                     && self.sys.sctlr & 2 == 0
+                    && !self.debug.watches_page(va)
                 {
                     let writable = t.writable && self.host(t.pa, true).is_some();
                     let tag = va & !0xfff | if el0 { self.utag } else { EL1_TAG };
@@ -243,6 +253,9 @@ impl Cpu {
         let len = buf.len() as u64;
         let first = (4096 - (va & 0xfff)).min(len);
         let (pa, host) = self.translate(va, false, user)?;
+        if first == len {
+            self.watch(va, len, true, false, user == As::User)?;
+        }
         let Some(host) = host else {
             let v = self.device(pa, va, len, None, iss)?;
             buf.copy_from_slice(&v.to_le_bytes()[..buf.len()]);
@@ -253,6 +266,7 @@ impl Cpu {
         if first < len {
             let second = va.wrapping_add(first);
             let (pa, host) = self.translate(second, false, user)?;
+            self.watch(va, len, true, false, user == As::User)?;
             let Some(host) = host else {
                 return self.device(pa, second, len, None, 0).and(None);
             };
@@ -277,6 +291,9 @@ impl Cpu {
         let len = buf.len() as u64;
         let first = (4096 - (va & 0xfff)).min(len);
         let (pa, host) = self.translate(va, true, user)?;
+        if first == len {
+            self.watch(va, len, false, true, user == As::User)?;
+        }
         let Some(host) = host else {
             let mut value = [0; 8];
             if buf.len() <= 8 {
@@ -292,6 +309,7 @@ impl Cpu {
                 (_, Some(host)) => rest = Some(host),
                 (pa, None) => return self.device(pa, second, len, None, 0).and(None),
             }
+            self.watch(va, len, false, true, user == As::User)?;
         }
         // SAFETY: `first` bytes from here are in one mapped, writable page of guest memory.
         unsafe { std::ptr::copy_nonoverlapping(buf.as_ptr(), host, first as usize) };
@@ -304,13 +322,36 @@ impl Cpu {
         self.resume()
     }
 
-    /// An address for an atomic access of `size` bytes, aligned. `None` when the instruction is not to be finished.
-    pub fn atomic_ptr(&mut self, o: P, va: u64, size: u64, write: bool) -> Option<*mut u8> {
+    /// DC ZVA of the block around `va`, which is what faults name (D24.2.41, FAR_EL1). `None` as for the others.
+    pub fn zero_slow(&mut self, o: P, va: u64) -> Option<()> {
         self.sync(o);
-        if !self.check_align(va, size, write, true) {
+        let (pa, host) = self.translate(va, true, As::Current)?;
+        let offset = va & (ZVA_BYTES - 1);
+        self.watch(va - offset, ZVA_BYTES, false, true, false)?;
+        let Some(host) = host else {
+            return self.device(pa, va, ZVA_BYTES, Some(0), 0).map(drop);
+        };
+        // SAFETY: the block is aligned to its size, and so in the mapped, writable page that `host` is in.
+        unsafe { std::ptr::write_bytes(host.sub(offset as usize), 0, ZVA_BYTES as usize) };
+        self.resume()
+    }
+
+    /// An address for an atomic access of `size` bytes, aligned. `None` when the instruction is not to be finished.
+    pub fn atomic_ptr(&mut self, o: P, va: u64, size: u64, kind: Kind) -> Option<*mut u8> {
+        self.sync(o);
+        let write = kind != Kind::Load;
+        // WnR: of an access that does both, what a read would meet too is a read's (D24.2.40).
+        if !self.check_align(va, size, kind == Kind::Store, true) {
+            return None;
+        }
+        if kind == Kind::Both
+            && let Err(fault) = self.walk(va, Access::Read, self.el == 0)
+        {
+            self.data_abort(va, fault, false);
             return None;
         }
         let (pa, host) = self.translate(va, write, As::Current)?;
+        self.watch(va, size, kind != Kind::Store, write, false)?;
         if host.is_none() {
             self.abort_exit(pa, va, 0, write);
         }

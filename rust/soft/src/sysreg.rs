@@ -1,9 +1,10 @@
 //! System registers, system instructions and the generic timer (Arm ARM, D24 and C5).
 
 use crate::cpu::Cpu;
+use crate::debug::{self, BREAKPOINTS, WATCHPOINTS};
 use crate::fp;
 use crate::id::SysReg;
-use crate::mmu::Access;
+use crate::mmu::{Access, Fault, Translation};
 use crate::vm::{COUNTER_HZ, Request};
 
 /// Interrupts of the timers (Arm BSA): virtual and physical.
@@ -40,7 +41,6 @@ pub(crate) struct Sys {
     pub tpidrro: u64,
     pub cntkctl: u64,
     pub csselr: u64,
-    pub mdscr: u64,
     pub keys: [u64; 10],
     pub afsr: [u64; 2],
     pub actlr: u64,
@@ -48,7 +48,6 @@ pub(crate) struct Sys {
     pub cntv_cval: u64,
     pub cntp_ctl: u64,
     pub cntp_cval: u64,
-    pub os_lock: u64,
 }
 
 impl Sys {
@@ -85,8 +84,8 @@ fn constant(r: u16) -> Option<u64> {
             let fp = if half == 1 { 0x11 << 16 } else { 0 };
             0x11 | fp | 1 << 24 | 1 << 56 | 1 << 60
         }
-        // ID_AA64DFR0_EL1: Armv8.0 debug, two breakpoints and watchpoints (the least there can be).
-        0xc028 => 6 | 1 << 12 | 1 << 20,
+        // ID_AA64DFR0_EL1: Armv8.0 debug; one breakpoint compares contexts.
+        0xc028 => 6 | (BREAKPOINTS as u64 - 1) << 12 | (WATCHPOINTS as u64 - 1) << 20,
         // ID_AA64ISAR0_EL1
         0xc030 => {
             let aes = has(0x4e28_4820) + has(0x0ee0_e020) * has(0x4e28_4820);
@@ -129,12 +128,15 @@ fn constant(r: u16) -> Option<u64> {
         0xd801 => CTR,
         0xd807 => DCZID,
         0xdf00 => COUNTER_HZ,
-        // MDRAR_EL1, OSDLR_EL1, DBGAUTHSTATUS_EL1, MDCCSR_EL0
-        0x8080 | 0x809c | 0x83f6 | 0x9808 => 0,
         // RVBAR_EL1, ISR_EL1 is elsewhere; RNDR has no constant.
         0xc601 => 0,
         _ => return None,
     })
+}
+
+/// What no level that there is may write.
+fn read_only(r: u16) -> bool {
+    matches!(r, 0xc000..=0xc03f | 0xc800..=0xc807 | 0xd801 | 0xd807 | 0xdf00..=0xdf02)
 }
 
 /// What an access to a system register came to.
@@ -143,6 +145,10 @@ pub(crate) enum Sysop {
     Undefined,
     /// To EL1 with EC 0x18.
     Trap,
+    /// To EL1 with EC 7: FP is not enabled.
+    FpTrap,
+    /// A data abort of cache maintenance at this address.
+    Fault(u64, Fault),
 }
 
 impl Cpu {
@@ -154,6 +160,7 @@ impl Cpu {
             SysReg::CNTV_CTL_EL0 => self.timer_ctl(true),
             SysReg::CNTP_CTL_EL0 => self.timer_ctl(false),
             SysReg::MPIDR_EL1 => self.sys.mpidr,
+            r if debug::is_debug(r.0) => self.debug_state(r)?,
             r => *self.field_ref(r.0).or(None)?,
         })
         .or_else(|| constant(r.0))
@@ -164,6 +171,7 @@ impl Cpu {
             SysReg::SP_EL0 => self.write_sp(0, v),
             SysReg::SP_EL1 => self.write_sp(1, v),
             SysReg::MPIDR_EL1 => self.sys.mpidr = v | 1 << 31,
+            r if debug::is_debug(r.0) => self.set_debug_state(r, v)?,
             r => {
                 if constant(r.0).is_some() {
                     return Some(());
@@ -199,7 +207,6 @@ impl Cpu {
             SysReg::TPIDRRO_EL0 => &s.tpidrro,
             SysReg::CNTKCTL_EL1 => &s.cntkctl,
             SysReg::CSSELR_EL1 => &s.csselr,
-            SysReg::MDSCR_EL1 => &s.mdscr,
             SysReg::CNTV_CTL_EL0 => &s.cntv_ctl,
             SysReg::CNTV_CVAL_EL0 => &s.cntv_cval,
             SysReg::CNTP_CTL_EL0 => &s.cntp_ctl,
@@ -238,7 +245,6 @@ impl Cpu {
             SysReg::TPIDRRO_EL0 => &mut s.tpidrro,
             SysReg::CNTKCTL_EL1 => &mut s.cntkctl,
             SysReg::CSSELR_EL1 => &mut s.csselr,
-            SysReg::MDSCR_EL1 => &mut s.mdscr,
             SysReg::CNTV_CTL_EL0 => &mut s.cntv_ctl,
             SysReg::CNTV_CVAL_EL0 => &mut s.cntv_cval,
             SysReg::CNTP_CTL_EL0 => &mut s.cntp_ctl,
@@ -260,7 +266,7 @@ impl Cpu {
         if self.el != 0 {
             return None;
         }
-        if r >> 11 & 7 != 3 {
+        if r >> 11 & 7 != 3 || write && read_only(r) {
             return Some(Sysop::Undefined);
         }
         let s = &self.sys;
@@ -285,6 +291,9 @@ impl Cpu {
 
     /// MRS: the value, or what happens instead.
     pub fn mrs(&mut self, r: u16) -> Result<u64, Sysop> {
+        if debug::is_debug(r) {
+            return self.debug_read(r);
+        }
         if let Some(bar) = self.el0_bar(r, false) {
             return Err(bar);
         }
@@ -300,7 +309,7 @@ impl Cpu {
             // NZCV, DAIF, FPCR, FPSR
             0xda10 => u64::from(self.nzcv()),
             0xda11 => u64::from(self.daif) << 6,
-            0xda20 | 0xda21 if self.fp_trap => return Err(Sysop::Undefined),
+            0xda20 | 0xda21 if self.fp_trap => return Err(Sysop::FpTrap),
             0xda20 => u64::from(self.regs.fpcr),
             0xda21 => u64::from(self.regs.fpsr),
             // CNTPCT, CNTVCT and their self-synchronised forms
@@ -315,13 +324,6 @@ impl Cpu {
             0xc608 => {
                 let g = &self.vm.gic;
                 u64::from(g.irq_pending(self.index)) << 7 | u64::from(g.fiq_pending(self.index)) << 6
-            }
-            // OSLSR_EL1
-            0x808c => 8 | self.sys.os_lock << 1,
-            // Debug registers: none that hold anything.
-            0x8000..=0x807f if r != SysReg::MDSCR_EL1.0 => 0,
-            0x8000..=0xbfff if constant(r).is_none() && r != SysReg::MDSCR_EL1.0 => {
-                return Err(Sysop::Undefined);
             }
             _ => {
                 if let Some(v) = self.field_ref(r) {
@@ -339,6 +341,9 @@ impl Cpu {
 
     /// MSR (register).
     pub fn msr(&mut self, r: u16, v: u64) -> Sysop {
+        if debug::is_debug(r) {
+            return self.debug_write(r, v);
+        }
         if let Some(bar) = self.el0_bar(r, true) {
             return bar;
         }
@@ -348,7 +353,7 @@ impl Cpu {
             0xc213 => self.set_pan(v >> 22 & 1 == 1),
             0xda10 => self.set_nzcv(v as u32 & 0xf000_0000),
             0xda11 => self.daif = (v >> 6 & 15) as u8,
-            0xda20 | 0xda21 if self.fp_trap => return Sysop::Undefined,
+            0xda20 | 0xda21 if self.fp_trap => return Sysop::FpTrap,
             0xda20 => self.set_fpcr(v),
             0xda21 => self.set_fpsr(v),
             0xdf11 => {
@@ -375,11 +380,7 @@ impl Cpu {
                 self.sys.cntv_cval = self.virtual_counter().wrapping_add(v as i32 as u64);
                 self.update_timers();
             }
-            // OSLAR_EL1
-            0x8084 => self.sys.os_lock = v & 1,
-            0x8000..=0xbfff if r != SysReg::MDSCR_EL1.0 => {}
-            // Read-only.
-            0xc000..=0xc03f | 0xc800..=0xc807 | 0xd801 | 0xd807 | 0xdf00..=0xdf02 => return Sysop::Undefined,
+            r if read_only(r) => return Sysop::Undefined,
             _ => {
                 if self.el == 0 && !matches!(SysReg(r), SysReg::TPIDR_EL0) {
                     return Sysop::Undefined;
@@ -405,12 +406,20 @@ impl Cpu {
                         self.regime();
                     }
                     SysReg::TTBR0_EL1 | SysReg::TTBR1_EL1 => self.address_space_changed(),
+                    SysReg::CONTEXTIDR_EL1 => self.context_changed(),
                     SysReg::VBAR_EL1 => self.sys.vbar = v & !0x7ff,
                     _ => {}
                 }
             }
         }
         Sysop::Done
+    }
+
+    fn walk_without_pan(&mut self, va: u64, access: Access, el0: bool) -> Result<Translation, Fault> {
+        let pan = std::mem::replace(&mut self.pan, false);
+        let translation = self.walk(va, access, el0);
+        self.pan = pan;
+        translation
     }
 
     pub fn virtual_counter(&self) -> u64 {
@@ -446,7 +455,8 @@ impl Cpu {
     pub fn sys_op(&mut self, r: u16, v: u64) -> Sysop {
         let (crn, crm, op1, op2) = (r >> 7 & 15, r >> 3 & 15, r >> 11 & 7, r & 7);
         if self.el == 0 {
-            if op1 != 3 {
+            // IC IVAU; DC CVAC, CVAU, CVAP and CIVAC.
+            if !matches!((op1, crn, crm, op2), (3, 7, 5, 1) | (3, 7, 10 | 11 | 12 | 14, 1)) {
                 return Sysop::Undefined;
             }
             // SCTLR_EL1.UCI.
@@ -462,24 +472,31 @@ impl Cpu {
             (3, 7, 5, 1) => {
                 let el0 = self.el == 0;
                 let t = self.walk(v, Access::Read, el0).or_else(|_| self.walk(v, Access::Execute, el0));
-                if let Ok(t) = t {
-                    self.everywhere(Request::CodePage(t.pa));
+                // EL1 may not be able to read what it maintains: PAN is not for such instructions.
+                match t.or_else(|_| self.walk_without_pan(v, Access::Read, el0)) {
+                    Ok(t) => self.everywhere(Request::CodePage(t.pa)),
+                    Err(fault) => return Sysop::Fault(v, fault),
                 }
             }
-            // DC: caches are always clean.
-            (0, 7, 6 | 10 | 14, 1 | 2) | (3, 7, 10..=14, 1) => {}
+            // DC by set and way: caches are always clean.
+            (0, 7, 6 | 10 | 14, 2) => {}
+            // DC by address, IVAC and CVAC, CVAU, CVAP, CIVAC: there is only whether the address is one (C5.3).
+            (0, 7, 6, 1) | (3, 7, 10 | 11 | 12 | 14, 1) => {
+                let access = if op1 == 0 { Access::Write } else { Access::Read };
+                if let Err(fault) = self.walk_without_pan(v, access, self.el == 0) {
+                    return Sysop::Fault(v, fault);
+                }
+            }
             // AT S1E1R, S1E1W, S1E0R, S1E0W
             (0, 7, 8, 0..=3) => {
                 let access = if op2 & 1 == 1 { Access::Write } else { Access::Read };
-                let pan = std::mem::replace(&mut self.pan, false);
-                self.sys.par = match self.walk(v, access, op2 & 2 != 0) {
+                self.sys.par = match self.walk_without_pan(v, access, op2 & 2 != 0) {
                     Ok(t) => {
                         let attr = self.sys.mair >> (8 * (t.attributes & 7)) & 0xff;
                         t.pa & 0xff_ffff_f000 | attr << 56 | (t.attributes >> 3) << 7 | 1 << 11
                     }
                     Err(f) => 1 | u64::from(f.0) << 1 | 1 << 11,
                 };
-                self.pan = pan;
             }
             // TLBI, inner shareable and local
             (0, 8, 3, 0) => self.everywhere(Request::TlbAll),

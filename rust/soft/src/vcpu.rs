@@ -60,7 +60,13 @@ impl Vcpu {
         let c = &mut self.cpu;
         match reg {
             Reg(n @ 0..=30) => c.regs.x[n as usize] = value,
-            Reg::PC => c.pc = value,
+            Reg::PC => {
+                // On by one: the machine has finished the instruction, as software step sees it.
+                if value == c.pc.wrapping_add(4) {
+                    c.ss = false;
+                }
+                c.pc = value;
+            }
             Reg::FPCR => c.set_fpcr(value),
             Reg::FPSR => c.set_fpsr(value),
             Reg::CPSR if matches!(value & 0x1f, 0 | 4 | 5) => c.set_pstate(value),

@@ -1,89 +1,13 @@
 //! Small programs on the bare core, as its machine sees them. The words are what GNU as makes of the comments.
 
-use std::ptr::NonNull;
+mod bare;
+
 use std::time::Duration;
 
 use supermachine_soft::id::{Reg, SysReg};
-use supermachine_soft::{DataAbort, Exit, Protection, Vcpu, Vm, VmConfig};
+use supermachine_soft::{DataAbort, Exit};
 
-const RAM: u64 = 0x4000_0000;
-const SIZE: usize = 4 << 20;
-
-/// A machine with 4 MiB of RAM. vCPUs made from it must be gone before it.
-struct Machine {
-    vm: Vm,
-    ram: NonNull<u8>,
-}
-
-impl Machine {
-    fn new(vcpus: u32) -> Self {
-        let vm = Vm::new(VmConfig { vcpus, ..VmConfig::default() }).unwrap();
-        let layout = std::alloc::Layout::from_size_align(SIZE, 4096).unwrap();
-        // SAFETY: the layout is not empty. The memory is never freed, which a test can afford.
-        let ram = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap();
-        // SAFETY: nothing else refers to the memory, and it stays.
-        unsafe { vm.map(ram, RAM, SIZE as u64, Protection::ReadWriteExecute) }.unwrap();
-        Self { vm, ram }
-    }
-
-    fn put(&self, at: u64, words: &[u32]) {
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        assert!(at as usize + bytes.len() <= SIZE);
-        // SAFETY: inside the memory, by the check above.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ram.as_ptr().add(at as usize), bytes.len())
-        };
-    }
-
-    fn put64(&self, at: u64, v: u64) {
-        self.put(at, &[v as u32, (v >> 32) as u32]);
-    }
-
-    fn get64(&self, at: u64) -> u64 {
-        assert!(at as usize + 8 <= SIZE);
-        // SAFETY: inside the memory, by the check above.
-        unsafe { self.ram.as_ptr().add(at as usize).cast::<u64>().read_unaligned() }
-    }
-
-    /// A vCPU that starts at RAM + `at` with these registers.
-    fn vcpu(&self, index: u32, at: u64, x: &[(u32, u64)]) -> Vcpu {
-        let mut v = self.vm.create_vcpu(index).unwrap();
-        v.set_reg(Reg::PC, RAM + at).unwrap();
-        for (n, value) in x {
-            v.set_reg(Reg::x(*n), *value).unwrap();
-        }
-        v
-    }
-
-    /// Tables at RAM + 0x10000 that map the first GiB at RAM to itself, and one page at VA 0x1000_0000 by the entry at
-    /// the returned offset.
-    fn tables(&self, vcpus: &mut [&mut Vcpu]) -> u64 {
-        let table = |n: u64| 0x1_0000 + n * 0x1000;
-        let link = |n: u64| (RAM + table(n)) | 3;
-        // T0SZ 25: the walk starts at level 1.
-        self.put64(table(0), link(1));
-        // A block of 1 GiB, normal memory, accessed.
-        self.put64(table(0) + 8, RAM | 1 << 10 | 1);
-        self.put64(table(1) + (0x1000_0000 >> 21) * 8, link(2));
-        for v in vcpus {
-            v.set_sys_reg(SysReg::TCR_EL1, 25 | 25 << 16 | 2 << 30).unwrap();
-            v.set_sys_reg(SysReg::TTBR0_EL1, RAM + table(0)).unwrap();
-            v.set_sys_reg(SysReg::VBAR_EL1, RAM + 0x2000).unwrap();
-            let sctlr = v.sys_reg(SysReg::SCTLR_EL1).unwrap();
-            v.set_sys_reg(SysReg::SCTLR_EL1, sctlr | 1).unwrap();
-        }
-        // Exceptions from EL1h come out as HVC #9.
-        self.put(0x2200, &[0xd400_0122]);
-        table(2)
-    }
-}
-
-/// The entry of a page that EL1 may read and write.
-const fn page(pa: u64) -> u64 {
-    pa | 1 << 10 | 3
-}
-
-const READ_ONLY: u64 = 1 << 7;
+use bare::{Machine, RAM, READ_ONLY, page};
 
 #[test]
 fn hvc_leaves_behind_itself() {
@@ -402,4 +326,94 @@ fn remapped_code_runs_after_each_invalidation_that_covers_it() {
         let ran = [0, 1, 2, 3].map(|n| m.get64(RESULTS + 8 * n));
         assert_eq!(ran, [1, 2, 1, 2], "{name}");
     }
+}
+
+/// What an instruction at EL0 or EL1 comes to, X2 being `x2`, one page mapped for EL1 to read at 0x1000_0000 and one
+/// for EL0 and EL1 at 0x1000_1000: ESR_EL1 and FAR_EL1 of its exception.
+fn fault(insn: u32, x2: u64, el0: bool) -> Option<(u64, u64)> {
+    const USER: u64 = 1 << 6;
+    const UXN: u64 = 1 << 54;
+    let m = Machine::new(1);
+    // hvc #7 (svc #0 for EL0)
+    m.put(0x5000, &[insn, if el0 { 0xd400_0001 } else { 0xd400_00e2 }]);
+    m.put(0x2400, &[0xd400_0122]);
+    let mut v = m.vcpu(0, 0x5000, &[(2, x2)]);
+    let entry = m.tables(&mut [&mut v]);
+    m.put64(entry, page(RAM + 0x6000) | READ_ONLY | UXN);
+    m.put64(entry + 8, page(RAM + 0x7000) | USER);
+    m.put64(entry + 16, page(RAM + 0x5000) | USER | READ_ONLY);
+    // UCI, DZE
+    let sctlr = v.sys_reg(SysReg::SCTLR_EL1).unwrap();
+    v.set_sys_reg(SysReg::SCTLR_EL1, sctlr | 1 << 26 | 1 << 14).unwrap();
+    if el0 {
+        v.set_reg(Reg::PC, 0x1000_2000).unwrap();
+        v.set_reg(Reg::CPSR, 0).unwrap();
+    }
+    if v.run().unwrap() == (Exit::Hvc { immediate: 7 }) {
+        return None;
+    }
+    let esr = v.sys_reg(SysReg::ESR_EL1).unwrap();
+    (esr >> 26 != 0x15).then(|| (esr, v.sys_reg(SysReg::FAR_EL1).unwrap()))
+}
+
+#[test]
+fn cache_maintenance_by_address_faults_where_there_is_none() {
+    const CM: u64 = 1 << 8;
+    const WNR: u64 = 1 << 6;
+    let esr = |el0, dfsc| if el0 { 0x24 << 26 } else { 0x25 << 26 } | 1 << 25 | CM | WNR | dfsc;
+    // dc cvac, cvau, cvap and civac, ic ivau
+    for insn in [0xd50b_7a22, 0xd50b_7b22, 0xd50b_7c22, 0xd50b_7e22, 0xd50b_7522] {
+        assert_eq!(fault(insn, 0x1000_0010, false), None, "{insn:#x}");
+        for el0 in [false, true] {
+            assert_eq!(fault(insn, 0x1000_1010, el0), None, "{insn:#x}");
+            let nowhere = 0x1000_8010;
+            assert_eq!(fault(insn, nowhere, el0), Some((esr(el0, 7), nowhere)), "{insn:#x}");
+        }
+        assert_eq!(fault(insn, 0x1000_0010, true), Some((esr(true, 15), 0x1000_0010)), "{insn:#x}");
+    }
+    // dc ivac is a write.
+    assert_eq!(fault(0xd508_7622, 0x1000_1010, false), None);
+    assert_eq!(fault(0xd508_7622, 0x1000_0010, false), Some((esr(false, 15), 0x1000_0010)));
+}
+
+#[test]
+fn what_is_not_announced_is_undefined() {
+    let undefined = |insn, el0| fault(insn, 0x1000_1010, el0).map(|(esr, _)| esr);
+    for el0 in [false, true] {
+        // dc cvadp, x2; msr cntfrq_el0, x1; msr ctr_el0, x1
+        for insn in [0xd50b_7d22, 0xd51b_e001, 0xd51b_0021] {
+            assert_eq!(undefined(insn, el0), Some(1 << 25), "{insn:#x}");
+        }
+    }
+}
+
+#[test]
+fn registers_of_floating_point_trap_as_its_instructions_do() {
+    // mrs x0, fpcr; msr fpsr, x1; fmov d0, d0
+    for insn in [0xd53b_4400, 0xd51b_4421, 0x1e60_4000] {
+        let esr = fault(insn, 0, false).map(|(esr, _)| esr);
+        assert_eq!(esr, Some(7 << 26 | 1 << 25 | 1 << 24 | 0xe << 20), "{insn:#x}");
+    }
+}
+
+#[test]
+fn an_atomic_access_where_nothing_is_faults_as_its_read() {
+    let esr = |wnr: u64, dfsc: u64| 0x25 << 26 | 1 << 25 | wnr << 6 | dfsc;
+    // ldadd x1, x0, [x2]; casal x1, x0, [x2]; swp x1, x0, [x2]
+    for insn in [0xf821_0040, 0xc8e1_fc40, 0xf821_8040] {
+        assert_eq!(fault(insn, 0x1000_1010, false), None);
+        assert_eq!(fault(insn, 0x1000_8010, false), Some((esr(0, 7), 0x1000_8010)), "{insn:#x}");
+        // What can be read only is a write's fault.
+        assert_eq!(fault(insn, 0x1000_0010, false), Some((esr(1, 15), 0x1000_0010)), "{insn:#x}");
+        assert_eq!(fault(insn, 0x1000_1011, false), Some((esr(0, 0x21), 0x1000_1011)), "{insn:#x}");
+    }
+    // stlr x1, [x2]
+    assert_eq!(fault(0xc89f_fc41, 0x1000_8010, false), Some((esr(1, 7), 0x1000_8010)));
+}
+
+#[test]
+fn dc_zva_names_the_address_that_it_was_given() {
+    let esr = 0x25 << 26 | 1 << 25 | 1 << 6 | 7;
+    assert_eq!(fault(0xd50b_7422, 0x1000_8017, false), Some((esr, 0x1000_8017)));
+    assert_eq!(fault(0xd50b_7422, 0x1000_1017, false), None);
 }

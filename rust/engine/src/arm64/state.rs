@@ -30,6 +30,10 @@ pub const GENERAL: [Reg; 37] = {
 /// System registers, in the order of the snapshot format.
 pub const SYSTEM: [SysReg; 37] = SysReg::SNAPSHOT;
 
+/// Registers of the debug unit, which are saved behind those, and only what differs from a new vCPU's: a guest that is
+/// not debugged has none of them in its files.
+pub const DEBUG: [SysReg; 66] = SysReg::DEBUG;
+
 /// System registers without which a guest cannot go on: a failure to set one is an error.
 pub const ESSENTIAL: [SysReg; 6] = [
     SysReg::SCTLR_EL1,
@@ -190,6 +194,14 @@ impl VcpuState {
                 Err(_) => {}
             }
         }
+        for register in DEBUG {
+            // An engine has as many as its CPU.
+            if let Ok(value) = vcpu.sys_reg(register)
+                && value != register.debug_at_rest()
+            {
+                state.system.push((register, value));
+            }
+        }
         for register in ICC {
             if let Ok(value) = vcpu.icc_reg(register) {
                 state.icc.push((register, value));
@@ -206,7 +218,7 @@ impl VcpuState {
         let Self { general, simd, system, icc, redistributor, .. } = self;
         exact("general register", general, &GENERAL)?;
         exact("vector register", simd, &(0..32).map(SimdReg).collect::<Vec<_>>())?;
-        known("system register", system, &SYSTEM)?;
+        known("system register", system, &[&SYSTEM[..], &DEBUG].concat())?;
         known("CPU interface register", icc, &ICC)?;
         exact("redistributor register", redistributor, &REDISTRIBUTOR)?;
         match ESSENTIAL.iter().find(|register| !system.iter().any(|(id, _)| id == *register)) {

@@ -81,6 +81,11 @@ pub(super) const END: Decoded = Some(Flow::End);
 impl Block {
     /// Decodes from offset `first` of a page on; `fetch` reads the word at an offset.
     pub fn decode(&mut self, first: usize, fetch: impl Fn(usize) -> u32) {
+        self.decode_up_to(BLOCK_MAX, first, fetch);
+    }
+
+    /// The same for `most` instructions at most.
+    pub fn decode_up_to(&mut self, most: usize, first: usize, fetch: impl Fn(usize) -> u32) {
         self.ops.clear();
         self.last = Last::Other;
         let mut half: Option<Half> = None;
@@ -113,7 +118,7 @@ impl Block {
             if off >= 4096 {
                 return self.op(sys::fall_far, 0, 0, 0, 0, 0);
             }
-            if self.n as usize >= BLOCK_MAX {
+            if self.n as usize >= most {
                 let (lo, hi) = (off as u8, (off >> 8) as u8);
                 return self.op(sys::fall, 0, 0, lo, hi, 0);
             }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fen
 
 use super::memory::{OFFSET, address};
 use crate::cpu::{Cpu, Monitor};
-use crate::mem::{As, Scalar};
+use crate::mem::{As, Kind, Scalar};
 use crate::op::{P, next};
 
 /// An integer that the host can change atomically.
@@ -110,15 +110,15 @@ fn cas128_locked(p: *mut u8, old: u128, new: u128) -> u128 {
 }
 
 #[inline(always)]
-fn place<T>(c: &mut Cpu, o: P, va: u64, write: bool) -> Option<*mut T> {
+fn place<T>(c: &mut Cpu, o: P, va: u64, kind: Kind) -> Option<*mut T> {
     let size = size_of::<T>() as u64;
     if va & (size - 1) == 0 {
-        let p = if write { c.probe_write::<T>(va, false) } else { c.probe_read::<T>(va, false) };
+        let p = if kind != Kind::Load { c.probe_write::<T>(va, false) } else { c.probe_read::<T>(va, false) };
         if p.is_some() {
             return p;
         }
     }
-    c.atomic_ptr(o, va, size, write).map(|p| p.cast())
+    c.atomic_ptr(o, va, size, kind).map(|p| p.cast())
 }
 
 /// LDAR, LDAPR, LDAPUR: address `b` plus `imm`. `S` is the type that extends, `W` the register's width.
@@ -175,7 +175,7 @@ pub(crate) fn store_release<T: Scalar>(c: &mut Cpu, o: P) {
 
 pub(crate) fn load_exclusive<T: Atomic>(c: &mut Cpu, o: P) {
     let va = c.x(o.b());
-    let Some(p) = place::<T>(c, o, va, false) else { return };
+    let Some(p) = place::<T>(c, o, va, Kind::Load) else { return };
     // SAFETY: `place` gives aligned, mapped memory.
     let v = unsafe { T::load(p) }.u();
     c.monitor = Monitor { size: size_of::<T>() as u64, va, value: [v, 0] };
@@ -189,7 +189,7 @@ pub(crate) fn store_exclusive<T: Atomic>(c: &mut Cpu, o: P) {
     let m = std::mem::take(&mut c.monitor);
     let mut failed = 1;
     if m.size == size_of::<T>() as u64 && m.va == va {
-        let Some(p) = place::<T>(c, o, va, true) else { return };
+        let Some(p) = place::<T>(c, o, va, Kind::Store) else { return };
         let old = T::of(m.value[0]);
         // SAFETY: `place` gives aligned, mapped, writable memory.
         failed = u64::from(unsafe { T::cas(p, old, T::of(c.x(o.a()))) } != old);
@@ -202,13 +202,13 @@ pub(crate) fn store_exclusive<T: Atomic>(c: &mut Cpu, o: P) {
 pub(crate) fn load_exclusive_pair<const WIDE: bool>(c: &mut Cpu, o: P) {
     let va = c.x(o.b());
     let value = if WIDE {
-        let Some(p) = place::<u128>(c, o, va, false) else { return };
+        let Some(p) = place::<u128>(c, o, va, Kind::Load) else { return };
         let p = p.cast::<u64>();
         // Each half by itself: the store notices when they did not belong together.
         // SAFETY: `place` gives 16 aligned, mapped bytes.
         unsafe { [u64::load(p), u64::load(p.add(1))] }
     } else {
-        let Some(p) = place::<u64>(c, o, va, false) else { return };
+        let Some(p) = place::<u64>(c, o, va, Kind::Load) else { return };
         // SAFETY: `place` gives aligned, mapped memory.
         let v = unsafe { u64::load(p) };
         [v & 0xffff_ffff, v >> 32]
@@ -226,13 +226,13 @@ pub(crate) fn store_exclusive_pair<const WIDE: bool>(c: &mut Cpu, o: P) {
     if m.va == va && m.size == if WIDE { 16 } else { 8 | 1 } {
         let (x, y) = (c.x(o.a()), c.x(o.d()));
         if WIDE {
-            let Some(p) = place::<u128>(c, o, va, true) else { return };
+            let Some(p) = place::<u128>(c, o, va, Kind::Store) else { return };
             let old = u128::from(m.value[0]) | u128::from(m.value[1]) << 64;
             // SAFETY: `place` gives 16 aligned, mapped, writable bytes.
             let was = unsafe { cas128(p.cast(), old, u128::from(x) | u128::from(y) << 64) };
             failed = u64::from(was != old);
         } else {
-            let Some(p) = place::<u64>(c, o, va, true) else { return };
+            let Some(p) = place::<u64>(c, o, va, Kind::Store) else { return };
             let old = m.value[0] | m.value[1] << 32;
             // SAFETY: `place` gives aligned, mapped, writable memory.
             failed = u64::from(unsafe { u64::cas(p, old, u64::from(x as u32) | y << 32) } != old);
@@ -245,7 +245,7 @@ pub(crate) fn store_exclusive_pair<const WIDE: bool>(c: &mut Cpu, o: P) {
 /// LDADD and its kind, SWP: operation `d`, operand `c`, result to `a`.
 pub(crate) fn rmw<T: Atomic, const OP: u8>(c: &mut Cpu, o: P) {
     let va = c.x(o.b());
-    let Some(p) = place::<T>(c, o, va, true) else { return };
+    let Some(p) = place::<T>(c, o, va, Kind::Both) else { return };
     // SAFETY: `place` gives aligned, mapped, writable memory.
     let old = unsafe { T::rmw(p, OP, T::of(c.x(o.c()))) };
     c.set_x(o.a(), old.u());
@@ -255,7 +255,7 @@ pub(crate) fn rmw<T: Atomic, const OP: u8>(c: &mut Cpu, o: P) {
 /// CAS: compares with `c`, which takes what was there; stores `a`.
 pub(crate) fn cas<T: Atomic>(c: &mut Cpu, o: P) {
     let va = c.x(o.b());
-    let Some(p) = place::<T>(c, o, va, true) else { return };
+    let Some(p) = place::<T>(c, o, va, Kind::Both) else { return };
     // SAFETY: `place` gives aligned, mapped, writable memory.
     let was = unsafe { T::cas(p, T::of(c.x(o.c())), T::of(c.x(o.a()))) };
     // The register compared with is never the discard register, and reading 31 as zero is the decoder's affair.
@@ -273,13 +273,13 @@ pub(crate) fn casp<const WIDE: bool>(c: &mut Cpu, o: P) {
     };
     let (old, new) = (pair(c, s), pair(c, t));
     let was = if WIDE {
-        let Some(p) = place::<u128>(c, o, va, true) else { return };
+        let Some(p) = place::<u128>(c, o, va, Kind::Both) else { return };
         let join = |v: [u64; 2]| u128::from(v[0]) | u128::from(v[1]) << 64;
         // SAFETY: `place` gives 16 aligned, mapped, writable bytes.
         let was = unsafe { cas128(p.cast(), join(old), join(new)) };
         [was as u64, (was >> 64) as u64]
     } else {
-        let Some(p) = place::<u64>(c, o, va, true) else { return };
+        let Some(p) = place::<u64>(c, o, va, Kind::Both) else { return };
         let join = |v: [u64; 2]| u64::from(v[0] as u32) | v[1] << 32;
         // SAFETY: `place` gives aligned, mapped, writable memory.
         let was = unsafe { u64::cas(p, join(old), join(new)) };

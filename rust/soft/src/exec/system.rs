@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use super::vector;
 use crate::Regs;
 use crate::cpu::Cpu;
-use crate::mem::As;
 use crate::op::{P, goto, jump, leave, next};
 use crate::sysreg::{Sysop, ZVA_BYTES};
 use crate::vcpu::Exit;
@@ -16,6 +16,8 @@ pub(crate) fn undefined(c: &mut Cpu, o: P) {
 /// `imm` is the immediate.
 pub(crate) fn svc(c: &mut Cpu, o: P) {
     leave(c, o);
+    // The instruction is complete, as software step sees it.
+    c.ss = false;
     c.exception(0x15, o.imm(), None);
 }
 
@@ -142,7 +144,14 @@ fn refuse(c: &mut Cpu, o: P, e: Sysop, read: bool) {
                 | u64::from(read);
             c.raise(o, 0x18, iss);
         }
-        _ => c.undefined(o),
+        Sysop::FpTrap => vector::trap(c, o),
+        Sysop::Fault(va, fault) => {
+            // CM, and WnR as for every cache maintenance instruction (D24.2.40).
+            c.sync(o);
+            c.data_abort(va, fault, true);
+            c.sys.esr |= 1 << 8;
+        }
+        Sysop::Done | Sysop::Undefined => c.undefined(o),
     }
 }
 
@@ -215,11 +224,11 @@ pub(crate) fn dc_zva(c: &mut Cpu, o: P) {
     if c.el == 0 && c.sys.sctlr >> 14 & 1 == 0 {
         return refuse(c, o, Sysop::Trap, false);
     }
-    let va = c.x(o.a()) & !(ZVA_BYTES - 1);
-    if c.store_fast::<[u8; ZVA_BYTES as usize]>(va, [0; ZVA_BYTES as usize], false) {
-        return next(c, o);
-    }
-    if c.write_slow(o, va, &[0; ZVA_BYTES as usize], 1, 0, As::Current).is_some() {
+    let va = c.x(o.a());
+    let block = va & !(ZVA_BYTES - 1);
+    if c.store_fast::<[u8; ZVA_BYTES as usize]>(block, [0; ZVA_BYTES as usize], false)
+        || c.zero_slow(o, va).is_some()
+    {
         next(c, o);
     }
 }

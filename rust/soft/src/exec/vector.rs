@@ -28,10 +28,14 @@ parts! { u8 u16 u32 u64 u128 }
 /// Traps when FP is not enabled. Put before the first FP operation of a block.
 pub(crate) fn check(c: &mut Cpu, o: P) {
     if c.fp_trap {
-        // EC 7; CV set, COND always.
-        return c.raise(o, 7, 1 << 24 | 0xe << 20);
+        return trap(c, o);
     }
     next(c, o);
+}
+
+/// FP is not enabled: EC 7; CV set, COND always.
+pub(crate) fn trap(c: &mut Cpu, o: P) {
+    c.raise(o, 7, 1 << 24 | 0xe << 20);
 }
 
 /// A data processing instruction: `imm` is the handler, `a` to `d` the encoding.

@@ -1,0 +1,87 @@
+//! A machine for programs of a few instructions.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::ptr::NonNull;
+
+use supermachine_soft::id::{Reg, SysReg};
+use supermachine_soft::{Protection, Vcpu, Vm, VmConfig};
+
+pub const RAM: u64 = 0x4000_0000;
+pub const SIZE: usize = 4 << 20;
+
+/// A machine with 4 MiB of RAM. vCPUs made from it must be gone before it.
+pub struct Machine {
+    pub vm: Vm,
+    ram: NonNull<u8>,
+}
+
+impl Machine {
+    pub fn new(vcpus: u32) -> Self {
+        let vm = Vm::new(VmConfig { vcpus, ..VmConfig::default() }).unwrap();
+        let layout = std::alloc::Layout::from_size_align(SIZE, 4096).unwrap();
+        // SAFETY: the layout is not empty. The memory is never freed, which a test can afford.
+        let ram = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap();
+        // SAFETY: nothing else refers to the memory, and it stays.
+        unsafe { vm.map(ram, RAM, SIZE as u64, Protection::ReadWriteExecute) }.unwrap();
+        Self { vm, ram }
+    }
+
+    pub fn put(&self, at: u64, words: &[u32]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert!(at as usize + bytes.len() <= SIZE);
+        // SAFETY: inside the memory, by the check above.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ram.as_ptr().add(at as usize), bytes.len())
+        };
+    }
+
+    pub fn put64(&self, at: u64, v: u64) {
+        self.put(at, &[v as u32, (v >> 32) as u32]);
+    }
+
+    pub fn get64(&self, at: u64) -> u64 {
+        assert!(at as usize + 8 <= SIZE);
+        // SAFETY: inside the memory, by the check above.
+        unsafe { self.ram.as_ptr().add(at as usize).cast::<u64>().read_unaligned() }
+    }
+
+    /// A vCPU that starts at RAM + `at` with these registers.
+    pub fn vcpu(&self, index: u32, at: u64, x: &[(u32, u64)]) -> Vcpu {
+        let mut v = self.vm.create_vcpu(index).unwrap();
+        v.set_reg(Reg::PC, RAM + at).unwrap();
+        for (n, value) in x {
+            v.set_reg(Reg::x(*n), *value).unwrap();
+        }
+        v
+    }
+
+    /// Tables at RAM + 0x10000 that map the first GiB at RAM to itself, and one page at VA 0x1000_0000 by the entry at
+    /// the returned offset.
+    pub fn tables(&self, vcpus: &mut [&mut Vcpu]) -> u64 {
+        let table = |n: u64| 0x1_0000 + n * 0x1000;
+        let link = |n: u64| (RAM + table(n)) | 3;
+        // T0SZ 25: the walk starts at level 1.
+        self.put64(table(0), link(1));
+        // A block of 1 GiB, normal memory, accessed.
+        self.put64(table(0) + 8, RAM | 1 << 10 | 1);
+        self.put64(table(1) + (0x1000_0000 >> 21) * 8, link(2));
+        for v in vcpus {
+            v.set_sys_reg(SysReg::TCR_EL1, 25 | 25 << 16 | 2 << 30).unwrap();
+            v.set_sys_reg(SysReg::TTBR0_EL1, RAM + table(0)).unwrap();
+            v.set_sys_reg(SysReg::VBAR_EL1, RAM + 0x2000).unwrap();
+            let sctlr = v.sys_reg(SysReg::SCTLR_EL1).unwrap();
+            v.set_sys_reg(SysReg::SCTLR_EL1, sctlr | 1).unwrap();
+        }
+        // Exceptions from EL1h come out as HVC #9.
+        self.put(0x2200, &[0xd400_0122]);
+        table(2)
+    }
+}
+
+/// The entry of a page that EL1 may read and write.
+pub const fn page(pa: u64) -> u64 {
+    pa | 1 << 10 | 3
+}
+
+pub const READ_ONLY: u64 = 1 << 7;

@@ -1,0 +1,93 @@
+"""Debuggers in a guest: steps, breakpoints and watchpoints by ptrace, gdb and strace, over a snapshot too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from supermachine import VM
+
+from . import conftest
+
+pytestmark = pytest.mark.vm
+
+PROGRAM = Path(__file__).with_name("debugging.c")
+PACKAGES = "gdb,strace,dash,busybox-static,base-files,base-passwd"
+
+#: Breaks where the loop is, goes on by lines and instructions, out of a function, and to where a variable changes.
+SESSION = """\
+set confirm off
+set pagination off
+set debuginfod enabled off
+break twice
+run
+printf "first %d\\n", $x0
+stepi
+stepi
+finish
+continue
+printf "second %d\\n", $x0
+next
+delete
+watch *(long *) &watched
+continue
+continue
+printf "watched %d\\n", *(long *) &watched
+delete
+continue
+"""
+
+
+@pytest.fixture(scope="module")
+def program(c_program: Callable[[Path, str], Path]) -> Path:
+    return c_program(PROGRAM, "aarch64")
+
+
+def check(answers: dict[str, str]) -> None:
+    assert answers["steps"] == answers["breakpoint"] == "ok", answers
+    for kind, least in (("hardware breakpoint", 2), ("watchpoint", 2)):
+        # A kernel without performance events has none of either.
+        if f"{kind}s" in answers:
+            assert int(answers[f"{kind}s"]) >= least
+            assert answers[kind] == "ok", answers
+
+
+def ask(vm: VM) -> dict[str, str]:
+    done = vm.run(["/tmp/debugging"], capture_output=True, text=True, check=True, timeout=300)
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines())
+
+
+def test_a_tracer_steps_and_breaks(busybox: str, program: Path) -> None:
+    with VM(busybox) as vm:
+        vm.copy_in(program, "/tmp/debugging")
+        check(ask(vm))
+
+
+@pytest.fixture(scope="module")
+def debuggers(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VM]:
+    """A guest with Debian's gdb and strace."""
+    place = tmp_path_factory.mktemp("debuggers")
+    tar = conftest.packages(place / "rootfs.tar", PACKAGES)
+    layout = place / "oci"
+    conftest.umoci_layout(layout, [tar], "--config.cmd", "sh", "--config.env", "PATH=/usr/bin:/bin:/usr/sbin:/sbin")
+    with VM(str(layout), memory="1g") as vm:
+        vm.copy_in(program, "/tmp/debugging")
+        vm.path("/tmp/session").write_text(SESSION)
+        yield vm
+
+
+def test_gdb_breaks_steps_finishes_and_watches(debuggers: VM) -> None:
+    command = ["gdb", "-q", "-batch", "-x", "/tmp/session", "--args", "/tmp/debugging", "call"]
+    done = debuggers.run(command, capture_output=True, text=True, timeout=600)
+    assert "first 0\n" in done.stdout, done.stdout + done.stderr
+    assert "second 1\n" in done.stdout, done.stdout
+    assert "watched 6\n" in done.stdout, done.stdout
+    assert "exited with code 05" in done.stdout, done.stdout
+
+
+def test_strace_follows_calls(debuggers: VM) -> None:
+    command = ["strace", "-f", "-e", "trace=execve,write", "sh", "-c", "echo traced"]
+    done = debuggers.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "traced\n"
+    assert 'write(1, "traced\\n", 7)' in done.stderr
