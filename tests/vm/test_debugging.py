@@ -20,10 +20,9 @@ SESSION = """\
 set confirm off
 set pagination off
 set debuginfod enabled off
-break twice
+break *twice
 run
 printf "first %d\\n", $x0
-stepi
 stepi
 finish
 continue
