@@ -31,6 +31,7 @@ class Worker:
         entropy: bytes,
         root_fs: str | None,
         nameservers: Sequence[str],
+        volumes: Sequence[str] = (),
         upper_bytes: int = 0,
         cmdline: str = "",
         boot_timeout_ms: int = 60_000,

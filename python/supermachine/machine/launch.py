@@ -56,6 +56,7 @@ def spawn(
             entropy=os.urandom(64),
             root_fs="erofs",
             nameservers=_nameservers(),
+            volumes=image.config.volumes,
             boot_timeout_ms=_milliseconds(timeout),
         )
     except OSError as error:

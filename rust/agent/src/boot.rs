@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, REQUEST_PORT};
 use supermachine_proto::{VERSION, frame};
 
-use crate::{freeze, identity, mounts, reaper, server, sys};
+use crate::{freeze, identity, init, limits, mounts, reaper, server, sys};
 
 /// Between two attempts to reach a host that has just been restored.
 const RETRY: Duration = Duration::from_millis(5);
@@ -68,6 +68,7 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 frame::write(host, &BootEvent::Thawed)?;
             }
             BootCommand::Renew(new) => {
+                sys::set_clock(new.wall_clock_ns).map_err(step("setting the guest's clock"))?;
                 identity::assume(&new).map_err(step("renewing the guest's identity"))?;
                 identity::rename_hosts(&new.hostname).map_err(step("renaming the guest in /etc"))?;
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
@@ -78,7 +79,9 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 frame::write(host, &BootEvent::ClockSet)?;
             }
             BootCommand::Shutdown { grace_ms } => {
-                reaper::end_all(Duration::from_millis(grace_ms.into()));
+                let end = Instant::now() + Duration::from_millis(grace_ms.into());
+                init::halt(end);
+                reaper::end_all(end.saturating_duration_since(Instant::now()));
                 sys::sync();
                 let _ = frame::write(host, &BootEvent::Stopping);
                 sys::power_off();
@@ -90,9 +93,13 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
 
 /// Makes the guest what the host describes, and starts to serve requests.
 fn prepare(configure: &Configure) -> Result<(), Error> {
+    // Before anything is made, so that it has the time at which it was.
+    sys::set_clock(configure.identity.wall_clock_ns).map_err(step("setting the guest's clock"))?;
     mounts::mount_all(configure)?;
+    limits::set().map_err(step("setting the limits of the guest's processes"))?;
     identity::assume(&configure.identity).map_err(step("taking on the guest's identity"))?;
     identity::write_hosts(&configure.identity.hostname, &configure.nameservers);
+    mounts::date_root();
     freeze::prepare().map_err(step("making the control group of the guest's processes"))?;
     loopback_up().map_err(step("bringing up the loopback interface"))?;
     reaper::start().map_err(step("starting the reaper"))?;

@@ -33,6 +33,15 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
+/// A control group below it for who divides its processes further; the file that a process writes "0" to.
+pub fn own_group(name: &str) -> io::Result<File> {
+    let path = format!("{GROUP}/{name}");
+    match fs::create_dir(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => File::options().write(true).open(path + "/cgroup.procs"),
+    }
+}
+
 /// The file that a new process writes "0" to.
 pub fn members() -> Option<RawFd> {
     MEMBERS.get().map(AsRawFd::as_raw_fd)

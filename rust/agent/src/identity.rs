@@ -22,9 +22,8 @@ struct PoolInfo {
     buffer: [u8; MAX_ENTROPY],
 }
 
-/// Takes on the identity; every step must have worked before anything of the user's runs.
+/// Takes on the identity but for its time; every step must have worked before anything of the user's runs.
 pub fn assume(identity: &Identity) -> io::Result<()> {
-    sys::set_clock(identity.wall_clock_ns)?;
     add_entropy(&identity.entropy.0)?;
     sys::set_hostname(&identity.hostname)?;
     // What an image has there and is no file is nobody's machine id.

@@ -6,6 +6,8 @@ mod files;
 mod forward;
 mod freeze;
 mod identity;
+mod init;
+mod limits;
 mod mounts;
 mod reaper;
 mod server;

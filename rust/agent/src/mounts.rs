@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use libc::{MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
 use supermachine_proto::agent::{Configure, Root};
@@ -13,6 +14,9 @@ use crate::sys;
 /// What is read ahead of a file on a disk, in KiB, in place of the kernel's 128. A disk here is a file in the host's page
 /// cache: a request costs more than what it reads, and a program's first start reads most of the program.
 const READ_AHEAD_KIB: u32 = 1024;
+
+/// When the image's root directory was changed last, in nanoseconds since 1970.
+static IMAGE_TIME: OnceLock<i64> = OnceLock::new();
 
 /// Why the guest cannot have its root.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,11 @@ pub fn mount_all(configure: &Configure) -> Result<(), Error> {
     if let Root::Overlay { device, .. } = &configure.root {
         read_ahead(device);
     }
+    for directory in &configure.volumes {
+        // As docker does: what is there keeps its owner and mode. What cannot be made (a file stands in its way, say)
+        // is missed by who looks for it.
+        let _ = fs::create_dir_all(directory);
+    }
     let links = [("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")];
     for (target, name) in links.into_iter().chain([("pts/ptmx", "ptmx")]) {
         let path = Path::new("/dev").join(name);
@@ -77,6 +86,15 @@ pub fn mount_all(configure: &Configure) -> Result<(), Error> {
         let _ = symlink(target, path);
     }
     Ok(())
+}
+
+/// Gives the root directory the image's time back, which what was made in it has changed. An image without an entry
+/// for it has none: it is as old as the guest then.
+pub fn date_root() {
+    let time = IMAGE_TIME.get().copied().unwrap_or_default();
+    if time > 0 {
+        let _ = sys::set_times(b"/", time, time);
+    }
 }
 
 /// Has more read ahead from a disk; where that cannot be, it only takes longer.
@@ -104,6 +122,7 @@ fn overlay(device: &str, fs: &str, upper_bytes: u64) -> Result<(), Error> {
         use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
         let _ = chown("/upper/data", Some(metadata.uid()), Some(metadata.gid()));
         let _ = fs::set_permissions("/upper/data", fs::Permissions::from_mode(metadata.mode() & 0o7777));
+        let _ = IMAGE_TIME.set(metadata.mtime().saturating_mul(1_000_000_000) + metadata.mtime_nsec());
     }
     let options = "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work,redirect_dir=on";
     sys::mount("overlay", "/root", "overlay", 0, options).map_err(named("the root"))

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use supermachine_proto::agent::{Exec, ExecError};
 
+use crate::init::{self, Place};
 use crate::reaper::{self, Exit};
 use crate::{freeze, sys, user};
 
@@ -43,6 +44,7 @@ struct Child {
     /// Where it writes "0" to be in the control group of all that the host starts.
     group: i32,
     tty: bool,
+    place: Place,
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
@@ -58,6 +60,7 @@ struct Child {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Group,
+    Place,
     Stdio,
     Identity,
     Directory,
@@ -70,7 +73,8 @@ pub fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Fail
     let name = exec.args.first().filter(|name| !name.0.is_empty());
     let name = &name.ok_or_else(|| Failure::new(ExecError::Invalid, "there is no program to run"))?.0;
     let user = user::resolve(&exec.user).map_err(|message| Failure::new(ExecError::UnknownUser, message))?;
-    let env = environment(exec, &user.home);
+    let place = Place::of(name)?;
+    let env = environment(exec, &user.home, &place);
     let path = env.iter().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or_default().to_vec();
 
     let strings =
@@ -91,6 +95,7 @@ pub fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Fail
         stdio: stdio.map(AsRawFd::as_raw_fd),
         group: freeze::members().unwrap_or(-1),
         tty: exec.tty.is_some(),
+        place,
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,
@@ -102,14 +107,18 @@ pub fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Fail
     };
     let mut stack = vec![0_u128; STACK / 16];
     let top = stack.as_mut_ptr_range().end;
+    child.place.prepare_thread()?;
     let (pid, exit) = reaper::register(|| {
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD | child.place.clone_flags();
         // SAFETY: CLONE_VFORK suspends this thread until the child has executed the program or exited, so `child`,
         // its strings and the stack outlive the child's use of them, and nothing is used by both at once.
         sys::check(unsafe { libc::clone(child_main, top.cast(), flags, (&raw mut child).cast()) })
     })?;
     match child.failed {
-        None => Ok((pid, exit)),
+        None => {
+            child.place.started(pid, &exit)?;
+            Ok((pid, exit))
+        }
         Some((step, errno)) => Err(explain(step, errno, exec)),
     }
 }
@@ -121,12 +130,15 @@ fn candidate(directory: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// The environment with what docker adds to it.
-fn environment(exec: &Exec, home: &str) -> Vec<Vec<u8>> {
+fn environment(exec: &Exec, home: &str, place: &Place) -> Vec<Vec<u8>> {
     let mut env: Vec<Vec<u8>> = exec.env.iter().map(|entry| entry.0.clone()).collect();
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let mut defaults = vec![("PATH", PATH), ("HOSTNAME", hostname.trim_end()), ("HOME", home)];
     if exec.tty.is_some() {
         defaults.push(("TERM", "xterm"));
+    }
+    if let Place::First(_) = place {
+        defaults.push(init::ENVIRONMENT);
     }
     for (name, value) in defaults {
         let prefix = format!("{name}=");
@@ -178,6 +190,10 @@ fn become_program(child: &Child) -> (Step, i32) {
     unsafe {
         if child.group >= 0 && libc::write(child.group, b"0".as_ptr().cast(), 1) < 0 {
             return (Step::Group, errno());
+        }
+        let placed = child.place.take();
+        if placed != 0 {
+            return (Step::Place, placed);
         }
         libc::setsid();
         for (number, fd) in child.stdio.iter().enumerate() {

@@ -82,6 +82,11 @@ impl Architecture {
     }
 }
 
+/// On every guest's command line: drivers that would make a device at boot which nobody has asked for (dummy0, ifb0,
+/// nbd0, zram0) do so on request only.
+pub(crate) const NO_SPARE_DEVICES: &str =
+    "dummy.numdummies=0 ifb.numifbs=0 nbd.nbds_max=0 zram.num_devices=0";
+
 /// What a guest boots.
 pub(crate) struct Load<'a> {
     pub kernel: &'a [u8],

@@ -100,6 +100,8 @@ pub struct Configure {
     pub upper_bytes: u64,
     /// Further mounts, made after the root in this order.
     pub mounts: Vec<Mount>,
+    /// The image's VOLUMEs: directories that are made where there are none, owned by root.
+    pub volumes: Vec<String>,
 }
 
 /// The root file system.

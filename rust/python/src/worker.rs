@@ -221,8 +221,8 @@ impl Worker {
     /// Starts the executable `path` and sends it the description of a VM that boots.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
-        root_fs, nameservers, upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000, agent=true,
-        environment=Vec::new()))]
+        root_fs, nameservers, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
+        agent=true, environment=Vec::new()))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn spawn(
         py: Python<'_>,
@@ -238,6 +238,7 @@ impl Worker {
         entropy: Vec<u8>,
         root_fs: Option<String>,
         nameservers: Vec<String>,
+        volumes: Vec<String>,
         upper_bytes: u64,
         cmdline: String,
         boot_timeout_ms: u64,
@@ -263,6 +264,7 @@ impl Worker {
                     nameservers,
                     upper_bytes,
                     mounts: Vec::new(),
+                    volumes,
                 },
             })),
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),

@@ -154,6 +154,7 @@ mod tests {
             nameservers: vec![],
             upper_bytes: 0,
             mounts: vec![],
+            volumes: vec![],
         })
     }
 

@@ -17,7 +17,7 @@ use supermachine_engine::{Engine, Protection};
 use self::fdt::Description;
 use self::vcpu::Arm64;
 pub(crate) use self::vcpu::Common;
-use crate::board::{Board, Load};
+use crate::board::{Board, Load, NO_SPARE_DEVICES};
 use crate::bus::Bus;
 use crate::memory::Memory;
 use crate::vcpus::{Entry, Power, Processors, Vcpus};
@@ -61,7 +61,7 @@ impl Board for Arm64Board {
 
     fn load(&self, memory: &Memory, load: &Load) -> Result<Entry, Error> {
         let quiet = if self.engine == Engine::Soft { "" } else { QUIET };
-        let cmdline = format!("{quiet}{CMDLINE} {}", load.cmdline);
+        let cmdline = format!("{quiet}{CMDLINE} {NO_SPARE_DEVICES} {}", load.cmdline);
         let description = Description {
             vcpus: self.vcpus,
             memory_bytes: load.memory_bytes,

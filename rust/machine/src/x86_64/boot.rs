@@ -10,7 +10,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{layout, mptable};
 use crate::Error;
-use crate::board::Load;
+use crate::board::{Load, NO_SPARE_DEVICES};
 
 const E820_RAM: u32 = 1;
 /// "HdrS", the boot sector's signature, and a boot loader without a number of its own.
@@ -87,7 +87,7 @@ pub(crate) fn load(ram: &GuestMemoryMmap<()>, vcpus: u32, load: &Load) -> Result
 
 /// The command line, with its zero: what every guest gets, where the devices are, and what the user adds.
 fn cmdline(vcpus: u32, load: &Load) -> Result<Vec<u8>, Error> {
-    let mut cmdline = CMDLINE.to_owned();
+    let mut cmdline = format!("{CMDLINE} {NO_SPARE_DEVICES}");
     if vcpus == 1 {
         // Nothing to patch back and forth.
         cmdline += " noreplace-smp";

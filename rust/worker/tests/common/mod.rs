@@ -48,6 +48,7 @@ pub fn boot() -> Boot {
             nameservers: vec![],
             upper_bytes: 0,
             mounts: vec![],
+            volumes: vec![],
         },
     }
 }
