@@ -1,0 +1,148 @@
+//! ICMP: echo requests, and what tells the guest that a datagram goes nowhere.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use crate::frame::Frame;
+use crate::stack::{Broker, Key, Protocol, Refusal, Stack, Watch};
+use crate::wire::{self, Ip, Writer};
+
+const ECHO: (u8, u8) = (8, 0);
+const ECHO_V6: (u8, u8) = (128, 129);
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+
+impl<B: Broker, W: Watch> Stack<B, W> {
+    pub(crate) fn icmp(&mut self, head: &[u8], ip: &Ip, message: Frame<'_>, now: Instant) {
+        let v6 = ip.source.is_ipv6();
+        if (ip.protocol == wire::ICMPV6) != v6 || message.len() < 8 {
+            return;
+        }
+        let mut start = [0; 8];
+        message.copy_to(&mut start);
+        let (request, reply) = if v6 { ECHO_V6 } else { ECHO };
+        if v6 && start[0] == SOLICITATION {
+            return self.neighbour(ip, &message.to_vec());
+        }
+        if start[..2] != [request, 0] {
+            return;
+        }
+        let here = match ip.destination {
+            IpAddr::V4(address) => address == self.addresses.gateway,
+            IpAddr::V6(address) => self.addresses.v6.is_some_and(|(_, gateway)| gateway == address),
+        };
+        if here {
+            let mut bytes = message.to_vec();
+            bytes[0] = reply;
+            return self.send_icmp((ip.destination, ip.source), bytes);
+        }
+        let id = u16::from_be_bytes([start[4], start[5]]);
+        let (guest, remote) = (wire::end(ip.source, id), wire::end(ip.destination, 0));
+        self.datagram(Key { protocol: Protocol::Icmp, guest, remote }, message, head, ip, now);
+    }
+
+    /// An answer to an echo request, under the identifier that the guest chose: the host's kernel has put its own there.
+    pub(crate) fn send_echo(&mut self, key: &Key, message: &[u8]) {
+        if message.len() >= 8 {
+            let mut bytes = message.to_vec();
+            bytes[4..6].copy_from_slice(&key.guest.port().to_be_bytes());
+            self.send_icmp((key.remote.ip(), key.guest.ip()), bytes);
+        }
+    }
+
+    /// Sends a message, whose checksum is made here, in as many fragments as it takes.
+    fn send_icmp(&mut self, ends: (IpAddr, IpAddr), mut bytes: Vec<u8>) {
+        bytes[2..4].fill(0);
+        let v6 = ends.0.is_ipv6();
+        let protocol = if v6 { wire::ICMPV6 } else { wire::ICMP };
+        let pseudo = if v6 { wire::pseudo(ends.0, ends.1, protocol, bytes.len()) } else { 0 };
+        let sum = wire::checksum(&bytes, pseudo);
+        bytes[2..4].copy_from_slice(&sum.to_be_bytes());
+        self.send_packets(ends, protocol, &bytes);
+    }
+
+    /// Tells the guest that the packet with these headers goes nowhere (RFC 792; RFC 4443, 3.1).
+    pub(crate) fn unreachable(&mut self, headers: &[u8], refusal: Refusal) {
+        let Some(ip) = wire::ip(headers, usize::MAX) else { return };
+        let v6 = ip.source.is_ipv6();
+        let code = match (refusal, v6) {
+            (Refusal::Denied, false) => 13,
+            (Refusal::Denied, true) => 1,
+            (Refusal::Refused, false) => 3,
+            (Refusal::Refused, true) => 4,
+            (Refusal::Unreachable, false) => 1,
+            (Refusal::Unreachable, true) => 0,
+        };
+        let mut message = vec![if v6 { 1 } else { 3 }, code, 0, 0, 0, 0, 0, 0];
+        message.extend(&headers[wire::ETHERNET..]);
+        // Of a TCP segment the guest's kernel heeds it too; of ICMP errors there is none that brings an error.
+        let from = match ip.source {
+            IpAddr::V4(_) => IpAddr::V4(self.addresses.gateway),
+            IpAddr::V6(_) => match self.addresses.v6 {
+                Some((_, gateway)) => IpAddr::V6(gateway),
+                None => return,
+            },
+        };
+        self.send_icmp((from, ip.source), message);
+    }
+
+    /// A neighbour solicitation (RFC 4861, 4.3): every address but the guest's own is the gateway's.
+    fn neighbour(&mut self, ip: &Ip, message: &[u8]) {
+        let Some((guest, _)) = self.addresses.v6 else { return };
+        let Some(target) = message.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()) else { return };
+        let target = std::net::Ipv6Addr::from(target);
+        // From no address: the guest asks whether its own is taken.
+        if target == guest || ip.source.is_unspecified() {
+            return;
+        }
+        let mut answer = vec![ADVERTISEMENT, 0, 0, 0, 0x60, 0, 0, 0];
+        answer.extend(target.octets());
+        answer.extend([2, 1]);
+        answer.extend(self.addresses.gateway_mac);
+        self.send_icmp((target.into(), ip.source), answer);
+    }
+
+    /// Sends a transport's bytes to the guest, in fragments where they do not fit a frame (RFC 791, 3.2).
+    pub(crate) fn send_packets(&mut self, ends: (IpAddr, IpAddr), protocol: u8, bytes: &[u8]) {
+        const PIECE: usize = 1480;
+        let macs = (self.addresses.gateway_mac, self.addresses.guest_mac);
+        let id = self.take_id();
+        if ends.0.is_ipv6() {
+            // A fragment header would be needed beyond; the guest's kernel takes a packet of the frame's size.
+            if bytes.len() <= 1460 {
+                let writer = Writer::ip(macs, ends, protocol, bytes.len(), id, 0);
+                self.push_answer([writer.bytes(), bytes].concat());
+            }
+            return;
+        }
+        let pieces = bytes.len().div_ceil(PIECE).max(1);
+        if self.answers.len() + pieces > crate::limits::ANSWERS {
+            return;
+        }
+        for number in 0..pieces {
+            let from = number * PIECE;
+            let piece = &bytes[from..bytes.len().min(from + PIECE)];
+            let more = if number + 1 < pieces { 0x2000 } else { 0 };
+            let writer = Writer::ip(macs, ends, protocol, piece.len(), id, (from / 8) as u16 | more);
+            self.push_answer([writer.bytes(), piece].concat());
+        }
+    }
+
+    /// A datagram from a flow's other end.
+    pub(crate) fn send_datagram(&mut self, key: &Key, payload: &[u8]) {
+        if key.protocol == Protocol::Icmp {
+            return self.send_echo(key, payload);
+        }
+        let ends = (key.remote.ip(), key.guest.ip());
+        let length = 8 + payload.len();
+        let mut bytes = Vec::with_capacity(length);
+        for field in [key.remote.port(), key.guest.port(), length as u16, 0] {
+            bytes.extend(field.to_be_bytes());
+        }
+        bytes.extend(payload);
+        let sum = wire::checksum(&bytes, wire::pseudo(ends.0, ends.1, wire::UDP, length));
+        // All zeros would say that there is none.
+        bytes[6..8].copy_from_slice(&if sum == 0 { 0xffff } else { sum }.to_be_bytes());
+        self.send_packets(ends, wire::UDP, &bytes);
+    }
+}

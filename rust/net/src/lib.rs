@@ -1,0 +1,20 @@
+//! The network of one guest, in user space: its frames on one side, connected descriptors on the other.
+//!
+//! The stack answers ARP, ping and DHCP for the gateway and ends the guest's TCP itself. It makes no socket: for each new
+//! flow it asks a [`Broker`], which decides, connects, and answers with a connected descriptor or a [`Refusal`]. Bytes
+//! from the guest are written from its memory to that descriptor; bytes for it wait in a ring that exists only while it
+//! holds some. Nothing here blocks, and what a guest can make us keep is bounded in [`limits`].
+
+mod fragments;
+mod frame;
+mod icmp;
+pub mod limits;
+mod link;
+mod ring;
+mod stack;
+mod tcp;
+mod udp;
+pub mod wire;
+
+pub use frame::{Frame, Header, Output};
+pub use stack::{Addresses, Answer, Broker, Offloads, Protocol, Question, Refusal, Stack, Watch};

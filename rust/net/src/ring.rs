@@ -1,0 +1,183 @@
+//! Bytes that wait. Memory is taken when there are some and given back when there are none.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::limits;
+
+const FIRST: usize = 16 * 1024;
+
+#[derive(Default)]
+pub struct Ring {
+    bytes: Box<[u8]>,
+    start: usize,
+    len: usize,
+}
+
+impl Ring {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// `length` bytes from `offset` on, in two pieces.
+    pub fn slices(&self, offset: usize, length: usize) -> [&[u8]; 2] {
+        let length = length.min(self.len.saturating_sub(offset));
+        if length == 0 {
+            return [&[], &[]];
+        }
+        let start = (self.start + offset) % self.bytes.len();
+        let first = length.min(self.bytes.len() - start);
+        [&self.bytes[start..start + first], &self.bytes[..length - first]]
+    }
+
+    /// Forgets the first `length` bytes.
+    pub fn consume(&mut self, length: usize) {
+        let length = length.min(self.len);
+        self.len -= length;
+        if self.len == 0 {
+            *self = Self::default();
+        } else {
+            self.start = (self.start + length) % self.bytes.len();
+        }
+    }
+
+    /// Makes room for `more` bytes, to at most [`limits::RING`] in all; whether they fit.
+    pub fn reserve(&mut self, more: usize) -> bool {
+        let wanted = self.len + more;
+        if wanted > limits::RING {
+            return false;
+        }
+        if wanted > self.bytes.len() {
+            let mut bytes = vec![0; wanted.next_power_of_two().max(FIRST)].into_boxed_slice();
+            let [first, second] = self.slices(0, self.len);
+            bytes[..first.len()].copy_from_slice(first);
+            bytes[first.len()..self.len].copy_from_slice(second);
+            (self.bytes, self.start) = (bytes, 0);
+        }
+        true
+    }
+
+    /// The free memory behind the bytes, in two pieces.
+    fn free(&mut self) -> [&mut [u8]; 2] {
+        let capacity = self.bytes.len();
+        if capacity == self.len {
+            return [&mut [], &mut []];
+        }
+        let end = (self.start + self.len) % capacity;
+        if end < self.start {
+            return [&mut self.bytes[end..self.start], &mut []];
+        }
+        let (before, after) = self.bytes.split_at_mut(end);
+        [after, &mut before[..self.start]]
+    }
+
+    /// Appends `length` bytes that `fill` writes; there must be room.
+    pub fn append(&mut self, length: usize, mut fill: impl FnMut(usize, &mut [u8])) {
+        let [first, second] = self.free();
+        let at = length.min(first.len());
+        fill(0, &mut first[..at]);
+        fill(at, &mut second[..length - at]);
+        self.len += length;
+    }
+
+    /// Reads from `fd` into the free memory.
+    pub fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let spans = self
+            .free()
+            .map(|piece| libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: piece.len() });
+        // SAFETY: both pieces are memory of this ring's, which nobody else uses during the call.
+        let n = check(unsafe { libc::readv(fd.as_raw_fd(), spans.as_ptr(), 2) })?;
+        self.len += n;
+        Ok(n)
+    }
+
+    /// Writes to `fd` what there is, as far as it takes it.
+    pub fn write_to(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        while self.len > 0 {
+            let spans = self.slices(0, self.len).map(|piece| libc::iovec {
+                iov_base: piece.as_ptr().cast_mut().cast(),
+                iov_len: piece.len(),
+            });
+            let n = send(fd, &spans)?;
+            self.consume(n);
+        }
+        Ok(())
+    }
+}
+
+/// sendmsg(2) without a signal when the other end is gone.
+pub fn send(fd: BorrowedFd<'_>, spans: &[libc::iovec]) -> io::Result<usize> {
+    // SAFETY: all zeros is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = spans.as_ptr().cast_mut();
+    message.msg_iovlen = spans.len() as _;
+    // SAFETY: the spans are memory that the caller vouches for; the call only reads it.
+    check(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) })
+}
+
+/// recv(2) that does not wait.
+pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length are the buffer's.
+    check(unsafe {
+        libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
+    })
+}
+
+fn check(n: isize) -> io::Result<usize> {
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_around_the_end_and_through_growth() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let bytes: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+        let (mut ring, mut out) = (Ring::default(), Vec::new());
+        for chunk in bytes.chunks(7001) {
+            theirs.write_all(chunk).unwrap();
+            assert!(ring.reserve(chunk.len()));
+            while ring.read_from(ours.as_fd()).is_ok() {}
+            // Leaves some, so that the start moves on.
+            let take = ring.len() * 2 / 3;
+            let [first, second] = ring.slices(0, take);
+            out.extend([first, second].concat());
+            ring.consume(take);
+        }
+        out.extend(ring.slices(0, ring.len()).concat());
+        ring.consume(ring.len());
+        assert!(out == bytes);
+        assert_eq!(ring.capacity(), 0);
+    }
+
+    #[test]
+    fn a_ring_has_a_limit_and_is_written_as_far_as_the_socket_takes_it() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut ring = Ring::default();
+        assert!(ring.reserve(limits::RING) && !ring.reserve(limits::RING + 1));
+        ring.append(limits::RING, |at, piece| piece.iter_mut().zip(at..).for_each(|(b, n)| *b = n as u8));
+        let error = ring.write_to(ours.as_fd()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let left = ring.len();
+        assert!(left > 0 && left < limits::RING);
+        let mut got = vec![0; limits::RING - left];
+        theirs.read_exact(&mut got).unwrap();
+        assert!(got.iter().zip(0..).all(|(b, n)| *b == n as u8));
+    }
+}
