@@ -1,10 +1,12 @@
-//! Messages between the host and the guest's agent ([`agent`]) and between the API and a worker ([`worker`]).
+//! Messages between the host and the guest's agent ([`agent`]), the API and a worker ([`worker`]), and the policy process
+//! of a guest's network and both of them ([`netd`]).
 //!
-//! Both travel as frames: a u32 length, little-endian, and that many bytes of a postcard-encoded enum
+//! They travel as frames: a u32 length, little-endian, and that many bytes of a postcard-encoded enum
 //! ([`frame`]). Host and guest parts of one release are built together; [`VERSION`] is compared when they meet.
 
 pub mod agent;
 pub mod frame;
+pub mod netd;
 pub mod worker;
 
 /// Version of the messages in this crate. Two sides that differ refuse to talk.

@@ -1,0 +1,124 @@
+//! A stream of messages that may carry descriptors, without waiting for the other side.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use supermachine_proto::frame::{self, Decoder};
+
+/// Messages that wait for the other side. Who lets more of them wait does not read.
+const MAX_WAITING: usize = 32 * 1024;
+
+pub struct Channel {
+    stream: UnixStream,
+    decoder: Decoder,
+    fds: VecDeque<OwnedFd>,
+    waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+    /// Bytes of the first one that are gone.
+    written: usize,
+}
+
+impl Channel {
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let (decoder, fds, waiting) = (Decoder::default(), VecDeque::new(), VecDeque::new());
+        Ok(Self { stream, decoder, fds, waiting, written: 0 })
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Reads what has come; `false` when the other side has ended it.
+    pub fn receive(&mut self) -> io::Result<bool> {
+        let mut bytes = [0_u8; 16 * 1024];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        loop {
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            #[cfg(target_os = "linux")]
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            #[cfg(not(target_os = "linux"))]
+            let flags = RecvFlags::empty();
+            let received =
+                match recvmsg(&self.stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
+                    Ok(received) => received.bytes,
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(rustix::io::Errno::AGAIN) => return Ok(true),
+                    Err(error) => return Err(error.into()),
+                };
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    self.fds.extend(fds);
+                }
+            }
+            if received == 0 {
+                return Ok(false);
+            }
+            self.decoder.push(&bytes[..received]);
+            if received < bytes.len() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The next message that has come whole.
+    pub fn next<T: serde::de::DeserializeOwned>(&mut self) -> Result<Option<T>, frame::Error> {
+        self.decoder.next()
+    }
+
+    /// The next descriptor that has come.
+    pub fn take_fd(&mut self) -> Option<OwnedFd> {
+        self.fds.pop_front()
+    }
+
+    /// Sends a message, at once or when there is room. An error when too many wait.
+    pub fn send<T: serde::Serialize>(&mut self, message: &T, fd: Option<OwnedFd>) -> io::Result<()> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(io::Error::other("the other side does not read"));
+        }
+        let mut bytes = Vec::new();
+        frame::encode(message, &mut bytes).map_err(io::Error::other)?;
+        self.waiting.push_back((bytes, fd));
+        self.flush()
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub fn flush(&mut self) -> io::Result<()> {
+        while let Some((bytes, fd)) = self.waiting.front() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
+            // The descriptor goes with the first byte.
+            if self.written == 0 && !fds.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(&fds));
+            }
+            #[cfg(target_os = "linux")]
+            let flags = SendFlags::NOSIGNAL;
+            #[cfg(not(target_os = "linux"))]
+            let flags = SendFlags::empty();
+            match sendmsg(&self.stream, &[IoSlice::new(&bytes[self.written..])], &mut control, flags) {
+                Ok(n) => self.written += n,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            if self.written == bytes.len() {
+                self.waiting.pop_front();
+                self.written = 0;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

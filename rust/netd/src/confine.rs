@@ -1,0 +1,100 @@
+//! Takes from the process what it does not need: it opens no path, starts no program, and makes sockets of IP only.
+
+/// Why the process could not be confined.
+#[derive(Debug, thiserror::Error)]
+#[error("the policy process cannot be confined: {0}")]
+pub struct Error(String);
+
+#[cfg(target_os = "linux")]
+pub fn confine() -> Result<(), Error> {
+    use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr};
+    let failed = |error: &dyn std::fmt::Display| Error(error.to_string());
+    Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI::V5))
+        .and_then(|ruleset| ruleset.create())
+        .and_then(|ruleset| ruleset.restrict_self())
+        .map_err(|error| failed(&error))?;
+    seccompiler::apply_filter_all_threads(&linux::filter()?).map_err(|error| failed(&error))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn confine() -> Result<(), Error> {
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::collections::BTreeMap;
+
+    use seccompiler::{
+        BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule,
+    };
+
+    use super::Error;
+
+    /// Memory, threads, time, and descriptors that are open.
+    const SYSCALLS: &[i64] = &[
+        libc::SYS_brk,
+        libc::SYS_clock_gettime,
+        libc::SYS_clone,
+        libc::SYS_clone3,
+        libc::SYS_close,
+        libc::SYS_connect,
+        libc::SYS_bind,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+        libc::SYS_fcntl,
+        libc::SYS_futex,
+        libc::SYS_getpeername,
+        libc::SYS_getpid,
+        libc::SYS_getrandom,
+        libc::SYS_getsockname,
+        libc::SYS_getsockopt,
+        libc::SYS_gettid,
+        libc::SYS_madvise,
+        libc::SYS_mmap,
+        libc::SYS_mprotect,
+        libc::SYS_mremap,
+        libc::SYS_munmap,
+        libc::SYS_ppoll,
+        libc::SYS_read,
+        libc::SYS_recvfrom,
+        libc::SYS_recvmsg,
+        libc::SYS_restart_syscall,
+        libc::SYS_rseq,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sched_getaffinity,
+        libc::SYS_sched_yield,
+        libc::SYS_sendmsg,
+        libc::SYS_sendto,
+        libc::SYS_set_robust_list,
+        libc::SYS_setsockopt,
+        libc::SYS_sigaltstack,
+        libc::SYS_socketpair,
+        libc::SYS_write,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+    ];
+
+    pub fn filter() -> Result<BpfProgram, Error> {
+        let failed = |error: BackendError| Error(error.to_string());
+        let rule = |argument, value: u64| {
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+                .and_then(|condition| SeccompRule::new(vec![condition]))
+                .map_err(failed)
+        };
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = SYSCALLS.iter().map(|number| (*number, vec![])).collect();
+        // Of IP alone, and how the standard library makes a socket non-blocking.
+        let families = [libc::AF_INET, libc::AF_INET6];
+        let families = families.map(|family| rule(0, family as u64)).into_iter().collect::<Result<_, _>>()?;
+        rules.insert(libc::SYS_socket, families);
+        rules.insert(libc::SYS_ioctl, vec![rule(1, libc::FIONBIO)?]);
+        let arch = std::env::consts::ARCH.try_into().map_err(failed)?;
+        SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, arch)
+            .and_then(TryInto::try_into)
+            .map_err(failed)
+    }
+}

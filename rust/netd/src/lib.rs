@@ -1,0 +1,14 @@
+//! The policy process of a virtual machine's network.
+//!
+//! It alone makes sockets for a guest. The worker asks it for each flow; it decides by the policy, connects, and hands the
+//! connected descriptor over. It serves the guest's questions to its name server, and remembers which names led where.
+
+pub mod address;
+pub mod channel;
+pub mod confine;
+pub mod dns;
+pub mod host;
+pub mod policy;
+mod resolver;
+pub mod rules;
+pub mod server;

@@ -1,0 +1,313 @@
+//! Grants flows, or does not: the only place where sockets are made for a guest.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, ipproto, socket, sockopt};
+use supermachine_proto::netd::{Command, Denial, Event, Protocol, Refusal, Reply, Request, Start};
+
+use crate::address::{Class, class};
+use crate::channel::Channel;
+use crate::host::Host;
+use crate::policy::{Denied, Pins, Policy};
+use crate::resolver::{Context, Resolver};
+
+/// How long a server may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(60);
+/// Connections that are being made at once.
+const CONNECTING: usize = 4096;
+const DNS: u16 = 53;
+
+struct Connecting {
+    flow: u64,
+    socket: OwnedFd,
+    deadline: Instant,
+}
+
+/// A flow that was granted.
+struct Granted {
+    protocol: Protocol,
+    destination: SocketAddr,
+    names: Vec<String>,
+}
+
+pub struct Server {
+    control: Channel,
+    link: Channel,
+    policy: Policy,
+    pins: Pins,
+    resolver: Resolver,
+    gateway: Vec<IpAddr>,
+    connecting: Vec<Connecting>,
+    granted: HashMap<u64, Granted>,
+}
+
+impl Server {
+    /// For a policy whose rules make sense.
+    pub fn new(control: Channel, link: Channel, start: Start, mut host: Host) -> io::Result<Self> {
+        let policy = Policy::new(&start.policy).map_err(io::Error::other)?;
+        if !start.dns.is_empty() {
+            host.servers = start.dns;
+        }
+        let resolver = Resolver::new(host, start.gateway.clone())?;
+        let (pins, connecting, granted) = (Pins::default(), Vec::new(), HashMap::new());
+        Ok(Self { control, link, policy, pins, resolver, gateway: start.gateway, connecting, granted })
+    }
+
+    /// Serves until the API or the worker is gone.
+    pub fn run(mut self) -> io::Result<()> {
+        loop {
+            let (control, link) = self.wait()?;
+            if (control && !self.hear_control()?) || (link && !self.hear_link()?) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            self.finish(now)?;
+            let mut denied = Vec::new();
+            let mut context = Context { policy: &self.policy, pins: &mut self.pins, denied: &mut denied };
+            self.resolver.serve(&mut context, now);
+            for (name, why) in denied {
+                self.tell(Some(name), None, 0, Protocol::Dns, why)?;
+            }
+            self.control.flush()?;
+            self.link.flush()?;
+        }
+    }
+
+    /// Waits until there is something to do; whether something came from the API and from the worker.
+    fn wait(&self) -> io::Result<(bool, bool)> {
+        let both = |channel: &Channel| {
+            if channel.has_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
+        };
+        let mut fds = vec![
+            PollFd::new(&self.control, both(&self.control)),
+            PollFd::new(&self.link, both(&self.link)),
+        ];
+        fds.extend(self.connecting.iter().map(|pending| PollFd::new(&pending.socket, PollFlags::OUT)));
+        fds.extend(self.resolver.descriptors().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let deadline = self.connecting.iter().map(|pending| pending.deadline).chain(self.resolver.deadline()).min();
+        let timeout = deadline.map(|at| {
+            // Rounded up, so that the deadline has passed afterwards.
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let told = |fd: &PollFd<'_>| fd.revents().intersects(!PollFlags::OUT);
+        Ok((told(&fds[0]), told(&fds[1])))
+    }
+
+    fn hear_control(&mut self) -> io::Result<bool> {
+        let open = self.control.receive()?;
+        while let Some(command) = self.control.next::<Command>().map_err(io::Error::other)? {
+            match command {
+                Command::Start(_) => return Err(io::Error::other("it was told to start twice")),
+                Command::SetPolicy(policy) => {
+                    self.policy = Policy::new(&policy).map_err(io::Error::other)?;
+                    self.revoke()?;
+                }
+                Command::Sync => self.control.send(&Event::Synced, None)?,
+            }
+        }
+        Ok(open)
+    }
+
+    fn hear_link(&mut self) -> io::Result<bool> {
+        let open = self.link.receive()?;
+        while let Some(request) = self.link.next::<Request>().map_err(io::Error::other)? {
+            match request {
+                Request::Open { flow, protocol, destination, .. } => self.open(flow, protocol, destination)?,
+                Request::Closed { flow } => {
+                    self.granted.remove(&flow);
+                    self.connecting.retain(|pending| pending.flow != flow);
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    fn is_gateway(&self, address: IpAddr) -> bool {
+        self.gateway.contains(&address)
+    }
+
+    /// Decides about a flow and begins to connect it.
+    fn open(&mut self, flow: u64, protocol: Protocol, destination: SocketAddr) -> io::Result<()> {
+        let gateway = self.is_gateway(destination.ip());
+        if gateway && destination.port() == DNS && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
+            return match self.resolver.connect(protocol == Protocol::Tcp) {
+                Ok(socket) => self.link.send(&Reply::Granted { flow }, Some(socket)),
+                Err(_) => self.refuse(flow, Refusal::Unreachable),
+            };
+        }
+        let names: Vec<String> =
+            self.pins.names(destination.ip(), Instant::now()).into_iter().map(Into::into).collect();
+        if let Err(denied) = self.decide(protocol, destination, &names) {
+            self.tell(names.first().cloned(), Some(destination.ip()), destination.port(), protocol, denied)?;
+            return self.refuse(flow, Refusal::Denied);
+        }
+        // The host's loopback, by its name on the guest's link.
+        let target = match destination {
+            SocketAddr::V4(_) if gateway => SocketAddr::from((Ipv4Addr::LOCALHOST, destination.port())),
+            SocketAddr::V6(_) if gateway => SocketAddr::from((Ipv6Addr::LOCALHOST, destination.port())),
+            _ => destination,
+        };
+        match connect(protocol, target) {
+            Ok((socket, true)) => {
+                self.grant(flow, protocol, destination, names, Some(socket))?;
+            }
+            Ok((socket, false)) if self.connecting.len() < CONNECTING => {
+                self.grant(flow, protocol, destination, names, None)?;
+                self.connecting.push(Connecting { flow, socket, deadline: Instant::now() + CONNECT });
+            }
+            Ok(_) => self.refuse(flow, Refusal::Unreachable)?,
+            Err(Errno::ACCESS | Errno::PERM) if protocol == Protocol::Icmp => {
+                let denied = Denied {
+                    rule: None,
+                    reason: "the host lets this user send no ping (sysctl net.ipv4.ping_group_range)",
+                    remedy: String::new(),
+                };
+                self.tell(names.first().cloned(), Some(destination.ip()), 0, protocol, denied)?;
+                self.refuse(flow, Refusal::Denied)?;
+            }
+            Err(error) => self.refuse(flow, refusal(error))?,
+        }
+        Ok(())
+    }
+
+    fn decide(&self, protocol: Protocol, destination: SocketAddr, names: &[String]) -> Result<(), Denied> {
+        let address = destination.ip();
+        let class = match class(address) {
+            _ if self.is_gateway(address) => Class::Host,
+            class @ (Class::Public | Class::Private | Class::Special) if is_own(address) => {
+                let _ = class;
+                Class::Host
+            }
+            class => class,
+        };
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.policy.flow(address, class, &names, protocol, destination.port())
+    }
+
+    fn grant(
+        &mut self,
+        flow: u64,
+        protocol: Protocol,
+        destination: SocketAddr,
+        names: Vec<String>,
+        socket: Option<OwnedFd>,
+    ) -> io::Result<()> {
+        self.granted.insert(flow, Granted { protocol, destination, names });
+        match socket {
+            Some(socket) => self.link.send(&Reply::Granted { flow }, Some(socket)),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse(&mut self, flow: u64, refusal: Refusal) -> io::Result<()> {
+        self.granted.remove(&flow);
+        self.link.send(&Reply::Refused { flow, refusal }, None)
+    }
+
+    /// Hands over what is connected by now, and gives up what takes too long.
+    fn finish(&mut self, now: Instant) -> io::Result<()> {
+        let mut at = 0;
+        while at < self.connecting.len() {
+            let pending = &self.connecting[at];
+            let done = match sockopt::socket_error(&pending.socket) {
+                Ok(Ok(())) if rustix::net::getpeername(&pending.socket).is_ok() => Some(Ok(())),
+                Ok(Ok(())) if pending.deadline <= now => Some(Err(Refusal::Unreachable)),
+                Ok(Ok(())) => None,
+                Ok(Err(error)) | Err(error) => Some(Err(refusal(error))),
+            };
+            let Some(done) = done else {
+                at += 1;
+                continue;
+            };
+            let Connecting { flow, socket, .. } = self.connecting.swap_remove(at);
+            match done {
+                Ok(()) => self.link.send(&Reply::Granted { flow }, Some(socket))?,
+                Err(why) => self.refuse(flow, why)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the flows that the policy does not allow.
+    fn revoke(&mut self) -> io::Result<()> {
+        let ended: Vec<u64> = self
+            .granted
+            .iter()
+            .filter(|(_, granted)| self.decide(granted.protocol, granted.destination, &granted.names).is_err())
+            .map(|(flow, _)| *flow)
+            .collect();
+        for flow in ended {
+            self.granted.remove(&flow);
+            self.connecting.retain(|pending| pending.flow != flow);
+            self.link.send(&Reply::Revoked { flow }, None)?;
+        }
+        Ok(())
+    }
+
+    fn tell(
+        &mut self,
+        name: Option<String>,
+        address: Option<IpAddr>,
+        port: u16,
+        protocol: Protocol,
+        denied: Denied,
+    ) -> io::Result<()> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let Denied { rule, reason, remedy } = denied;
+        let time_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        let denial = Denial { name, address, port, protocol, rule, reason: reason.into(), remedy, time_ns };
+        self.control.send(&Event::Denied(denial), None)
+    }
+}
+
+fn refusal(error: Errno) -> Refusal {
+    match error {
+        Errno::CONNREFUSED | Errno::CONNRESET => Refusal::Refused,
+        _ => Refusal::Unreachable,
+    }
+}
+
+/// Whether the address is one of the host's own: then the way to it begins there as well.
+fn is_own(address: IpAddr) -> bool {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let found = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    found.is_ok_and(|own| own.ip().to_canonical() == address.to_canonical())
+}
+
+/// A socket that is connected, or is being.
+fn connect(protocol: Protocol, target: SocketAddr) -> Result<(OwnedFd, bool), Errno> {
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (SocketType::STREAM, None),
+        Protocol::Udp => (SocketType::DGRAM, None),
+        Protocol::Icmp if target.is_ipv4() => (SocketType::DGRAM, Some(ipproto::ICMP)),
+        Protocol::Icmp => (SocketType::DGRAM, Some(ipproto::ICMPV6)),
+        Protocol::Dns => return Err(Errno::INVAL),
+    };
+    let socket = socket(family, kind, number)?;
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    if protocol == Protocol::Tcp {
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        sockopt::set_socket_keepalive(&socket, true)?;
+    }
+    match rustix::net::connect(socket.as_fd(), &target) {
+        Ok(()) => Ok((socket, true)),
+        Err(Errno::INPROGRESS) => Ok((socket, false)),
+        Err(error) => Err(error),
+    }
+}

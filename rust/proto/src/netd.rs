@@ -1,0 +1,111 @@
+//! What the policy process of a virtual machine's network says to the API and to the worker.
+//!
+//! Its standard input is a socket of the API's: the first message is [`Command::Start`], along with which comes the link,
+//! one end of a socket pair whose other end is the worker's. Over the link the worker asks for flows, and each that is
+//! granted comes back as a connected descriptor (SCM_RIGHTS). The process ends when the API's socket or the link does.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// API to the policy process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first message, with the link.
+    Start(Box<Start>),
+    /// Another policy from here on. Flows that it does not allow are ended.
+    SetPolicy(Policy),
+    /// Answered by [`Event::Synced`], after every event before it.
+    Sync,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// [`crate::VERSION`].
+    pub version: u32,
+    pub policy: Policy,
+    /// Name servers in place of the host's.
+    pub dns: Vec<SocketAddr>,
+    /// Addresses of the guest's gateway, which is the host's loopback and a name server to it.
+    pub gateway: Vec<IpAddr>,
+}
+
+/// What the guest may reach. Rules are texts, as users write them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// What holds where no rule matches.
+    pub preset: Preset,
+    pub allow: Vec<String>,
+    /// Come before those that allow.
+    pub deny: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Preset {
+    Nothing,
+    Public,
+    All,
+}
+
+/// The policy process to the API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    Denied(Denial),
+    Synced,
+    /// The last message: it cannot serve.
+    Failed { message: String },
+}
+
+/// Something that the guest was not let do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    /// The name that was looked up, or that the address was found under.
+    pub name: Option<String>,
+    pub address: Option<IpAddr>,
+    /// 0 where there is none.
+    pub port: u16,
+    pub protocol: Protocol,
+    /// The rule that says so, where it was one.
+    pub rule: Option<String>,
+    pub reason: String,
+    /// A rule that would allow it; empty where none could.
+    pub remedy: String,
+    /// Nanoseconds since 1970.
+    pub time_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Icmp,
+    /// A question to a name server.
+    Dns,
+}
+
+/// Worker to the policy process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Answered by [`Reply::Granted`] or [`Reply::Refused`].
+    Open { flow: u64, protocol: Protocol, source: SocketAddr, destination: SocketAddr },
+    /// A flow that was granted has ended.
+    Closed { flow: u64 },
+}
+
+/// The policy process to the worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The connected descriptor comes along.
+    Granted { flow: u64 },
+    Refused { flow: u64, refusal: Refusal },
+    /// The policy no longer allows it.
+    Revoked { flow: u64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    Denied,
+    /// Nobody listens there.
+    Refused,
+    Unreachable,
+}
