@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use crate::broker::{Broker, Protocol, Refusal, Watch};
 use crate::frame::Frame;
-use crate::stack::{Broker, Key, Protocol, Refusal, Stack, Watch};
+use crate::stack::{Key, Stack};
 use crate::wire::{self, Ip, Writer};
 
 const ECHO: (u8, u8) = (8, 0);
@@ -89,7 +90,9 @@ impl<B: Broker, W: Watch> Stack<B, W> {
     /// A neighbour solicitation (RFC 4861, 4.3): every address but the guest's own is the gateway's.
     fn neighbour(&mut self, ip: &Ip, message: &[u8]) {
         let Some((guest, _)) = self.addresses.v6 else { return };
-        let Some(target) = message.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()) else { return };
+        let Some(target) = message.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()) else {
+            return;
+        };
         let target = std::net::Ipv6Addr::from(target);
         // From no address: the guest asks whether its own is taken.
         if target == guest || ip.source.is_unspecified() {

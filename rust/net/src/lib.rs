@@ -5,16 +5,20 @@
 //! from the guest are written from its memory to that descriptor; bytes for it wait in a ring that exists only while it
 //! holds some. Nothing here blocks, and what a guest can make us keep is bounded in [`limits`].
 
+mod broker;
 mod fragments;
 mod frame;
 mod icmp;
 pub mod limits;
 mod link;
+mod output;
 mod ring;
+mod segments;
 mod stack;
 mod tcp;
 mod udp;
 pub mod wire;
 
+pub use broker::{Addresses, Answer, Broker, Offloads, Protocol, Question, Refusal, Watch};
 pub use frame::{Frame, Header, Output};
-pub use stack::{Addresses, Answer, Broker, Offloads, Protocol, Question, Refusal, Stack, Watch};
+pub use stack::Stack;

@@ -2,7 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use crate::stack::{Broker, Protocol, Stack, Watch};
+use crate::broker::{Broker, Protocol, Watch};
+use crate::stack::Stack;
 use crate::wire::{self, Writer};
 
 /// Ethernet and IPv4 (RFC 826).

@@ -127,9 +127,18 @@ pub fn send(fd: BorrowedFd<'_>, spans: &[libc::iovec]) -> io::Result<usize> {
 /// recv(2) that does not wait.
 pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: pointer and length are the buffer's.
-    check(unsafe {
-        libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
-    })
+    check(unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
+}
+
+/// Has the other end see a reset when the socket is closed. One that has no such option stays as it is.
+pub fn linger_never(socket: BorrowedFd<'_>) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let length = size_of_val(&linger) as libc::socklen_t;
+    // SAFETY: pointer and length are those of `linger`.
+    unsafe {
+        let value = (&raw const linger).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, length);
+    }
 }
 
 fn check(n: isize) -> io::Result<usize> {

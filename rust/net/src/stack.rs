@@ -1,77 +1,16 @@
 //! The stack: finds the flow that a frame belongs to, makes new ones, and gives each its turn to send.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
-use crate::frame::{Frame, Header, Output};
+use crate::broker::{Addresses, Answer, Broker, Offloads, Protocol, Question, Refusal, Watch};
+use crate::frame::Frame;
 use crate::limits;
-use crate::tcp::{Connection, Fate, Out};
+use crate::tcp::{Connection, Fate};
 use crate::udp::Datagrams;
-use crate::wire::{self, Ip, Mac, Writer};
-
-/// Who is who on the guest's link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses {
-    pub guest_mac: Mac,
-    pub gateway_mac: Mac,
-    pub guest: Ipv4Addr,
-    pub gateway: Ipv4Addr,
-    /// The same of IPv6, where the guest has it.
-    pub v6: Option<(Ipv6Addr, Ipv6Addr)>,
-}
-
-/// What the guest's driver has accepted: frames for it may leave their checksum to it, and stand for many segments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offloads {
-    pub checksum: bool,
-    pub segments_v4: bool,
-    pub segments_v6: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-    /// Echo requests.
-    Icmp,
-}
-
-/// A new flow that the guest wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
-    pub flow: u64,
-    pub protocol: Protocol,
-    pub source: SocketAddr,
-    pub destination: SocketAddr,
-}
-
-/// Why there is no flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The policy does not allow it.
-    Denied,
-    /// Nobody listens there.
-    Refused,
-    /// There is no way there, or no answer from there.
-    Unreachable,
-}
-
-/// What the broker says to a [`Question`].
-pub type Answer = Result<OwnedFd, Refusal>;
-
-/// Who decides about flows and makes their sockets.
-pub trait Broker {
-    /// Asks for a flow; [`Stack::answer`] tells what came of it. `false` when there is nobody to ask.
-    fn ask(&mut self, question: &Question) -> bool;
-}
-
-/// Has somebody wait for sockets: each event is told once, by [`Stack::event`], until it is asked for again.
-pub trait Watch {
-    fn watch(&mut self, socket: BorrowedFd<'_>, flow: u64, read: bool, write: bool, new: bool);
-    fn forget(&mut self, socket: BorrowedFd<'_>);
-}
+use crate::wire::{self, Ip};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -89,10 +28,10 @@ pub(crate) struct Flow {
     pub key: Key,
     pub kind: Kind,
     /// In `Stack::ready`.
-    queued: bool,
+    pub queued: bool,
     /// In `Stack::timers` under this.
     timer: Option<Instant>,
-    watched: bool,
+    pub watched: bool,
 }
 
 /// The network of one guest.
@@ -100,19 +39,19 @@ pub struct Stack<B, W> {
     pub(crate) addresses: Addresses,
     pub(crate) offloads: Offloads,
     broker: B,
-    watch: W,
-    flows: HashMap<u64, Flow>,
+    pub(crate) watch: W,
+    pub(crate) flows: HashMap<u64, Flow>,
     keys: HashMap<Key, u64>,
     next_flow: u64,
     datagram_flows: usize,
-    ready: VecDeque<u64>,
+    pub(crate) ready: VecDeque<u64>,
     timers: BTreeSet<(Instant, u64)>,
     pub(crate) answers: VecDeque<Vec<u8>>,
     /// Bytes that all flows keep.
-    kept: usize,
+    pub(crate) kept: usize,
     pub(crate) next_id: u16,
     /// A datagram on its way to the guest.
-    buffer: Box<[u8]>,
+    pub(crate) buffer: Box<[u8]>,
     secret: std::hash::RandomState,
     started: Instant,
     pub(crate) fragments: crate::fragments::Fragments,
@@ -372,7 +311,8 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             Kind::Tcp(connection) => connection.is_asking(),
             Kind::Datagrams(datagrams) => datagrams.socket().is_none(),
         };
-        let pending: Vec<u64> = self.flows.iter().filter(|(_, flow)| asking(flow)).map(|(id, _)| *id).collect();
+        let pending: Vec<u64> =
+            self.flows.iter().filter(|(_, flow)| asking(flow)).map(|(id, _)| *id).collect();
         for id in pending {
             self.refuse(id, Refusal::Unreachable);
         }
@@ -387,7 +327,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         }
     }
 
-    fn refuse(&mut self, id: u64, refusal: Refusal) {
+    pub(crate) fn refuse(&mut self, id: u64, refusal: Refusal) {
         let Some(flow) = self.flows.get(&id) else { return };
         match &flow.kind {
             Kind::Tcp(connection) => {
@@ -427,14 +367,16 @@ impl<B: Broker, W: Watch> Stack<B, W> {
                     let fate = connection.expired(now);
                     self.settle(id, fate, now);
                 }
-                Kind::Datagrams(datagrams) if datagrams.last_used + limits::UDP_IDLE <= now => self.remove(id),
+                Kind::Datagrams(datagrams) if datagrams.last_used + limits::UDP_IDLE <= now => {
+                    self.remove(id)
+                }
                 Kind::Datagrams(_) => self.set_timer(id, now),
             }
         }
     }
 
     /// Moves bytes of a flow's, and does what follows.
-    fn settle(&mut self, id: u64, fate: Fate, now: Instant) {
+    pub(crate) fn settle(&mut self, id: u64, fate: Fate, now: Instant) {
         let spare = limits::RINGS.saturating_sub(self.kept);
         let Some(flow) = self.flows.get_mut(&id) else { return };
         let mut fate = fate;
@@ -464,7 +406,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         }
     }
 
-    fn set_timer(&mut self, id: u64, now: Instant) {
+    pub(crate) fn set_timer(&mut self, id: u64, now: Instant) {
         let Some(flow) = self.flows.get_mut(&id) else { return };
         let wanted = match &flow.kind {
             Kind::Tcp(connection) => connection.deadline,
@@ -481,8 +423,9 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         }
     }
 
-    fn remove(&mut self, id: u64) {
+    pub(crate) fn remove(&mut self, id: u64) {
         let Some(flow) = self.flows.remove(&id) else { return };
+        self.broker.closed(id);
         self.keys.remove(&flow.key);
         if let Some(at) = flow.timer {
             self.timers.remove(&(at, id));
@@ -502,120 +445,6 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         }
     }
 
-    /// Sends the guest what there is for it, as far as it has room.
-    pub fn flush(&mut self, output: &mut impl Output, now: Instant) {
-        if !self.send_answers(output) {
-            return;
-        }
-        // Each flow has its turn, of at most one frame.
-        while let Some(id) = self.ready.pop_front() {
-            let Some(flow) = self.flows.get_mut(&id) else { continue };
-            let more = match &flow.kind {
-                Kind::Tcp(_) => self.flush_segment(id, output, now),
-                Kind::Datagrams(_) => self.flush_datagram(id, output, now),
-            };
-            match more {
-                Turn::Full => {
-                    self.ready.push_front(id);
-                    return;
-                }
-                Turn::More => self.ready.push_back(id),
-                Turn::Over => self.rest(id, now),
-            }
-        }
-    }
-
-    fn send_answers(&mut self, output: &mut impl Output) -> bool {
-        while let Some(answer) = self.answers.front() {
-            if !output.send(&Header::default(), &[answer]) {
-                return false;
-            }
-            self.answers.pop_front();
-        }
-        true
-    }
-
-    /// Whether something waits for the guest's buffers.
-    pub fn has_output(&self) -> bool {
-        !self.answers.is_empty() || !self.ready.is_empty()
-    }
-
-    /// A flow has sent all that it has: from here on its socket, its timer or the guest wakes it.
-    fn rest(&mut self, id: u64, now: Instant) {
-        let Some(flow) = self.flows.get_mut(&id) else { return };
-        flow.queued = false;
-        let (socket, (read, write)) = match &mut flow.kind {
-            Kind::Tcp(connection) => {
-                if connection.is_done() {
-                    return self.remove(id);
-                }
-                connection.watch_window(now);
-                (connection.socket(), connection.interest())
-            }
-            Kind::Datagrams(datagrams) => (datagrams.socket(), (!datagrams.readable, false)),
-        };
-        if let Some(socket) = socket
-            && (read || write)
-        {
-            let new = !std::mem::replace(&mut flow.watched, true);
-            self.watch.watch(socket.as_fd(), id, read, write, new);
-        }
-        self.set_timer(id, now);
-    }
-
-    fn flush_segment(&mut self, id: u64, output: &mut impl Output, now: Instant) -> Turn {
-        let (addresses, offloads) = (self.addresses, self.offloads);
-        let packet_id = self.take_id();
-        let spare = limits::RINGS.saturating_sub(self.kept);
-        let Some(flow) = self.flows.get_mut(&id) else { return Turn::Over };
-        let Kind::Tcp(connection) = &mut flow.kind else { return Turn::Over };
-        let v6 = flow.key.guest.is_ipv6();
-        let headers = if v6 { 60 } else { 40 };
-        let mss = connection.mss().min(1500 - headers);
-        let many = if v6 { offloads.segments_v6 } else { offloads.segments_v4 } && offloads.checksum;
-        let most = if many { 0xffff - 100 } else { usize::from(mss) };
-        let Some(out) = connection.next(most) else { return Turn::Over };
-        let payload = connection.payload(&out);
-        let (writer, header) = segment(&addresses, &flow.key, &out, payload, offloads, mss, packet_id);
-        if !output.send(&header, &[writer.bytes(), payload[0], payload[1]]) {
-            return Turn::Full;
-        }
-        connection.sent(&out, now);
-        if connection.readable {
-            let before = connection.kept();
-            let fate = connection.pump(spare);
-            self.kept = self.kept - before + connection.kept();
-            if fate != Fate::Lives {
-                self.settle(id, fate, now);
-                return Turn::Over;
-            }
-        }
-        Turn::More
-    }
-
-    fn flush_datagram(&mut self, id: u64, output: &mut impl Output, now: Instant) -> Turn {
-        if !output.has_room() {
-            return Turn::Full;
-        }
-        let Some(flow) = self.flows.get_mut(&id) else { return Turn::Over };
-        let key = flow.key;
-        let Kind::Datagrams(datagrams) = &mut flow.kind else { return Turn::Over };
-        match datagrams.receive(&mut self.buffer, now) {
-            Ok(Some(n)) => {
-                let buffer = std::mem::take(&mut self.buffer);
-                self.send_datagram(&key, &buffer[..n]);
-                self.buffer = buffer;
-                if self.send_answers(output) { Turn::More } else { Turn::Full }
-            }
-            Ok(None) => Turn::Over,
-            Err(_) => {
-                // The other end refuses; the guest's next datagram asks anew.
-                self.refuse(id, Refusal::Refused);
-                Turn::Over
-            }
-        }
-    }
-
     pub(crate) fn take_id(&mut self) -> u16 {
         self.next_id = self.next_id.wrapping_add(1);
         self.next_id
@@ -628,37 +457,11 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         (self.secret.hash_one(key) as u32).wrapping_add(clock)
     }
 
-    /// The reset for a segment that belongs to no connection (RFC 9293, 3.10.7.1).
-    fn reset_unknown(&mut self, key: &Key, segment: &wire::Tcp, payload: usize) {
-        if segment.flags & wire::ACK != 0 {
-            return self.send_reset(*key, segment.ack, None);
-        }
-        let numbers = u32::from(segment.flags & wire::SYN != 0) + u32::from(segment.flags & wire::FIN != 0);
-        let end = segment.seq.wrapping_add(payload as u32).wrapping_add(numbers);
-        self.send_reset(*key, 0, Some(end));
-    }
-
-    fn send_reset(&mut self, key: Key, seq: u32, ack: Option<u32>) {
-        let flags = wire::RST | if ack.is_some() { wire::ACK } else { 0 };
-        let out = Out { seq, ack: ack.unwrap_or(0), flags, window: 0, offset: 0, length: 0, scale: None };
-        let id = self.take_id();
-        let (writer, _) = segment(&self.addresses, &key, &out, [&[], &[]], Offloads::default(), 0, id);
-        self.push_answer(writer.bytes().to_vec());
-    }
-
     pub(crate) fn push_answer(&mut self, frame: Vec<u8>) {
         if self.answers.len() < limits::ANSWERS {
             self.answers.push_back(frame);
         }
     }
-}
-
-/// What a flow's turn came to.
-enum Turn {
-    /// The guest has no room.
-    Full,
-    More,
-    Over,
 }
 
 /// An address that no flow leads to: it is nobody's, or everybody's.
@@ -667,62 +470,4 @@ fn is_nobody(address: IpAddr) -> bool {
         IpAddr::V4(address) => address.is_multicast() || address.is_broadcast() || address.is_unspecified(),
         IpAddr::V6(address) => address.is_multicast() || address.is_unspecified(),
     }
-}
-
-/// The headers of a segment for the guest.
-fn segment(
-    addresses: &Addresses,
-    key: &Key,
-    out: &Out,
-    payload: [&[u8]; 2],
-    offloads: Offloads,
-    mss: u16,
-    id: u16,
-) -> (Writer, Header) {
-    let syn = out.flags & wire::SYN != 0;
-    let options = if syn { 4 + if out.scale.is_some() { 4 } else { 0 } } else { 0 };
-    let length = 20 + options + out.length;
-    let macs = (addresses.gateway_mac, addresses.guest_mac);
-    let ends = (key.remote.ip(), key.guest.ip());
-    let mut writer = Writer::ip(macs, ends, wire::TCP, length, id, 0x4000);
-    let start = writer.bytes().len();
-    writer.put(&key.remote.port().to_be_bytes());
-    writer.put(&key.guest.port().to_be_bytes());
-    writer.put(&out.seq.to_be_bytes());
-    writer.put(&out.ack.to_be_bytes());
-    writer.put(&[((20 + options) / 4 << 4) as u8, out.flags]);
-    writer.put(&out.window.to_be_bytes());
-    writer.put(&[0; 4]);
-    if syn {
-        let ours = if key.guest.is_ipv6() { 1440_u16 } else { 1460 };
-        writer.put(&[2, 4]);
-        writer.put(&ours.to_be_bytes());
-        if let Some(scale) = out.scale {
-            writer.put(&[3, 3, scale, 1]);
-        }
-    }
-    let pseudo = wire::pseudo(ends.0, ends.1, wire::TCP, length);
-    let mut header = Header::default();
-    if offloads.checksum {
-        writer.set(start + 16, wire::fold(pseudo));
-        header.needs_checksum = true;
-        (header.checksum_start, header.checksum_offset) = (start as u16, 16);
-        if out.length > usize::from(mss) {
-            header.segment = mss;
-            header.header_bytes = writer.bytes().len() as u16;
-            header.v6 = key.guest.is_ipv6();
-        }
-    } else {
-        let sum = wire::add(&writer.bytes()[start..], pseudo);
-        let sum = !wire::fold(add_pieces(payload, sum));
-        writer.set(start + 16, sum);
-    }
-    (writer, header)
-}
-
-/// Adds two pieces that follow each other to a sum, the first of which may be odd.
-pub(crate) fn add_pieces(pieces: [&[u8]; 2], sum: u64) -> u64 {
-    let sum = wire::add(pieces[0], sum);
-    let second = wire::fold(wire::add(pieces[1], 0));
-    sum + u64::from(if pieces[0].len().is_multiple_of(2) { second } else { second.swap_bytes() })
 }

@@ -314,7 +314,7 @@ impl Connection {
         }
         let open = self.state == State::Open;
         while let (true, true, false, Some(socket)) = (open, self.readable, self.host_ended, &self.socket) {
-            let step = if spare > 0 { self.to_guest.len().max(4096).min(limits::RING / 4) } else { 4096 };
+            let step = if spare > 0 { self.to_guest.len().clamp(4096, limits::RING / 4) } else { 4096 };
             if (spare == 0 && !self.to_guest.is_empty()) || !self.to_guest.reserve(step) {
                 break;
             }
@@ -450,18 +450,8 @@ impl Connection {
 
     /// Has the socket's other end see a reset too, and not an orderly end.
     pub fn abort(&self) {
-        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
         if let Some(socket) = &self.socket {
-            // SAFETY: pointer and length are those of `linger`; a socket that has no such option stays as it is.
-            unsafe {
-                libc::setsockopt(
-                    std::os::fd::AsRawFd::as_raw_fd(socket),
-                    libc::SOL_SOCKET,
-                    libc::SO_LINGER,
-                    (&raw const linger).cast(),
-                    size_of_val(&linger) as _,
-                )
-            };
+            ring::linger_never(socket.as_fd());
         }
     }
 }

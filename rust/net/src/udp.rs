@@ -83,7 +83,9 @@ impl Datagrams {
 /// A datagram that a full socket does not take is lost, as it would be in a full queue.
 fn lossy(sent: io::Result<usize>) -> io::Result<()> {
     match sent {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Err(error),
+        Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Err(error)
+        }
         _ => Ok(()),
     }
 }

@@ -189,7 +189,14 @@ impl Writer {
 
     /// Ethernet and IP headers before `length` bytes of payload. `fragment` is the field of that name of IPv4, after its
     /// identification.
-    pub fn ip(macs: (Mac, Mac), ends: (IpAddr, IpAddr), protocol: u8, length: usize, id: u16, fragment: u16) -> Self {
+    pub fn ip(
+        macs: (Mac, Mac),
+        ends: (IpAddr, IpAddr),
+        protocol: u8,
+        length: usize,
+        id: u16,
+        fragment: u16,
+    ) -> Self {
         match ends {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let mut writer = Self::ethernet(macs.0, macs.1, IPV4);
@@ -249,7 +256,10 @@ mod tests {
         let ends: (IpAddr, IpAddr) = ([10, 0, 2, 15].into(), [192, 0, 2, 7].into());
         let writer = Writer::ip(([1; 6], [2; 6]), ends, TCP, 40, 9, 0);
         let read = ip(writer.bytes(), 14 + 20 + 40).unwrap();
-        assert_eq!((read.source, read.destination, read.protocol, read.at, read.length), (ends.0, ends.1, TCP, 34, 40));
+        assert_eq!(
+            (read.source, read.destination, read.protocol, read.at, read.length),
+            (ends.0, ends.1, TCP, 34, 40)
+        );
         assert!(ip(writer.bytes(), 14 + 20 + 39).is_none(), "it is shorter than it says");
         let mut damaged = writer.bytes().to_vec();
         damaged[30] ^= 1;

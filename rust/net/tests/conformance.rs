@@ -91,7 +91,19 @@ fn cases() -> impl Strategy<Value = Case> {
     )
         .prop_map(|((loss, reorder, offloads, peer_buffer, segment), rest)| {
             let (from_guest, from_host, host_chunk, guest_chunk, queue, seed) = rest;
-            Case { loss, reorder, offloads, peer_buffer, segment, from_guest, from_host, host_chunk, guest_chunk, queue, seed }
+            Case {
+                loss,
+                reorder,
+                offloads,
+                peer_buffer,
+                segment,
+                from_guest,
+                from_host,
+                host_chunk,
+                guest_chunk,
+                queue,
+                seed,
+            }
         })
 }
 
@@ -135,7 +147,8 @@ fn disturb(frames: Vec<Vec<u8>>, case: &Case, dice: &mut Dice) -> Vec<Vec<u8>> {
 
 fn converse(case: &Case) -> Result<(), TestCaseError> {
     let mut dice = Dice { state: case.seed | 1, trouble: TROUBLE };
-    let mut stack = common::stack(Offloads { checksum: case.offloads, segments_v4: case.offloads, segments_v6: false });
+    let mut stack =
+        common::stack(Offloads { checksum: case.offloads, segments_v4: case.offloads, segments_v6: false });
     let mut link = Link { segment: case.segment, ..Link::default() };
     let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut link, SmolInstant::ZERO);
     interface.update_ip_addrs(|all| all.push(IpCidr::new(IpAddress::v4(10, 0, 2, 15), 24)).unwrap());
@@ -157,16 +170,19 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
     let began = Instant::now();
     let mut passed = Duration::ZERO;
     while passed < LONG {
+        let before = at_guest.len();
         let (now, smol_now) = (began + passed, SmolInstant::from_millis(passed.as_millis() as i64));
         interface.poll(smol_now, &mut link, &mut sockets);
         let client = sockets.get_mut::<tcp::Socket>(handle);
         if client.can_recv() {
             let take = case.guest_chunk;
-            client.recv(|data| {
-                let n = data.len().min(take);
-                at_guest.extend(&data[..n]);
-                (n, ())
-            }).unwrap();
+            client
+                .recv(|data| {
+                    let n = data.len().min(take);
+                    at_guest.extend(&data[..n]);
+                    (n, ())
+                })
+                .unwrap();
         }
         if client.can_send() && guest_sent < sent_by_guest.len() {
             let end = sent_by_guest.len().min(guest_sent + case.guest_chunk);
@@ -210,8 +226,9 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
         stack.tick(now);
         let mut queue = common::Queue { room: case.queue, ..Default::default() };
         stack.flush(&mut queue, now);
-        quiet &= queue.frames.is_empty();
-        let frames = queue.frames.iter().flat_map(|(header, bytes)| common::segments(header, bytes)).collect();
+        quiet &= queue.frames.is_empty() && at_guest.len() == before;
+        let frames =
+            queue.frames.iter().flat_map(|(header, bytes)| common::segments(header, bytes)).collect();
         for frame in disturb(frames, case, &mut dice) {
             link.to_peer.push_back(frame[14..].to_vec());
         }
@@ -228,7 +245,12 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
     let client = sockets.get_mut::<tcp::Socket>(handle);
     Err(TestCaseError::fail(format!(
         "not over: guest has {} of {}, host {} of {}, host saw the end: {host_saw_end}, peer is {}, {} flows",
-        at_guest.len(), sent_by_host.len(), at_host.len(), sent_by_guest.len(), client.state(), stack.flows(),
+        at_guest.len(),
+        sent_by_host.len(),
+        at_host.len(),
+        sent_by_guest.len(),
+        client.state(),
+        stack.flows(),
     )))
 }
 

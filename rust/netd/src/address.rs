@@ -20,10 +20,8 @@ pub enum Class {
 /// Metadata services outside of the link-local addresses: Azure's, Alibaba's, Oracle's; and of IPv6 Amazon's and Google's.
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192)];
-const METADATA_V6: [Ipv6Addr; 2] = [
-    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
-    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
-];
+const METADATA_V6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
 /// What more there is among the link-local ones: Amazon's and others', and for its containers, and for DNS and time.
 const METADATA_LINK: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 0);
 
@@ -32,7 +30,8 @@ const METADATA_LINK: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 0);
 pub fn plain(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let octets = v6.octets();
-    let v4 = |at: usize| IpAddr::V4(Ipv4Addr::new(octets[at], octets[at + 1], octets[at + 2], octets[at + 3]));
+    let v4 =
+        |at: usize| IpAddr::V4(Ipv4Addr::new(octets[at], octets[at + 1], octets[at + 2], octets[at + 3]));
     match v6.segments() {
         // Mapped, "translated" (RFC 2765), compatible.
         [0, 0, 0, 0, 0, 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] => v4(12),
@@ -83,7 +82,9 @@ fn class_v6(address: Ipv6Addr) -> Class {
         [0, 0, 0, 0, 0, 0, 0, 1] => Class::Host,
         [0xfe80..=0xfebf, ..] => Class::LinkLocal,
         [0xfc00..=0xfdff, ..] | [0xfec0..=0xfeff, ..] => Class::Private,
-        [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] | [0x2001, 0x2, 0, ..] | [0x100, 0, 0, 0, ..] => Class::Special,
+        [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] | [0x2001, 0x2, 0, ..] | [0x100, 0, 0, 0, ..] => {
+            Class::Special
+        }
         // Global unicast.
         [0x2000..=0x3fff, ..] => Class::Public,
         _ => Class::Special,
@@ -101,13 +102,25 @@ mod tests {
     #[test]
     fn addresses_are_what_the_registries_say() {
         let expected = [
-            (Class::Public, "1.1.1.1 8.8.8.8 172.15.0.1 172.32.0.1 100.63.0.1 100.128.0.1 2606:4700::1111 2a00::1"),
+            (
+                Class::Public,
+                "1.1.1.1 8.8.8.8 172.15.0.1 172.32.0.1 100.63.0.1 100.128.0.1 2606:4700::1111 2a00::1",
+            ),
             (Class::Host, "127.0.0.1 127.255.255.254 ::1"),
-            (Class::Private, "10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 100.64.0.1 fd12::1 fc00::1 fec0::1"),
-            (Class::Metadata, "169.254.169.254 169.254.170.2 169.254.0.1 168.63.129.16 100.100.100.200 192.0.0.192"),
+            (
+                Class::Private,
+                "10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 100.64.0.1 fd12::1 fc00::1 fec0::1",
+            ),
+            (
+                Class::Metadata,
+                "169.254.169.254 169.254.170.2 169.254.0.1 168.63.129.16 100.100.100.200 192.0.0.192",
+            ),
             (Class::Metadata, "fd00:ec2::254 fd20:ce::254"),
             (Class::LinkLocal, "fe80::1 febf::1"),
-            (Class::Special, "0.0.0.0 0.1.2.3 224.0.0.1 239.1.1.1 255.255.255.255 240.0.0.1 192.0.2.1 198.18.0.1 :: ff02::1"),
+            (
+                Class::Special,
+                "0.0.0.0 0.1.2.3 224.0.0.1 239.1.1.1 255.255.255.255 240.0.0.1 192.0.2.1 198.18.0.1 :: ff02::1",
+            ),
             (Class::Special, "2001:db8::1 3fff::1 100::1 4000::1"),
         ];
         for (class, addresses) in expected {
@@ -120,9 +133,15 @@ mod tests {
     #[test]
     fn disguises_are_seen_through() {
         for (class, addresses) in [
-            (Class::Host, "::ffff:127.0.0.1 ::127.0.0.1 64:ff9b::127.0.0.1 2002:7f00:1:: 64:ff9b:1::127.0.0.1"),
+            (
+                Class::Host,
+                "::ffff:127.0.0.1 ::127.0.0.1 64:ff9b::127.0.0.1 2002:7f00:1:: 64:ff9b:1::127.0.0.1",
+            ),
             (Class::Private, "::ffff:10.0.0.1 64:ff9b::192.168.0.1 2002:c0a8:1::1 ::ffff:0:10.1.1.1"),
-            (Class::Metadata, "::ffff:169.254.169.254 64:ff9b::a9fe:a9fe 2002:a9fe:a9fe:: 2001:0:1:2:3:4:5601:5601"),
+            (
+                Class::Metadata,
+                "::ffff:169.254.169.254 64:ff9b::a9fe:a9fe 2002:a9fe:a9fe:: 2001:0:1:2:3:4:5601:5601",
+            ),
             (Class::Private, "2a00::5efe:10.0.0.1 2a00::200:5efe:192.168.3.4"),
             (Class::Special, "::ffff:0.0.0.0 64:ff9b::224.0.0.1"),
             (Class::Public, "64:ff9b::1.1.1.1 ::ffff:8.8.8.8"),

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use supermachine_proto::frame::{self, Decoder};
 
@@ -68,7 +68,7 @@ impl Channel {
     }
 
     /// The next message that has come whole.
-    pub fn next<T: serde::de::DeserializeOwned>(&mut self) -> Result<Option<T>, frame::Error> {
+    pub fn take<T: serde::de::DeserializeOwned>(&mut self) -> Result<Option<T>, frame::Error> {
         self.decoder.next()
     }
 

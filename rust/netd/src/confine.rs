@@ -27,8 +27,8 @@ mod linux {
     use std::collections::BTreeMap;
 
     use seccompiler::{
-        BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-        SeccompRule,
+        BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+        SeccompFilter, SeccompRule,
     };
 
     use super::Error;
@@ -86,7 +86,8 @@ mod linux {
                 .and_then(|condition| SeccompRule::new(vec![condition]))
                 .map_err(failed)
         };
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = SYSCALLS.iter().map(|number| (*number, vec![])).collect();
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+            SYSCALLS.iter().map(|number| (*number, vec![])).collect();
         // Of IP alone, and how the standard library makes a socket non-blocking.
         let families = [libc::AF_INET, libc::AF_INET6];
         let families = families.map(|family| rule(0, family as u64)).into_iter().collect::<Result<_, _>>()?;

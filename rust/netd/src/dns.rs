@@ -93,7 +93,8 @@ fn read_addresses(bytes: &[u8]) -> Option<Vec<(IpAddr, Duration)>> {
     let (mut at, mut records) = (at + 4, Vec::new());
     for _ in 0..be16(bytes, 6)?.min(512) {
         let Some((owner, end)) = name(bytes, at) else { break };
-        let (Some(kind), Some(class), Some(length)) = (be16(bytes, end), be16(bytes, end + 2), be16(bytes, end + 8))
+        let (Some(kind), Some(class), Some(length)) =
+            (be16(bytes, end), be16(bytes, end + 2), be16(bytes, end + 8))
         else {
             break;
         };
@@ -111,14 +112,15 @@ fn read_addresses(bytes: &[u8]) -> Option<Vec<(IpAddr, Duration)>> {
             None => break,
         }
     }
-    let found = records.iter().filter(|(owner, ..)| *owner == wanted).filter_map(|(_, kind, ttl, data, _)| {
-        let address = match *kind {
-            A => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(*data).ok()?)),
-            AAAA => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(*data).ok()?)),
-            _ => return None,
-        };
-        Some((address, Duration::from_secs((*ttl).into())))
-    });
+    let found =
+        records.iter().filter(|(owner, ..)| *owner == wanted).filter_map(|(_, kind, ttl, data, _)| {
+            let address = match *kind {
+                A => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(*data).ok()?)),
+                AAAA => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(*data).ok()?)),
+                _ => return None,
+            };
+            Some((address, Duration::from_secs((*ttl).into())))
+        });
     Some(found.collect())
 }
 

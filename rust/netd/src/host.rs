@@ -63,7 +63,9 @@ mod tests {
 
     #[test]
     fn files_are_read_as_the_hosts_own_resolver_does() {
-        let found = servers("search a.test\nnameserver 192.0.2.1\n#nameserver 1.1.1.1\nnameserver fd00::1\nnameserver x\n");
+        let found = servers(
+            "search a.test\nnameserver 192.0.2.1\n#nameserver 1.1.1.1\nnameserver fd00::1\nnameserver x\n",
+        );
         assert_eq!(found, ["192.0.2.1:53".parse().unwrap(), "[fd00::1]:53".parse().unwrap()]);
         assert_eq!(servers(""), ["127.0.0.1:53".parse().unwrap()]);
         let found = names("127.0.0.1 localhost\n192.0.2.9\tBox box.test # comment\n::1 localhost\n");

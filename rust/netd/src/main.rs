@@ -44,7 +44,7 @@ fn begin(control: &mut Channel) -> io::Result<Option<(Start, OwnedFd)>> {
         let mut fds = [PollFd::new(control, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
         let open = control.receive()?;
-        match control.next::<Command>().map_err(io::Error::other)? {
+        match control.take::<Command>().map_err(io::Error::other)? {
             Some(Command::Start(start)) if start.version == VERSION => {
                 let link = control.take_fd().ok_or_else(|| io::Error::other("the link is missing"))?;
                 return Ok(Some((*start, link)));

@@ -28,7 +28,8 @@ pub struct Denied {
 
 impl Policy {
     pub fn new(policy: &netd::Policy) -> Result<Self, NotARule> {
-        let rules = |texts: &[String]| -> Result<Vec<_>, _> { texts.iter().map(|text| Rule::parse(text)).collect() };
+        let rules =
+            |texts: &[String]| -> Result<Vec<_>, _> { texts.iter().map(|text| Rule::parse(text)).collect() };
         Ok(Self { preset: policy.preset, allow: rules(&policy.allow)?, deny: rules(&policy.deny)? })
     }
 
@@ -53,7 +54,9 @@ impl Policy {
         for rule in self.allow.iter().filter(|rule| rule.matches(to, class, names, protocol, port)) {
             match rule.target {
                 // Whoever serves a name says where it leads, so it leads to public addresses only.
-                Target::Name(_) | Target::Below(_) if !(class == Class::Public || special && rule.means(class)) => {
+                Target::Name(_) | Target::Below(_)
+                    if !(class == Class::Public || special && rule.means(class)) =>
+                {
                     by_name = true;
                 }
                 _ if special && !rule.means(class) => {}
@@ -77,7 +80,8 @@ impl Policy {
     /// Whether this name may be looked up: who serves it learns of the question, so that is a flow as well.
     pub fn name(&self, name: &str) -> Result<(), Denied> {
         let named = |rules: &[Rule]| rules.iter().find(|rule| rule.names(name)).cloned();
-        if let Some(rule) = named(&self.deny).filter(|rule| rule.ports.is_empty() && rule.protocol.is_none()) {
+        if let Some(rule) = named(&self.deny).filter(|rule| rule.ports.is_empty() && rule.protocol.is_none())
+        {
             return Err(Denied { rule: Some(rule.text), reason: "a rule denies it", remedy: String::new() });
         }
         let all = |rule: &Rule| matches!(rule.target, Target::Group(group) if group.holds(Class::Public));

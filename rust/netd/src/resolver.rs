@@ -132,7 +132,8 @@ impl Resolver {
         while let Ok(done) = self.answered.1.try_recv() {
             self.by_tcp -= 1;
             let answer = done.answer.filter(|answer| dns::answers(answer, &done.question).is_some());
-            let answer = answer.unwrap_or_else(|| dns::answer(&done.query, &done.question, dns::SERVER_FAILED, &[]));
+            let answer =
+                answer.unwrap_or_else(|| dns::answer(&done.query, &done.question, dns::SERVER_FAILED, &[]));
             self.give(done.client, &done.question, &answer, context, now);
         }
         for (client, query) in self.questions(now) {
@@ -273,7 +274,14 @@ impl Resolver {
     }
 
     /// Remembers what an answer says, and gives it to who asked.
-    fn give(&mut self, client: u64, question: &Question, answer: &[u8], context: &mut Context<'_>, now: Instant) {
+    fn give(
+        &mut self,
+        client: u64,
+        question: &Question,
+        answer: &[u8],
+        context: &mut Context<'_>,
+        now: Instant,
+    ) {
         if let Some(name) = &question.name {
             for (address, ttl) in dns::addresses(answer) {
                 context.pins.add(address, name, ttl, now);

@@ -17,7 +17,10 @@ pub enum Target {
     Name(String),
     /// Names that end with a dot and this.
     Below(String),
-    Network { address: IpAddr, prefix: u8 },
+    Network {
+        address: IpAddr,
+        prefix: u8,
+    },
     Group(Group),
 }
 
@@ -42,7 +45,9 @@ pub struct Rule {
 
 /// Why a text is no rule.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a rule: {what}; a rule is TARGET[:PORTS][/tcp|udp|icmp], where TARGET is a name, *.name, an address, a network as 10.0.0.0/8, or one of public, private, host, meta and any")]
+#[error(
+    "{text:?} is not a rule: {what}; a rule is TARGET[:PORTS][/tcp|udp|icmp], where TARGET is a name, *.name, an address, a network as 10.0.0.0/8, or one of public, private, host, meta and any"
+)]
 pub struct NotARule {
     text: String,
     what: &'static str,
@@ -123,7 +128,8 @@ impl Rule {
         match &self.target {
             Target::Network { address, prefix } => {
                 let long = *prefix >= if address.is_ipv4() { 16 } else { 10 };
-                long && address::class(*address) == class || *prefix == if address.is_ipv4() { 32 } else { 128 }
+                long && address::class(*address) == class
+                    || *prefix == if address.is_ipv4() { 32 } else { 128 }
             }
             Target::Group(group) => *group != Group::Any || class == Class::Host,
             Target::Name(name) => HOST_NAMES.contains(&name.as_str()),
@@ -205,7 +211,11 @@ fn parse_target(text: &str) -> Result<Target, &'static str> {
     };
     let name = normal(name).ok_or("its target is no name")?;
     // What old resolvers read as an address (inet_aton) is not a name that anybody means.
-    if name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x")) {
+    if name
+        .rsplit('.')
+        .next()
+        .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x"))
+    {
         return Err("its target looks like an address and is none");
     }
     Ok(if below { Target::Below(name) } else { Target::Name(name) })

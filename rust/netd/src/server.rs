@@ -84,13 +84,12 @@ impl Server {
         let both = |channel: &Channel| {
             if channel.has_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
         };
-        let mut fds = vec![
-            PollFd::new(&self.control, both(&self.control)),
-            PollFd::new(&self.link, both(&self.link)),
-        ];
+        let mut fds =
+            vec![PollFd::new(&self.control, both(&self.control)), PollFd::new(&self.link, both(&self.link))];
         fds.extend(self.connecting.iter().map(|pending| PollFd::new(&pending.socket, PollFlags::OUT)));
         fds.extend(self.resolver.descriptors().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let deadline = self.connecting.iter().map(|pending| pending.deadline).chain(self.resolver.deadline()).min();
+        let deadline =
+            self.connecting.iter().map(|pending| pending.deadline).chain(self.resolver.deadline()).min();
         let timeout = deadline.map(|at| {
             // Rounded up, so that the deadline has passed afterwards.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -106,7 +105,7 @@ impl Server {
 
     fn hear_control(&mut self) -> io::Result<bool> {
         let open = self.control.receive()?;
-        while let Some(command) = self.control.next::<Command>().map_err(io::Error::other)? {
+        while let Some(command) = self.control.take::<Command>().map_err(io::Error::other)? {
             match command {
                 Command::Start(_) => return Err(io::Error::other("it was told to start twice")),
                 Command::SetPolicy(policy) => {
@@ -121,9 +120,11 @@ impl Server {
 
     fn hear_link(&mut self) -> io::Result<bool> {
         let open = self.link.receive()?;
-        while let Some(request) = self.link.next::<Request>().map_err(io::Error::other)? {
+        while let Some(request) = self.link.take::<Request>().map_err(io::Error::other)? {
             match request {
-                Request::Open { flow, protocol, destination, .. } => self.open(flow, protocol, destination)?,
+                Request::Open { flow, protocol, destination, .. } => {
+                    self.open(flow, protocol, destination)?
+                }
                 Request::Closed { flow } => {
                     self.granted.remove(&flow);
                     self.connecting.retain(|pending| pending.flow != flow);
@@ -244,7 +245,9 @@ impl Server {
         let ended: Vec<u64> = self
             .granted
             .iter()
-            .filter(|(_, granted)| self.decide(granted.protocol, granted.destination, &granted.names).is_err())
+            .filter(|(_, granted)| {
+                self.decide(granted.protocol, granted.destination, &granted.names).is_err()
+            })
             .map(|(flow, _)| *flow)
             .collect();
         for flow in ended {
@@ -280,7 +283,8 @@ fn refusal(error: Errno) -> Refusal {
 
 /// Whether the address is one of the host's own: then the way to it begins there as well.
 fn is_own(address: IpAddr) -> bool {
-    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let found = UdpSocket::bind((any, 0)).and_then(|socket| {
         socket.connect((address, 9))?;
         socket.local_addr()

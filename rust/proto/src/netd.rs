@@ -53,7 +53,9 @@ pub enum Event {
     Denied(Denial),
     Synced,
     /// The last message: it cannot serve.
-    Failed { message: String },
+    Failed {
+        message: String,
+    },
 }
 
 /// Something that the guest was not let do.
@@ -96,10 +98,17 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The connected descriptor comes along.
-    Granted { flow: u64 },
-    Refused { flow: u64, refusal: Refusal },
+    Granted {
+        flow: u64,
+    },
+    Refused {
+        flow: u64,
+        refusal: Refusal,
+    },
     /// The policy no longer allows it.
-    Revoked { flow: u64 },
+    Revoked {
+        flow: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,9 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Instant;
 
-use supermachine_net::{
-    Addresses, Broker, Frame, Header, Offloads, Output, Question, Stack, Watch, wire,
-};
+use supermachine_net::{Addresses, Broker, Frame, Header, Offloads, Output, Question, Stack, Watch, wire};
 
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -24,6 +22,7 @@ pub const ADDRESSES: Addresses = Addresses {
 #[derive(Default)]
 pub struct Questions {
     pub asked: VecDeque<Question>,
+    pub closed: Vec<u64>,
     pub gone: bool,
 }
 
@@ -31,6 +30,10 @@ impl Broker for Questions {
     fn ask(&mut self, question: &Question) -> bool {
         self.asked.push_back(*question);
         !self.gone
+    }
+
+    fn closed(&mut self, flow: u64) {
+        self.closed.push(flow);
     }
 }
 
@@ -83,7 +86,8 @@ pub fn give(stack: &mut TestStack, bytes: &[u8], now: Instant) {
     // Two spans, with a virtio header before them that is skipped.
     let cut = bytes.len() / 2;
     let header = [0_u8; 12];
-    let span = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let span =
+        |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let spans = [span(&header), span(&bytes[..cut]), span(&bytes[cut..])];
     // SAFETY: the spans are slices that outlive the call.
     let frame = unsafe { Frame::new(&spans, header.len()) };
@@ -115,11 +119,19 @@ pub fn segments(header: &Header, bytes: &[u8]) -> Vec<Vec<u8>> {
         let flags = if number + 1 < count { tcp.flags & !(wire::FIN | wire::PSH) } else { tcp.flags };
         let length = tcp.header + piece.len();
         let ends = (ip.source, ip.destination);
-        let writer = wire::Writer::ip((bytes[6..12].try_into().unwrap(), bytes[..6].try_into().unwrap()), ends, wire::TCP, length, 0, 0);
+        let writer = wire::Writer::ip(
+            (bytes[6..12].try_into().unwrap(), bytes[..6].try_into().unwrap()),
+            ends,
+            wire::TCP,
+            length,
+            0,
+            0,
+        );
         let mut frame = writer.bytes().to_vec();
         frame.extend(&bytes[ip.at..start]);
         frame.extend(piece);
-        frame[ip.at + 4..ip.at + 8].copy_from_slice(&tcp.seq.wrapping_add((number * size) as u32).to_be_bytes());
+        frame[ip.at + 4..ip.at + 8]
+            .copy_from_slice(&tcp.seq.wrapping_add((number * size) as u32).to_be_bytes());
         frame[ip.at + 13] = flags;
         frame[ip.at + 16..ip.at + 18].fill(0);
         let sum = wire::checksum(&frame[ip.at..], wire::pseudo(ends.0, ends.1, wire::TCP, length));

@@ -1,0 +1,71 @@
+//! What the stack is told and asks: addresses, features, flows that the guest wants, sockets to wait for.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::wire::Mac;
+
+/// Who is who on the guest's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    pub guest_mac: Mac,
+    pub gateway_mac: Mac,
+    pub guest: Ipv4Addr,
+    pub gateway: Ipv4Addr,
+    /// The same of IPv6, where the guest has it.
+    pub v6: Option<(Ipv6Addr, Ipv6Addr)>,
+}
+
+/// What the guest's driver has accepted: frames for it may leave their checksum to it, and stand for many segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    pub checksum: bool,
+    pub segments_v4: bool,
+    pub segments_v6: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    /// Echo requests.
+    Icmp,
+}
+
+/// A new flow that the guest wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    pub flow: u64,
+    pub protocol: Protocol,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+}
+
+/// Why there is no flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The policy does not allow it.
+    Denied,
+    /// Nobody listens there.
+    Refused,
+    /// There is no way there, or no answer from there.
+    Unreachable,
+}
+
+/// What the broker says to a [`Question`].
+pub type Answer = Result<OwnedFd, Refusal>;
+
+/// Who decides about flows and makes their sockets.
+pub trait Broker {
+    /// Asks for a flow; [`Stack::answer`] tells what came of it. `false` when there is nobody to ask.
+    fn ask(&mut self, question: &Question) -> bool;
+
+    /// A flow that was asked for has ended.
+    fn closed(&mut self, flow: u64);
+}
+
+/// Has somebody wait for sockets: each event is told once, by [`Stack::event`], until it is asked for again.
+pub trait Watch {
+    fn watch(&mut self, socket: BorrowedFd<'_>, flow: u64, read: bool, write: bool, new: bool);
+    fn forget(&mut self, socket: BorrowedFd<'_>);
+}
