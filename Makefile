@@ -63,7 +63,8 @@ fuzz:
 			-print_final_stats=1 -verbosity=0; \
 	done
 
-$(VENV)/installed: pyproject.toml Cargo.toml Cargo.lock
+$(VENV)/installed: pyproject.toml Cargo.toml Cargo.lock requirements-dev.lock
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet '.[dev]'
 	touch $@

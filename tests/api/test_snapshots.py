@@ -117,7 +117,11 @@ some_records = st.builds(
     environment=st.dictionaries(names, texts, max_size=3),
     working_dir=st.none() | texts,
     user=st.none() | texts,
-    ports=st.dictionaries(texts, st.lists(st.tuples(texts, st.integers(0, 65535)), max_size=2), max_size=2),
+    ports=st.dictionaries(
+        texts,
+        st.lists(st.tuples(st.sampled_from(["127.0.0.1", "::1"]), st.integers(0, 65535)), max_size=2, unique=True),
+        max_size=2,
+    ),
     parents=st.lists(st.tuples(digits, texts), max_size=3),
 )
 
@@ -151,6 +155,29 @@ def test_records_of_a_stranger_are_believed_in_nothing(record, data):
     # Then it is one that could have been written, and above all names no file outside the cache.
     assert len(found.rootfs) == 64 and set(found.rootfs) <= set("0123456789abcdef")
     assert records.Record.decode(found.encode(), "it") == found
+
+
+def test_ports_of_a_stranger_are_on_loopback_and_few():
+    """Who restores a snapshot says where else it listens, and not who wrote it."""
+    record = records.Record(
+        reference="a",
+        digest="sha256:" + "0" * 64,
+        platform="linux/arm64",
+        rootfs="1" * 64,
+        config=ImageConfig(),
+        environment={},
+        working_dir=None,
+        user=None,
+        ports={},
+        parents=[],
+    )
+    body = json.loads(record.encode())
+    body["ports"] = {"80/tcp": [["0.0.0.0", 80], ["127.0.0.1", 80], ["::", 81], ["::1", 82]]}
+    found = records.Record.decode(json.dumps(body).encode(), "it")
+    assert found.ports == {"80/tcp": [("127.0.0.1", 80), ("127.0.0.1", 81), ("::1", 82)]}
+    body["ports"] = {f"{port}/tcp": [["127.0.0.1", 0]] for port in range(1, 258)}
+    with pytest.raises(BadSnapshot, match="more than 256 ports"):
+        records.Record.decode(json.dumps(body).encode(), "it")
 
 
 @given(st.binary(max_size=200))

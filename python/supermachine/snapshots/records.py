@@ -30,6 +30,9 @@ _MAX_BYTES = 4 << 20
 _MAX_CHAIN = 64
 #: Files that are looked at for a parent that is not where it is said to be.
 _MAX_LOOKED_AT = 256
+#: Ports of the host that are listened on again at most: who wrote the file may be anybody.
+_MAX_PORTS = 256
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -142,10 +145,7 @@ class Record:
                 environment=parsing.environment({_text(k): _text(v) for k, v in body["environment"].items()}),
                 working_dir=_optional(body["working_dir"]),
                 user=_optional(body["user"]),
-                ports={
-                    _text(name): [(_text(host), _port(port)) for host, port in places]
-                    for name, places in body["ports"].items()
-                },
+                ports=_ports(body["ports"]),
                 parents=[(_text(id_), _text(path)) for id_, path in body["parents"]][:_MAX_CHAIN],
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -192,6 +192,17 @@ def _text(value: object) -> str:
 
 def _optional(value: object) -> str | None:
     return None if value is None else _text(value)
+
+
+def _ports(value: dict[str, list[tuple[str, int]]]) -> dict[str, list[tuple[str, int]]]:
+    """Ports of this host that were published; on loopback, whatever is said: who restores it may say otherwise."""
+    ports: dict[str, list[tuple[str, int]]] = {}
+    for name, places in value.items():
+        found = [(host if _text(host) in _LOOPBACK else _LOOPBACK[0], _port(port)) for host, port in places]
+        ports[_text(name)] = list(dict.fromkeys(found))
+    if sum(map(len, ports.values())) > _MAX_PORTS:
+        raise ValueError(f"it had more than {_MAX_PORTS} ports published")
+    return ports
 
 
 def _port(value: object) -> int:
