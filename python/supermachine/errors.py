@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
 
+#: E2BIG, which has this number on every system; `errno` takes time to load.
+_E2BIG = 7
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: what a guest, an image or a registry says may reach a terminal in a message,
+    where they would move the cursor, change its title or answer for the user. Lines stay lines.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
 class SupermachineError(Exception):
     """The base of every error here; `message` is one sentence that names what failed."""
 
@@ -34,10 +52,11 @@ class SupermachineError(Exception):
         return super().__new__(cls, message)
 
     def __init__(self, message: str = "", *, cause: str | None = None, hint: str | None = None) -> None:
+        message = printable(message)
         super().__init__(message)
         self.message = message
         self.code = self.default_code
-        self.cause = cause
+        self.cause = cause if cause is None else printable(cause)
         self.hint = hint if hint is not None else self.default_hint
 
     def __str__(self) -> str:
@@ -334,6 +353,17 @@ class CommandNotStarted(SupermachineError, OSError):
     """The guest's kernel would not start another process (out of memory, out of processes …)."""
 
     default_code = "command.not-started"
+
+
+class ArgumentsTooLong(SupermachineError, OSError):
+    """A command's arguments and environment together are longer than a guest takes."""
+
+    default_code = "command.arguments-too-long"
+    default_hint = "put them into a file of the guest with vm.path(...).write_text, or send them by input="
+
+    def __init__(self, message: str = "", *, cause: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, cause=cause, hint=hint)
+        self.errno = _E2BIG
 
 
 class AgentError(SupermachineError, ConnectionError):

@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 
 
 class Reader:
@@ -108,7 +109,11 @@ def serve(stream: Stream) -> None:
     elif kind == 1:
         while (command := stream.receive()) is not None:
             try:
-                FILES[command.number()](stream, command)
+                number_ = command.number()
+                if number_ in (0, 1, 2) and command.data[2:].startswith(b"/hostile/"):
+                    hostile(stream, number_, command.bytes())
+                else:
+                    FILES[number_](stream, command)
             except OSError as error:
                 stream.send(b"\x05" + signed(error.errno or 5))
     stream.sock.close()
@@ -128,6 +133,8 @@ def execute(stream: Stream, request: Reader) -> None:
         os._exit(0)
     if args[0] == b"!hang-up":
         return
+    if args[0] in HOSTILE:
+        return stream.sock.sendall(b"".join(struct.pack("<I", len(body)) + body for body in HOSTILE[args[0]]))
     if args[0] == b"!mute":
         while stream.receive() is not None:
             pass
@@ -191,6 +198,14 @@ def execute(stream: Stream, request: Reader) -> None:
 
 
 DONE = b"\x00"
+
+#: What no process does: programs of these names end with a status or by a signal that there is none of, or say
+#: something that is meant for a terminal.
+HOSTILE = {
+    b"!status": [b"\x00\x01", b"\x04\x00" + signed(1 << 30)],
+    b"!signal": [b"\x00\x01", b"\x04\x01" + signed(-(1 << 31))],
+    b"!escape": [b"\x05\x05" + blob(b"\x1b]0;title\x07\x1b[2Jgone \xc2\x9b31m")],
+}
 
 
 def status(s: os.stat_result) -> bytes:
@@ -259,6 +274,33 @@ def remove_tree(path):
     import shutil
 
     shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+
+
+def hostile(stream, command, path):
+    """Answers that do not fit, for paths below /hostile."""
+    name = path.rsplit(b"/", 1)[-1]
+    nothing = bytes(13)
+    if name == b"endless":
+        part = b"\x02" + number(1000) + b"".join(blob(b"%d" % n) + nothing for n in range(1000))
+        while True:
+            stream.sock.sendall(struct.pack("<I", len(part)) + part)
+    if name == b"data":
+        part = b"\x03" + blob(bytes(65536))
+        while True:
+            stream.sock.sendall(struct.pack("<I", len(part)) + part)
+    if name == b"name":
+        return stream.send(b"\x02\x01" + blob(b"../../etc/passwd") + nothing)
+    if name == b"empty":
+        return stream.send((b"\x02\x00", b"\x02\x00", b"\x03\x00")[command])
+    if name == b"errno":
+        return stream.send(b"\x05" + signed(-(1 << 31)))
+    if name == b"silent":
+        return None
+    if name == b"drip":
+        for byte in struct.pack("<I", 200_000) + bytes(200_000):
+            stream.sock.sendall(bytes([byte]))
+            time.sleep(0.02)
+    return stream.send(b"\x04" + blob(bytes(9000)))
 
 
 FILES = {

@@ -46,23 +46,27 @@ def _flushed(code: int) -> int:
             if stream is not None:
                 stream.flush()
         except BrokenPipeError:
-            code = 128 + _SIGPIPE  # whoever read it has gone
-        except OSError as error:
-            code = code or OWN_FAILURE
             if stream is sys.stdout:
+                code = 128 + _SIGPIPE  # whoever read it has gone
+        except OSError as error:
+            # A stderr that takes nothing has kept nobody from the work.
+            if stream is sys.stdout:
+                code = code or OWN_FAILURE
                 _complain("the output cannot be written", str(error), None)
     return code
 
 
 def _main() -> int:
     from ..errors import CommandNotExecutable, CommandNotFound, SupermachineError, VMExited
+    from ..host.warnings import say
 
     try:
         return _dispatch()
     except SupermachineError as error:
         _complain(str(error), error.cause, error.hint)
         if isinstance(error, VMExited) and error.console_tail and os.environ.get(env.DEBUG):
-            print(error.console_tail, file=sys.stderr)
+            for line in error.console_tail.splitlines():
+                say(line)
         if isinstance(error, CommandNotFound):
             return NOT_FOUND
         return NOT_EXECUTABLE if isinstance(error, CommandNotExecutable) else OWN_FAILURE
@@ -100,6 +104,8 @@ def _dispatch() -> int:
 
 
 def _complain(message: str, cause: str | None, hint: str | None) -> None:
-    print(f"supermachine: {message}" + (f" ({cause})" if cause and cause not in message else ""), file=sys.stderr)
+    from ..host.warnings import say
+
+    say(message + (f" ({cause})" if cause and cause not in message else ""))
     if hint:
-        print(f"supermachine: hint: {hint}", file=sys.stderr)
+        say(f"hint: {hint}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from ..host.warnings import say
 
 if TYPE_CHECKING:
     from ..images import ProgressEvent
@@ -27,7 +29,11 @@ class Reporter:
         if self._quiet or event.phase not in ("download", "convert", "wait"):
             return
         if self._terminal:
-            self._bar(event)
+            try:
+                self._bar(event)
+            except OSError:
+                # The terminal is gone; the work goes on.
+                self._terminal, self._quiet = False, True
         else:
             self._line(event)
 
@@ -36,7 +42,7 @@ class Reporter:
         if key not in self._said:
             self._said.add(key)
             size = f" ({event.total / 1e6:.1f} MB)" if event.total else ""
-            print(f"supermachine: {_VERBS[event.phase]} {_short(event.digest)}{size}", file=sys.stderr, flush=True)
+            say(f"{_VERBS[event.phase]} {_short(event.digest)}{size}")
 
     def _bar(self, event: ProgressEvent) -> None:
         if self._bars is None:
@@ -60,7 +66,8 @@ class Reporter:
 
     def close(self) -> None:
         if self._bars is not None:
-            self._bars.stop()
+            with suppress(OSError):
+                self._bars.stop()
             self._bars = None
             self._tasks.clear()
 

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
+#: Bytes of a path that Linux takes, its end included (include/uapi/linux/limits.h); this also bounds how deep the
+#: directories are that a guest can make one believe in.
+_PATH_MAX = 4096
+#: Seconds in which the guest answers a file command; what is moved meanwhile earns more.
+ANSWER_TIMEOUT = 180.0
 #: Bytes of one write to the guest.
 _BLOCK = 256 * 1024
 
@@ -77,7 +82,7 @@ class FileSystem:
         try:
             files = self._idle.pop()
         except IndexError:
-            files = Files.open(worker)
+            files = Files.open(worker, ANSWER_TIMEOUT)
         try:
             yield files
         finally:
@@ -154,7 +159,10 @@ class GuestPath(PurePosixPath):
 
     @property
     def _bytes(self) -> bytes:
-        return encode(str(self) if self.is_absolute() else "/" + str(self))
+        path = encode(str(self) if self.is_absolute() else "/" + str(self))
+        if len(path) >= _PATH_MAX:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
+        return path
 
     def _do(self, work: Callable[[Files], T]) -> T:
         with self._fs.connection() as files:
@@ -235,21 +243,23 @@ class GuestPath(PurePosixPath):
                 yield path
 
     def _glob(self, parts: list[str]) -> Iterator[GuestPath]:
-        if not parts:
-            yield self
-            return
-        part, rest = parts[0], parts[1:]
-        if part == "**":
-            yield from self._glob(rest) if rest else iter([self])
-            for path, status in self._entries_or_none():
-                if _stat.S_ISDIR(status.st_mode):
-                    yield from path._glob(parts)
-        elif any(c in part for c in "*?["):
-            for path, _status in self._entries_or_none():
-                if fnmatch.fnmatchcase(path.name, part):
-                    yield from path._glob(rest)
-        elif (self / part).exists():
-            yield from (self / part)._glob(rest)
+        # A stack of its own: a guest's directories may be deeper than Python's calls.
+        todo: list[tuple[GuestPath, list[str]]] = [(self, parts)]
+        while todo:
+            path, parts = todo.pop()
+            if not parts:
+                yield path
+                continue
+            part, rest = parts[0], parts[1:]
+            found: list[tuple[GuestPath, list[str]]] = []
+            if part == "**":
+                found.append((path, rest))
+                found += [(p, parts) for p, s in path._entries_or_none() if _stat.S_ISDIR(s.st_mode)]
+            elif any(c in part for c in "*?["):
+                found += [(p, rest) for p, _ in path._entries_or_none() if fnmatch.fnmatchcase(p.name, part)]
+            elif (path / part).exists():
+                found.append((path / part, rest))
+            todo.extend(reversed(found))
 
     def _entries_or_none(self) -> list[tuple[GuestPath, Status]]:
         try:
@@ -264,13 +274,18 @@ class GuestPath(PurePosixPath):
         return self._same(os.fsdecode(self._do(lambda f: f.read_link(self._bytes))))
 
     def resolve(self, strict: bool = False) -> GuestPath:
-        try:
-            return self._same(os.fsdecode(self._do(lambda f: f.resolve(self._bytes))))
-        except FileNotFoundError:
-            if strict or self.parent == self:
-                raise
-            parent: GuestPath = self.parent
-            return parent.resolve() / self.name
+        missing: list[str] = []
+        path: GuestPath = self
+        while True:
+            try:
+                found = self._same(os.fsdecode(path._do(lambda f, path=path: f.resolve(path._bytes))))  # type: ignore[misc]
+            except FileNotFoundError:
+                if strict or path.parent == path:
+                    raise
+                missing.append(path.name)
+                path = path.parent
+            else:
+                return found.joinpath(*reversed(missing)) if missing else found
 
     def absolute(self) -> GuestPath:
         return self._same(os.fsdecode(self._bytes))

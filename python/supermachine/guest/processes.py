@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import locale
@@ -52,10 +53,34 @@ def arguments(args: Args, shell: bool) -> list[bytes]:
     return items
 
 
+def _encoding(encoding: str | None) -> str:
+    return encoding or locale.getpreferredencoding(False)
+
+
+def _input_bytes(data: Any, text: bool, encoding: str | None, errors: str | None) -> bytes:
+    """What to send, checked as `subprocess` checks it, before anything runs or waits."""
+    if text:
+        return b"" if data is None else data.encode(_encoding(encoding), errors or "strict")
+    return bytes(memoryview(data)) if data else b""
+
+
+def _environment(env: Mapping[str, str] | None, variables: dict[bytes, bytes]) -> list[bytes]:
+    """What the process gets: `variables` with `env` over them. Raises what `subprocess` raises."""
+    for name, value in (env or {}).items():
+        key = os.fsencode(name)
+        if b"=" in key:
+            raise ValueError("illegal environment variable name")
+        variables[key] = os.fsencode(value)
+    words = [name + b"=" + value for name, value in variables.items()]
+    if any(b"\0" in word for word in words):
+        raise ValueError("embedded null byte")
+    return words
+
+
 class Popen:
     """A running process in a guest; attributes and methods are those of `subprocess.Popen`.
 
-    `pid` is the process id inside the guest.
+    `pid` is the process id inside the guest. In a process that is forked from this one the object does nothing.
     """
 
     def __init__(
@@ -96,10 +121,18 @@ class Popen:
         self._buffers: tuple[list[bytes], list[bytes]] = ([], [])
         self._readers: list[threading.Thread] = []
         self._writer: threading.Thread | None = None
+        #: What went wrong in one of the threads, for `communicate` to raise.
+        self._trouble: BaseException | None = None
+        self._owner = os.getpid()
+        if not isinstance(bufsize, int):
+            raise TypeError("bufsize must be an integer")
+        if user is not None and not isinstance(user, (str, int)):
+            raise TypeError("user must be a string or an integer")
+        if self.text_mode:
+            codecs.lookup(_encoding(encoding))
         command = arguments(args, shell)
-        variables = {} if clear_env else dict(context.env)
-        if env is not None:
-            variables.update(env)
+        inherited = {} if clear_env else {encode(name): encode(value) for name, value in context.env.items()}
+        variables = _environment(env, inherited)
         from .._core import Exec
 
         closing: list[int] = []
@@ -110,7 +143,7 @@ class Popen:
             self._exec: Exec = Exec.start(
                 context.worker(),
                 command,
-                env=[encode(f"{name}={value}") for name, value in variables.items()],
+                env=variables,
                 cwd=encode(context.cwd if cwd is None else cwd),
                 user=context.user if user is None else str(user),
                 tty=tty,
@@ -213,14 +246,15 @@ class Popen:
         """Sends `input`, reads both outputs to their end and waits. May be called again after a time-out."""
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.stdin is not None and self._writer is None:
-            self._writer = threading.Thread(target=self._feed, args=(input,), daemon=True)
+            data = _input_bytes(input, self.text_mode, self.encoding, self.errors)
+            self._writer = threading.Thread(target=self._feed, args=(data,), daemon=True)
             self._writer.start()
         elif input is not None and self.stdin is None:
             raise ValueError("Cannot send input when stdin is not a pipe")
         if not self._readers:
             for stream, parts in ((self.stdout, self._buffers[0]), (self.stderr, self._buffers[1])):
                 if stream is not None:
-                    thread = threading.Thread(target=_drain, args=(stream, parts), daemon=True)
+                    thread = threading.Thread(target=self._drain, args=(stream, parts), daemon=True)
                     thread.start()
                     self._readers.append(thread)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -231,20 +265,44 @@ class Popen:
             raise TimeoutExpired(self.args, timeout or 0.0, output=out, stderr=err) from None
         for thread in self._readers:
             thread.join()
+        if self._trouble is not None:
+            raise self._trouble
         out = self._text(self._buffers[0]) if self.stdout is not None else None
         err = self._text(self._buffers[1]) if self.stderr is not None else None
         self._close_pipes()
         return out, err
 
-    def _feed(self, data: Any) -> None:
+    def _feed(self, data: bytes) -> None:
+        """A thread: sends all of it. Whatever goes wrong, the process's input ends."""
         stream = self.stdin
         assert stream is not None
         try:
-            if data:
-                stream.write(data)
-            stream.close()
+            stream.flush()
+            getattr(stream, "buffer", stream).write(data)
         except (BrokenPipeError, ValueError):
-            pass
+            pass  # the process has closed its end, or the caller has closed this one
+        except BaseException as error:
+            self._trouble = error
+        finally:
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+            except BaseException as error:
+                self._trouble = self._trouble or error
+
+    def _drain(self, stream: Any, parts: list[bytes]) -> None:
+        """A thread: reads all there is. One that fails closes its end, so that the process does not wait for it."""
+        raw = getattr(stream, "buffer", stream)
+        try:
+            while data := raw.read1(65536) if hasattr(raw, "read1") else raw.read(65536):
+                parts.append(data)
+        except ValueError:
+            pass  # closed by the caller while it was read
+        except BaseException as error:
+            self._trouble = error
+            with contextlib.suppress(OSError):
+                stream.close()
 
     def _partial(self) -> tuple[bytes | None, bytes | None]:
         out = b"".join(self._buffers[0]) if self.stdout is not None else None
@@ -275,7 +333,8 @@ class Popen:
 
     def __exit__(self, *_exc: object) -> None:
         self._close_pipes()
-        self.wait()
+        if self._owner == os.getpid():
+            self.wait()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
@@ -308,18 +367,9 @@ def _must_be_directory(worker: Worker, path: bytes) -> None:
         raise BadWorkingDirectory(f"the working directory {shown} is no directory in the guest")
 
 
-def _drain(stream: Any, parts: list[bytes]) -> None:
-    raw = getattr(stream, "buffer", stream)
-    try:
-        while data := raw.read1(65536) if hasattr(raw, "read1") else raw.read(65536):
-            parts.append(data)
-    except ValueError:
-        pass  # closed by the caller while it was read
-
-
 def decode(data: bytes, encoding: str | None, errors: str | None) -> str:
     """Text as `subprocess` gives it: decoded, with universal newlines."""
-    text = data.decode(encoding or locale.getpreferredencoding(False), errors or "strict")
+    text = data.decode(_encoding(encoding), errors or "strict")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from .. import directories, env
 from ..errors import ConfigurationError, EngineUnavailable, HardwareRequired, SupermachineError
+from . import warnings
 
 EngineName = Literal["auto", "soft", "kvm", "hvf"]
 Isolation = Literal["hardware", "software"]
@@ -287,7 +288,7 @@ def warning(engine: Engine) -> str:
         what = f"the {engine.name} engine was asked for, and {engine.status}"
     else:
         return ""
-    return f"supermachine: warning: {what} (supermachine doctor)"
+    return f"warning: {what} (supermachine doctor)"
 
 
 def warn_once(engine: Engine) -> None:
@@ -297,5 +298,4 @@ def warn_once(engine: Engine) -> None:
     if not said or _warned:
         return
     _warned = True
-    if sys.stderr is not None:
-        print(said, file=sys.stderr)
+    warnings.say(said)

@@ -65,6 +65,7 @@ class Pool:
         self._failures = 0
         self._retry_at = 0.0
         self._closed = False
+        self._owner = os.getpid()
         self._new()  # options that make no sense are the caller's to hear of
         self._thread = threading.Thread(target=self._refill, name="supermachine-pool", daemon=True)
         self._thread.start()
@@ -90,7 +91,10 @@ class Pool:
 
     @contextmanager
     def acquire(self, timeout: float | None = None) -> Iterator[VM]:
-        """A fresh running machine, ended with the block. Raises `PoolTimeout` after `timeout` seconds."""
+        """A fresh running machine, ended with the block. Raises `PoolTimeout` after `timeout` seconds.
+
+        In a process that was forked from the pool's own, it is a closed pool.
+        """
         vm = self._take(timeout)
         try:
             yield vm
@@ -99,6 +103,8 @@ class Pool:
 
     def _take(self, timeout: float | None, given_up: threading.Event | None = None) -> VM:
         """A machine for `_end`. Setting `given_up`, and telling `_changed` so, ends the wait."""
+        if self._elsewhere():
+            raise PoolClosed(f"the pool belongs to the process {self._owner}, from which this one was forked")
         deadline = None if timeout is None else time.monotonic() + timeout
         dead: list[VM] = []
         with self._changed:
@@ -133,12 +139,18 @@ class Pool:
                 for vm in dead:
                     vm.kill()
 
+    def _elsewhere(self) -> bool:
+        """Whether this is another process, in which nobody refills and the locks may be held by nobody."""
+        return self._owner != os.getpid()
+
     def _wake(self) -> None:
         """Makes everyone who waits look again."""
         with self._changed:
             self._changed.notify_all()
 
     def _end(self, vm: VM) -> None:
+        if self._elsewhere():
+            return
         try:
             vm.kill()
         finally:
@@ -218,6 +230,8 @@ class Pool:
 
     def close(self) -> None:
         """Ends the ready machines; those in use go on to the end of their blocks. Who waits gets `PoolClosed`."""
+        if self._elsewhere():
+            return
         with self._changed:
             self._closed = True
             ready = [vm for vm, _ in self._ready]

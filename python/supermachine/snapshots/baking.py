@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..errors import (
     SupermachineError,
     VMExited,
 )
-from ..host import bundle
+from ..host import bundle, warnings
 from . import working_set
 
 if TYPE_CHECKING:
@@ -324,6 +323,6 @@ _warned: set[str] = set()
 
 def _warn(message: str) -> None:
     """One line on stderr, once in this process."""
-    if message not in _warned and sys.stderr is not None:
+    if message not in _warned:
         _warned.add(message)
-        print(f"supermachine: warning: {message}", file=sys.stderr)
+        warnings.warn(message)

@@ -1,40 +1,75 @@
 //! A connection to the agent on which messages go back and forth one at a time.
+//!
+//! No exchange takes longer than it is given. What it moves earns it time, so that a large file may take long and a
+//! guest that sends a byte now and then may not.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use supermachine_proto::frame::{self, Decoder};
 
+use crate::descriptors::Unshared;
 use crate::errors;
+use crate::state::{Exit, Shared};
 use crate::sys::{self, Interest};
-use crate::worker::{Exit, Shared};
 
 /// How long the VM may take to say why it ended once a connection has.
 const EXIT_GRACE: Duration = Duration::from_millis(300);
+
+/// Bytes that an exchange must move in a second to go on beyond its time; what a busy interpreted guest does in the
+/// worst case is some hundred times as much.
+const LEAST_RATE: u64 = 16 * 1024;
 
 /// Why a message did not go or come.
 enum Trouble {
     Exited(Exit),
     Lost(String),
     Io(io::Error),
+    Late,
 }
 
 pub struct Connection {
-    stream: UnixStream,
+    stream: Unshared<UnixStream>,
     vm: Arc<Shared>,
     decoder: Decoder,
     buffer: Vec<u8>,
+    /// When the exchange must be over; `None` for a time that is too far to represent.
+    deadline: Option<Instant>,
+    /// Bytes moved that have not earned time yet.
+    moved: u64,
+    timeout: Duration,
 }
 
 impl Connection {
-    pub fn new(stream: UnixStream, vm: Arc<Shared>) -> io::Result<Self> {
+    /// `timeout` is what an exchange is given; `begin` begins one.
+    pub fn new(stream: Unshared<UnixStream>, vm: Arc<Shared>, timeout: Duration) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, vm, decoder: Decoder::default(), buffer: vec![0; 64 * 1024] })
+        let (decoder, buffer) = (Decoder::default(), vec![0; 64 * 1024]);
+        let deadline = Instant::now().checked_add(timeout);
+        Ok(Self { stream, vm, decoder, buffer, deadline, moved: 0, timeout })
+    }
+
+    /// Begins an exchange, which is given so many times the usual time.
+    pub fn begin(&mut self, times: u32) {
+        self.moved = 0;
+        self.deadline = Instant::now().checked_add(self.timeout.saturating_mul(times));
+    }
+
+    /// Whether this process is another than the connection's own.
+    pub fn elsewhere(&self) -> Option<Exit> {
+        self.vm.elsewhere()
+    }
+
+    fn earn(&mut self, bytes: usize) {
+        self.moved += bytes as u64;
+        let seconds = self.moved / LEAST_RATE;
+        self.moved %= LEAST_RATE;
+        self.deadline = self.deadline.and_then(|deadline| deadline.checked_add(Duration::from_secs(seconds)));
     }
 
     fn ended(&self) -> Trouble {
@@ -52,13 +87,13 @@ impl Connection {
             e => errors::agent(py, &e.to_string()),
         })?;
         let mut sent = 0;
-        let result = sys::wait_for(py, None, |slice| {
+        let result = sys::wait_for(py, self.deadline, |slice| {
             while sent < bytes.len() {
-                match (&self.stream).write(&bytes[sent..]) {
+                match (&*self.stream).write(&bytes[sent..]) {
                     Ok(n) => sent += n,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        match sys::poll([Interest::when(true, &self.stream, libc::POLLOUT)], Some(slice)) {
+                        match sys::poll([Interest::when(true, &*self.stream, libc::POLLOUT)], Some(slice)) {
                             Ok([0]) => return None,
                             Ok(_) => {}
                             Err(e) => return Some(Err(Trouble::Io(e))),
@@ -74,47 +109,51 @@ impl Connection {
             }
             Some(Ok(()))
         })?;
-        raise(py, result.unwrap_or(Ok(())))
+        self.earn(bytes.len());
+        self.raise(py, result.unwrap_or(Err(Trouble::Late)))
     }
 
     /// Receives one message.
     pub fn receive<T: DeserializeOwned + Send>(&mut self, py: Python<'_>) -> PyResult<T> {
-        let result = sys::wait_for(py, None, |slice| {
+        let mut received = 0;
+        let result = sys::wait_for(py, self.deadline, |slice| {
             loop {
                 match self.decoder.next::<T>() {
                     Ok(Some(message)) => return Some(Ok(message)),
                     Ok(None) => {}
                     Err(e) => return Some(Err(Trouble::Lost(e.to_string()))),
                 }
-                match sys::poll([Interest::when(true, &self.stream, libc::POLLIN)], Some(slice)) {
+                match sys::poll([Interest::when(true, &*self.stream, libc::POLLIN)], Some(slice)) {
                     Ok([0]) => return None,
                     Ok(_) => {}
                     Err(e) => return Some(Err(Trouble::Io(e))),
                 }
-                match sys::read(&self.stream, &mut self.buffer) {
+                match sys::read(&*self.stream, &mut self.buffer) {
                     Ok(0) => return Some(Err(self.ended())),
-                    Ok(n) => self.decoder.push(&self.buffer[..n]),
+                    Ok(n) => {
+                        received += n;
+                        self.decoder.push(&self.buffer[..n]);
+                    }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                     Err(_) => return Some(Err(self.ended())),
                 }
             }
         })?;
-        match result {
-            Some(result) => raise(py, result),
-            None => Err(errors::agent(py, "the agent did not answer")),
-        }
+        self.earn(received);
+        self.raise(py, result.unwrap_or(Err(Trouble::Late)))
     }
 
     /// Whether bytes have arrived that nobody asked for.
     pub fn idle(&self) -> bool {
         self.decoder.pending() == 0
     }
-}
 
-fn raise<T>(py: Python<'_>, result: Result<T, Trouble>) -> PyResult<T> {
-    result.map_err(|trouble| match trouble {
-        Trouble::Exited(exit) => errors::vm_exited(py, &exit),
-        Trouble::Lost(message) => errors::agent(py, &message),
-        Trouble::Io(error) => error.into(),
-    })
+    fn raise<T>(&self, py: Python<'_>, result: Result<T, Trouble>) -> PyResult<T> {
+        result.map_err(|trouble| match trouble {
+            Trouble::Exited(exit) => errors::vm_exited(py, &exit),
+            Trouble::Lost(message) => errors::agent(py, &message),
+            Trouble::Io(error) => error.into(),
+            Trouble::Late => errors::late(py, self.timeout),
+        })
+    }
 }

@@ -1,10 +1,12 @@
 //! From Rust's errors to the classes of `supermachine.errors`.
 
+use std::time::Duration;
+
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::worker::Exit;
+use crate::state::Exit;
 
 /// An instance of a class of `supermachine.errors`, ready to raise.
 pub fn instance(
@@ -46,6 +48,23 @@ pub fn exec_failed(py: Python<'_>, kind: &str, message: &str) -> PyErr {
         _ => "CommandNotStarted",
     };
     instance(py, class, message, |_| Ok(()))
+}
+
+/// `VMTimeout`: the guest did not answer in time.
+pub fn late(py: Python<'_>, timeout: Duration) -> PyErr {
+    let message =
+        format!("the guest's agent did not answer a file command within {} seconds", timeout.as_secs_f64());
+    instance(py, "VMTimeout", &message, |_| Ok(()))
+}
+
+/// `ArgumentsTooLong`: what execve(2) says of arguments and an environment that are too long.
+pub fn arguments_too_long(py: Python<'_>, length: usize) -> PyErr {
+    let most = supermachine_proto::frame::MAX_FRAME;
+    let message =
+        format!("the arguments and the environment take {length} bytes; a guest takes {most} at most");
+    instance(py, "ArgumentsTooLong", &message, |k| {
+        k.set_item("cause", std::io::Error::from_raw_os_error(libc::E2BIG).to_string())
+    })
 }
 
 /// The `OSError` subclass that Python gives this errno, with the path it happened at.

@@ -1,16 +1,18 @@
 //! `Exec`: one process in the guest.
 
-use std::io;
+use std::io::PipeReader;
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 use supermachine_proto::agent::{self, Chunk, ExecInput, ExitStatus, REQUEST_PORT, Request, WindowSize};
 use supermachine_proto::frame;
 
+use crate::descriptors;
 use crate::errors;
 use crate::pump::{Command, Handle, Outcome, Pump, Sink, Source};
 use crate::sys;
@@ -31,7 +33,7 @@ enum Stream {
     /// "null", "pipe" or "buffer".
     Word(String),
     /// Input that is known already.
-    Bytes(Vec<u8>),
+    Bytes(PyBackedBytes),
 }
 
 impl Exec {
@@ -53,18 +55,17 @@ fn returncode(status: ExitStatus) -> i32 {
     }
 }
 
-fn output(stream: Option<Stream>, limit: usize) -> PyResult<(Sink, Option<OwnedFd>)> {
+fn output(stream: Option<Stream>, limit: usize) -> PyResult<(Sink, Option<PipeReader>)> {
     Ok(match stream {
         None => (Sink::Null, None),
-        Some(Stream::Fd(fd)) => (Sink::Fd { fd: sys::duplicate(fd)?, own: false }, None),
+        Some(Stream::Fd(fd)) => (Sink::Fd(sys::duplicate(fd)?), None),
         Some(Stream::Word(word)) => match word.as_str() {
             "null" => (Sink::Null, None),
             "buffer" => (Sink::Buffer { limit }, None),
             "pipe" => {
-                let (reader, writer) = io::pipe()?;
-                let writer = OwnedFd::from(writer);
+                let (reader, writer) = descriptors::pipe()?;
                 sys::set_nonblocking(&writer)?;
-                (Sink::Fd { fd: writer, own: true }, Some(reader.into()))
+                (Sink::Pipe(Arc::new(writer)), Some(reader.release()))
             }
             _ => {
                 return Err(PyValueError::new_err(format!(
@@ -97,6 +98,7 @@ impl Exec {
         stderr: Option<Stream>,
         limit: usize,
     ) -> PyResult<Self> {
+        descriptors::reserve_standard()?;
         let (source, stdin_pipe) = match stdin {
             None => (Source::None, None),
             Some(Stream::Bytes(bytes)) => (Source::Bytes(bytes), None),
@@ -104,16 +106,17 @@ impl Exec {
             Some(Stream::Word(word)) => match word.as_str() {
                 "null" => (Source::None, None),
                 "pipe" => {
-                    let (reader, writer) = io::pipe()?;
-                    (Source::Fd(reader.into()), Some(OwnedFd::from(writer)))
+                    let (reader, writer) = descriptors::pipe()?;
+                    (Source::Pipe(reader), Some(OwnedFd::from(writer.release())))
                 }
                 _ => return Err(PyValueError::new_err(format!("{word:?} is not \"null\" or \"pipe\""))),
             },
         };
         let (stdout, stdout_pipe) = output(stdout, limit)?;
         let (stderr, stderr_pipe) = match (&stderr, &stdout) {
-            (Some(Stream::Word(word)), Sink::Fd { fd, own }) if word == "stdout" => {
-                (Sink::Fd { fd: fd.try_clone()?, own: *own }, None)
+            (Some(Stream::Word(word)), Sink::Fd(fd)) if word == "stdout" => (Sink::Fd(fd.try_clone()?), None),
+            (Some(Stream::Word(word)), Sink::Pipe(pipe)) if word == "stdout" => {
+                (Sink::Pipe(pipe.clone()), None)
             }
             (Some(Stream::Word(word)), _) if word == "stdout" => (Sink::Null, None),
             _ => output(stderr, limit)?,
@@ -130,7 +133,7 @@ impl Exec {
         let mut bytes = Vec::new();
         frame::encode(&request, &mut bytes).map_err(|error| match error {
             // What execve(2) says of arguments and environment that are too long.
-            frame::Error::TooLong { .. } => errors::os_error(libc::E2BIG, b""),
+            frame::Error::TooLong { length } => errors::arguments_too_long(py, length),
             error => errors::agent(py, &error.to_string()),
         })?;
         let (stream, vm) = worker.get().open(py, REQUEST_PORT)?;
@@ -139,7 +142,8 @@ impl Exec {
             .name("supermachine-exec".into())
             .stack_size(128 * 1024)
             .spawn(move || pump.run())?;
-        let pipes = [stdin_pipe, stdout_pipe, stderr_pipe].map(|fd| fd.map(IntoRawFd::into_raw_fd));
+        let pipes = [stdin_pipe, stdout_pipe.map(OwnedFd::from), stderr_pipe.map(OwnedFd::from)]
+            .map(|fd| fd.map(IntoRawFd::into_raw_fd));
         Ok(Self { handle, pipes })
     }
 

@@ -1,7 +1,9 @@
 //! `Files`: the guest's file system over one connection.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+use std::time::Duration;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use supermachine_proto::agent::{Chunk, FileCommand, FileReply, REQUEST_PORT, Request, Stat, WriteMode};
@@ -10,6 +12,15 @@ use supermachine_proto::frame::MAX_DATA;
 use crate::connection::Connection;
 use crate::errors;
 use crate::worker::{Worker, closed};
+
+/// Entries of one directory at most; a million in memory would take some hundred megabytes.
+const MAX_ENTRIES: usize = 1 << 19;
+/// Bytes of their names at most.
+const MAX_NAMES: usize = 64 << 20;
+/// Bytes of a path or a link's target at most: twice Linux's PATH_MAX.
+const MAX_TARGET: usize = 8192;
+/// How many times the usual time the removal of a tree is given, which one command does however large it is.
+const TREE: u32 = 10;
 
 /// A file's status in the order of the fields of [`Stat`].
 type StatTuple = (u64, u64, u32, u32, u32, u32, u64, u64, u64, (i64, i64, i64));
@@ -47,11 +58,54 @@ fn unexpected(py: Python<'_>) -> PyErr {
     errors::agent(py, "the agent gave an answer that does not fit the file command")
 }
 
+/// Whether a directory can have an entry of this name.
+fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= MAX_TARGET
+        && !name.iter().any(|b| matches!(b, b'/' | 0))
+}
+
+/// What a directory holds, as its parts arrive.
+#[derive(Default)]
+struct Listing {
+    entries: Vec<(Chunk, Stat)>,
+    names: usize,
+}
+
+impl Listing {
+    /// Takes a part; says what is wrong with it.
+    fn add(&mut self, part: Vec<(Chunk, Stat)>) -> Result<(), String> {
+        if part.is_empty() {
+            return Err("the agent gave an empty part of a directory".to_owned());
+        }
+        for (name, stat) in part {
+            if !is_name(&name.0) {
+                return Err("the agent gave a directory's entry a name that none can have".to_owned());
+            }
+            self.names += name.0.len();
+            if self.entries.len() >= MAX_ENTRIES || self.names > MAX_NAMES {
+                return Err(format!(
+                    "the directory has more than {MAX_ENTRIES} entries; list it in the guest"
+                ));
+            }
+            self.entries.push((name, stat));
+        }
+        Ok(())
+    }
+}
+
 impl Inner {
     fn ask(&mut self, py: Python<'_>, command: &FileCommand, path: &[u8]) -> PyResult<FileReply> {
         self.spoilt = true;
+        self.connection.begin(if matches!(command, FileCommand::RemoveTree { .. }) { TREE } else { 1 });
         self.connection.send(py, command)?;
         self.answer(py, path)
+    }
+
+    /// Nothing that this agent says here is believed any more.
+    fn unfit(&mut self, py: Python<'_>) -> PyErr {
+        self.spoilt = true;
+        unexpected(py)
     }
 
     fn answer(&mut self, py: Python<'_>, path: &[u8]) -> PyResult<FileReply> {
@@ -59,7 +113,9 @@ impl Inner {
         let reply = self.connection.receive(py)?;
         self.spoilt = false;
         match reply {
-            FileReply::Failed { errno } => Err(errors::os_error(errno, path)),
+            // Linux's errors are 1 to 4095 (MAX_ERRNO in include/linux/err.h).
+            FileReply::Failed { errno: errno @ 1..=4095 } => Err(errors::os_error(errno, path)),
+            FileReply::Failed { .. } => Err(self.unfit(py)),
             reply => Ok(reply),
         }
     }
@@ -72,13 +128,17 @@ impl Files {
             std::sync::TryLockError::Poisoned(_) => closed("the connection"),
             std::sync::TryLockError::WouldBlock => closed("the connection is in use; it"),
         })?;
-        work(inner.as_mut().ok_or_else(|| closed("the connection"))?)
+        let inner = inner.as_mut().ok_or_else(|| closed("the connection"))?;
+        if let Some(exit) = inner.connection.elsewhere() {
+            return Python::attach(|py| Err(errors::vm_exited(py, &exit)));
+        }
+        work(inner)
     }
 
     fn done(&self, py: Python<'_>, command: &FileCommand, path: &[u8]) -> PyResult<()> {
         self.with(|inner| match inner.ask(py, command, path)? {
             FileReply::Done => Ok(()),
-            _ => Err(unexpected(py)),
+            _ => Err(inner.unfit(py)),
         })
     }
 
@@ -89,19 +149,24 @@ impl Files {
         path: &[u8],
     ) -> PyResult<Bound<'py, PyBytes>> {
         self.with(|inner| match inner.ask(py, command, path)? {
-            FileReply::Target(target) => Ok(PyBytes::new(py, &target.0)),
-            _ => Err(unexpected(py)),
+            FileReply::Target(Chunk(target)) if target.len() <= MAX_TARGET && !target.contains(&0) => {
+                Ok(PyBytes::new(py, &target))
+            }
+            _ => Err(inner.unfit(py)),
         })
     }
 }
 
 #[pymethods]
 impl Files {
-    /// Connects to the agent.
+    /// Connects to the agent, which answers a command within `timeout` seconds, but for what large files take.
     #[staticmethod]
-    fn open(py: Python<'_>, worker: &Bound<'_, Worker>) -> PyResult<Self> {
+    #[pyo3(signature = (worker, timeout=180.0))]
+    fn open(py: Python<'_>, worker: &Bound<'_, Worker>, timeout: f64) -> PyResult<Self> {
+        let timeout =
+            Duration::try_from_secs_f64(timeout).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let (stream, vm) = worker.get().open(py, REQUEST_PORT)?;
-        let mut connection = Connection::new(stream, vm)?;
+        let mut connection = Connection::new(stream, vm, timeout)?;
         connection.send(py, &Request::Files)?;
         let inner = Inner { connection, writing: None, spoilt: false };
         Ok(Self { inner: Mutex::new(Some(inner)) })
@@ -116,35 +181,38 @@ impl Files {
     }
 
     fn close(&self) {
-        *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // Nobody else has it, but in a process that was forked while somebody had.
+        if let Ok(mut inner) = self.inner.try_lock() {
+            *inner = None;
+        }
     }
 
     fn stat(&self, py: Python<'_>, path: Vec<u8>, follow: bool) -> PyResult<StatTuple> {
         let command = FileCommand::Stat { path: Chunk(path.clone()), follow };
         self.with(|inner| match inner.ask(py, &command, &path)? {
             FileReply::Stat(stat) => Ok(tuple(&stat)),
-            _ => Err(unexpected(py)),
+            _ => Err(inner.unfit(py)),
         })
     }
 
     /// Names and status of a directory's entries, without "." and "..".
     fn list<'py>(&self, py: Python<'py>, path: Vec<u8>) -> PyResult<Vec<(Bound<'py, PyBytes>, StatTuple)>> {
         self.with(|inner| {
-            let mut entries = Vec::new();
+            let mut listing = Listing::default();
             let mut reply = inner.ask(py, &FileCommand::List { path: Chunk(path.clone()) }, &path)?;
             loop {
                 match reply {
-                    FileReply::Entries(part) => {
-                        entries.extend(part.iter().map(|(n, s)| (PyBytes::new(py, &n.0), tuple(s))));
-                    }
-                    FileReply::Done => return Ok(entries),
-                    _ => {
+                    FileReply::Entries(part) => listing.add(part).map_err(|trouble| {
                         inner.spoilt = true;
-                        return Err(unexpected(py));
-                    }
+                        errors::agent(py, &trouble)
+                    })?,
+                    FileReply::Done => break,
+                    _ => return Err(inner.unfit(py)),
                 }
                 reply = inner.answer(py, &path)?;
             }
+            let entries = listing.entries.into_iter();
+            Ok(entries.map(|(name, stat)| (PyBytes::new(py, &name.0), tuple(&stat))).collect())
         })
     }
 
@@ -159,19 +227,18 @@ impl Files {
     ) -> PyResult<()> {
         self.with(|inner| {
             let command = FileCommand::Read { path: Chunk(path.clone()), offset, length };
+            let mut left = if length == 0 { u64::MAX } else { length };
             let mut reply = inner.ask(py, &command, &path)?;
             loop {
                 match reply {
-                    FileReply::Data(part) => {
+                    FileReply::Data(part) if !part.0.is_empty() && part.0.len() as u64 <= left => {
+                        left -= part.0.len() as u64;
                         // More is under way until Done: a failing `write` spoils the connection.
                         inner.spoilt = true;
                         write.call1((PyBytes::new(py, &part.0),))?;
                     }
                     FileReply::Done => return Ok(()),
-                    _ => {
-                        inner.spoilt = true;
-                        return Err(unexpected(py));
-                    }
+                    _ => return Err(inner.unfit(py)),
                 }
                 reply = inner.answer(py, &path)?;
             }
@@ -199,6 +266,7 @@ impl Files {
             if inner.writing.is_none() {
                 return Err(closed("the file"));
             }
+            inner.connection.begin(1);
             for part in data.as_bytes().chunks(MAX_DATA) {
                 inner.connection.send(py, &FileCommand::WriteData(Chunk(part.to_vec())))?;
             }

@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use supermachine_proto::agent::{FileReply, REQUEST_PORT, Request};
 use supermachine_proto::frame;
 
+use crate::descriptors::{self, Owner, Unshared};
 use crate::sys::{self, Interest};
 use crate::worker::{Dialer, Worker};
 
@@ -38,7 +39,8 @@ enum Guest {
 pub struct Forward {
     address: SocketAddr,
     /// Closing it ends the listener.
-    alive: Mutex<Option<PipeWriter>>,
+    alive: Mutex<Option<Unshared<PipeWriter>>>,
+    owner: Owner,
 }
 
 #[pymethods]
@@ -68,16 +70,15 @@ impl Forward {
         })?;
         let dialer = worker.dialer();
         let started = py.detach(move || -> io::Result<Self> {
-            let listener = TcpListener::bind((address, port))?;
+            let listener = Unshared::new(|| TcpListener::bind((address, port)))?;
             listener.set_nonblocking(true)?;
             let address = listener.local_addr()?;
-            let (stop, alive) = io::pipe()?;
-            let ended = dialer.bell()?;
+            let (stop, alive) = descriptors::pipe()?;
             thread::Builder::new()
                 .name("supermachine-port".into())
                 .stack_size(128 * 1024)
-                .spawn(move || listen(&listener, &dialer, guest, &stop, &ended))?;
-            Ok(Self { address, alive: Mutex::new(Some(alive)) })
+                .spawn(move || listen(&listener, &dialer, guest, &stop))?;
+            Ok(Self { address, alive: Mutex::new(Some(alive)), owner: Owner::this() })
         });
         Ok(started?)
     }
@@ -90,22 +91,25 @@ impl Forward {
 
     /// Takes no more connections; those that are open go on.
     fn close(&self) {
+        if !self.owner.is_here() {
+            return;
+        }
         self.alive.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
 /// Takes connections until `stop` or `ended` closes.
-fn listen(listener: &TcpListener, dialer: &Dialer, guest: Guest, stop: &PipeReader, ended: &PipeReader) {
+fn listen(listener: &TcpListener, dialer: &Dialer, guest: Guest, stop: &PipeReader) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let interests = [
             Interest::when(true, listener, libc::POLLIN),
             Interest::when(true, stop, libc::POLLIN),
-            Interest::when(true, ended, libc::POLLIN),
+            Interest::when(true, dialer.vm().ended(), libc::POLLIN),
         ];
         let Ok([_, 0, 0]) = sys::poll(interests, None) else { return };
-        let client = match listener.accept() {
-            Ok((client, _)) => client,
+        let client = match Unshared::new(|| Ok(listener.accept()?.0)) {
+            Ok(client) => client,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(_) => {
                 // Out of descriptors, most likely: the connection stays in the queue.
@@ -131,14 +135,15 @@ fn listen(listener: &TcpListener, dialer: &Dialer, guest: Guest, stop: &PipeRead
 
 /// One connection, to its end. Dropping the client closes it, which is how a refusal shows.
 fn serve(client: &TcpStream, dialer: &Dialer, to: Guest) -> Result<(), frame::Error> {
-    let ended = dialer.bell()?;
     let guest = match to {
         Guest::Vsock(port) => dialer.open(port)?,
         Guest::Tcp(port) => {
-            let mut guest = dialer.open(REQUEST_PORT)?;
+            let guest = dialer.open(REQUEST_PORT)?;
             guest.set_read_timeout(Some(ANSWER))?;
-            frame::write(&mut guest, &Request::Forward { port })?;
-            if frame::read::<FileReply>(&mut guest)? != Some(FileReply::Done) {
+            guest.set_write_timeout(Some(ANSWER))?;
+            frame::write(&mut &*guest, &Request::Forward { port })?;
+            let mut answer = Until { stream: &guest, deadline: Instant::now() + ANSWER };
+            if frame::read::<FileReply>(&mut answer)? != Some(FileReply::Done) {
                 return Ok(());
             }
             guest
@@ -147,7 +152,22 @@ fn serve(client: &TcpStream, dialer: &Dialer, to: Guest) -> Result<(), frame::Er
     client.set_nonblocking(true)?;
     client.set_nodelay(true)?;
     guest.set_nonblocking(true)?;
-    Ok(relay(client, &guest, &ended)?)
+    Ok(relay(client, &guest, dialer.vm().ended())?)
+}
+
+/// Reads until a moment, however little comes at a time.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if Instant::now() >= self.deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        (&mut &*self.stream).read(buffer)
+    }
 }
 
 /// Bytes on their way in one direction.

@@ -4,14 +4,17 @@
 //! [`sys::SIGNAL_INTERVAL_MS`] milliseconds, and ends when the VM does.
 
 mod connection;
+mod descriptors;
 mod errors;
 mod exec;
 mod files;
 mod forward;
 mod image;
+mod monitor;
 mod publication;
 mod pump;
 mod snapshot;
+mod state;
 mod sys;
 mod worker;
 
@@ -59,9 +62,17 @@ mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-    /// vCPUs that a guest has at most, by its architecture.
+    /// Opens /dev/null on those of the descriptors 0, 1 and 2 that are closed.
+    #[pyfunction]
+    fn reserve_standard_streams() -> PyResult<()> {
+        Ok(crate::descriptors::reserve_standard()?)
+    }
+
+    /// vCPUs that a guest has at most, by its architecture; and what every process that loads this needs.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::descriptors::watch_forks();
+        crate::descriptors::reserve_standard()?;
         module.add("MAX_VCPUS", HashMap::from(supermachine_proto::worker::MAX_VCPUS))
     }
 }

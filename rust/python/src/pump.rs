@@ -5,23 +5,27 @@
 //! pipe as it would here.
 
 use std::collections::VecDeque;
-use std::io::{self, PipeReader, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pyo3::pybacked::PyBackedBytes;
 use supermachine_proto::agent::{Chunk, ExecInput, ExecOutput, ExitStatus, STDIN_WINDOW};
 use supermachine_proto::frame::{self, Decoder, MAX_DATA};
 
+use crate::descriptors::{self, Unshared};
+use crate::state::{Exit, Shared};
 use crate::sys::{self, Interest};
-use crate::worker::{Exit, Shared};
 
 /// Bytes of one output stream that are held for a reader that does not read.
 const HELD: usize = 1024 * 1024;
 /// Bytes that poll(2)'s POLLOUT promises to take from a blocking descriptor (PIPE_BUF on Linux; 512 on macOS is
 /// the least POSIX allows, but its pipes take this many as well).
 const SURE_WRITE: usize = 4096;
+/// Characters of an agent's message that are kept.
+const MESSAGE: usize = 4096;
 /// How long the VM may take to say why it ended once a connection has.
 const EXIT_GRACE: Duration = Duration::from_millis(300);
 
@@ -31,15 +35,20 @@ pub enum Sink {
     Null,
     /// Into memory, at most so many bytes; what is beyond is dropped and noted.
     Buffer { limit: usize },
-    /// To a descriptor. `own`: the writing end of a pipe made here, which is non-blocking.
-    Fd { fd: OwnedFd, own: bool },
+    /// To a descriptor of the caller's.
+    Fd(OwnedFd),
+    /// The writing end of a pipe made here, which is non-blocking.
+    Pipe(Arc<Unshared<PipeWriter>>),
 }
 
 /// Where stdin comes from.
 pub enum Source {
     None,
-    Bytes(Vec<u8>),
+    Bytes(PyBackedBytes),
+    /// A descriptor of the caller's.
     Fd(OwnedFd),
+    /// The reading end of a pipe made here.
+    Pipe(Unshared<PipeReader>),
 }
 
 /// How a process ended, as far as the host can know.
@@ -64,7 +73,8 @@ struct Progress {
     stderr: Vec<u8>,
     truncated: bool,
     commands: VecDeque<Command>,
-    bells: Vec<io::PipeWriter>,
+    /// Who waits with poll(2) has the first of them; the second is closed with the outcome.
+    bell: Option<(PipeReader, Unshared<PipeWriter>)>,
 }
 
 /// What a caller can ask of a running pump.
@@ -78,7 +88,9 @@ pub enum Command {
 pub struct Handle {
     progress: Mutex<Progress>,
     changed: Condvar,
-    wake: Mutex<io::PipeWriter>,
+    /// Wakes the pump; none any more once the outcome is known.
+    wake: Mutex<Option<Unshared<PipeWriter>>>,
+    vm: Arc<Shared>,
 }
 
 impl Handle {
@@ -108,11 +120,17 @@ impl Handle {
 
     /// The outcome, once it is known and the caller's descriptors have all output.
     pub fn outcome(&self, timeout: Duration) -> Option<Outcome> {
+        if let Some(exit) = self.vm.elsewhere() {
+            return Some(Outcome::VmExited(exit));
+        }
         self.wait(timeout, |p| p.outcome.clone())
     }
 
     /// The process id in the guest, or the outcome when it came first.
     pub fn started(&self, timeout: Duration) -> Option<Result<u32, Outcome>> {
+        if let Some(exit) = self.vm.elsewhere() {
+            return Some(Err(Outcome::VmExited(exit)));
+        }
         self.wait(timeout, |p| match (p.pid, &p.outcome) {
             (Some(pid), _) => Some(Ok(pid)),
             (None, Some(outcome)) => Some(Err(outcome.clone())),
@@ -122,28 +140,43 @@ impl Handle {
 
     /// Process id in the guest, once it has one.
     pub fn pid(&self) -> Option<u32> {
-        self.lock().pid
+        if self.vm.elsewhere().is_some() { None } else { self.lock().pid }
     }
 
     /// Output collected so far, taken out: stdout, stderr, and whether some was dropped at the limit.
     pub fn take_output(&self) -> (Vec<u8>, Vec<u8>, bool) {
+        if self.vm.elsewhere().is_some() {
+            return Default::default();
+        }
         let mut progress = self.lock();
         (std::mem::take(&mut progress.stdout), std::mem::take(&mut progress.stderr), progress.truncated)
     }
 
     /// Queues a command. Without effect once the process has ended.
     pub fn command(&self, command: Command) {
-        self.lock().commands.push_back(command);
-        // A full pipe wakes the pump as well as one byte more would.
-        let _ = self.wake.lock().unwrap_or_else(PoisonError::into_inner).write(&[1]);
+        if self.vm.elsewhere().is_some() {
+            return;
+        }
+        if let Some(wake) = &*self.wake.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.lock().commands.push_back(command);
+            // A full pipe wakes the pump as well as one byte more would.
+            let _ = (&**wake).write(&[1]);
+        }
     }
 
     /// A pipe that ends when the outcome is known.
     pub fn bell(&self) -> io::Result<PipeReader> {
-        let (reader, writer) = io::pipe()?;
+        if let Some(exit) = self.vm.elsewhere() {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, exit.message));
+        }
         let mut progress = self.lock();
+        if let Some((reader, _)) = &progress.bell {
+            return reader.try_clone();
+        }
+        let (reader, writer) = descriptors::pipe()?;
+        let reader = reader.release();
         if progress.outcome.is_none() {
-            progress.bells.push(writer);
+            progress.bell = Some((reader.try_clone()?, writer));
         }
         Ok(reader)
     }
@@ -160,24 +193,35 @@ struct Out {
 
 impl Out {
     fn new(sink: Sink) -> Self {
-        let regular = matches!(&sink, Sink::Fd { fd, .. } if sys::is_regular(fd));
+        let regular = matches!(&sink, Sink::Fd(fd) if sys::is_regular(fd));
         Self { sink, held: VecDeque::new(), regular, broken: false, signalled: false }
     }
 
     fn interest(&self) -> Interest {
         match &self.sink {
-            Sink::Fd { fd, .. } => Interest::when(!self.held.is_empty(), fd, libc::POLLOUT),
-            _ => Interest::none(),
+            Sink::Fd(fd) => Interest::when(!self.held.is_empty(), fd, libc::POLLOUT),
+            Sink::Pipe(pipe) => Interest::when(!self.held.is_empty(), &**pipe, libc::POLLOUT),
+            Sink::Null | Sink::Buffer { .. } => Interest::none(),
         }
+    }
+
+    /// Whether a write may wait for a reader.
+    fn may_block(&self) -> bool {
+        matches!(self.sink, Sink::Fd(_)) && !self.regular
     }
 
     /// Writes what the descriptor takes without blocking.
     fn flush(&mut self) {
-        let Sink::Fd { fd, own } = &self.sink else { return };
+        let fd = match &self.sink {
+            Sink::Fd(fd) => fd.as_fd(),
+            Sink::Pipe(pipe) => pipe.as_fd(),
+            Sink::Null | Sink::Buffer { .. } => return,
+        };
+        let may_block = self.may_block();
         while !self.held.is_empty() {
-            let most = if *own || self.regular { MAX_DATA } else { SURE_WRITE };
+            let most = if may_block { SURE_WRITE } else { MAX_DATA };
             let (front, _) = self.held.as_slices();
-            match sys::write(fd, &front[..front.len().min(most)]) {
+            match sys::write(&fd, &front[..front.len().min(most)]) {
                 Ok(n) => drop(self.held.drain(..n)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
@@ -186,7 +230,7 @@ impl Out {
                 }
             }
             // POLLOUT has promised one write only to a descriptor that blocks.
-            if !*own && !self.regular {
+            if may_block {
                 return;
             }
         }
@@ -195,10 +239,10 @@ impl Out {
 
 /// One process's pump; [`Pump::run`] is its thread.
 pub struct Pump {
-    stream: UnixStream,
+    stream: Unshared<UnixStream>,
     handle: Arc<Handle>,
     vm: Arc<Shared>,
-    wake: PipeReader,
+    wake: Unshared<PipeReader>,
     decoder: Decoder,
     outgoing: VecDeque<u8>,
     source: Source,
@@ -214,7 +258,7 @@ pub struct Pump {
 impl Pump {
     /// A pump over a connection, with the first message already encoded in `request`.
     pub fn new(
-        stream: UnixStream,
+        stream: Unshared<UnixStream>,
         vm: Arc<Shared>,
         request: Vec<u8>,
         source: Source,
@@ -222,11 +266,15 @@ impl Pump {
         stderr: Sink,
     ) -> io::Result<(Self, Arc<Handle>)> {
         stream.set_nonblocking(true)?;
-        let (wake, waker) = io::pipe()?;
+        let (wake, waker) = descriptors::pipe()?;
         sys::set_nonblocking(&wake)?;
         sys::set_nonblocking(&waker)?;
-        let handle =
-            Arc::new(Handle { progress: Mutex::default(), changed: Condvar::new(), wake: Mutex::new(waker) });
+        let handle = Arc::new(Handle {
+            progress: Mutex::default(),
+            changed: Condvar::new(),
+            wake: Mutex::new(Some(waker)),
+            vm: vm.clone(),
+        });
         let pump = Self {
             stream,
             handle: handle.clone(),
@@ -264,11 +312,12 @@ impl Pump {
                 stream_events |= libc::POLLOUT;
             }
             let interests = [
-                Interest::when(stream_events != 0, &self.stream, stream_events),
+                Interest::when(stream_events != 0, &*self.stream, stream_events),
                 Interest::when(true, &self.wake, libc::POLLIN),
                 match &self.source {
                     Source::Fd(fd) => Interest::when(self.may_send(), fd, libc::POLLIN),
-                    _ => Interest::none(),
+                    Source::Pipe(pipe) => Interest::when(self.may_send(), pipe, libc::POLLIN),
+                    Source::None | Source::Bytes(_) => Interest::none(),
                 },
                 self.stdout.interest(),
                 self.stderr.interest(),
@@ -344,11 +393,16 @@ impl Pump {
                     self.window -= part.len();
                     self.post(&ExecInput::Stdin(Chunk(part)));
                 }
-                Source::Fd(fd) => {
+                Source::Fd(_) | Source::Pipe(_) => {
                     if !readable {
                         return;
                     }
-                    match sys::read(fd, &mut buffer[..most]) {
+                    let fd = match &self.source {
+                        Source::Fd(fd) => fd.as_fd(),
+                        Source::Pipe(pipe) => pipe.as_fd(),
+                        Source::None | Source::Bytes(_) => return,
+                    };
+                    match sys::read(&fd, &mut buffer[..most]) {
                         Ok(n) if n > 0 => {
                             self.window -= n;
                             let part = buffer[..n].to_vec();
@@ -369,7 +423,7 @@ impl Pump {
     fn transmit(&mut self) {
         while !self.outgoing.is_empty() {
             let (front, _) = self.outgoing.as_slices();
-            match (&self.stream).write(front) {
+            match (&*self.stream).write(front) {
                 Ok(n) => drop(self.outgoing.drain(..n)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -380,7 +434,7 @@ impl Pump {
     }
 
     fn receive(&mut self, buffer: &mut [u8]) {
-        match sys::read(&self.stream, buffer) {
+        match sys::read(&*self.stream, buffer) {
             Ok(0) => return self.end(None),
             Ok(n) => self.decoder.push(&buffer[..n]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -406,8 +460,10 @@ impl Pump {
             ExecOutput::StdinConsumed(n) => {
                 self.window = self.window.saturating_add(n as usize).min(STDIN_WINDOW as usize);
             }
-            ExecOutput::Exited(status) => self.ended = Some(Outcome::Exited(status)),
+            ExecOutput::Exited(status) if is_possible(status) => self.ended = Some(Outcome::Exited(status)),
+            ExecOutput::Exited(status) => self.end(Some(format!("no process ends with {status:?}"))),
             ExecOutput::Failed { kind, message } => {
+                let message = message.chars().take(MESSAGE).collect();
                 self.ended = Some(Outcome::Failed { kind: kind_name(kind), message });
             }
         }
@@ -423,10 +479,10 @@ impl Pump {
                 buffer.extend_from_slice(&bytes[..bytes.len().min(room)]);
                 p.truncated |= bytes.len() > room;
             }),
-            Sink::Fd { own, .. } => {
+            Sink::Fd(_) | Sink::Pipe(_) => {
                 if !out.broken {
                     out.held.extend(bytes);
-                    if own || out.regular {
+                    if !out.may_block() {
                         out.flush();
                     }
                 }
@@ -455,7 +511,7 @@ impl Pump {
     /// Tells the outcome as soon as nothing that a caller could look at is missing. A pipe made here may still
     /// hold output: whoever has the other end reads it, before or after.
     fn publish(&mut self) {
-        let waiting = |out: &Out| !out.held.is_empty() && matches!(out.sink, Sink::Fd { own: false, .. });
+        let waiting = |out: &Out| !out.held.is_empty() && matches!(out.sink, Sink::Fd(_));
         let dead = matches!(self.ended, Some(Outcome::VmExited(_)));
         if !dead && (waiting(&self.stdout) || waiting(&self.stderr)) {
             return;
@@ -464,9 +520,20 @@ impl Pump {
         self.handle.update(|p| {
             if p.outcome.is_none() {
                 p.outcome = Some(outcome);
-                p.bells.clear();
+                p.bell = None;
+                p.commands.clear();
             }
         });
+        self.handle.wake.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Whether a process can end like that: wait(2) has eight bits for a status, and signal(7) has 64 signals.
+fn is_possible(status: ExitStatus) -> bool {
+    match status {
+        ExitStatus::Code(code) => (0..=255).contains(&code),
+        ExitStatus::Signal(signal) => (1..=64).contains(&signal),
+        ExitStatus::TimedOut => true,
     }
 }
 

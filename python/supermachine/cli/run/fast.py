@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 
 from ... import directories
 from ..._core import VERSION, sha256
 from ...errors import HostShortage, SupermachineError
 from ...guest.process_context import Context, command
-from ...host import bundle
+from ...host import bundle, warnings
 from ...machine import launch
 from ...settings import parsing
 from ...settings.table import WRITTEN
@@ -263,8 +262,8 @@ def _short_way(said: Arguments) -> int | None:
             steps.add(timings)
             steps("started")
             try:
-                if start.warning and sys.stderr is not None:
-                    print(start.warning, file=sys.stderr, flush=True)
+                if start.warning:
+                    warnings.say(start.warning)
                 context = Context(
                     lambda: worker, start, environment=own, working_dir=settings["working_dir"], user=settings["user"]
                 )

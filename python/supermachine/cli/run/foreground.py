@@ -121,9 +121,7 @@ def execute(
     finally:
         signals.command = None
         if before is not None:
-            import termios
-
-            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
+            _restore_terminal(before)
     if context.ended is not None:
         context.ended()
     return code
@@ -163,6 +161,18 @@ def _terminal_size() -> tuple[int, int]:
         if rows and columns:
             return rows, columns
     return _USUAL_SIZE
+
+
+def _restore_terminal(before: list[Any]) -> None:
+    import termios
+
+    # Not to wait for output that nobody takes any more is better than to leave the terminal as it is.
+    for when in (termios.TCSADRAIN, termios.TCSANOW):
+        try:
+            termios.tcsetattr(sys.stdin.fileno(), when, before)
+        except (termios.error, OSError, ValueError):
+            continue  # it has hung up, or was closed
+        return
 
 
 def _raw_terminal() -> list[Any] | None:

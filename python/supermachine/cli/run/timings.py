@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
+
+from ...host.warnings import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,5 +30,5 @@ class Steps:
     def report(self) -> None:
         last = 0
         for name, at in sorted(self._steps, key=lambda step: step[1]):
-            print(f"supermachine: {name:<24} {at / 1e6:10.1f} ms  +{(at - last) / 1e6:.1f}", file=sys.stderr)
+            say(f"{name:<24} {at / 1e6:10.1f} ms  +{(at - last) / 1e6:.1f}")
             last = at
