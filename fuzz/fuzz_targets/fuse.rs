@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use supermachine_fs::abi::{IN_HEADER, OUT_HEADER};
-use supermachine_fs::{Cache, Session, Share, State};
+use supermachine_fs::{Cache, Session, Share};
 use vm_memory::VolatileSlice;
 
 const SECRET: &[u8] = b"not the guest's";
@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
         Share::open(&share, false, Cache::Auto).unwrap(),
         Share::open(&share.join("directory"), true, Cache::Always).unwrap(),
     ];
-    let mut session = Session::with_descriptors(shares, State::default(), 64).unwrap();
+    let mut session = Session::new(shares, 64, 0).unwrap();
     let Some((room, mut data)) = data.split_first() else { return };
     let room = usize::from(*room) * 64;
     while let [opcode, node, length, rest @ ..] = data {

@@ -110,7 +110,7 @@ impl Session {
             let file = if valid & set::FH != 0 {
                 self.handles.get(handle, node)?.file.clone()
             } else {
-                Arc::new(self.descriptors.reopen(&fd, OFlags::WRONLY)?)
+                Arc::new(self.descriptors()?.reopen(&fd, OFlags::WRONLY)?)
             };
             rustix::fs::ftruncate(file, size)?;
         }
@@ -123,7 +123,7 @@ impl Session {
             if kind == libc::S_IFLNK {
                 return Err(Errno::OPNOTSUPP);
             }
-            self.descriptors.chmod(&fd, Mode::from_raw_mode(mode & 0o7777))?;
+            self.descriptors()?.chmod(&fd, Mode::from_raw_mode(mode & 0o7777))?;
         } else if valid & set::KILL_SUIDGID != 0 {
             self.drop_set_ids(&fd)?;
         }
@@ -157,7 +157,7 @@ impl Session {
         if mode & libc::S_IFMT != libc::S_IFREG || mode & drop == 0 {
             return Ok(());
         }
-        self.descriptors.chmod(fd, Mode::from_raw_mode(mode & 0o7777 & !drop))
+        self.descriptors()?.chmod(fd, Mode::from_raw_mode(mode & 0o7777 & !drop))
     }
 
     pub(crate) fn readlink(&mut self, node: u64) -> Result<(), Errno> {

@@ -65,7 +65,7 @@ impl Session {
             // The guest's kernel opens those itself; the host's are never opened.
             _ => return Err(Errno::NXIO),
         }
-        let file = Arc::new(self.descriptors.reopen(&fd, open_flags(flags))?);
+        let file = Arc::new(self.descriptors()?.reopen(&fd, open_flags(flags))?);
         if kill {
             self.drop_set_ids(&file)?;
         }
@@ -205,9 +205,9 @@ impl Session {
         let fd = self.nodes.fd(node)?;
         let stat = host::stat(&fd, c"", AtFlags::EMPTY_PATH)?;
         match u32::from(stat.stx_mode) & libc::S_IFMT {
-            libc::S_IFDIR => self.descriptors.reopen(&fd, OFlags::RDONLY | OFlags::DIRECTORY),
+            libc::S_IFDIR => self.descriptors()?.reopen(&fd, OFlags::RDONLY | OFlags::DIRECTORY),
             _ if directory => Err(Errno::NOTDIR),
-            libc::S_IFREG => self.descriptors.reopen(&fd, OFlags::RDONLY),
+            libc::S_IFREG => self.descriptors()?.reopen(&fd, OFlags::RDONLY),
             _ => Err(Errno::OPNOTSUPP),
         }
     }

@@ -26,10 +26,6 @@ impl Handles {
         Self { open: HashMap::new(), next: next.max(1), most }
     }
 
-    pub fn next(&self) -> u64 {
-        self.next
-    }
-
     /// Fails when the guest has too much open, before anything is opened for it.
     pub fn room(&self) -> Result<(), Errno> {
         if self.open.len() < self.most { Ok(()) } else { Err(Errno::NFILE) }

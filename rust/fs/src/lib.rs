@@ -23,8 +23,6 @@ mod share;
 mod wire;
 
 use rustix::io::Errno;
-use rustix::process::Resource;
-use serde::{Deserialize, Serialize};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
@@ -38,8 +36,6 @@ use wire::{Args, Out};
 
 /// Bytes of arguments at most, file contents aside: two names, or the value of an extended attribute.
 const MAX_ARGUMENTS: usize = 68 * 1024;
-/// Descriptors that are left to the rest of the process.
-const OTHER_DESCRIPTORS: u64 = 128;
 /// Descriptors at most, whatever the process may have.
 const MAX_DESCRIPTORS: u64 = 1 << 20;
 
@@ -58,18 +54,11 @@ pub enum Error {
     Descriptors(Errno),
 }
 
-/// What a session leaves to the one that serves the same guest after a restore: numbers that must not be used again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    next_node: u64,
-    next_handle: u64,
-}
-
 /// Who serves a guest's requests.
 pub struct Session {
     nodes: Nodes,
     handles: Handles,
-    descriptors: Descriptors,
+    descriptors: Option<Descriptors>,
     arguments: Vec<u8>,
     out: Out,
 }
@@ -92,32 +81,29 @@ struct Header {
 }
 
 impl Session {
-    /// A session for these shares; of a guest that was restored, with what the session before it has left. The process
-    /// masks no permission bits afterwards: the guest has applied its own mask.
-    pub fn new(shares: Vec<Share>, state: State) -> Result<Self, Error> {
-        let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(MAX_DESCRIPTORS);
-        Self::with_descriptors(shares, state, limit.saturating_sub(OTHER_DESCRIPTORS))
-    }
-
-    /// As [`Session::new`], with no more than so many descriptors.
-    pub fn with_descriptors(shares: Vec<Share>, state: State, descriptors: u64) -> Result<Self, Error> {
+    /// A session for these shares, with no more than so many descriptors. A guest that was restored goes on with the
+    /// numbers of another session: they are stale, as this one begins where `first` says, which is to be random.
+    ///
+    /// The process masks no permission bits afterwards: the guest has applied its own mask.
+    pub fn new(shares: Vec<Share>, descriptors: u64, first: u64) -> Result<Self, Error> {
         if shares.len() > MAX_SHARES {
             return Err(Error::TooMany { count: shares.len() });
         }
         rustix::process::umask(rustix::fs::Mode::empty());
         let descriptors = descriptors.clamp(64, MAX_DESCRIPTORS) as usize;
+        // Room for as many numbers as can be given.
+        let first = first >> 1;
+        // Without shares none is needed: that is every machine's, so it costs nothing.
+        let reopening =
+            if shares.is_empty() { None } else { Some(Descriptors::new().map_err(Error::Descriptors)?) };
         Ok(Self {
             // Half for what is open; as pinned nodes are bounded like cached ones, a quarter each for those.
-            nodes: Nodes::new(shares, descriptors / 4, state.next_node),
-            handles: Handles::new(descriptors / 2, state.next_handle),
-            descriptors: Descriptors::new().map_err(Error::Descriptors)?,
+            nodes: Nodes::new(shares, descriptors / 4, first),
+            handles: Handles::new(descriptors / 2, first),
+            descriptors: reopening,
             arguments: Vec::new(),
             out: Out::default(),
         })
-    }
-
-    pub fn state(&self) -> State {
-        State { next_node: self.nodes.next(), next_handle: self.handles.next() }
     }
 
     /// Serves one request; how many bytes of `answer` it is answered with. No answer is wanted for some, and none can be
@@ -265,8 +251,13 @@ impl Session {
         Ok(())
     }
 
-    fn clear(&mut self) {
+    /// Forgets what the guest knew: its driver starts over.
+    pub fn clear(&mut self) {
         self.nodes.clear();
         self.handles.clear();
+    }
+
+    fn descriptors(&self) -> Result<&Descriptors, Errno> {
+        self.descriptors.as_ref().ok_or(Errno::STALE)
     }
 }

@@ -125,7 +125,7 @@ impl Session {
             return Err(Errno::XDEV);
         }
         let (file, directory) = (self.nodes.fd(node)?, self.nodes.fd(new_parent)?);
-        self.descriptors.link(&file, &directory, name)?;
+        self.descriptors()?.link(&file, &directory, name)?;
         self.found(new_parent, name)
     }
 }

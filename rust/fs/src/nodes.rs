@@ -73,11 +73,6 @@ impl Nodes {
         }
     }
 
-    /// The id that the next new node gets. No id is given twice in the life of a guest.
-    pub fn next(&self) -> u64 {
-        self.next
-    }
-
     /// The share that a node belongs to.
     pub fn share(&self, id: u64) -> Result<&Share, Errno> {
         let index = match share_index(id) {

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::host::{self, Identity};
 
 /// How long the guest goes by what it has seen, without asking.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
     /// Names and attributes for a second; contents until a file's size or time of change is another one.
     #[default]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Client, SHARE, share};
 use supermachine_fs::abi::op;
-use supermachine_fs::{Cache, Error, Session, Share, State};
+use supermachine_fs::{Cache, Error, Session, Share};
 
 const SECRET: &[u8] = b"not the guest's";
 
@@ -270,7 +270,7 @@ fn descriptors_are_bounded() {
     let limit = 512;
     let shares = vec![share(&place.path().join("share"), false)];
     let mut client = Client::new(vec![]);
-    client.session = Session::with_descriptors(shares, State::default(), limit).unwrap();
+    client.session = Session::new(shares, limit, 0).unwrap();
     let mut nodes = vec![];
     for number in 0..4 * limit {
         let directory = client.mkdir(SHARE, number.to_string().as_bytes(), 0o755).unwrap();
@@ -300,8 +300,8 @@ fn numbers_of_before_a_restore_are_stale() {
     let mut before = Client::new(vec![share(&place.path().join("share"), false)]);
     let old = before.lookup(SHARE, b"file").unwrap().0;
     let handle = before.open(old, 0).unwrap();
-    let state = before.session.state();
-    let session = Session::new(vec![share(&place.path().join("share"), false)], state).unwrap();
+    let again = 1 << 40;
+    let session = Session::new(vec![share(&place.path().join("share"), false)], 4096, again).unwrap();
     before.session = session;
     assert_eq!(before.getattr(old), Err(libc::ESTALE));
     assert_eq!(before.read(old, handle, 0, 10), Err(libc::ESTALE));
@@ -310,7 +310,7 @@ fn numbers_of_before_a_restore_are_stale() {
     let handle = before.open(new, 0).unwrap();
     assert_eq!(before.read(new, handle, 0, 10).unwrap(), b"contents");
     // And one without any shares says so.
-    before.session = Session::new(vec![], state).unwrap();
+    before.session = Session::new(vec![], 4096, again).unwrap();
     assert_eq!(before.getattr(SHARE), Err(libc::ESTALE));
     assert_eq!(before.lookup(1, b"0"), Err(libc::ENOENT));
 }

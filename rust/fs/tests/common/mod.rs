@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use supermachine_fs::abi::{IN_HEADER, OUT_HEADER, op};
-use supermachine_fs::{Cache, Session, Share, State};
+use supermachine_fs::{Cache, Session, Share};
 use vm_memory::VolatileSlice;
 
 pub const SHARE: u64 = 2;
@@ -67,7 +67,7 @@ fn named(mut args: Vec<u8>, names: &[&[u8]]) -> Vec<u8> {
 
 impl Client {
     pub fn new(shares: Vec<Share>) -> Self {
-        let mut client = Self { session: Session::new(shares, State::default()).unwrap(), unique: 0 };
+        let mut client = Self { session: Session::new(shares, 4096, 0).unwrap(), unique: 0 };
         client.init().unwrap();
         client
     }
