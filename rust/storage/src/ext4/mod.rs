@@ -1,0 +1,173 @@
+//! An empty ext4 file system in a sparse file, made in milliseconds whatever its size.
+//!
+//! Of all block groups but the first and the last only the descriptor is written: the kernel makes their bitmaps when it
+//! first needs them (`BLOCK_UNINIT`, `INODE_UNINIT`), and inode tables are holes, which read as the zeros that they are to be
+//! (`INODE_ZEROED`). Each group has its own bitmaps and inodes at its start, since a group that held another's would have to
+//! be written. Layout: the kernel's Documentation/filesystems/ext4.
+
+mod inodes;
+mod structures;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use inodes::Contents;
+use structures::{Descriptor, Superblock};
+
+/// Bytes of a block.
+pub const BLOCK: u64 = 4096;
+/// Blocks of a group: as many as a block has bits.
+const GROUP: u64 = 8 * BLOCK;
+/// Inodes of a group, one for each 16 KiB, and the blocks of their table.
+const INODES: u64 = 8192;
+const INODE_SIZE: u64 = 256;
+const TABLE: u64 = INODES * INODE_SIZE / BLOCK;
+/// Blocks of a group that are never a file's: two bitmaps and the table.
+const OVERHEAD: u64 = 2 + TABLE;
+/// Descriptors in a block.
+const DESCRIPTORS: u64 = BLOCK / 64;
+/// The smallest file system: the first group's own, a small journal and something to use.
+pub const MIN_BYTES: u64 = 16 << 20;
+/// The largest: its descriptors and its journal must fit the first group.
+pub const MAX_BYTES: u64 = 64 << 40;
+
+/// Why there is no file system.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("a file system of {bytes} bytes cannot be made: from {MIN_BYTES} to {MAX_BYTES} bytes it can")]
+    Size { bytes: u64 },
+    #[error("a file system cannot be written: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What tells one file system from another.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    pub uuid: [u8; 16],
+    /// Seconds since 1970.
+    pub created: u32,
+}
+
+/// Where things are.
+struct Layout {
+    blocks: u64,
+    groups: u64,
+    /// Blocks of descriptors, from block 1 on.
+    descriptor_blocks: u64,
+    journal: (u64, u64),
+    root: u64,
+    lost_found: u64,
+}
+
+impl Layout {
+    fn new(bytes: u64) -> Result<Self, Error> {
+        if !(MIN_BYTES..=MAX_BYTES).contains(&bytes) {
+            return Err(Error::Size { bytes });
+        }
+        let mut blocks = bytes / BLOCK;
+        // What is left for the last group may be too small for what it needs itself.
+        if blocks % GROUP != 0 && blocks % GROUP < OVERHEAD + 64 && blocks > GROUP {
+            blocks -= blocks % GROUP;
+        }
+        let groups = blocks.div_ceil(GROUP);
+        let descriptor_blocks = groups.div_ceil(DESCRIPTORS);
+        let root = 1 + descriptor_blocks + OVERHEAD;
+        let journal = match bytes {
+            ..0x1000_0000 => 1024,
+            ..0x4000_0000 => 4096,
+            _ => 16384,
+        };
+        Ok(Self {
+            blocks,
+            groups,
+            descriptor_blocks,
+            root,
+            lost_found: root + 1,
+            journal: (root + 2, journal),
+        })
+    }
+
+    /// The first block of a group's own: the bitmap of its blocks, that of its inodes, its inodes.
+    fn own(&self, group: u64) -> u64 {
+        if group == 0 { 1 + self.descriptor_blocks } else { group * GROUP }
+    }
+
+    fn group_blocks(&self, group: u64) -> u64 {
+        (self.blocks - group * GROUP).min(GROUP)
+    }
+
+    /// Blocks of a group that are in use.
+    fn used(&self, group: u64) -> u64 {
+        if group == 0 { self.journal.0 + self.journal.1 } else { OVERHEAD }
+    }
+
+    fn free_blocks(&self) -> u64 {
+        self.blocks - self.used(0) - (self.groups - 1) * OVERHEAD
+    }
+}
+
+/// Makes an empty file system of `bytes` in a file, whose contents it takes the place of; all that is not written is a
+/// hole. The caller syncs the file.
+pub fn make(file: &File, bytes: u64, identity: &Identity) -> Result<(), Error> {
+    let layout = Layout::new(bytes)?;
+    file.set_len(0)?;
+    file.set_len(bytes)?;
+    let seed = structures::checksum(!0, &identity.uuid);
+    let contents = Contents { layout: &layout, identity, seed };
+
+    let inode_bitmap = inode_bitmap();
+    let last = layout.groups - 1;
+    let mut descriptors = vec![0; (layout.descriptor_blocks * BLOCK) as usize];
+    for group in 0..layout.groups {
+        let written = group == 0 || group == last;
+        let descriptor = Descriptor {
+            own: layout.own(group),
+            free_blocks: layout.group_blocks(group) - layout.used(group),
+            block_bitmap: written.then(|| structures::checksum(seed, &block_bitmap(&layout, group))),
+            inode_bitmap: (group == 0)
+                .then(|| structures::checksum(seed, &inode_bitmap[..INODES as usize / 8])),
+        };
+        let at = group as usize * 64;
+        descriptor.write(group as u32, seed, &mut descriptors[at..at + 64]);
+    }
+    // One write for what lies together.
+    descriptors.extend(block_bitmap(&layout, 0));
+    descriptors.extend(inode_bitmap);
+    descriptors.extend(contents.first_inodes());
+    file.write_all_at(&descriptors, BLOCK)?;
+    if last > 0 {
+        file.write_all_at(&block_bitmap(&layout, last), layout.own(last) * BLOCK)?;
+    }
+    let mut directories = contents.root();
+    directories.extend(contents.lost_found());
+    directories.extend(structures::journal_superblock(layout.journal.1, &identity.uuid));
+    file.write_all_at(&directories, layout.root * BLOCK)?;
+
+    // Last, for without it there is no file system.
+    let superblock = Superblock { layout: &layout, identity, journal_inode: contents.journal() };
+    file.write_all_at(&superblock.bytes(), 1024)?;
+    Ok(())
+}
+
+/// Blocks of a group that are in use, and those that it does not have.
+fn block_bitmap(layout: &Layout, group: u64) -> Vec<u8> {
+    let mut bitmap = vec![0; BLOCK as usize];
+    set(&mut bitmap, 0, layout.used(group));
+    set(&mut bitmap, layout.group_blocks(group), GROUP);
+    bitmap
+}
+
+/// The first eleven inodes are reserved or made; what is beyond a group's inodes is set.
+fn inode_bitmap() -> Vec<u8> {
+    let mut bitmap = vec![0; BLOCK as usize];
+    set(&mut bitmap, 0, inodes::LOST_FOUND.into());
+    set(&mut bitmap, INODES, GROUP);
+    bitmap
+}
+
+fn set(bitmap: &mut [u8], from: u64, to: u64) {
+    for bit in from..to {
+        bitmap[bit as usize / 8] |= 1 << (bit % 8);
+    }
+}

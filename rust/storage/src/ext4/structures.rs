@@ -1,0 +1,140 @@
+//! The superblock, a group's descriptor and the journal's superblock, field by field at their offsets.
+
+use super::{BLOCK, GROUP, INODE_SIZE, INODES, Identity, Layout, inodes};
+
+/// Features that a system need not know; that it must know to write; that it must know at all.
+const COMPATIBLE: u32 = 0x4 | 0x8 | 0x20 | 0x200; // journal, extended attributes, indexed directories, sparse_super2
+const READ_ONLY: u32 = 0x2 | 0x8 | 0x20 | 0x40 | 0x400; // large and huge files, many links, large inodes, checksums
+const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x80; // file types, extents, 64 bits
+
+/// Of a group's descriptor.
+const INODE_UNINIT: u16 = 1;
+const BLOCK_UNINIT: u16 = 2;
+const INODE_ZEROED: u16 = 4;
+
+pub fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+pub fn put32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// CRC32C as ext4 has it: neither inverted before nor after.
+pub fn checksum(seed: u32, bytes: &[u8]) -> u32 {
+    !crc32c::crc32c_append(!seed, bytes)
+}
+
+pub struct Descriptor {
+    /// The first block of the group's own.
+    pub own: u64,
+    pub free_blocks: u64,
+    /// Checksums of the bitmaps that are written; the kernel makes the others.
+    pub block_bitmap: Option<u32>,
+    pub inode_bitmap: Option<u32>,
+}
+
+impl Descriptor {
+    pub fn write(&self, group: u32, seed: u32, to: &mut [u8]) {
+        for (index, block) in [self.own, self.own + 1, self.own + 2].into_iter().enumerate() {
+            put32(to, 4 * index, block as u32);
+            put32(to, 32 + 4 * index, (block >> 32) as u32);
+        }
+        put16(to, 12, self.free_blocks as u16);
+        let used = if group == 0 { inodes::LOST_FOUND as u16 } else { 0 };
+        let free_inodes = INODES as u16 - used;
+        put16(to, 14, free_inodes);
+        // The directories.
+        put16(to, 16, if group == 0 { 2 } else { 0 });
+        // Inodes at the table's end that have never been used.
+        put16(to, 28, free_inodes);
+        let mut flags = INODE_ZEROED;
+        for (at, bitmap, flag) in
+            [(24, self.block_bitmap, BLOCK_UNINIT), (26, self.inode_bitmap, INODE_UNINIT)]
+        {
+            match bitmap {
+                Some(sum) => {
+                    put16(to, at, sum as u16);
+                    put16(to, at + 32, (sum >> 16) as u16);
+                }
+                None => flags |= flag,
+            }
+        }
+        put16(to, 18, flags);
+        let sum = checksum(checksum(seed, &group.to_le_bytes()), to);
+        put16(to, 30, sum as u16);
+    }
+}
+
+pub struct Superblock<'a> {
+    pub layout: &'a Layout,
+    pub identity: &'a Identity,
+    pub journal_inode: Vec<u8>,
+}
+
+impl Superblock<'_> {
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 1024];
+        let layout = self.layout;
+        let inodes = layout.groups * INODES;
+        let mut put = |at, value: u64| put32(&mut bytes, at, value as u32);
+        put(0, inodes);
+        put(4, layout.blocks);
+        put(12, layout.free_blocks());
+        put(16, inodes - u64::from(inodes::LOST_FOUND));
+        // Blocks of 1024 << 2 bytes, clusters of as many.
+        put(24, 2);
+        put(28, 2);
+        put(32, GROUP);
+        put(36, GROUP);
+        put(40, INODES);
+        put(48, self.identity.created.into());
+        // Never to be checked for having been mounted often; the magic number.
+        put(52, 0xffff_0000);
+        put(56, 0x0001_ef53);
+        // On errors: go on.
+        put(60, 1);
+        put(64, self.identity.created.into());
+        // Revision 1: inodes of other sizes than 128 bytes.
+        put(76, 1);
+        put(84, inodes::LOST_FOUND.into());
+        put(88, INODE_SIZE);
+        put(92, COMPATIBLE.into());
+        put(96, INCOMPATIBLE.into());
+        put(100, READ_ONLY.into());
+        put(224, inodes::JOURNAL.into());
+        // Half MD4 for directories; the journal's inode is kept here as well; descriptors of 64 bytes.
+        put(252, 1 | 1 << 8 | 64 << 16);
+        // Mounted with extended attributes and access control lists.
+        put(256, 0xc);
+        put(264, self.identity.created.into());
+        put(336, layout.blocks >> 32);
+        put(344, layout.free_blocks() >> 32);
+        put(348, 32 | 32 << 16);
+        // Hashes of directories take characters as signed.
+        put(352, 1);
+        bytes[104..120].copy_from_slice(&self.identity.uuid);
+        // The seed of directories' hashes.
+        bytes[236..252].copy_from_slice(&self.identity.uuid);
+        // The journal's extents, and its size.
+        bytes[268..328].copy_from_slice(&self.journal_inode[40..100]);
+        put32(&mut bytes, 332, (layout.journal.1 * BLOCK) as u32);
+        // Checksums are CRC32C.
+        bytes[373] = 1;
+        let sum = checksum(!0, &bytes[..1020]);
+        put32(&mut bytes, 1020, sum);
+        bytes
+    }
+}
+
+/// The first block of an empty journal (include/linux/jbd2.h, all big endian).
+pub fn journal_superblock(blocks: u64, uuid: &[u8; 16]) -> Vec<u8> {
+    let mut block = vec![0; BLOCK as usize];
+    let words = [0xc03b_3998_u32, 4, 0, BLOCK as u32, blocks as u32, 1, 1, 0];
+    for (index, word) in words.into_iter().enumerate() {
+        block[4 * index..4 * index + 4].copy_from_slice(&word.to_be_bytes());
+    }
+    block[48..64].copy_from_slice(uuid);
+    block[64..68].copy_from_slice(&1_u32.to_be_bytes());
+    block
+}

@@ -1,0 +1,41 @@
+//! The lock of a volume: one machine at a time, held by the open file, so that it ends with whoever has it open.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Takes the lock; `false` when another machine has it. Even one that only reads takes it alone: mounting a file system
+/// replays its journal.
+pub fn acquire(file: &File) -> io::Result<bool> {
+    // SAFETY: all zeros is a valid flock: from the start, to the end.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as _;
+    lock.l_whence = libc::SEEK_SET as _;
+    // SAFETY: the call reads `lock`, which outlives it.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::acquire;
+
+    #[test]
+    fn one_at_a_time_and_gone_with_its_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (one, other) = (file.reopen().unwrap(), file.reopen().unwrap());
+        assert!(acquire(&one).unwrap());
+        assert!(!acquire(&other).unwrap());
+        let kept = one.try_clone().unwrap();
+        drop(one);
+        assert!(!acquire(&other).unwrap());
+        drop(kept);
+        assert!(acquire(&other).unwrap());
+    }
+}
