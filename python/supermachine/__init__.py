@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from . import aio, errors, images, snapshots
     from ._core import VERSION as __version__  # noqa: N811
-    from .errors import HardwareRequired, SupermachineError, VMExited, VMTimeout
+    from .errors import ConfinementRequired, HardwareRequired, SupermachineError, VMExited, VMTimeout
     from .guest.paths import GuestPath
     from .guest.processes import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, Popen, TimeoutExpired
     from .machine.image import Image, bake
@@ -33,6 +33,7 @@ _HOMES = {
     "CompletedProcess": "guest.processes",
     "DEVNULL": "guest.processes",
     "GuestPath": "guest.paths",
+    "ConfinementRequired": "errors",
     "HardwareRequired": "errors",
     "Image": "machine.image",
     "PIPE": "guest.processes",
@@ -57,6 +58,7 @@ __all__ = [
     "VM",
     "CalledProcessError",
     "CompletedProcess",
+    "ConfinementRequired",
     "GuestPath",
     "HardwareRequired",
     "Image",

@@ -36,6 +36,7 @@ class Worker:
         cmdline: str = "",
         boot_timeout_ms: int = 60_000,
         agent: bool = True,
+        require_confinement: bool = False,
         environment: Sequence[tuple[str, str]] = (),
     ) -> Worker: ...
     @staticmethod
@@ -51,6 +52,7 @@ class Worker:
         working_set: Sequence[tuple[int, int, bool]] = (),
         boot_timeout_ms: int = 60_000,
         agent: bool = True,
+        require_confinement: bool = False,
         environment: Sequence[tuple[str, str]] = (),
     ) -> Worker: ...
     def capture(

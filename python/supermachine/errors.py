@@ -96,6 +96,13 @@ class HardwareRequired(SupermachineError, RuntimeError):
     default_hint = "run `supermachine doctor` to see what this host lacks"
 
 
+class ConfinementRequired(SupermachineError, RuntimeError):
+    """Confined workers were asked for, and this host has not all that it takes."""
+
+    default_code = "worker.unconfined"
+    default_hint = "run `supermachine doctor` to see what this host lacks"
+
+
 # Images: what is named, where it is, and whether it is what it claims to be.
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__, directories, env
 from ..errors import SupermachineError
-from . import bundle, engines
+from . import bundle, confinement, engines
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Report:
     chosen: str | None
     #: Why none is.
     problem: str | None
+    #: What this host lacks to confine workers; `None` when nothing.
+    confinement_lacks: str | None
     #: Each file of the installation: where it is, or what is wrong.
     files: dict[str, str]
     missing: list[str]
@@ -50,6 +52,7 @@ class Report:
             if engine.forcible:
                 lines.append(f"        engine={engine.name} takes it all the same, with a warning")
         lines += ["", f"Chosen by engine=auto: {self.chosen or 'none: ' + str(self.problem)}"]
+        lines += ["", f"Confinement of workers: {self.confinement_lacks or 'complete'}"]
         lines += ["", "Files:"]
         lines += [f"  {name:<10} {where}" for name, where in self.files.items()]
         lines += [f"  {'cache':<10} {self.cache}, by {self.cache_by}"]
@@ -123,6 +126,10 @@ def examine() -> Report:
         except SupermachineError as error:
             files[name] = str(error)
             missing.append(name)
+    try:
+        lacks = confinement.missing()
+    except SupermachineError as error:
+        lacks = str(error)
     cache, said_by, problems = _cache()
     return Report(
         version=__version__,
@@ -131,6 +138,7 @@ def examine() -> Report:
         engines=engines.probe(),
         chosen=chosen,
         problem=problem,
+        confinement_lacks=lacks,
         files=files,
         missing=missing,
         cache=directories.shown(cache) if cache else "none",

@@ -6,7 +6,7 @@ import os
 
 from .. import shortage
 from ..errors import BadSnapshot, RenewFailed, VMExited, VMTimeout
-from ..host import bundle
+from ..host import bundle, confinement
 
 # As `typing` has it, which this module, on the way of every `supermachine run`, does without.
 TYPE_CHECKING = False
@@ -58,6 +58,7 @@ def spawn(
             nameservers=_nameservers(),
             volumes=image.config.volumes,
             boot_timeout_ms=_milliseconds(timeout),
+            require_confinement=confinement.required(None),
         )
     except OSError as error:
         raise _not_started(error) from error
@@ -91,6 +92,7 @@ def spawn_restored(
             working_set=working_set,
             agent=agent,
             boot_timeout_ms=_milliseconds(timeout),
+            require_confinement=confinement.required(None),
         )
     except OSError as error:
         raise _not_started(error) from error
@@ -129,6 +131,8 @@ def _meaning(error: VMExited, timeout: float) -> Exception:
         return lacking
     if error.reason == "crashed" and "signal 9" in str(error):
         return shortage.killed("the virtual machine did not start", str(error))
+    if error.reason == "unconfined":
+        return confinement.refused(str(error))
     if error.reason == "bad-snapshot":
         return BadSnapshot(f"the snapshot cannot be restored: {error}")
     if error.reason == "renew-failed":

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
+use supermachine_snapshot::Source;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -94,7 +95,7 @@ impl Memory {
             let inside = extent.start <= extent.end
                 && extent.end <= self.len
                 && (extent.start | extent.end).is_multiple_of(PAGE);
-            let there = diff.file.metadata()?.len() >= diff.offset + extent.end;
+            let there = diff.file.length()? >= diff.offset + extent.end;
             if !inside || !there {
                 return Err(std::io::ErrorKind::InvalidData.into());
             }

@@ -46,6 +46,8 @@ pub struct Start {
     pub boot_timeout_ms: u64,
     /// Whether there is an agent to wait for. Without one [`Event::Ready`] comes as soon as the vCPUs run.
     pub agent: bool,
+    /// Whether a system that has not everything to confine the worker with is refused.
+    pub require_confinement: bool,
 }
 
 /// What runs the guest's code.
@@ -194,4 +196,6 @@ pub enum ExitReason {
     BadConfiguration,
     /// The engine met something it cannot go on from.
     Engine,
+    /// The system lacks what [`Start::require_confinement`] asks for.
+    Unconfined,
 }

@@ -80,6 +80,7 @@ fn reason_name(reason: ExitReason) -> &'static str {
         ExitReason::BadSnapshot => "bad-snapshot",
         ExitReason::BadConfiguration => "bad-configuration",
         ExitReason::Engine => "engine",
+        ExitReason::Unconfined => "unconfined",
     }
 }
 

@@ -131,7 +131,7 @@ impl Worker {
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
         root_fs, nameservers, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
-        agent=true, environment=Vec::new()))]
+        agent=true, require_confinement=false, environment=Vec::new()))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn spawn(
         py: Python<'_>,
@@ -152,6 +152,7 @@ impl Worker {
         cmdline: String,
         boot_timeout_ms: u64,
         agent: bool,
+        require_confinement: bool,
         environment: Vec<(OsString, OsString)>,
     ) -> PyResult<Self> {
         let root = match root_fs {
@@ -179,6 +180,7 @@ impl Worker {
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
             boot_timeout_ms,
             agent,
+            require_confinement,
         };
         Self::start(py, path, environment, start)
     }
@@ -189,7 +191,7 @@ impl Worker {
     /// earlier clones touched.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
-        boot_timeout_ms=60_000, agent=true, environment=Vec::new()))]
+        boot_timeout_ms=60_000, agent=true, require_confinement=false, environment=Vec::new()))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn restore(
         py: Python<'_>,
@@ -203,6 +205,7 @@ impl Worker {
         working_set: Vec<(u64, u64, bool)>,
         boot_timeout_ms: u64,
         agent: bool,
+        require_confinement: bool,
         environment: Vec<(OsString, OsString)>,
     ) -> PyResult<Self> {
         let working_set = working_set.into_iter();
@@ -220,6 +223,7 @@ impl Worker {
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
             boot_timeout_ms,
             agent,
+            require_confinement,
         };
         Self::start(py, path, environment, start)
     }

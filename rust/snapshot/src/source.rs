@@ -27,7 +27,9 @@ pub trait Source {
 
 impl Source for File {
     fn length(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        // By the descriptor alone: `File::metadata` makes a call that takes a path as well, which a confined process
+        // may not make.
+        Ok(u64::try_from(rustix::fs::fstat(self)?.st_size).unwrap_or_default())
     }
 
     fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {

@@ -1,7 +1,6 @@
 //! Takes a snapshot of a guest that goes on afterwards.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use supermachine_machine::Machine;
@@ -85,7 +84,9 @@ impl Subject {
             }
             Written::V8(file_without_header) => {
                 file_without_header.finish(file)?;
-                (Vec::new(), file.metadata().map_err(supermachine_machine::Error::from)?.blocks() * 512)
+                let stat = rustix::fs::fstat(file).map_err(std::io::Error::from);
+                let blocks = stat.map_err(supermachine_machine::Error::from)?.st_blocks;
+                (Vec::new(), u64::try_from(blocks).unwrap_or_default() * 512)
             }
         };
         thawed?;

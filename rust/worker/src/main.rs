@@ -1,5 +1,6 @@
 //! The process that owns one virtual machine. Its standard input is the control socket; it takes no arguments, but for
-//! `--probe-kvm`, which tells as JSON what this host's KVM is worth.
+//! `--probe-kvm`, which tells as JSON what this host's KVM is worth, and `--probe-confinement`, which tells what there is to
+//! confine it with.
 
 mod boot;
 mod boot_files;
@@ -18,8 +19,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--probe-kvm") {
-        println!("{}", probe::kvm());
+    if let Some(found) = std::env::args_os().nth(1).and_then(|argument| probe::asked(&argument)) {
+        println!("{found}");
         return ExitCode::SUCCESS;
     }
     let control = match std::io::stdin().as_fd().try_clone_to_owned() {

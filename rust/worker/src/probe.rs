@@ -1,7 +1,26 @@
-//! What this host's KVM is worth, for who chooses an engine.
+//! What this host has: its KVM, for who chooses an engine, and what a worker can be confined with.
+
+use std::ffi::OsStr;
 
 use serde_json::{Value, json};
 use supermachine_machine::kvm::probe::{self, Measurement};
+
+use crate::confine::Walls;
+
+/// The answer to a question on the command line; `None` when it is none.
+pub fn asked(argument: &OsStr) -> Option<Value> {
+    match argument.to_str()? {
+        "--probe-kvm" => Some(kvm()),
+        "--probe-confinement" => Some(confinement()),
+        _ => None,
+    }
+}
+
+/// `landlock`, its version or 0; `seccomp`; and `missing`, a sentence with the way out, or null.
+fn confinement() -> Value {
+    let walls = Walls::of_this_system();
+    json!({ "landlock": walls.landlock, "seccomp": walls.seccomp, "missing": walls.missing() })
+}
 
 /// `usable`; `code`, why not in a word or two; `status`, a sentence; `remedy`, a command or a sentence, or null; and what
 /// was measured, or null.
@@ -27,6 +46,13 @@ pub fn kvm() -> Value {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_is_missing_to_confine_a_worker_is_said() {
+        let said = super::confinement();
+        let complete = said["landlock"].as_u64().unwrap() > 0 && said["seccomp"].as_bool().unwrap();
+        assert_eq!(said["missing"].is_null(), complete, "{said}");
+    }
+
     #[test]
     fn a_verdict_is_given_with_its_reason() {
         let verdict = super::kvm();

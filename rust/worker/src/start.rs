@@ -52,10 +52,11 @@ pub fn build(start: &Start, step: &mut impl FnMut(&str)) -> Result<Built, Ended>
         worker::Engine::Kvm => Engine::Kvm,
         worker::Engine::Soft => Engine::Soft,
     };
+    let confine = || self::confine(engine, start.require_confinement);
     engine.prepare().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
     match &start.source {
-        Source::Boot(boot) => self::boot(engine, boot, disks, page_map, step),
-        Source::Restore(restore) => self::restore(engine, restore, disks, page_map, step),
+        Source::Boot(boot) => self::boot(engine, boot, disks, page_map, confine, step),
+        Source::Restore(restore) => self::restore(engine, restore, disks, page_map, confine, step),
     }
 }
 
@@ -64,6 +65,7 @@ fn boot(
     boot: &Boot,
     disks: Vec<Disk>,
     page_map: Option<PageMap>,
+    confine: impl FnOnce() -> Result<(), Ended>,
     step: &mut impl FnMut(&str),
 ) -> Result<Built, Ended> {
     let read = |path: &Path| {
@@ -73,7 +75,7 @@ fn boot(
     let kernel = read(&boot.kernel)?;
     let none = boot.initramfs.as_os_str().is_empty();
     let initramfs = if none { BootFile::default() } else { read(&boot.initramfs)? };
-    confine(engine)?;
+    confine()?;
     let (kernel, initramfs) =
         boot_files::contents(kernel, initramfs).map_err(|(path, e)| unreadable(&path, e))?;
     let machine = Machine::new(Config {
@@ -97,6 +99,7 @@ fn restore(
     restore: &worker::Restore,
     disks: Vec<Disk>,
     page_map: Option<PageMap>,
+    confine: impl FnOnce() -> Result<(), Ended>,
     step: &mut impl FnMut(&str),
 ) -> Result<Built, Ended> {
     let mut files = Vec::new();
@@ -107,7 +110,7 @@ fn restore(
     }
     let leases = files.iter().map(File::try_clone).collect::<io::Result<_>>();
     let leases = leases.map_err(|e| Ended::bad(format!("a snapshot cannot be kept open: {e}")))?;
-    confine(engine)?;
+    confine()?;
     step("open");
     let refused = |e: supermachine_machine::Error| Ended::new(ExitReason::BadSnapshot, e.to_string());
     let mut generation = [0; 16];
@@ -157,7 +160,12 @@ fn lease(file: &File) -> io::Result<()> {
 }
 
 /// Confines the process; what the engine waits for goes on beside what comes next.
-fn confine(engine: Engine) -> Result<(), Ended> {
+fn confine(engine: Engine, required: bool) -> Result<(), Ended> {
+    if let Some(missing) = confine::Walls::of_this_system().missing()
+        && required
+    {
+        return Err(Ended::new(ExitReason::Unconfined, missing));
+    }
     confine::confine(engine).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
     engine.begin();
     Ok(())

@@ -8,7 +8,7 @@ use super::{
     HEADER_BYTES, HOLE, MAGIC, MAX_METADATA, RAM_ALIGNMENT, Snapshot, VERSION, Vcpu, check_ram,
     check_registers,
 };
-use crate::{Error, Result, ram};
+use crate::{Error, Result, Source, ram};
 
 /// What makes a file that has all but its header a snapshot.
 #[must_use]
@@ -58,7 +58,7 @@ impl Snapshot {
         file: &File,
         ram: impl IntoIterator<Item = Result<(u64, B)>>,
     ) -> Result<Unfinished> {
-        let length = file.metadata().map_err(Error::io("look at"))?.len();
+        let length = file.length().map_err(Error::io("look at"))?;
         if length != 0 {
             return Err(Error::unwritable(format!("the file has {length} bytes already")));
         }

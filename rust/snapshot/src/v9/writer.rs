@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use super::header::{self, Header};
 use super::{Extents, Identity, MAX_METADATA, MAX_SECTIONS, MINOR, Metadata, extents, identity};
 use crate::ram;
-use crate::{Digest32, Error, Result, fault};
+use crate::{Digest32, Error, Result, Source, fault};
 
 /// A snapshot that is being written: [`Writer::begin`] and one of the `write_ram` calls while the guest is paused,
 /// [`Writer::finish`] while it goes on. Until that is done the file is no snapshot.
@@ -51,7 +51,7 @@ pub struct Summary {
 impl Writer {
     /// Takes what is not RAM. `file` is empty, and open for reading and writing.
     pub fn begin(file: &File, metadata: &Metadata) -> Result<Self> {
-        let length = file.metadata().map_err(Error::io("look at"))?.len();
+        let length = file.length().map_err(Error::io("look at"))?;
         if length != 0 {
             return Err(Error::unwritable(format!("the file has {length} bytes already")));
         }

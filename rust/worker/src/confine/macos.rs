@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char, c_int};
 
 use supermachine_machine::Engine;
 
-use super::Error;
+use super::{Error, Walls};
 
 /// In the profile language: memory, threads, the hypervisor and descriptors that are open stay; ways to anything else
 /// go, the services of other processes included.
@@ -45,4 +45,9 @@ pub fn confine(_: Engine) -> Result<(), Error> {
         sandbox_free_error(error);
         Err(Error::Sandbox(reason))
     }
+}
+
+/// The sandbox is part of every macOS.
+pub fn walls() -> Walls {
+    Walls { landlock: 1, seccomp: true }
 }

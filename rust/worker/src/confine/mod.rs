@@ -12,6 +12,40 @@ use linux as system;
 use macos as system;
 use supermachine_machine::Engine;
 
+/// What the system has to confine a process with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walls {
+    /// Version of Landlock; 0 for none. Elsewhere than on Linux, where another thing does the same, 1.
+    pub landlock: u32,
+    /// Whether system calls are filtered.
+    pub seccomp: bool,
+}
+
+impl Walls {
+    /// Of this system.
+    pub fn of_this_system() -> Self {
+        system::walls()
+    }
+
+    /// What is missing, as a sentence with the way out; `None` when nothing is.
+    pub fn missing(self) -> Option<&'static str> {
+        match (self.landlock, self.seccomp) {
+            (1.., true) => None,
+            (0, true) => Some(
+                "this kernel has no Landlock, so the files' permissions are all that keeps a taken-over worker from \
+                 them; boot Linux 5.13 or newer with landlock in lsm=",
+            ),
+            (1.., false) => Some(
+                "this kernel filters no system calls; it needs CONFIG_SECCOMP_FILTER, or the container allows none",
+            ),
+            (0, false) => Some(
+                "this kernel has neither Landlock nor filters of system calls, so nothing but its user's permissions \
+                 holds a taken-over worker; boot Linux 5.13 or newer with landlock in lsm= and CONFIG_SECCOMP_FILTER",
+            ),
+        }
+    }
+}
+
 /// Confines this process. Every file it will use is open by now; no other thread runs yet.
 pub fn confine(engine: Engine) -> Result<(), Error> {
     system::confine(engine)
@@ -26,37 +60,10 @@ pub enum Error {
     #[cfg(target_os = "linux")]
     #[error("the seccomp filter cannot be applied: {0}")]
     Seccomp(String),
+    #[cfg(target_os = "linux")]
+    #[error("the worker cannot give up {what}: {error}")]
+    Privileges { what: &'static str, error: std::io::Error },
     #[cfg(target_os = "macos")]
     #[error("the sandbox profile cannot be applied: {0}")]
     Sandbox(String),
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io::ErrorKind;
-
-    /// Runs in a process of its own, which stays confined.
-    #[test]
-    fn a_confined_process_opens_nothing_and_still_works() {
-        const CHILD: &str = "SUPERMACHINE_TEST_CONFINED";
-        if std::env::var_os(CHILD).is_some() {
-            super::confine(supermachine_machine::Engine::Soft).unwrap();
-            assert_eq!(File::open("/etc/passwd").unwrap_err().kind(), ErrorKind::PermissionDenied);
-            assert_eq!(
-                std::net::TcpStream::connect("127.0.0.1:9").unwrap_err().kind(),
-                ErrorKind::PermissionDenied
-            );
-            assert!(std::process::Command::new("/bin/sh").args(["-c", "exit"]).status().is_err());
-            assert_eq!(std::thread::spawn(|| 7).join().unwrap(), 7);
-            std::os::unix::net::UnixStream::pair().unwrap().0.set_nonblocking(true).unwrap();
-            return;
-        }
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "confine::tests::a_confined_process_opens_nothing_and_still_works"])
-            .env(CHILD, "1")
-            .status()
-            .unwrap();
-        assert!(status.success());
-    }
 }

@@ -70,6 +70,7 @@ pub fn start() -> Start {
         disks: vec![],
         boot_timeout_ms: DEADLINE.as_millis() as u64,
         agent: true,
+        require_confinement: false,
     }
 }
 

@@ -1,0 +1,64 @@
+//! Landlock, seccomp, no privileges, limits of its own. What a kernel has not is left out, and said by [`walls`].
+
+mod privileges;
+mod seccomp;
+#[cfg(test)]
+mod tests;
+
+use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
+use supermachine_machine::Engine;
+
+use super::{Error, Walls};
+
+/// The newest rules known here; an older kernel takes those that it knows.
+const LANDLOCK: ABI = ABI::V10;
+/// `landlock_create_ruleset` with it returns the kernel's version of Landlock (include/uapi/linux/landlock.h).
+const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
+
+/// Confines this process, which has one thread.
+pub fn confine(engine: Engine) -> Result<(), Error> {
+    privileges::drop()?;
+    landlock()?;
+    if has_seccomp() { seccomp::apply(engine) } else { Ok(()) }
+}
+
+/// No rule is added, so every access that is handled is refused.
+fn landlock() -> Result<(), Error> {
+    Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(LANDLOCK)))
+        .and_then(|ruleset| ruleset.create())
+        .and_then(|ruleset| ruleset.restrict_self())
+        .map(drop)
+        .map_err(|e| Error::Landlock(e.to_string()))
+}
+
+/// What this kernel has.
+pub fn walls() -> Walls {
+    Walls { landlock: landlock_version(), seccomp: has_seccomp() }
+}
+
+/// The kernel's version of Landlock; 0 for none.
+fn landlock_version() -> u32 {
+    // SAFETY: with this flag the call takes no attributes, and only returns a number.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    };
+    u32::try_from(version).unwrap_or(0)
+}
+
+/// Whether filters can be set: an action that every kernel with filters has is asked for (seccomp(2)).
+fn has_seccomp() -> bool {
+    let action = libc::SECCOMP_RET_ERRNO;
+    // SAFETY: the call reads the four bytes of `action`.
+    let found =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    // A kernel before 4.14 does not know the question, and one without filters does not know the call.
+    found == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+}
