@@ -14,7 +14,7 @@ use supermachine_proto::frame::{self, Decoder, MAX_DATA};
 
 use crate::reaper::Exit;
 use crate::spawn::{self, Failure};
-use crate::{freeze, sys};
+use crate::{drain, freeze, sys};
 
 /// Output that waits for the host; beyond it the process waits.
 const MAX_WAITING: usize = 256 * 1024;
@@ -50,11 +50,17 @@ pub fn serve(mut host: File, request: &Exec) {
     match start(&host, request) {
         Ok(mut session) => {
             match session.run() {
-                Ok(()) => {}
+                Ok(()) => session.leave_output(),
                 // The guest is a clone of the one whose host this was: the process goes on, and nobody reads it.
-                Err(_) if freeze::has_moved(session.life) => session.run_alone(),
+                Err(_) if freeze::has_moved(session.life) => {
+                    session.run_alone();
+                    session.leave_output();
+                }
                 // The host is gone, and its processes with it.
-                Err(_) => sys::kill(-session.pid, libc::SIGKILL),
+                Err(_) => {
+                    sys::kill(-session.pid, libc::SIGKILL);
+                    session.leave_output();
+                }
             }
         }
         Err(Failure { kind, message }) => {
@@ -179,6 +185,13 @@ impl Session {
             // Nothing for the host is read from its socket or written to it any more.
             let _ = self.step([false, false, stdout, stderr, ended]);
             self.out.clear();
+        }
+    }
+
+    /// Those that the process has left behind may go on to write. A terminal ends with its process, as a hang-up.
+    fn leave_output(&mut self) {
+        if !self.tty {
+            drain::add([self.stdout.take(), self.stderr.take()].into_iter().flatten());
         }
     }
 

@@ -1,6 +1,7 @@
 //! PID 1 of a guest: mounts, processes, files, clock and entropy, for the host at the other end of vsock.
 
 mod boot;
+mod drain;
 mod exec;
 mod files;
 mod forward;

@@ -3,31 +3,46 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use supermachine_proto::agent::Request;
+use supermachine_proto::agent::{ExecError, ExecOutput, FileReply, HOST_CID, Request};
 use supermachine_proto::frame;
 
-use crate::{exec, files, forward, sys};
+use crate::{drain, exec, files, forward, sys};
 
 /// Enough for the deepest of the handlers, whose buffers are on the heap.
 const STACK: usize = 192 << 10;
+/// How long a host that cannot be served may take to say what it wants, and so to hear why not.
+const WORDS: Duration = Duration::from_millis(500);
+/// Between two attempts to take a connection that there is nothing for.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Serves connections to `listener` for as long as the guest lives.
 pub fn start(listener: OwnedFd) -> io::Result<()> {
+    drain::start()?;
     std::thread::Builder::new().name("requests".into()).stack_size(STACK).spawn(move || {
         loop {
-            match sys::accept(&listener) {
-                Ok(connection) => {
-                    let builder = std::thread::Builder::new().stack_size(STACK);
-                    // Without a thread the connection closes, which is what the host sees.
-                    let _ = builder.spawn(move || serve(connection));
-                }
+            match sys::accept_vsock(&listener) {
+                // Nobody in the guest has any business here.
+                Ok((_, peer)) if peer != HOST_CID => {}
+                Ok((connection, _)) => take(connection),
                 // Out of descriptors or memory: others must end first.
-                Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                Err(_) => std::thread::sleep(RETRY),
             }
         }
     })?;
     Ok(())
+}
+
+/// Serves a connection on a thread of its own; where none can be made, the host is told.
+fn take(connection: File) {
+    let Ok(kept) = connection.try_clone() else { return };
+    let builder = std::thread::Builder::new().stack_size(STACK);
+    if let Err(error) = builder.spawn(move || serve(connection)) {
+        drop(
+            sys::set_read_timeout(&kept, WORDS).map_err(frame::Error::Io).and_then(|()| refuse(kept, &error)),
+        );
+    }
 }
 
 /// Serves one connection to its end. One that breaks the protocol, or breaks off, ends.
@@ -38,4 +53,35 @@ fn serve(mut connection: File) {
         Ok(Some(Request::Forward { port })) => drop(forward::serve(connection, port)),
         Ok(None) | Err(_) => {}
     }
+}
+
+/// Answers a request with what the guest has no more of.
+fn refuse(mut connection: File, error: &io::Error) -> Result<(), frame::Error> {
+    match frame::read(&mut connection)? {
+        Some(Request::Exec(_)) => {
+            let message = format!("the guest's agent cannot start a thread for it: {}", shortage(error));
+            frame::write(&mut connection, &ExecOutput::Failed { kind: ExecError::Other, message })
+        }
+        Some(Request::Files | Request::Forward { .. }) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+            frame::write(&mut connection, &FileReply::Failed { errno })
+        }
+        None => Ok(()),
+    }
+}
+
+/// What is short, and how there comes to be more of it.
+pub fn shortage(error: &io::Error) -> String {
+    let what = match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            "the agent in the guest has no descriptors left (its RLIMIT_NOFILE); end processes or connections"
+        }
+        Some(libc::ENFILE) => "the guest has no open files left (its fs.file-max); end processes in it",
+        Some(libc::EAGAIN) => {
+            "the guest has no processes left (its kernel.pid_max or a pids limit); end some"
+        }
+        Some(libc::ENOMEM) => "the guest has no memory left; give it more with memory=",
+        _ => return error.to_string(),
+    };
+    format!("{what}: {error}")
 }

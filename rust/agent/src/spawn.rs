@@ -10,7 +10,7 @@ use supermachine_proto::agent::{Exec, ExecError};
 
 use crate::init::{self, Place};
 use crate::reaper::{self, Exit};
-use crate::{freeze, sys, user};
+use crate::{freeze, server, sys, user};
 
 /// docker's PATH for an image that has none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -34,7 +34,7 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         let kind =
             if error.raw_os_error() == Some(libc::EINVAL) { ExecError::Invalid } else { ExecError::Other };
-        Self::new(kind, error.to_string())
+        Self::new(kind, server::shortage(&error))
     }
 }
 

@@ -5,8 +5,10 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::ptr;
 use std::time::Duration;
+
+/// Connections that may wait to be accepted: as many as processes are started at once.
+const BACKLOG: i32 = 4096;
 
 /// A result from a return value that is negative on failure.
 pub fn check(value: i32) -> io::Result<i32> {
@@ -100,14 +102,33 @@ fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
     address
 }
 
-/// Connects to a vsock port.
+/// Connects to a vsock port, from a port that no other user of the guest's may bind, by which the host knows the agent.
 pub fn connect_vsock(cid: u32, port: u32) -> io::Result<File> {
     let socket = vsock()?;
+    bind_reserved(&socket)?;
     let address = vsock_address(cid, port);
     let length = size_of_val(&address) as libc::socklen_t;
     // SAFETY: pointer and length are those of `address`.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
     Ok(socket.into())
+}
+
+/// Binds the highest reserved port that is free: one of a connection before may not be, for some seconds.
+fn bind_reserved(socket: &OwnedFd) -> io::Result<()> {
+    // Reserved up to 1023 (LAST_RESERVED_PORT in net/vmw_vsock/af_vsock.c).
+    let mut last = Err(io::ErrorKind::AddrInUse.into());
+    for port in (512..1024).rev() {
+        let address = vsock_address(libc::VMADDR_CID_ANY, port);
+        let length = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: pointer and length are those of `address`.
+        last =
+            check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) }).map(drop);
+        match &last {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            _ => break,
+        }
+    }
+    last
 }
 
 /// Listens on a vsock port.
@@ -118,18 +139,36 @@ pub fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
     // SAFETY: pointer and length are those of `address`.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
     // SAFETY: the call takes no pointers.
-    check(unsafe { libc::listen(socket.as_raw_fd(), 128) })?;
+    check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
     Ok(socket)
 }
 
-/// accept4(2) with CLOEXEC.
-pub fn accept(listener: &OwnedFd) -> io::Result<File> {
-    // SAFETY: null pointers say that the peer's address is not wanted.
+/// accept4(2) with CLOEXEC: the connection, and the context id of who made it.
+pub fn accept_vsock(listener: &OwnedFd) -> io::Result<(File, u32)> {
+    let mut peer = vsock_address(0, 0);
+    let mut length = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: pointer and length are those of `peer`.
     let fd = check(unsafe {
-        libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), libc::SOCK_CLOEXEC)
+        libc::accept4(listener.as_raw_fd(), (&raw mut peer).cast(), &raw mut length, libc::SOCK_CLOEXEC)
     })?;
     // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    Ok((unsafe { File::from_raw_fd(fd) }, peer.svm_cid))
+}
+
+/// Has reads of a socket give up after this long.
+pub fn set_read_timeout(socket: &impl AsRawFd, timeout: Duration) -> io::Result<()> {
+    let time = libc::timeval { tv_sec: timeout.as_secs() as _, tv_usec: timeout.subsec_micros() as _ };
+    // SAFETY: pointer and length are those of `time`.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const time).cast(),
+            size_of_val(&time) as libc::socklen_t,
+        )
+    })
+    .map(drop)
 }
 
 /// A pipe: reader and writer, both CLOEXEC.

@@ -412,12 +412,12 @@ fn a_restored_guest_that_asks_is_answered_once_it_has_ended_what_it_had() {
     assert_eq!(guest.driver.take(2), Some((0, 4)));
     guest.send((1024, 6000), REQUEST, 0, 0, &[]);
     guest.send((1026, 6001), REQUEST, 0, 0, &[]);
+    assert_eq!(guest.receive_op(RST).guest_port, 6001, "nobody listens there");
     assert!(guest.poll().is_none());
     assert!(accepted.try_recv().is_err());
     guest.driver.offer(2, 0);
     guest.driver.notify(2);
     assert_eq!(guest.receive_op(RESPONSE).guest_port, 6000);
-    assert_eq!(guest.receive_op(RST).guest_port, 6001, "nobody listens there");
     let mut socket = accepted.recv().unwrap();
     guest.send((1024, 6000), RW, 0, 0, b"x");
     let mut got = [0];
@@ -426,14 +426,40 @@ fn a_restored_guest_that_asks_is_answered_once_it_has_ended_what_it_had() {
 }
 
 #[test]
-fn a_restored_guest_asks_no_more_than_it_may_have_connections() {
+fn a_restored_guest_does_not_ask_without_end() {
     let mut guest = Guest::start();
     let _accepted = guest.listen(1024);
     guest.host.reset_connections();
-    for port in 0..4096 {
+    for port in 0..64 {
         guest.send((1024, port), REQUEST, 0, 0, &[]);
         assert!(guest.poll().is_none());
     }
-    guest.send((1024, 4096), REQUEST, 0, 0, &[]);
-    assert_eq!(guest.receive_op(RST).guest_port, 4096);
+    guest.send((1024, 64), REQUEST, 0, 0, &[]);
+    assert_eq!(guest.receive_op(RST).guest_port, 64);
+}
+
+#[test]
+fn a_port_of_the_hosts_is_for_who_came_first_or_may_bind_a_reserved_port() {
+    let mut guest = Guest::start();
+    let accepted = guest.listen(1024);
+    guest.send((1024, 5000), REQUEST, 0, 0, &[]);
+    assert_eq!(guest.receive_op(RESPONSE).guest_port, 5000);
+    let first = accepted.recv().unwrap();
+    // While it is there nobody else gets in, whoever that is.
+    for port in [5001, 1023] {
+        guest.send((1024, port), REQUEST, 0, 0, &[]);
+        assert_eq!(guest.receive_op(RST).guest_port, port);
+    }
+    drop(first);
+    while guest.receive().op != SHUTDOWN {}
+    guest.send((1024, 5000), RST, 0, 0, &[]);
+    // Any process of the guest's could come now, as often as it likes.
+    for port in 5000..5200 {
+        guest.send((1024, port), REQUEST, 0, 0, &[]);
+        assert_eq!(guest.receive_op(RST).guest_port, port);
+    }
+    assert!(accepted.try_recv().is_err());
+    guest.send((1024, 1023), REQUEST, 0, 0, &[]);
+    assert_eq!(guest.receive_op(RESPONSE).guest_port, 1023);
+    assert!(accepted.recv().is_ok());
 }

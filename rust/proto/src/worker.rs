@@ -147,6 +147,11 @@ pub enum Event {
     },
     /// Pages that the guest has touched since its restore, in ascending order, in at most [`MAX_WORKING_SET`] ranges; empty where the host cannot tell.
     WorkingSet(Vec<PageRange>),
+    /// A command could not be served for want of something; the VM goes on. What is short, whose limit it is, and how it
+    /// is raised.
+    Shortage {
+        message: String,
+    },
 }
 
 /// A snapshot that has been taken.

@@ -75,7 +75,9 @@ impl Connection {
     fn ended(&self) -> Trouble {
         match self.vm.wait_exit(EXIT_GRACE) {
             Some(exit) => Trouble::Exited(exit),
-            None => Trouble::Lost("the agent closed a connection in use".to_owned()),
+            None => Trouble::Lost(
+                self.vm.shortage().unwrap_or_else(|| "the agent closed a connection in use".to_owned()),
+            ),
         }
     }
 

@@ -189,6 +189,7 @@ fn events_of(decoder: &mut Decoder, shared: &Shared) -> Result<(), frame::Error>
             Event::CaptureFailed { message } => shared.update(|state| {
                 (state.capturing, state.captured) = (false, Some(Err(message)));
             }),
+            Event::Shortage { message } => shared.update(|state| state.shortage = Some(message)),
             Event::WorkingSet(ranges) => shared.update(|state| state.working_set = Some(ranges)),
         }
     }

@@ -497,14 +497,17 @@ impl Pump {
 
     /// The connection has ended without an outcome: finds out why.
     fn end(&mut self, trouble: Option<String>) {
-        let outcome = match (trouble, self.closing) {
-            (Some(trouble), _) => Outcome::Lost(format!("the agent broke the protocol: {trouble}")),
-            (None, true) => Outcome::Exited(ExitStatus::Signal(libc::SIGKILL)),
-            (None, false) => match self.vm.wait_exit(EXIT_GRACE) {
-                Some(exit) => Outcome::VmExited(exit),
-                None => Outcome::Lost("the agent closed the connection of a running process".to_owned()),
-            },
-        };
+        let outcome =
+            match (trouble, self.closing) {
+                (Some(trouble), _) => Outcome::Lost(format!("the agent broke the protocol: {trouble}")),
+                (None, true) => Outcome::Exited(ExitStatus::Signal(libc::SIGKILL)),
+                (None, false) => match self.vm.wait_exit(EXIT_GRACE) {
+                    Some(exit) => Outcome::VmExited(exit),
+                    None => Outcome::Lost(self.vm.shortage().unwrap_or_else(|| {
+                        "the agent closed the connection of a running process".to_owned()
+                    })),
+                },
+            };
         self.ended = Some(outcome);
     }
 

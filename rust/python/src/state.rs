@@ -28,6 +28,8 @@ pub struct State {
     /// Whether a capture is under way, be it that nobody waits for its answer any more.
     pub capturing: bool,
     pub working_set: Option<Vec<PageRange>>,
+    /// What the worker lacked to serve a command, for the error of the connection that came to nothing.
+    pub shortage: Option<String>,
     /// Whether `Worker.kill` asked for the end.
     pub killed: bool,
     /// Closed when the VM ends.
@@ -95,6 +97,11 @@ impl Shared {
     /// How the VM ended, if it has.
     pub fn exit(&self) -> Option<Exit> {
         self.elsewhere().or_else(|| self.lock().exit.clone())
+    }
+
+    /// What the worker has said that it lacked, once.
+    pub fn shortage(&self) -> Option<String> {
+        self.lock().shortage.take()
     }
 
     /// Waits for the end of the VM.

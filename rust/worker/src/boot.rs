@@ -1,11 +1,15 @@
 //! The boot connection: what worker and agent say to each other about the guest as a whole.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::io::retry_on_intr;
+use rustix::net::SendFlags;
 use supermachine_proto::agent::{BootCommand, BootEvent, Configure, Identity};
 use supermachine_proto::{VERSION, frame};
 
@@ -44,15 +48,41 @@ impl Greeting {
     }
 }
 
-/// The worker's end of the boot connection.
+/// Greetings in a worker's life. A guest needs one; an agent that lost its connection, another.
+const MAX_GREETINGS: u32 = 16;
+/// Bytes of what an agent says that went wrong.
+const MAX_REASON: usize = 4096;
+
+/// The worker's end of the boot connection. No call waits for the agent, but for [`BootChannel::ask`] and
+/// [`BootChannel::serve`], and nothing is locked while those do.
 #[derive(Clone, Default)]
 pub struct BootChannel(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    stream: Mutex<Option<UnixStream>>,
-    /// Who waits for answers of the agent's; each hears all of them.
-    waiting: Mutex<Vec<Sender<BootEvent>>>,
+    agent: Mutex<Option<Agent>>,
+    /// Who waits for answers of the agent's, by the number that each was given; each hears all of them.
+    waiting: Mutex<(u64, BTreeMap<u64, Sender<BootEvent>>)>,
+}
+
+/// The agent that is connected.
+struct Agent {
+    stream: UnixStream,
+    /// Commands that it has not answered. It says nothing else.
+    unanswered: u32,
+}
+
+/// What an agent did that none does.
+#[derive(Debug, thiserror::Error)]
+enum Misbehaviour {
+    #[error(transparent)]
+    Frame(#[from] frame::Error),
+    #[error("the guest's agent said {0} without being asked; the guest is not to be trusted")]
+    Unasked(&'static str),
+    #[error(
+        "the guest's agent has connected more than {MAX_GREETINGS} times; it may be failing over and over"
+    )]
+    OverAndOver,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,9 +90,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl BootChannel {
-    /// Sends a command; `false` when no agent is connected.
+    /// Sends a command; `false` when no agent is connected that takes it. One that has not read what it was sent before
+    /// loses its connection.
     pub fn send(&self, command: &BootCommand) -> bool {
-        lock(&self.0.stream).as_mut().is_some_and(|stream| frame::write(stream, command).is_ok())
+        let mut agent = lock(&self.0.agent);
+        let Some(connected) = agent.as_mut() else { return false };
+        let mut bytes = Vec::new();
+        let sent = frame::encode(command, &mut bytes).is_ok() && send_now(&connected.stream, &bytes);
+        if sent {
+            connected.unanswered += 1;
+        } else {
+            // Its reader sees the end, and says so.
+            let _ = connected.stream.shutdown(Shutdown::Both);
+            *agent = None;
+        }
+        sent
     }
 
     /// Sends a command and waits for its answer; `false` when that does not come by the deadline. One command of a kind
@@ -70,10 +112,18 @@ impl BootChannel {
     pub fn ask(&self, command: &BootCommand, answer: &BootEvent, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
         let (sender, answers) = mpsc::channel();
-        lock(&self.0.waiting).push(sender);
+        let number = {
+            let mut waiting = lock(&self.0.waiting);
+            let number = waiting.0;
+            waiting.0 += 1;
+            waiting.1.insert(number, sender);
+            number
+        };
         let sent = self.send(command);
         let wait = || answers.recv_timeout(end.saturating_duration_since(Instant::now()));
-        sent && std::iter::from_fn(|| wait().ok()).any(|event| event == *answer)
+        let answered = sent && std::iter::from_fn(|| wait().ok()).any(|event| event == *answer);
+        lock(&self.0.waiting).1.remove(&number);
+        answered
     }
 
     /// Serves connections as they arrive until the sender of `connections` is gone, telling `heard` what happens.
@@ -83,12 +133,16 @@ impl BootChannel {
         greeting: &Greeting,
         mut heard: impl FnMut(AgentEvent),
     ) {
-        for stream in connections {
-            if let Err(error) = self.session(stream, greeting, &mut heard) {
+        for (stream, greetings) in connections.iter().zip(1..) {
+            let served = match greetings {
+                ..=MAX_GREETINGS => self.session(stream, greeting, &mut heard),
+                _ => Err(Misbehaviour::OverAndOver),
+            };
+            *lock(&self.0.agent) = None;
+            lock(&self.0.waiting).1.clear();
+            if let Err(error) = served {
                 heard(AgentEvent::Failed(error.to_string()));
             }
-            *lock(&self.0.stream) = None;
-            lock(&self.0.waiting).clear();
         }
     }
 
@@ -97,34 +151,95 @@ impl BootChannel {
         stream: UnixStream,
         greeting: &Greeting,
         heard: &mut impl FnMut(AgentEvent),
-    ) -> Result<(), frame::Error> {
+    ) -> Result<(), Misbehaviour> {
         let mut reader = stream.try_clone().map_err(frame::Error::Io)?;
-        *lock(&self.0.stream) = Some(stream);
+        let Some(first) = frame::read::<BootEvent>(&mut reader)? else { return Ok(()) };
+        match first {
+            BootEvent::Hello { version: VERSION, .. } => {}
+            BootEvent::Hello { version, .. } => {
+                heard(AgentEvent::Failed(format!(
+                    "the guest's agent speaks version {version} and the host {VERSION}; both must be of one release"
+                )));
+                return Ok(());
+            }
+            // What went wrong before it could say hello.
+            BootEvent::Failed { message } => {
+                heard(AgentEvent::Failed(reason(message)));
+                return Ok(());
+            }
+            other => return Err(Misbehaviour::Unasked(name(&other))),
+        }
+        heard(AgentEvent::Connected);
+        *lock(&self.0.agent) = Some(Agent { stream, unanswered: 0 });
+        if !self.send(&greeting.command()) {
+            return Err(frame::Error::Io(io::ErrorKind::BrokenPipe.into()).into());
+        }
+        let mut greeted = false;
         while let Some(event) = frame::read::<BootEvent>(&mut reader)? {
+            self.answered(&event)?;
             match event {
-                BootEvent::Hello { version: VERSION, .. } => {
-                    heard(AgentEvent::Connected);
-                    if !self.send(&greeting.command()) {
-                        return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
-                    }
+                BootEvent::Ready | BootEvent::Renewed if !greeted => {
+                    greeted = true;
+                    heard(AgentEvent::Ready);
                 }
-                BootEvent::Hello { version, .. } => {
-                    heard(AgentEvent::Failed(format!(
-                        "the guest's agent speaks version {version} and the host {VERSION}; both must be of one release"
-                    )));
-                    return Ok(());
+                BootEvent::Hello { .. } | BootEvent::Ready | BootEvent::Renewed => {
+                    return Err(Misbehaviour::Unasked(name(&event)));
                 }
-                BootEvent::Ready | BootEvent::Renewed => heard(AgentEvent::Ready),
-                BootEvent::Failed { message } => heard(AgentEvent::Failed(message)),
+                BootEvent::Failed { message } => heard(AgentEvent::Failed(reason(message))),
                 BootEvent::Frozen | BootEvent::Thawed | BootEvent::ClockSet => {
                     // Who does not wait any more is forgotten.
-                    lock(&self.0.waiting).retain(|waiting| waiting.send(event.clone()).is_ok());
+                    lock(&self.0.waiting).1.retain(|_, waiting| waiting.send(event.clone()).is_ok());
                 }
                 BootEvent::Stopping => {}
             }
         }
         Ok(())
     }
+
+    /// Counts an answer; what is none is refused, so that nobody is kept busy by an agent that goes on talking.
+    fn answered(&self, event: &BootEvent) -> Result<(), Misbehaviour> {
+        let mut agent = lock(&self.0.agent);
+        let left = agent.as_mut().and_then(|agent| {
+            agent.unanswered = agent.unanswered.checked_sub(1)?;
+            Some(agent.unanswered)
+        });
+        left.map(drop).ok_or(Misbehaviour::Unasked(name(event)))
+    }
+}
+
+/// Sends all of it without waiting; `false` when the socket has no room for it.
+fn send_now(stream: &UnixStream, mut bytes: &[u8]) -> bool {
+    #[cfg(target_os = "linux")]
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    #[cfg(not(target_os = "linux"))]
+    let flags = SendFlags::DONTWAIT;
+    while !bytes.is_empty() {
+        match retry_on_intr(|| rustix::net::send(stream, bytes, flags)) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+fn name(event: &BootEvent) -> &'static str {
+    match event {
+        BootEvent::Hello { .. } => "hello",
+        BootEvent::Ready => "that it is ready",
+        BootEvent::Failed { .. } => "that it has failed",
+        BootEvent::Renewed => "that the guest has a new identity",
+        BootEvent::Frozen => "that processes stand still",
+        BootEvent::Thawed => "that processes run again",
+        BootEvent::Stopping => "that the guest stops",
+        BootEvent::ClockSet => "that the clock is set",
+    }
+}
+
+/// As much of an agent's words as is kept.
+fn reason(mut message: String) -> String {
+    let end = (0..=MAX_REASON.min(message.len())).rev().find(|at| message.is_char_boundary(*at));
+    message.truncate(end.unwrap_or_default());
+    message
 }
 
 /// Nanoseconds since 1970.
@@ -196,6 +311,100 @@ mod tests {
         BootChannel::default().serve(&incoming, &configure(), |event| events.push(event));
         assert!(
             matches!(&events[..], [AgentEvent::Failed(message)] if message.contains(&format!("version {}", VERSION + 1)))
+        );
+    }
+
+    /// What is heard of an agent that behaves like this once it is connected, and has been greeted if it said hello.
+    fn heard_of(misbehave: impl FnOnce(&mut UnixStream) + Send + 'static) -> Vec<AgentEvent> {
+        let (mut agent, worker) = UnixStream::pair().unwrap();
+        let (connections, incoming) = mpsc::channel();
+        connections.send(worker).unwrap();
+        drop(connections);
+        let guest = thread::spawn(move || misbehave(&mut agent));
+        let mut events = Vec::new();
+        BootChannel::default().serve(&incoming, &configure(), |event| events.push(event));
+        guest.join().unwrap();
+        events
+    }
+
+    fn hello() -> BootEvent {
+        BootEvent::Hello { version: VERSION, kernel: "6.12".into() }
+    }
+
+    fn is_refusal(event: Option<&AgentEvent>) -> bool {
+        matches!(event, Some(AgentEvent::Failed(message)) if message.contains("without being asked"))
+    }
+
+    /// Says one thing until the worker listens no more.
+    fn for_ever(agent: &mut UnixStream, event: &BootEvent) {
+        while frame::write(agent, event).is_ok() {}
+    }
+
+    #[test]
+    fn an_agent_that_repeats_itself_for_ever_is_heard_once() {
+        let events = heard_of(|agent| for_ever(agent, &hello()));
+        assert!(events.len() == 2 && is_refusal(events.last()), "{events:?}");
+        let events = heard_of(|agent| {
+            frame::write(agent, &hello()).unwrap();
+            for_ever(agent, &BootEvent::Ready);
+        });
+        assert_eq!(events[..2], [AgentEvent::Connected, AgentEvent::Ready]);
+        assert!(events.len() == 3 && is_refusal(events.last()), "{events:?}");
+        for other in [BootEvent::Ready, BootEvent::Frozen, BootEvent::Stopping] {
+            let events = heard_of(move |agent| for_ever(agent, &other));
+            assert!(events.len() == 1 && is_refusal(events.last()), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn what_an_agent_says_that_it_failed_of_is_kept_in_part() {
+        let events = heard_of(|agent| {
+            frame::write(agent, &BootEvent::Failed { message: "é".repeat(100_000) }).unwrap();
+        });
+        assert!(
+            matches!(&events[..], [AgentEvent::Failed(message)] if message.len() == MAX_REASON),
+            "{events:?}"
+        );
+    }
+
+    #[test]
+    fn an_agent_that_never_reads_loses_its_connection_and_nobody_waits_for_it() {
+        let (mut agent, worker) = UnixStream::pair().unwrap();
+        let (connections, incoming) = mpsc::channel();
+        connections.send(worker).unwrap();
+        let channel = BootChannel::default();
+        let (heard, events) = mpsc::channel();
+        let server = {
+            let channel = channel.clone();
+            thread::spawn(move || channel.serve(&incoming, &configure(), |event| drop(heard.send(event))))
+        };
+        frame::write(&mut agent, &hello()).unwrap();
+        assert_eq!(events.recv().unwrap(), AgentEvent::Connected);
+        // More than a socket takes; none of these waits.
+        while channel.send(&BootCommand::Shutdown { grace_ms: 0 }) {}
+        assert!(!channel.send(&BootCommand::Freeze));
+        drop(connections);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_comes_over_and_over_is_turned_away() {
+        let (connections, incoming) = mpsc::channel();
+        let mut agents = Vec::new();
+        for _ in 0..=MAX_GREETINGS {
+            let (mut agent, worker) = UnixStream::pair().unwrap();
+            frame::write(&mut agent, &hello()).unwrap();
+            agent.shutdown(Shutdown::Write).unwrap();
+            connections.send(worker).unwrap();
+            agents.push(agent);
+        }
+        drop(connections);
+        let mut events = Vec::new();
+        BootChannel::default().serve(&incoming, &configure(), |event| events.push(event));
+        let connected = events.iter().filter(|event| **event == AgentEvent::Connected).count();
+        assert_eq!(connected, MAX_GREETINGS as usize);
+        assert!(
+            matches!(events.last(), Some(AgentEvent::Failed(message)) if message.contains("over and over"))
         );
     }
 }

@@ -4,7 +4,7 @@
 //! host's clock was set. Both show in the host as wall clock and counter moving against each other.
 
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use supermachine_proto::agent::{BootCommand, BootEvent};
@@ -27,35 +27,60 @@ const COUNTER: libc::clockid_t = libc::CLOCK_MONOTONIC;
 /// What the guest was told of the time.
 #[derive(Default)]
 pub struct WallClock {
+    state: Mutex<State>,
+    /// Told when the clock is set, or has taken too long.
+    settled: Condvar,
+}
+
+#[derive(Default)]
+struct State {
     /// The wall clock less the counter, in nanoseconds, when the guest was told; `None` before.
-    told: Mutex<Option<i64>>,
+    told: Option<i64>,
+    /// Whether the guest is being told now.
+    telling: bool,
 }
 
 impl WallClock {
     /// The guest is being told the time.
     pub fn told(&self) {
-        *self.lock() = Some(ahead());
+        self.lock().told = Some(ahead());
     }
 
-    /// Whether the guest's clock must be set.
+    /// Whether the guest's clock must be set, and nobody is at it.
     pub fn has_moved(&self) -> bool {
-        moved(*self.lock(), ahead())
+        let state = self.lock();
+        !state.telling && moved(state.told, ahead())
     }
 
-    /// Sets the guest's clock, if it must be, and waits until that is done, or has taken too long.
+    /// Whether there is nothing to wait for in [`WallClock::follow`].
+    pub fn is_right(&self) -> bool {
+        let state = self.lock();
+        !state.telling && !moved(state.told, ahead())
+    }
+
+    /// Sets the guest's clock, if it must be, and waits until that is done, or has taken too long. Nothing is locked
+    /// meanwhile.
     pub fn follow(&self, boot: &BootChannel) {
-        let mut told = self.lock();
-        let now = ahead();
-        if moved(*told, now) {
-            let command = BootCommand::Clock { wall_clock_ns: boot::now_ns() };
-            // An agent that is slow to answer has the message all the same.
-            boot.ask(&command, &BootEvent::ClockSet, ANSWER);
-            *told = Some(now);
+        let mut state = self.lock();
+        if state.telling {
+            drop(self.settled.wait_timeout_while(state, ANSWER, |state| state.telling));
+            return;
         }
+        let now = ahead();
+        if !moved(state.told, now) {
+            return;
+        }
+        state.telling = true;
+        drop(state);
+        let command = BootCommand::Clock { wall_clock_ns: boot::now_ns() };
+        // An agent that is slow to answer has the message all the same.
+        boot.ask(&command, &BootEvent::ClockSet, ANSWER);
+        *self.lock() = State { told: Some(now), telling: false };
+        self.settled.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<i64>> {
-        self.told.lock().unwrap_or_else(|e| e.into_inner())
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

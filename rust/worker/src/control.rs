@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
 use rustix::io::retry_on_intr;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::worker::{Command, Event};
 
@@ -19,7 +19,8 @@ const MAX_FDS: usize = 4;
 pub struct Commands {
     stream: UnixStream,
     decoder: Decoder,
-    fds: VecDeque<OwnedFd>,
+    /// One for each command that takes one; `None` for one that this process had no room for.
+    fds: VecDeque<Option<OwnedFd>>,
 }
 
 impl Commands {
@@ -33,7 +34,7 @@ impl Commands {
         loop {
             if let Some(command) = self.decoder.next::<Command>()? {
                 let fd = match command {
-                    Command::Connect { .. } | Command::Capture(_) => self.fds.pop_front(),
+                    Command::Connect { .. } | Command::Capture(_) => self.fds.pop_front().flatten(),
                     _ => None,
                 };
                 return Ok(Some((command, fd)));
@@ -57,15 +58,34 @@ impl Commands {
         let flags = RecvFlags::empty();
         let received =
             retry_on_intr(|| recvmsg(&self.stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags))?;
+        let mut came = 0;
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.fds.extend(fds);
+                self.fds.extend(fds.map(|fd| {
+                    came += 1;
+                    Some(fd)
+                }));
             }
+        }
+        // With its limit of open files reached a process gets the message alone (unix(7), SCM_RIGHTS); the next command
+        // must not have the descriptor of this one.
+        if came == 0 && received.flags.contains(ReturnFlags::CTRUNC) {
+            self.fds.push_back(None);
         }
         let received = received.bytes;
         self.decoder.push(&bytes[..received]);
         Ok(received)
     }
+}
+
+/// Why a descriptor did not come along with its command.
+pub fn out_of_files() -> String {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.map_or("unlimited".into(), |limit| limit.to_string());
+    format!(
+        "the virtual machine's worker has no room for another open file (its limit, RLIMIT_NOFILE, is {limit}); raise \
+         it with `ulimit -n` before the start, or close connections"
+    )
 }
 
 /// Sends events, from any thread.

@@ -18,11 +18,16 @@ use supermachine_proto::worker::{
 use crate::boot::{AgentEvent, BootChannel, Greeting};
 use crate::capture::Subject;
 use crate::clock::{self, WallClock};
-use crate::control::{Commands, Events};
+use crate::control::{self, Commands, Events};
+use crate::owner::{self, Owner};
 use crate::start::{self, Built};
 
 /// How long a guest may take to power off beyond the grace that its processes get.
 const POWER_OFF: Duration = Duration::from_secs(2);
+/// How long the end of a machine may take before the process ends without it.
+const END: Duration = Duration::from_secs(2);
+/// Connections that may wait for the guest's clock to be set, or for its device to be free.
+const MAX_WAITING: usize = 4096;
 /// How long a guest that ended before it was ready is listened to.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// What the console of a kernel says that panics.
@@ -59,6 +64,12 @@ struct Session {
     verdict: Mutex<Option<Ended>>,
     /// Whether the guest was asked to power off.
     asked: AtomicBool,
+    /// Whether the last word has been said.
+    said: AtomicBool,
+    /// Whether the end has begun, and has its time.
+    ending: AtomicBool,
+    /// To the thread that makes connections that have to wait.
+    waiting: mpsc::SyncSender<(u32, OwnedFd)>,
     started: Instant,
     steps: Mutex<Vec<(String, u64)>>,
 }
@@ -66,6 +77,10 @@ struct Session {
 /// Serves the control socket until the VM has ended.
 pub fn run(control: UnixStream) -> io::Result<()> {
     let started = Instant::now();
+    let owner = Owner::of(&control)?;
+    if !owner.wait_for_words() {
+        return Ok(());
+    }
     let events = Events::new(control.try_clone()?);
     let mut commands = Commands::new(control);
     let start = match commands.next() {
@@ -83,6 +98,8 @@ pub fn run(control: UnixStream) -> io::Result<()> {
             return Ok(());
         }
     };
+    owner.end_with_it()?;
+    let (waiting, to_connect) = mpsc::sync_channel(MAX_WAITING);
     let session = Arc::new(Session {
         machine: Arc::new(machine),
         // Not what its origin says: a file of version 8 is none that diffs build on.
@@ -94,9 +111,13 @@ pub fn run(control: UnixStream) -> io::Result<()> {
         ready: AtomicBool::new(false),
         verdict: Mutex::new(None),
         asked: AtomicBool::new(false),
+        said: AtomicBool::new(false),
+        ending: AtomicBool::new(false),
+        waiting,
         started,
         steps: Mutex::new(steps),
     });
+    session.spawn("connect", move |session| session.connect_those_that_wait(&to_connect));
     session.run(*start, commands);
     drop(leases);
     Ok(())
@@ -108,10 +129,10 @@ impl Session {
         let timeout = start.boot_timeout_ms;
         self.spawn("control", move |session| session.serve_commands(commands));
         if start.agent {
-            let (sender, connections) = mpsc::channel();
-            self.machine
-                .vsock()
-                .listen(BOOT_PORT, Box::new(move |fd| drop(sender.send(UnixStream::from(fd)))));
+            // The device lets one through at a time; one more may come before the end of the last is seen here.
+            let (sender, connections) = mpsc::sync_channel(1);
+            let accept = Box::new(move |fd| drop(sender.try_send(UnixStream::from(fd))));
+            self.machine.vsock().listen(BOOT_PORT, accept);
             let (greeting, working_set) = match start.source {
                 Source::Boot(boot) => (Greeting::Configure(boot.configure), Vec::new()),
                 Source::Restore(restore) => (Greeting::Renew(restore.identity), restore.working_set),
@@ -128,6 +149,7 @@ impl Session {
         }
 
         let stop = self.watch(boot_deadline, timeout);
+        self.bound_the_end();
         // Every connection ends, so that whoever waits on one wakes, before the last word is said.
         self.machine.close();
         if !self.ready.load(Ordering::Acquire) {
@@ -137,7 +159,53 @@ impl Session {
         let verdict = self.verdict.lock().unwrap_or_else(|e| e.into_inner()).take();
         let Ended { reason, message } =
             verdict.unwrap_or_else(|| outcome(stop, self.asked.load(Ordering::Acquire), &console_tail));
-        self.events.send(&Event::Exited { reason, message, console_tail });
+        self.say_last(Ended { reason, message }, console_tail);
+    }
+
+    /// Says how the VM ended, once.
+    fn say_last(&self, Ended { reason, message }: Ended, console_tail: String) {
+        if !self.said.swap(true, Ordering::AcqRel) {
+            self.events.send(&Event::Exited { reason, message, console_tail });
+        }
+    }
+
+    /// Whatever the guest keeps the machine's threads at, the process ends soon.
+    fn bound_the_end(self: &Arc<Self>) {
+        if self.ending.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let session = self.clone();
+        let spawned = thread::Builder::new().name("end".into()).spawn(move || {
+            thread::sleep(END);
+            let verdict = session.verdict.lock().unwrap_or_else(|e| e.into_inner()).take();
+            let ended = verdict.unwrap_or_else(|| Ended::new(ExitReason::Shutdown, ASKED));
+            session.say_last(ended, session.machine.console_tail());
+            owner::exit(0)
+        });
+        if spawned.is_err() {
+            owner::exit(1);
+        }
+    }
+
+    /// Makes the connections that could not be made at once.
+    fn connect_those_that_wait(&self, waiting: &mpsc::Receiver<(u32, OwnedFd)>) {
+        for (port, fd) in waiting {
+            self.wall_clock.follow(&self.boot);
+            self.machine.vsock().connect(port, fd);
+        }
+    }
+
+    /// Makes a connection, without waiting for the guest or for what it keeps busy.
+    fn connect(&self, port: u32, fd: OwnedFd) {
+        let fd = match self.wall_clock.is_right() {
+            true => match self.machine.vsock().try_connect(port, fd) {
+                None => return,
+                Some(fd) => fd,
+            },
+            false => fd,
+        };
+        // Beyond what may wait it closes, which its other end sees.
+        let _ = self.waiting.try_send((port, fd));
     }
 
     /// Waits for the end of the machine, and does meanwhile what nobody asks for: ends a guest that is not ready in time,
@@ -170,8 +238,9 @@ impl Session {
     }
 
     /// Ends the VM; the first verdict stands.
-    fn end(&self, ended: Ended) {
+    fn end(self: &Arc<Self>, ended: Ended) {
         self.verdict.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(ended);
+        self.bound_the_end();
         self.machine.stop(Stop::Requested);
     }
 
@@ -188,15 +257,17 @@ impl Session {
         self.steps.lock().unwrap_or_else(|e| e.into_inner()).push((name.into(), at));
     }
 
-    fn heard(&self, event: AgentEvent) {
+    fn heard(self: &Arc<Self>, event: AgentEvent) {
         match event {
             AgentEvent::Connected => {
-                self.step("agent");
+                if !self.ready.load(Ordering::Acquire) {
+                    self.step("agent");
+                }
                 self.wall_clock.told();
             }
+            AgentEvent::Ready if self.ready.swap(true, Ordering::AcqRel) => {}
             AgentEvent::Ready => {
                 self.step("ready");
-                self.ready.store(true, Ordering::Release);
                 let steps = self.steps.lock().unwrap_or_else(|e| e.into_inner()).clone();
                 self.events.send(&Event::Ready(Timings { steps }));
             }
@@ -224,11 +295,9 @@ impl Session {
         match command {
             Command::Start(_) => self.end(Ended::bad("a VM was asked to start twice")),
             Command::Connect { port } => match fd {
-                Some(fd) => {
-                    self.wall_clock.follow(&self.boot);
-                    self.machine.vsock().connect(port, fd);
-                }
-                None => self.end(Ended::bad("a connect command came without its socket")),
+                Some(fd) => self.connect(port, fd),
+                // Its other end has been closed, which the API sees; the VM goes on.
+                None => self.events.send(&Event::Shortage { message: control::out_of_files() }),
             },
             Command::Shutdown { grace_ms } => {
                 self.asked.store(true, Ordering::Release);
@@ -247,12 +316,13 @@ impl Session {
             }
             Command::Capture(request) => match fd {
                 Some(fd) => self.spawn("capture", move |session| session.capture(*request, &fd.into())),
-                None => self.end(Ended::bad("a capture command came without its file")),
+                None => self.events.send(&Event::CaptureFailed { message: control::out_of_files() }),
             },
-            Command::WorkingSet => {
-                let ranges = self.working_set();
-                self.events.send(&Event::WorkingSet(ranges));
-            }
+            // It waits for a capture that is under way, which waits for the guest.
+            Command::WorkingSet => self.spawn("working set", |session| {
+                let ranges = session.working_set();
+                session.events.send(&Event::WorkingSet(ranges));
+            }),
         }
     }
 

@@ -89,6 +89,11 @@ impl Connection {
         self.readable && self.state == State::Established && self.guest_room() > 0
     }
 
+    /// Bytes from the guest that the socket has not taken.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len() - self.written
+    }
+
     /// Whether everything from the guest is in the socket.
     pub fn is_drained(&self) -> bool {
         self.written == self.waiting.len()
@@ -96,7 +101,7 @@ impl Connection {
 
     /// Takes `length` bytes from the guest; `false` when it had no credit for them.
     pub fn take(&mut self, length: usize, data: &mut impl Read) -> io::Result<bool> {
-        let waiting = self.waiting.len() - self.written;
+        let waiting = self.waiting();
         if self.state != State::Established || waiting + length > BUFFER as usize {
             return Ok(false);
         }

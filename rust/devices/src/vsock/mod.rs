@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
@@ -28,6 +28,14 @@ pub const BUFFER: u32 = 256 * 1024;
 const MAX_PACKET: usize = 64 * 1024;
 /// Connections at once; further ones are refused.
 const MAX_CONNECTIONS: usize = 4096;
+/// Bytes of all connections that the host keeps for sockets that do not take them. A guest that fills more than this
+/// loses the connection that goes beyond.
+const MAX_BUFFERED: usize = 256 << 20;
+/// Requests of the guest's that wait for it to have ended its connections.
+const MAX_ASKED: usize = 64;
+/// Guest ports below this one are for who may bind them: the agent is, other users' processes are not
+/// (LAST_RESERVED_PORT in net/vmw_vsock/af_vsock.c).
+const RESERVED_PORTS: u32 = 1024;
 /// Packets without data that wait for the guest's buffers. Each answers one of the guest's own, or belongs to a
 /// connection, so a guest that goes beyond does not take what it asked for.
 const MAX_CONTROL: usize = 4 * MAX_CONNECTIONS;
@@ -42,11 +50,20 @@ const EVENT: usize = 2;
 /// Takes the host's end of a connection that the guest has made.
 pub type Accept = Box<dyn FnMut(OwnedFd) + Send>;
 
+/// A port of the host's. One connection at a time, for there is one process in a guest that it is for: the first to
+/// connect, which is there before any other, or who may bind a reserved port.
+struct Listener {
+    accept: Accept,
+    connected: Option<Key>,
+    /// Whether somebody has connected in the guest's present life.
+    known: bool,
+}
+
 /// The device.
 pub struct Vsock {
     config: [u8; 8],
     poller: Arc<Poller>,
-    listeners: BTreeMap<u32, Accept>,
+    listeners: BTreeMap<u32, Listener>,
     connections: BTreeMap<Key, Connection>,
     /// The poller's names of connections.
     tokens: BTreeMap<u64, Key>,
@@ -65,6 +82,8 @@ pub struct Vsock {
     /// The guest's requests that wait for that.
     asked: Vec<(Key, Header)>,
     closed: bool,
+    /// Bytes of all connections that wait for their sockets.
+    buffered: usize,
 }
 
 impl Vsock {
@@ -85,6 +104,7 @@ impl Vsock {
             waiting: Vec::new(),
             asked: Vec::new(),
             closed: false,
+            buffered: 0,
         })
     }
 
@@ -131,6 +151,12 @@ impl Vsock {
         if let Some(connection) = self.connections.remove(&key) {
             self.tokens.remove(&connection.token);
             self.poller.remove(&connection.stream);
+            self.buffered -= connection.waiting();
+            if let Some(listener) = self.listeners.get_mut(&key.host)
+                && listener.connected == Some(key)
+            {
+                listener.connected = None;
+            }
         }
     }
 
@@ -186,7 +212,13 @@ impl Vsock {
                 return self.after_write(key);
             }
             OP_RW => {
-                if !connection.take(u32::from(header.len) as usize, data)? {
+                let (length, before) = (u32::from(header.len) as usize, connection.waiting());
+                if self.buffered + length > MAX_BUFFERED {
+                    return self.reset_connection(key);
+                }
+                let taken = connection.take(length, data);
+                self.buffered += connection.waiting() - before;
+                if !taken? {
                     return self.reset_connection(key);
                 }
                 return self.after_write(key);
@@ -199,18 +231,17 @@ impl Vsock {
     }
 
     fn accept(&mut self, key: Key, header: &Header) -> Result<(), Broken> {
-        if self.is_resetting() && self.asked.len() < MAX_CONNECTIONS {
+        let Some(listener) = self.listeners.get(&key.host) else { return self.reset_connection(key) };
+        if self.is_resetting() && self.asked.len() < MAX_ASKED {
             self.asked.push((key, *header));
             return Ok(());
         }
         let refused = self.is_resetting()
             || self.closed
-            || self.connections.len() >= MAX_CONNECTIONS
+            || listener.connected.is_some()
+            || listener.known && key.guest >= RESERVED_PORTS
             || self.connections.contains_key(&key);
-        let pair = match self.listeners.contains_key(&key.host) && !refused {
-            true => UnixStream::pair().ok(),
-            false => None,
-        };
+        let pair = if refused { None } else { UnixStream::pair().ok() };
         let Some((ours, theirs)) = pair else { return self.reset_connection(key) };
         if self.add(key, ours, State::Established).is_err() {
             return self.reset_connection(key);
@@ -218,8 +249,9 @@ impl Vsock {
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.credit(header.buf_alloc.into(), header.fwd_cnt.into());
         }
-        if let Some(accept) = self.listeners.get_mut(&key.host) {
-            accept(theirs.into());
+        if let Some(listener) = self.listeners.get_mut(&key.host) {
+            (listener.connected, listener.known) = (Some(key), true);
+            (listener.accept)(theirs.into());
         }
         self.send(key, OP_RESPONSE, 0)
     }
@@ -227,7 +259,10 @@ impl Vsock {
     /// Writes what the guest has sent on to the socket, and does what follows from its having been written.
     fn after_write(&mut self, key: Key) -> Result<(), Broken> {
         let Some(connection) = self.connections.get_mut(&key) else { return Ok(()) };
-        if connection.flush().is_err() {
+        let before = connection.waiting();
+        let flushed = connection.flush();
+        self.buffered -= before - connection.waiting();
+        if flushed.is_err() {
             return self.reset_connection(key);
         }
         if connection.is_drained() {
@@ -389,6 +424,7 @@ impl Vsock {
     }
 
     fn drop_all(&mut self) {
+        self.listeners.values_mut().for_each(|listener| listener.known = false);
         for key in self.connections.keys().copied().collect::<Vec<_>>() {
             self.remove(key);
         }
@@ -478,9 +514,25 @@ impl Host {
         Ok((host, transport))
     }
 
-    /// Takes connections that the guest makes to this host port.
+    /// Takes connections that the guest makes to this host port: one at a time, and after the first only from ports of
+    /// the guest's that are reserved for who may bind them.
     pub fn listen(&self, port: u32, accept: Accept) {
-        lock(&self.transport).device.listeners.insert(port, accept);
+        let listener = Listener { accept, connected: None, known: false };
+        lock(&self.transport).device.listeners.insert(port, listener);
+    }
+
+    /// As [`Host::connect`], unless the guest keeps the device busy: then the socket comes back.
+    pub fn try_connect(&self, port: u32, fd: OwnedFd) -> Option<OwnedFd> {
+        let mut transport = match self.transport.try_lock() {
+            Ok(transport) => transport,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Some(fd),
+        };
+        transport.with(|device, rings| {
+            device.connect(port, UnixStream::from(fd))?;
+            device.fill(rings)
+        });
+        None
     }
 
     /// Joins a stream socket to a port that the guest listens on. When the guest refuses, or the VM ends, the
