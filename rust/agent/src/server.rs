@@ -19,6 +19,8 @@ const RETRY: Duration = Duration::from_millis(10);
 
 /// Serves connections to `listener` for as long as the guest lives.
 pub fn start(listener: OwnedFd) -> io::Result<()> {
+    // A process takes seven descriptors of the agent's, and there may be hundreds.
+    sys::raise_file_limit()?;
     drain::start()?;
     std::thread::Builder::new().name("requests".into()).stack_size(STACK).spawn(move || {
         loop {

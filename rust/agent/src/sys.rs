@@ -171,6 +171,13 @@ pub fn set_read_timeout(socket: &impl AsRawFd, timeout: Duration) -> io::Result<
     .map(drop)
 }
 
+/// Lets this process have as many descriptors as the kernel gives any by default (fs.nr_open), and those that it starts.
+pub fn raise_file_limit() -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+    // SAFETY: the call reads `limit` only.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).map(drop)
+}
+
 /// A pipe: reader and writer, both CLOEXEC.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
