@@ -1,7 +1,7 @@
 //! The seam between virtio-blk and what holds a disk's contents.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use super::SECTOR;
@@ -34,7 +34,8 @@ pub struct FileBacking {
 
 impl FileBacking {
     pub fn new(file: File) -> io::Result<Self> {
-        let bytes = file.metadata()?.len() / SECTOR * SECTOR;
+        // By the descriptor alone: what `File::metadata` calls takes a path as well, which a confined process may not.
+        let bytes = (&file).seek(SeekFrom::End(0))? / SECTOR * SECTOR;
         Ok(Self { file, bytes })
     }
 }
