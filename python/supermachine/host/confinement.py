@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .. import env
 from ..errors import ConfinementRequired, EngineUnavailable
-from ..settings import parsing
 
 #: Seconds that the worker gets to look; it takes milliseconds.
 _TIMEOUT = 20.0
@@ -36,7 +36,7 @@ def missing() -> str | None:
 
 def required(asked: bool | None) -> bool:
     """Whether a host without all of it is refused: the argument, else SUPERMACHINE_REQUIRE_CONFINEMENT."""
-    return parsing.switch("SUPERMACHINE_REQUIRE_CONFINEMENT") if asked is None else asked
+    return env.switch("SUPERMACHINE_REQUIRE_CONFINEMENT") if asked is None else asked
 
 
 def refused(why: str) -> ConfinementRequired:
