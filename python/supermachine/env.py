@@ -19,6 +19,7 @@ KERNEL = "SUPERMACHINE_KERNEL"
 NO_PREFAULT = "SUPERMACHINE_NO_PREFAULT"
 NO_SNAPSHOT = "SUPERMACHINE_NO_SNAPSHOT"
 REGISTRY_TIMEOUT = "SUPERMACHINE_REGISTRY_TIMEOUT"
+REQUIRE_CONFINEMENT = "SUPERMACHINE_REQUIRE_CONFINEMENT"
 REQUIRE_HARDWARE = "SUPERMACHINE_REQUIRE_HARDWARE"
 WORKER = "SUPERMACHINE_WORKER"
 
@@ -34,6 +35,7 @@ VARIABLES = {
     NO_PREFAULT: ("`1` neither records nor uses the pages that clones need first.", "off"),
     NO_SNAPSHOT: ("`1` boots each time: no snapshot is baked or restored.", "off"),
     REGISTRY_TIMEOUT: ("Seconds that a registry may be silent; at most 86,400.", "60"),
+    REQUIRE_CONFINEMENT: ("`1` refuses a host that cannot confine workers.", "off"),
     REQUIRE_HARDWARE: ("`1` makes isolation in software an error.", "off"),
     WORKER: ("Executable that owns a virtual machine.", "the package's"),
 }

@@ -36,7 +36,7 @@ def missing() -> str | None:
 
 def required(asked: bool | None) -> bool:
     """Whether a host without all of it is refused: the argument, else SUPERMACHINE_REQUIRE_CONFINEMENT."""
-    return env.switch("SUPERMACHINE_REQUIRE_CONFINEMENT") if asked is None else asked
+    return env.switch(env.REQUIRE_CONFINEMENT) if asked is None else asked
 
 
 def refused(why: str) -> ConfinementRequired:

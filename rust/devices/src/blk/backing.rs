@@ -63,7 +63,7 @@ impl Backing for FileBacking {
     }
 
     fn write_zeroes(&mut self, offset: u64, length: u64, _free: bool) -> io::Result<()> {
-        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let end = offset + length;
         let mut at = offset;
         while at < end {
