@@ -22,6 +22,8 @@ import third_party
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "python" / "supermachine"
 WORKER = "supermachine-worker"
+#: The policy process of guests' networks.
+NETD = "supermachine-netd"
 MODULE = "supermachine-python"
 #: What a guest boots, by the host's architecture: arm64 guests run everywhere, x86_64 guests where the host's CPU does.
 GUEST_FILES = {
@@ -71,7 +73,7 @@ def _sign(worker: Path) -> None:
 
 def prepare() -> None:
     """Builds the worker and puts it and the guest files into the package."""
-    command = ["cargo", "build", "--release", "--locked", "--package", WORKER]
+    command = ["cargo", "build", "--release", "--locked", "--package", WORKER, "--package", NETD]
     target = os.environ.get("CARGO_BUILD_TARGET")
     print("+", *command, file=sys.stderr, flush=True)
     try:
@@ -81,12 +83,13 @@ def prepare() -> None:
     directory = _target_directory() / target if target else _target_directory()
     worker = PACKAGE / "_bin" / WORKER
     _copy(directory / "release" / WORKER, worker)
+    _copy(directory / "release" / NETD, PACKAGE / "_bin" / NETD)
     if sys.platform == "darwin":
         _copy(ENTITLEMENTS, PACKAGE / "_bin" / ENTITLEMENTS.name)
         _sign(worker)
     licences = PACKAGE / "_licenses" / "third-party.txt"
     licences.parent.mkdir(exist_ok=True)
-    licences.write_text(third_party.collect(ROOT, [WORKER, MODULE], target))
+    licences.write_text(third_party.collect(ROOT, [WORKER, NETD, MODULE], target))
     architecture = target.split("-")[0] if target else platform.machine()
     names = (*GUEST_FILES["*"], *GUEST_FILES.get(architecture, ()))
     for name in names:

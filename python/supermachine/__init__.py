@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .machine.pool import Pool
     from .machine.snapshot import Snapshot
     from .machine.vm import VM, run
+    from .network.denials import NetworkDenied
+    from .network.policy import Network
 
 _HOMES = {
     "CalledProcessError": "guest.processes",
@@ -36,6 +38,8 @@ _HOMES = {
     "ConfinementRequired": "errors",
     "HardwareRequired": "errors",
     "Image": "machine.image",
+    "Network": "network.policy",
+    "NetworkDenied": "network.denials",
     "PIPE": "guest.processes",
     "Pool": "machine.pool",
     "Popen": "guest.processes",
@@ -62,6 +66,8 @@ __all__ = [
     "GuestPath",
     "HardwareRequired",
     "Image",
+    "Network",
+    "NetworkDenied",
     "Pool",
     "Popen",
     "Snapshot",

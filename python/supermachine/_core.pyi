@@ -15,6 +15,13 @@ MAX_WORKING_SET: int
 #: dev, ino, mode, nlink, uid, gid, rdev, size, blocks, (atime_ns, mtime_ns, ctime_ns)
 _Stat = tuple[int, int, int, int, int, int, int, int, int, tuple[int, int, int]]
 
+#: Executable of the policy process, preset, rules that allow, rules that deny, name servers.
+_Network = tuple[str, str, Sequence[str], Sequence[str], Sequence[str]]
+#: Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
+_Denial = tuple[str | None, str | None, int, str, str | None, str, str, int]
+
+def check_network_rule(rule: str) -> None: ...
+
 class Worker:
     @staticmethod
     def spawn(
@@ -38,6 +45,7 @@ class Worker:
         agent: bool = True,
         require_confinement: bool = False,
         environment: Sequence[tuple[str, str]] = (),
+        network: _Network | None = None,
     ) -> Worker: ...
     @staticmethod
     def restore(
@@ -54,6 +62,7 @@ class Worker:
         agent: bool = True,
         require_confinement: bool = False,
         environment: Sequence[tuple[str, str]] = (),
+        network: _Network | None = None,
     ) -> Worker: ...
     def capture(
         self,
@@ -76,6 +85,11 @@ class Worker:
     def shutdown(self, grace_ms: int) -> None: ...
     def kill(self) -> None: ...
     def stats(self, timeout: float | None = None) -> tuple[list[tuple[str, int]], int] | None: ...
+    @property
+    def network_pid(self) -> int | None: ...
+    def denials(self, start: int = 0, timeout: float | None = None) -> tuple[list[_Denial], int]: ...
+    def wait_denial(self, number: int, timeout: float | None = None) -> bool: ...
+    def set_network_policy(self, preset: str, allow: Sequence[str], deny: Sequence[str]) -> None: ...
     def exit_fd(self) -> int: ...
 
 class Forward:

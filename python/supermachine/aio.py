@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .guest.processes import Args
     from .images import ResolvedImage
     from .machine.snapshot import Snapshot
+    from .network.denials import GuestNetwork
     from .settings.machine import MachineOptions
     from .snapshots.baking import Warmup
 
@@ -276,6 +277,11 @@ class VM:
     @property
     def ports(self) -> dict[str, list[tuple[str, int]]]:
         return self._vm.ports
+
+    @property
+    def network(self) -> GuestNetwork:
+        """Its network; what waits there blocks."""
+        return self._vm.network
 
     @property
     def timings(self) -> list[tuple[str, int]]:

@@ -16,6 +16,8 @@ INITRAMFS = "SUPERMACHINE_INITRAMFS"
 INSECURE_REGISTRIES = "SUPERMACHINE_INSECURE_REGISTRIES"
 KEEP_BLOBS = "SUPERMACHINE_KEEP_BLOBS"
 KERNEL = "SUPERMACHINE_KERNEL"
+NETD = "SUPERMACHINE_NETD"
+NETWORK = "SUPERMACHINE_NETWORK"
 NO_PREFAULT = "SUPERMACHINE_NO_PREFAULT"
 NO_SNAPSHOT = "SUPERMACHINE_NO_SNAPSHOT"
 REGISTRY_TIMEOUT = "SUPERMACHINE_REGISTRY_TIMEOUT"
@@ -32,6 +34,8 @@ VARIABLES = {
     INSECURE_REGISTRIES: ("Registries, separated by commas, that may speak plain HTTP.", "none"),
     KEEP_BLOBS: ("`1` keeps the layers of an image after its conversion.", "off"),
     KERNEL: ("Kernel that guests boot.", "the package's"),
+    NETD: ("Executable that makes a guest's connections.", "the package's"),
+    NETWORK: ("What guests may reach: `none`, `public` or `all`, and rules after it.", "none"),
     NO_PREFAULT: ("`1` neither records nor uses the pages that clones need first.", "off"),
     NO_SNAPSHOT: ("`1` boots each time: no snapshot is baked or restored.", "off"),
     REGISTRY_TIMEOUT: ("Seconds that a registry may be silent; at most 86,400.", "60"),

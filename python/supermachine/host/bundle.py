@@ -30,6 +30,11 @@ def worker() -> str:
     return entitled(path, _file(env.ENTITLEMENTS, "_bin", "entitlements.plist"))
 
 
+def policy_process() -> str:
+    """The executable that makes a guest's connections; SUPERMACHINE_NETD overrides it."""
+    return _file(env.NETD, "_bin", "supermachine-netd")
+
+
 def kernel(architecture: str) -> str:
     """The guest's kernel for "aarch64" or "x86_64"; SUPERMACHINE_KERNEL overrides it."""
     name = "vmlinux.zst" if architecture == "x86_64" else "Image.zst"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .._core import Worker
     from ..host.engines import Engine
     from ..images import ResolvedImage
+    from ..network.policy import Network
 
     #: Steps of a start: name, nanoseconds since the start of the worker process.
     Timings: TypeAlias = list[tuple[str, int]]
@@ -36,7 +37,13 @@ def _nameservers() -> list[str]:
 
 
 def spawn(
-    engine: Engine, image: ResolvedImage, memory: int, vcpus: int, hostname: str | None, timeout: float
+    engine: Engine,
+    image: ResolvedImage,
+    memory: int,
+    vcpus: int,
+    hostname: str | None,
+    timeout: float,
+    network: Network | None = None,
 ) -> Worker:
     """A worker whose guest boots; `wait_ready` tells when it is ready. `timeout` is in seconds."""
     from .._core import Worker
@@ -59,6 +66,7 @@ def spawn(
             volumes=image.config.volumes,
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),
+            network=_told(network),
         )
     except OSError as error:
         raise _not_started(error) from error
@@ -72,6 +80,7 @@ def spawn_restored(
     timeout: float,
     working_set: PageRanges = (),
     agent: bool = True,
+    network: Network | None = None,
 ) -> Worker:
     """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
 
@@ -93,9 +102,17 @@ def spawn_restored(
             agent=agent,
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),
+            network=_told(network),
         )
     except OSError as error:
         raise _not_started(error) from error
+
+
+def _told(network: Network | None) -> tuple[str, str, Sequence[str], Sequence[str], Sequence[str]] | None:
+    """What a worker is told of its guest's network; nothing where there is none."""
+    if network is None or network.is_none:
+        return None
+    return (bundle.policy_process(), network.preset, network.allow, network.deny, network.dns)
 
 
 def _not_started(error: OSError) -> OSError:

@@ -124,7 +124,9 @@ class Starter:
 
     def _boot(self, image: ResolvedImage) -> Guest:
         s = self._settings
-        return self._ready(launch.spawn(s.engine, image, s.memory, s.vcpus, s.hostname, s.boot_timeout), None)
+        return self._ready(
+            launch.spawn(s.engine, image, s.memory, s.vcpus, s.hostname, s.boot_timeout, s.network), None
+        )
 
     def _restoring(
         self, files: Sequence[str | os.PathLike[str]], ranges: launch.PageRanges, timeout: float | None = None
@@ -132,7 +134,7 @@ class Starter:
         settings, root = self._settings, self._root
         timeout = timeout or settings.boot_timeout
         return launch.spawn_restored(
-            settings.engine.name, root.disks, files, settings.hostname, timeout, ranges, agent=root.agent
+            settings.engine.name, root.disks, files, settings.hostname, timeout, ranges, root.agent, settings.network
         )
 
     def _ready(self, worker: Worker, origin: Origin | None, timeout: float | None = None) -> Guest:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..guest.processes import Args, Popen, StrOrBytesPath
     from ..images import Progress, ResolvedImage
     from ..images.resolution import Pull
+    from ..network.denials import GuestNetwork
     from ..network.ports import Ports
     from ..settings.machine import MachineOptions
     from ..settings.parsing import Environment
@@ -148,6 +149,13 @@ class VM:
     def ports(self) -> dict[str, list[tuple[str, int]]]:
         """Published ports while it runs: "80/tcp" to the addresses and ports of the host that lead there."""
         return self._guest.ports if self._guest is not None else {}
+
+    @property
+    def network(self) -> GuestNetwork:
+        """Its network: what the policy has denied. Its methods raise VMExited when it does not run."""
+        from ..network.denials import GuestNetwork
+
+        return GuestNetwork(self._running)
 
     @property
     def timings(self) -> list[tuple[str, int]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..host.engines import Engine
     from ..images import Progress
     from ..images.resolution import Pull
+    from ..network.policy import Network
     from ..network.ports import Ports, Wanted
     from ..snapshots.baking import Warmup
     from .parsing import Environment
@@ -31,6 +32,7 @@ class MachineOptions(TypedDict, total=False):
     hostname: str | None
     require_hardware: bool | None
     ports: Ports | None
+    network: Network | str | None
     volumes: Mapping[str, Any] | Sequence[str] | None
     platform: str | None
     pull: Pull
@@ -55,6 +57,7 @@ class MachineSettings(NamedTuple):
     user: str | None
     hostname: str | None
     ports: Wanted
+    network: Network
     platform: str | None
     pull: Pull
     insecure: bool
@@ -97,6 +100,12 @@ def _ports(value: Ports | None) -> Wanted:
     return parse(value)
 
 
+def _network(value: Network | str | None) -> Network:
+    from ..network import policy
+
+    return policy.network(value)
+
+
 _DEFAULTS = {setting.name: setting.default for setting in table.SETTINGS}
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "memory": parsing.memory_bytes,
@@ -104,4 +113,5 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "user": lambda value: None if value is None else str(value),
     "hostname": lambda value: None if value is None else parsing.hostname(value),
     "ports": _ports,
+    "network": _network,
 }

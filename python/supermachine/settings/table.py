@@ -136,6 +136,16 @@ SETTINGS = (
         help="Listen here for a port of the guest.",
         remembered="full",
     ),
+    Setting(
+        "network",
+        None,
+        'What the guest may reach: "none", "public", "all", one of them and rules as "public host:8080 !evil.test", '
+        'or a `Network` (default: SUPERMACHINE_NETWORK, else "none").',
+        options=("--network",),
+        metavar="'PRESET [RULE] [!RULE]…'",
+        help="What the guest may reach: none, public or all, and rules as host:8080.  [default: none]",
+        remembered="process",
+    ),
     Setting("volumes", None, "Not supported yet.", remembered="full"),
     Setting(
         "platform",

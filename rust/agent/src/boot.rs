@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, REQUEST_PORT};
 use supermachine_proto::{VERSION, frame};
 
-use crate::{freeze, identity, init, limits, mounts, reaper, server, sys};
+use crate::{connections, freeze, identity, init, limits, mounts, network, reaper, server, sys};
 
 /// Between two attempts to reach a host that has just been restored.
 const RETRY: Duration = Duration::from_millis(5);
@@ -71,6 +71,10 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 sys::set_clock(new.wall_clock_ns).map_err(step("setting the guest's clock"))?;
                 identity::assume(&new).map_err(step("renewing the guest's identity"))?;
                 identity::rename_hosts(&new.hostname).map_err(step("renaming the guest in /etc"))?;
+                // Without them programs would wait for answers that cannot come; where the kernel cannot, they do.
+                let _ = connections::end_all();
+                network::assume(new.network.as_ref())
+                    .map_err(step("taking the guest's place on its network"))?;
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Renewed)?;
             }
@@ -102,6 +106,8 @@ fn prepare(configure: &Configure) -> Result<(), Error> {
     mounts::date_root();
     freeze::prepare().map_err(step("making the control group of the guest's processes"))?;
     loopback_up().map_err(step("bringing up the loopback interface"))?;
+    let place = configure.identity.network.as_ref();
+    network::assume(place).map_err(step("taking the guest's place on its network"))?;
     reaper::start().map_err(step("starting the reaper"))?;
     let listener = sys::listen_vsock(REQUEST_PORT).map_err(step("listening for requests"))?;
     server::start(listener).map_err(step("starting to serve requests"))

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 
-use supermachine_proto::agent::Identity;
+use supermachine_proto::agent::{HOST_NAMES, Identity, Network};
 
 use crate::sys;
 
@@ -82,8 +82,10 @@ pub fn rename_hosts(hostname: &str) -> io::Result<()> {
 
 /// The files that hold the host name, as they are when the image has none of its own.
 fn naming(hostname: &str) -> [(&'static str, String); 2] {
-    let hosts =
-        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
+    let (gateway, names) = (Network::default().gateway, HOST_NAMES.join(" "));
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n{gateway}\t{names}\n"
+    );
     [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n"))]
 }
 

@@ -1,6 +1,7 @@
 //! PID 1 of a guest: mounts, processes, files, clock and entropy, for the host at the other end of vsock.
 
 mod boot;
+mod connections;
 mod drain;
 mod exec;
 mod files;
@@ -10,6 +11,7 @@ mod identity;
 mod init;
 mod limits;
 mod mounts;
+mod network;
 mod reaper;
 mod server;
 mod spawn;

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use supermachine_proto::agent::HOST_NAMES;
 use supermachine_proto::netd::{self, Preset, Protocol};
 
 use crate::address::Class;
-use crate::rules::{HOST_NAMES, NotARule, Rule, Target};
+use crate::rules::{NotARule, Rule, Target};
 
 /// A policy whose rules have been read.
 #[derive(Debug)]

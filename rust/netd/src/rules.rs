@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use crate::address::{self, Class};
+use supermachine_proto::agent::HOST_NAMES;
 use supermachine_proto::netd::Protocol;
 
 /// Bytes of a rule at most.
@@ -52,9 +53,6 @@ pub struct NotARule {
     text: String,
     what: &'static str,
 }
-
-/// Names that mean the host.
-pub const HOST_NAMES: [&str; 3] = ["host.docker.internal", "host.supermachine.internal", "gateway"];
 
 impl Rule {
     pub fn parse(text: &str) -> Result<Self, NotARule> {

@@ -10,6 +10,8 @@
 //! [`Request::Files`] the host sends [`FileCommand`]s, one at a time, each answered by one [`FileReply`] (or
 //! several, where the command says so).
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// The host's vsock context id.
@@ -87,7 +89,30 @@ pub struct Identity {
     pub entropy: Chunk,
     /// Nanoseconds since 1970 (CLOCK_REALTIME on the host as the message is sent).
     pub wall_clock_ns: u64,
+    /// The guest's place on its network; `None` for a guest without one.
+    pub network: Option<Network>,
 }
+
+/// The guest's place on a network that is its own: no other guest is on it, so all have the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    pub address: Ipv4Addr,
+    pub prefix: u8,
+    /// Router and name server; the host, under names that [`HOST_NAMES`] has.
+    pub gateway: Ipv4Addr,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        let (address, gateway) = (Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::new(10, 0, 2, 2));
+        Self { address, prefix: 24, gateway }
+    }
+}
+
+/// The host's names in its guests.
+pub const HOST_NAMES: [&str; 3] = ["host.docker.internal", "host.supermachine.internal", "gateway"];
+/// The network interface of a guest that has one.
+pub const INTERFACE: &str = "eth0";
 
 /// How the guest's root comes about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

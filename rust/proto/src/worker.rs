@@ -15,15 +15,13 @@ use crate::agent::{Chunk, Configure, Identity};
 /// API to worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
+    /// For a guest with a network the link comes along: one end of a socket pair, whose other end is the policy process's
+    /// ([`crate::netd`]).
     Start(Box<Start>),
     /// One stream socket comes along with this message. A refused connection shows as an end of stream on it.
-    Connect {
-        port: u32,
-    },
+    Connect { port: u32 },
     /// Clean shutdown; the VM is ended all the same after `grace_ms` and two seconds.
-    Shutdown {
-        grace_ms: u32,
-    },
+    Shutdown { grace_ms: u32 },
     /// Answered by [`Event::Stats`].
     Stats,
     /// Takes a snapshot into the file that comes along with this message: open for reading and writing, empty. The

@@ -11,6 +11,7 @@ mod files;
 mod forward;
 mod image;
 mod monitor;
+mod netd;
 mod publication;
 mod pump;
 mod snapshot;
@@ -34,6 +35,8 @@ mod _core {
     use crate::forward::Forward;
     #[pymodule_export]
     use crate::image::{convert_image, decompress_archive, sha256};
+    #[pymodule_export]
+    use crate::netd::check_network_rule;
     #[pymodule_export]
     use crate::publication::Publication;
     #[pymodule_export]

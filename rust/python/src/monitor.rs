@@ -89,6 +89,7 @@ pub fn launch(
     path: PathBuf,
     environment: Vec<(OsString, OsString)>,
     start: &Command,
+    link: Option<&dyn AsFd>,
 ) -> io::Result<Launched> {
     let shared = Arc::new(Shared::new()?);
     let (socket, mut child) = descriptors::pair_for(|theirs| {
@@ -121,7 +122,7 @@ pub fn launch(
         return Err(error);
     }
     // A worker that dies at once breaks the pipe; the monitor then tells why.
-    match launched.control.send(start, None) {
+    match launched.control.send(start, link) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(launched),
     }

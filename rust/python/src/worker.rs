@@ -2,19 +2,20 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use supermachine_proto::agent::{Chunk, Configure, Identity, Root};
+use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
 use supermachine_proto::worker::{Boot, Capture, Command, Disk, Engine, PageRange, Restore, Source, Start};
 
 use crate::descriptors::{self, Unshared};
 use crate::errors;
 use crate::monitor::{self, Control, Launched, REAP_GRACE};
+use crate::netd::{self, Netd};
 use crate::state::{Shared, State};
 use crate::sys;
 
@@ -28,13 +29,14 @@ fn engine_named(name: &str) -> PyResult<Engine> {
 }
 
 /// Who the guest is; the worker sets the clock as it tells the guest.
-fn identity(hostname: String, machine_id: [u8; 16], entropy: Vec<u8>) -> Identity {
-    Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0 }
+fn identity(hostname: String, machine_id: [u8; 16], entropy: Vec<u8>, network: bool) -> Identity {
+    let network = network.then(Network::default);
+    Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0, network }
 }
 
 /// The process that owns one VM. In a process that was forked from this one, it is of a VM that has ended.
 #[pyclass(frozen, module = "supermachine._core")]
-pub struct Worker(Launched);
+pub struct Worker(Launched, Option<Netd>);
 
 /// Makes connections to a guest, from any thread; holds no VM alive.
 #[derive(Clone)]
@@ -90,11 +92,20 @@ impl Worker {
         path: PathBuf,
         environment: Vec<(OsString, OsString)>,
         start: Start,
+        network: Option<netd::Settings>,
     ) -> PyResult<Self> {
         descriptors::reserve_standard()?;
-        let launched =
-            py.detach(move || monitor::launch(path, environment, &Command::Start(Box::new(start))));
-        Ok(Self(launched?))
+        py.detach(move || {
+            let link = network.as_ref().map(|_| descriptors::pair()).transpose()?;
+            let theirs = link.as_ref().map(|(_, theirs)| theirs as &dyn AsFd);
+            let launched = monitor::launch(path, environment, &Command::Start(Box::new(start)), theirs)?;
+            // Beside the worker, which is busy by now.
+            let network = match (network, link) {
+                (Some(settings), Some((link, _))) => Some(Netd::start(settings, &link)?),
+                _ => None,
+            };
+            Ok(Self(launched, network))
+        })
     }
 
     /// Waits for the worker's answer; `None` at the time-out, an error when the VM has ended without one.
@@ -131,7 +142,7 @@ impl Worker {
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
         root_fs, nameservers, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
-        agent=true, require_confinement=false, environment=Vec::new()))]
+        agent=true, require_confinement=false, environment=Vec::new(), network=None))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn spawn(
         py: Python<'_>,
@@ -154,7 +165,9 @@ impl Worker {
         agent: bool,
         require_confinement: bool,
         environment: Vec<(OsString, OsString)>,
+        network: Option<netd::Wanted>,
     ) -> PyResult<Self> {
+        let network = network.map(netd::Settings::new).transpose()?;
         let root = match root_fs {
             Some(fs) => Root::Overlay { device: "/dev/vda".into(), fs },
             None => Root::Initramfs,
@@ -169,7 +182,7 @@ impl Worker {
                 memory_bytes,
                 vcpus,
                 configure: Configure {
-                    identity: identity(hostname, machine_id, entropy),
+                    identity: identity(hostname, machine_id, entropy, network.is_some()),
                     root,
                     nameservers,
                     upper_bytes,
@@ -182,7 +195,7 @@ impl Worker {
             agent,
             require_confinement,
         };
-        Self::start(py, path, environment, start)
+        Self::start(py, path, environment, start, network)
     }
 
     /// Starts the executable `path` and sends it the description of a VM that goes on where a snapshot was taken.
@@ -191,7 +204,7 @@ impl Worker {
     /// earlier clones touched.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
-        boot_timeout_ms=60_000, agent=true, require_confinement=false, environment=Vec::new()))]
+        boot_timeout_ms=60_000, agent=true, require_confinement=false, environment=Vec::new(), network=None))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn restore(
         py: Python<'_>,
@@ -207,11 +220,13 @@ impl Worker {
         agent: bool,
         require_confinement: bool,
         environment: Vec<(OsString, OsString)>,
+        network: Option<netd::Wanted>,
     ) -> PyResult<Self> {
+        let network = network.map(netd::Settings::new).transpose()?;
         let working_set = working_set.into_iter();
         let restore = Restore {
             files,
-            identity: identity(hostname, machine_id, entropy),
+            identity: identity(hostname, machine_id, entropy, network.is_some()),
             working_set: working_set
                 .map(|(start, count, written)| PageRange { start, count, written })
                 .collect(),
@@ -225,7 +240,7 @@ impl Worker {
             agent,
             require_confinement,
         };
-        Self::start(py, path, environment, start)
+        Self::start(py, path, environment, start, network)
     }
 
     /// Process id of the worker.
@@ -353,6 +368,43 @@ impl Worker {
         py.detach(|| self.send(&Command::WorkingSet)).map_err(|e| self.lost(py, &e))?;
         let ranges = self.answer(py, timeout, |state| state.working_set.take())?;
         Ok(ranges.map(|ranges| ranges.iter().map(|r| (r.start, r.count, r.written)).collect()))
+    }
+
+    /// Process id of the network's policy process; `None` without a network.
+    #[getter]
+    fn network_pid(&self) -> Option<u32> {
+        self.1.as_ref().map(|network| network.pid)
+    }
+
+    /// What the network's policy has denied, from number `start` on, and the number of the next one. Waits up to `timeout`
+    /// seconds for what is on its way. Empty without a network.
+    #[pyo3(signature = (start=0, timeout=None))]
+    fn denials(&self, py: Python<'_>, start: u64, timeout: Option<f64>) -> PyResult<(Vec<netd::Told>, u64)> {
+        let Some(network) = &self.1 else { return Ok((Vec::new(), start)) };
+        network.sync(py, timeout)?;
+        let (found, next) = network.denials(start);
+        Ok((found.into_iter().map(netd::told).collect(), next))
+    }
+
+    /// Waits for the denial of this number; false at the time-out (seconds), and when there will be no more.
+    #[pyo3(signature = (number, timeout=None))]
+    fn wait_denial(&self, py: Python<'_>, number: u64, timeout: Option<f64>) -> PyResult<bool> {
+        self.1.as_ref().map_or(Ok(false), |network| network.wait(py, number, timeout))
+    }
+
+    /// Another policy from here on: preset, rules that allow, rules that deny.
+    fn set_network_policy(
+        &self,
+        py: Python<'_>,
+        preset: &str,
+        allow: Vec<String>,
+        deny: Vec<String>,
+    ) -> PyResult<()> {
+        let policy = netd::policy_of(preset, allow, deny)?;
+        match &self.1 {
+            Some(network) => py.detach(|| network.set_policy(policy)).map_err(PyErr::from),
+            None => Err(PyValueError::new_err("the virtual machine was started without a network")),
+        }
     }
 
     /// A descriptor, owned by the caller, that reads as ended once the VM has ended.

@@ -264,6 +264,7 @@ mod tests {
                 machine_id: [1; 16],
                 entropy: Chunk::from(vec![2; 64]),
                 wall_clock_ns: 0,
+                network: None,
             },
             root: Root::Initramfs,
             nameservers: vec![],

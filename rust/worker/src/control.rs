@@ -34,7 +34,9 @@ impl Commands {
         loop {
             if let Some(command) = self.decoder.next::<Command>()? {
                 let fd = match command {
-                    Command::Connect { .. } | Command::Capture(_) => self.fds.pop_front().flatten(),
+                    Command::Start(_) | Command::Connect { .. } | Command::Capture(_) => {
+                        self.fds.pop_front().flatten()
+                    }
                     _ => None,
                 };
                 return Ok(Some((command, fd)));

@@ -8,6 +8,7 @@ mod capture;
 mod clock;
 mod confine;
 mod control;
+mod network;
 mod owner;
 #[cfg(target_os = "linux")]
 mod probe;

@@ -19,6 +19,7 @@ use crate::boot::{AgentEvent, BootChannel, Greeting};
 use crate::capture::Subject;
 use crate::clock::{self, WallClock};
 use crate::control::{self, Commands, Events};
+use crate::network::Cable;
 use crate::owner::{self, Owner};
 use crate::start::{self, Built};
 
@@ -83,8 +84,8 @@ pub fn run(control: UnixStream) -> io::Result<()> {
     }
     let events = Events::new(control.try_clone()?);
     let mut commands = Commands::new(control);
-    let start = match commands.next() {
-        Ok(Some((Command::Start(start), _))) => start,
+    let (start, link) = match commands.next() {
+        Ok(Some((Command::Start(start), link))) => (start, link),
         Ok(None) => return Ok(()),
         Ok(Some(_)) => return Err(io::Error::other("the first command is not a start")),
         Err(error) => return Err(io::Error::other(error)),
@@ -118,16 +119,17 @@ pub fn run(control: UnixStream) -> io::Result<()> {
         steps: Mutex::new(steps),
     });
     session.spawn("connect", move |session| session.connect_those_that_wait(&to_connect));
-    session.run(*start, commands);
+    session.run(*start, commands, link);
     drop(leases);
     Ok(())
 }
 
 impl Session {
-    fn run(self: &Arc<Self>, start: Start, commands: Commands) {
+    fn run(self: &Arc<Self>, start: Start, commands: Commands, link: Option<OwnedFd>) {
         let boot_deadline = self.started + Duration::from_millis(start.boot_timeout_ms);
         let timeout = start.boot_timeout_ms;
         self.spawn("control", move |session| session.serve_commands(commands));
+        self.plug(&start, link);
         if start.agent {
             // The device lets one through at a time; one more may come before the end of the last is seen here.
             let (sender, connections) = mpsc::sync_channel(1);
@@ -206,6 +208,24 @@ impl Session {
         };
         // Beyond what may wait it closes, which its other end sees.
         let _ = self.waiting.try_send((port, fd));
+    }
+
+    /// Plugs the network card's cable in, where the guest has a network.
+    fn plug(self: &Arc<Self>, start: &Start, link: Option<OwnedFd>) {
+        let identity = match &start.source {
+            Source::Boot(boot) => &boot.configure.identity,
+            Source::Restore(restore) => &restore.identity,
+        };
+        let plugged = match (&identity.network, link) {
+            (None, _) => return,
+            (Some(place), Some(link)) => self.machine.network().map_err(io::Error::other).and_then(|card| {
+                card.attach(|poller| Cable::new(place, link, poller).map(|cable| Box::new(cable) as Box<_>))
+            }),
+            (Some(_), None) => Err(io::Error::other("the link to its policy process is missing")),
+        };
+        if let Err(error) = plugged {
+            self.end(Ended::new(ExitReason::Engine, format!("the guest cannot have a network: {error}")));
+        }
     }
 
     /// Waits for the end of the machine, and does meanwhile what nobody asks for: ends a guest that is not ready in time,

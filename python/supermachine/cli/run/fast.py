@@ -21,6 +21,7 @@ from ...errors import HostShortage, SupermachineError
 from ...guest.process_context import Context, command
 from ...host import bundle, warnings
 from ...machine import launch
+from ...network.policy import network
 from ...settings import parsing
 from ...settings.table import WRITTEN
 from ...snapshots import working_set
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from ..._core import Worker
     from ...machine.vm import VM
+    from ...network.policy import Network
     from .arguments import Arguments
 
 #: A change here makes every file anew.
@@ -131,13 +133,15 @@ class Start:
         named = (cache, f"{cache}/snapshots", baked, self.snapshot, self.rootfs)
         return all(path == place for path, place in expected) and not any(map(directories.distrust, named))
 
-    def worker(self, boot_timeout: float) -> tuple[Worker, launch.Timings] | None:
+    def worker(self, boot_timeout: float, network: Network) -> tuple[Worker, launch.Timings] | None:
         """A worker whose guest is ready, and the steps of its start; ``None`` when that fails."""
         timeout = min(boot_timeout, launch.RESTORE_TIMEOUT)
         ranges = working_set.load(self.working_set) if self.working_set else ()
         try:
             _used(self.image_record)
-            worker = launch.spawn_restored(self.engine, [self.rootfs], [self.snapshot], None, timeout, ranges)
+            worker = launch.spawn_restored(
+                self.engine, [self.rootfs], [self.snapshot], None, timeout, ranges, network=network
+            )
             return worker, launch.wait_ready(worker, timeout)
         except HostShortage:
             raise  # the whole way would fail as well
@@ -254,7 +258,7 @@ def _short_way(said: Arguments) -> int | None:
     try:
         with foreground.Signals() as signals:
             steps("image")
-            started = start.worker(settings["boot_timeout"])
+            started = start.worker(settings["boot_timeout"], network(settings["network"]))
             if started is None:
                 _forget(file)
                 return None
@@ -277,6 +281,7 @@ def _short_way(said: Arguments) -> int | None:
                     timeout=said["timeout"],
                 )
                 steps("command")
+                foreground.explain(worker, code)
             finally:
                 worker.kill()
                 worker.wait(_END)

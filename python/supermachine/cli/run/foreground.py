@@ -186,3 +186,13 @@ def _raw_terminal() -> list[Any] | None:
     before = termios.tcgetattr(descriptor)
     tty.setraw(descriptor, termios.TCSANOW)
     return before
+
+
+def explain(worker: Worker, code: int) -> None:
+    """Says what the network's policy has denied, after a command that has failed."""
+    if code == 0 or worker.network_pid is None or worker.exit is not None or sys.stderr is None:
+        return
+    from ...network.denials import complaints
+
+    for line in complaints(worker):
+        print(f"supermachine: {line}", file=sys.stderr)

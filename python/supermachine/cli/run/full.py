@@ -40,6 +40,7 @@ def whole_way(said: Arguments) -> int:
                     timeout=said["timeout"],
                 )
                 steps("command")
+                foreground.explain(vm._running(), code)
             steps("end")
             if file is not None:
                 fast.remember(file, said, vm, began)

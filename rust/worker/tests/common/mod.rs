@@ -59,6 +59,7 @@ pub fn identity(hostname: &str) -> Identity {
         machine_id: [1; 16],
         entropy: Chunk::from(vec![2; 64]),
         wall_clock_ns: 0,
+        network: None,
     }
 }
 

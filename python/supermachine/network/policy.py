@@ -1,0 +1,84 @@
+"""What a guest may reach: presets and rules. Its policy process holds to them; here they are checked early."""
+
+from __future__ import annotations
+
+import os
+
+from .. import env
+from ..errors import ConfigurationError
+
+# As `typing` has it: this module is on the way of every `supermachine run`.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: What holds where no rule matches: nothing, public addresses, or all but metadata and link-local addresses.
+PRESETS = ("none", "public", "all")
+DEFAULT = "none"
+
+
+class Network:
+    """What a virtual machine may reach.
+
+    `preset` holds where no rule matches. A rule is ``TARGET[:PORTS][/PROTOCOL]``; the target is a name, ``*.name``, an
+    address, a network as ``10.0.0.0/8``, or a group: ``public``, ``private``, ``host``, ``meta``, ``any``. `deny` comes
+    before `allow`. `dns` are addresses of name servers in place of the host's, each with a port if need be. Raises
+    ConfigurationError for what is no rule.
+    """
+
+    __slots__ = ("allow", "deny", "dns", "preset")
+
+    def __init__(
+        self,
+        preset: str = "public",
+        *,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        dns: Sequence[str] = (),
+    ) -> None:
+        if preset not in PRESETS:
+            raise ConfigurationError(f"{preset!r} is not a network; {', '.join(PRESETS)} are")
+        from .._core import check_network_rule
+
+        for rule in (*allow, *deny):
+            try:
+                check_network_rule(rule)
+            except ValueError as error:
+                raise ConfigurationError(str(error)) from None
+        self.preset = preset
+        self.allow = tuple(allow)
+        self.deny = tuple(deny)
+        self.dns = tuple(dns)
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing at all is allowed: then the guest has no network."""
+        return self.preset == "none" and not self.allow
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Network):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    def __hash__(self) -> int:
+        return hash((self.preset, self.allow, self.deny, self.dns))
+
+    def __repr__(self) -> str:
+        rules = "".join(
+            f", {name}={list(getattr(self, name))}" for name in ("allow", "deny", "dns") if getattr(self, name)
+        )
+        return f"Network({self.preset!r}{rules})"
+
+
+def network(value: Network | str | None) -> Network:
+    """The network that is asked for; by default what SUPERMACHINE_NETWORK says.
+
+    A text is a preset's name, and after it, with spaces between them, rules that allow; a rule after "!" denies.
+    """
+    if isinstance(value, Network):
+        return value
+    words = (value or os.environ.get(env.NETWORK) or DEFAULT).split()
+    rules = words[1:]
+    allow = [rule for rule in rules if not rule.startswith("!")]
+    deny = [rule[1:] for rule in rules if rule.startswith("!")]
+    return Network(words[0] if words else DEFAULT, allow=allow, deny=deny)

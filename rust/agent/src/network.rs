@@ -1,0 +1,129 @@
+//! The guest's place on its network: address, route and name server, and connections that did not come along.
+
+use std::fs;
+use std::io;
+use std::mem::zeroed;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use supermachine_proto::agent::{INTERFACE, Network};
+
+use crate::sys;
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// How long the kernel may take to see that the link is up. Programs would lose what they send before.
+const PATIENCE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_micros(200);
+
+/// Takes the place that the host says, or none.
+pub fn assume(network: Option<&Network>) -> io::Result<()> {
+    let socket = datagram_socket()?;
+    let Some(network) = network else {
+        // A guest of a machine without the device has nothing to take down.
+        if flags(&socket).is_ok_and(|flags| flags & libc::IFF_UP != 0) {
+            set_flags(&socket, 0)?;
+        }
+        return name_server(None);
+    };
+    set_address(&socket, libc::SIOCSIFADDR, network.address)?;
+    let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix)).unwrap_or(0);
+    set_address(&socket, libc::SIOCSIFNETMASK, Ipv4Addr::from_bits(mask))?;
+    set_flags(&socket, libc::IFF_UP)?;
+    add_default_route(&socket, network.gateway)?;
+    let end = Instant::now() + PATIENCE;
+    while flags(&socket)? & libc::IFF_RUNNING == 0 && Instant::now() < end {
+        std::thread::sleep(LOOK);
+    }
+    name_server(Some(network.gateway))
+}
+
+/// The lines that this agent writes.
+fn lines(server: Ipv4Addr) -> String {
+    format!("nameserver {server}\n")
+}
+
+/// Names the name server where the image has none of its own, and takes that back in a guest without a network.
+fn name_server(server: Option<Ipv4Addr>) -> io::Result<()> {
+    let own = lines(Network::default().gateway);
+    let found = sys::read_file(RESOLV_CONF, own.len() as u64 + 1).unwrap_or_default();
+    match server {
+        Some(server) if found.is_empty() => {
+            fs::create_dir_all("/etc")?;
+            // An image in which that cannot be done (a link to nowhere stands there, say) goes without.
+            let _ = sys::write_file(RESOLV_CONF, lines(server).as_bytes());
+        }
+        None if found == own.as_bytes() => sys::write_file(RESOLV_CONF, b"")?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn datagram_socket() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointers; the kernel has just made the descriptor for us.
+    unsafe {
+        let fd = sys::check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// A request about the interface.
+fn request() -> libc::ifreq {
+    // SAFETY: all zeros is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(INTERFACE.bytes()) {
+        *to = from as _;
+    }
+    request
+}
+
+fn address(address: Ipv4Addr) -> libc::sockaddr {
+    // SAFETY: all zeros is a valid sockaddr_in, which is as long as a sockaddr and may stand for one.
+    unsafe {
+        let mut internet: libc::sockaddr_in = zeroed();
+        internet.sin_family = libc::AF_INET as _;
+        internet.sin_addr.s_addr = u32::from_ne_bytes(address.octets());
+        std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(internet)
+    }
+}
+
+fn set_address(socket: &OwnedFd, command: libc::c_ulong, value: Ipv4Addr) -> io::Result<()> {
+    let mut request = request();
+    request.ifr_ifru.ifru_addr = address(value);
+    // SAFETY: the ioctl reads the request.
+    sys::check(unsafe { libc::ioctl(socket.as_raw_fd(), command as _, &raw mut request) }).map(drop)
+}
+
+fn flags(socket: &OwnedFd) -> io::Result<i32> {
+    let mut request = request();
+    // SAFETY: the ioctl writes the flags into the request.
+    unsafe {
+        sys::check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request))?;
+        Ok(request.ifr_ifru.ifru_flags.into())
+    }
+}
+
+fn set_flags(socket: &OwnedFd, flags: i32) -> io::Result<()> {
+    let mut request = request();
+    request.ifr_ifru.ifru_flags = flags as _;
+    // SAFETY: the ioctl reads the request.
+    sys::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) })
+        .map(drop)
+}
+
+fn add_default_route(socket: &OwnedFd, gateway: Ipv4Addr) -> io::Result<()> {
+    // SAFETY: all zeros is a valid rtentry; the ioctl reads it.
+    let added = unsafe {
+        let mut route: libc::rtentry = zeroed();
+        route.rt_dst = address(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = address(Ipv4Addr::UNSPECIFIED);
+        route.rt_gateway = address(gateway);
+        route.rt_flags = (libc::RTF_UP | libc::RTF_GATEWAY) as _;
+        sys::check(libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &raw mut route))
+    };
+    match added {
+        // The one from before a restore.
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other.map(drop),
+    }
+}

@@ -1,0 +1,202 @@
+"""Real clients in real guests, over the network, to real servers on the host's loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from supermachine import VM, Network
+from supermachine.errors import ConfigurationError
+
+BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
+DATA = random.Random(1).randbytes(8 << 20)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(DATA)))
+        self.end_headers()
+        self.wfile.write(DATA)
+
+    def do_POST(self) -> None:
+        left, digest = int(self.headers["content-length"]), hashlib.sha256()
+        while left and (part := self.rfile.read(min(left, 1 << 16))):
+            digest.update(part)
+            left -= len(part)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(digest.hexdigest().encode())
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[VM]:
+    with VM(BUSYBOX, network="public host", bake=False) as vm:
+        yield vm
+
+
+def output(vm: VM, command: str) -> str:
+    return str(vm.run(command, shell=True, text=True, check=True, timeout=120).stdout)
+
+
+def fetch(vm: VM, port: int) -> str:
+    return output(vm, f"wget -q -O - http://host.docker.internal:{port}/ | sha256sum").split()[0]
+
+
+def test_a_guest_has_its_place_and_the_gateway_answers(guest: VM) -> None:
+    said = output(guest, "ip -4 addr show eth0; ip route; cat /etc/resolv.conf; ping -c 1 gateway")
+    assert "10.0.2.15/24" in said
+    assert "default via 10.0.2.2" in said
+    assert "nameserver 10.0.2.2" in said
+    assert "1 packets received" in said
+
+
+def test_bytes_come_from_the_host_as_they_are(guest: VM, port: int) -> None:
+    assert fetch(guest, port) == hashlib.sha256(DATA).hexdigest()
+
+
+def test_bytes_go_to_the_host_as_they_are(guest: VM, port: int) -> None:
+    # busybox ends what it sends at the first NUL.
+    data = DATA.replace(b"\0", b"0")
+    guest.path("/tmp/up").write_bytes(data)
+    command = f"wget -q -O - --post-file /tmp/up http://host.docker.internal:{port}/"
+    assert output(guest, command) == hashlib.sha256(data).hexdigest()
+
+
+def test_many_connections_at_once(guest: VM, port: int) -> None:
+    one = f"wget -q -O - http://host.docker.internal:{port}/ | wc -c"
+    said = output(guest, f"for i in 1 2 3 4 5 6 7 8; do ({one}) & done; wait")
+    assert said.split() == [str(len(DATA))] * 8
+
+
+def test_each_half_of_a_connection_ends_by_itself(guest: VM) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        got: list[bytes] = []
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while part := connection.recv(4096):
+                    got.append(part)
+                connection.sendall(b"after the end: " + b"".join(got))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answer = output(guest, f"echo question | nc host.docker.internal {server.getsockname()[1]}")
+        thread.join(60)
+    assert answer == "after the end: question\n"
+
+
+def test_a_port_that_nobody_listens_at_refuses_at_once(guest: VM) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        unused = server.getsockname()[1]
+    done = guest.run(f"wget -O - http://host.docker.internal:{unused}/", shell=True, text=True, timeout=30)
+    assert done.returncode != 0
+    assert "Connection refused" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["192.168.77.1", "169.254.169.254", "10.0.0.1", "100.64.0.1"])
+def test_what_is_not_public_is_denied_at_once_and_told(guest: VM, address: str) -> None:
+    done = guest.run(["wget", "-O", "-", f"http://{address}/"], text=True, timeout=30)
+    assert done.returncode != 0
+    assert "Connection refused" in done.stderr
+    (told,) = [d for d in guest.network.denials() if d.address == address]
+    assert (told.port, told.protocol, told.remedy) == (80, "tcp", f"{address}:80")
+
+
+def test_names_come_from_the_name_servers_that_are_named() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+
+        def serve() -> None:
+            while True:
+                query, peer = server.recvfrom(2048)
+                if query == b"end":
+                    return
+                end = query.index(b"\0", 12) + 5
+                record = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + socket.inet_aton("203.0.113.9")
+                a = query[end - 4 : end - 2] == b"\0\1"
+                header = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if a else b"\0\0") + b"\0\0\0\0"
+                server.sendto(header + query[12:end] + (record if a else b""), peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        network = Network("none", allow=["allowed.test"], dns=[place])
+        try:
+            with VM(BUSYBOX, network=network, bake=False) as vm:
+                assert "203.0.113.9" in output(vm, "nslookup allowed.test")
+                denied = vm.run(["nslookup", "secret.evil.test"], text=True, timeout=30)
+                assert "NXDOMAIN" in denied.stdout + denied.stderr
+                assert {(d.name, d.protocol) for d in vm.network.denials()} == {("secret.evil.test", "dns")}
+        finally:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bell:
+                bell.sendto(b"end", server.getsockname())
+            thread.join(60)
+
+
+def test_forks_have_the_network_and_not_their_parents_connections(port: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, VM(BUSYBOX, network="none host", bake=False) as vm:
+        place = f"host.docker.internal {server.getsockname()[1]}"
+        held = vm.popen(["sh", "-c", f"sleep 600 | nc {place}"])
+        connection, _ = server.accept()
+        (fork,) = vm.fork(1)
+        with connection, fork:
+            assert fetch(fork, port) == hashlib.sha256(DATA).hexdigest()
+            # The source's connection is as it was.
+            connection.sendall(b"still there")
+            assert held.poll() is None
+        held.kill()
+
+
+def test_without_its_policy_process_nothing_new_is_let_through_and_the_guest_lives(port: int) -> None:
+    with VM(BUSYBOX, network="none host", bake=False) as vm:
+        pid = vm._running().network_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while vm.run(["wget", "-q", "-O", "/dev/null", f"http://10.0.2.2:{port}/"], timeout=60).returncode == 0:
+            assert time.monotonic() < deadline
+        assert output(vm, "echo lives") == "lives\n"
+
+
+def test_a_guest_without_a_network_has_none() -> None:
+    with VM(BUSYBOX, bake=False) as vm:
+        assert "inet" not in output(vm, "ip addr show eth0")
+        assert vm._running().network_pid is None
+        assert vm.network.denials() == []
+
+
+@pytest.mark.parametrize("rule", ["127.1", "exa mple", "10.0.0.1/8", "host:0", "*"])
+def test_what_is_no_rule_is_an_error_that_says_so(rule: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not a rule"):
+        Network(allow=[rule])
+
+
+def test_a_command_that_fails_is_told_what_was_denied() -> None:
+    command = ["supermachine", "run", "--network", "public", str(BUSYBOX), "wget", "http://192.168.77.1/"]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "denied 192.168.77.1:80 by tcp: its address is not public" in done.stderr
