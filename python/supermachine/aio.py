@@ -390,11 +390,25 @@ class VM:
     def path(self, *parts: str | os.PathLike[str]) -> GuestPath:
         return GuestPath(self._vm.path(*parts))
 
-    async def copy_in(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> GuestPath:
-        return GuestPath(await _call(self._vm.copy_in, source, target))
+    async def copy_in(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        timeout: float | None = None,
+    ) -> GuestPath:
+        return GuestPath(await _call(self._vm.copy_in, source, target, max_bytes=max_bytes, timeout=timeout))
 
-    async def copy_out(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
-        return await _call(self._vm.copy_out, source, target)
+    async def copy_out(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        return await _call(self._vm.copy_out, source, target, max_bytes=max_bytes, timeout=timeout)
 
 
 class Pool:

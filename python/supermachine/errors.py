@@ -320,6 +320,18 @@ class PortUnavailable(SupermachineError, OSError):
 # Commands.
 
 
+class CopyIncomplete(SupermachineError, OSError):
+    """A tree was copied in part: the message says up to where, `errno` and `cause` why not further."""
+
+    default_code = "copy.incomplete"
+
+
+class CopyTooLarge(SupermachineError, OSError):
+    """A file or a tree has more bytes, or more files, than a copy may move."""
+
+    default_code = "copy.too-large"
+
+
 class CommandNotFound(SupermachineError, FileNotFoundError):
     """The guest has no such command; a shell would say 127."""
 

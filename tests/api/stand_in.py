@@ -228,13 +228,27 @@ def list_(stream, c):
 
 
 def read(stream, c):
-    path, offset, length = c.bytes(), c.number(), c.number()
-    with open(path, "rb") as file:
-        file.seek(offset)
-        left = length or 1 << 62
-        while left and (data := file.read(min(65536, left))):
-            left -= len(data)
-            stream.send(b"\x03" + blob(data))
+    path, offset, length, holes = c.bytes(), c.number(), c.number(), c.byte()
+    with open(path, "rb", buffering=0) as file:
+        at, end = offset, offset + (length or 1 << 62)
+        while at < end:
+            stop = end
+            if holes:
+                try:
+                    start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                    stop = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                except OSError:  # no data any more
+                    start = stop = max(at, os.fstat(file.fileno()).st_size)
+                if start > at:
+                    stream.send(b"\x06" + number(min(start, end) - at))
+                at = start
+            file.seek(at)
+            before = at
+            while at < min(stop, end) and (data := file.read(min(65536, min(stop, end) - at))):
+                at += len(data)
+                stream.send(b"\x03" + blob(data))
+            if at == before:
+                break
     stream.send(DONE)
 
 
@@ -243,8 +257,11 @@ def write(stream, c):
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC, os.O_APPEND, os.O_EXCL)[how]
     with open(os.open(path, flags, mode), "wb") as file:
         stream.send(DONE)
-        while (message := stream.receive()) is not None and message.number() == 4:
-            file.write(message.bytes())
+        while (message := stream.receive()) is not None and (kind := message.number()) != 5:
+            if kind == 4:
+                file.write(message.bytes())
+            else:
+                file.truncate(file.seek(message.number(), os.SEEK_CUR))
     stream.send(DONE)
 
 
@@ -303,6 +320,10 @@ def hostile(stream, command, path):
     return stream.send(b"\x04" + blob(bytes(9000)))
 
 
+def _id(value):
+    return -1 if value == 0xFFFFFFFF else value
+
+
 FILES = {
     0: stat_,
     1: list_,
@@ -318,7 +339,11 @@ FILES = {
     13: target(os.readlink),
     14: target(lambda path: os.path.realpath(path, strict=True)),
     15: simple(os.chmod, "bytes", "number"),
+    16: simple(
+        lambda p, u, g, f: os.chown(p, _id(u), _id(g), follow_symlinks=bool(f)), "bytes", "number", "number", "byte"
+    ),
     17: simple(lambda p, a, m: os.utime(p, ns=(a, m)), "bytes", "signed", "signed"),
+    18: simple(os.mkfifo, "bytes", "number"),
 }
 
 

@@ -70,9 +70,21 @@ class Status:
 class FileSystem:
     """The guest's file system: connections to the agent, lent to one caller at a time."""
 
-    def __init__(self, worker: Callable[[], Worker]) -> None:
+    def __init__(self, worker: Callable[[], Worker], user: Callable[[], str] = str) -> None:
         self._worker = worker
+        #: Whose the files are that are made from outside: docker's USER, "" for root.
+        self._user = user
+        self._owner: tuple[int, int] | None = None
         self._idle: list[Files] = []
+
+    def owner(self) -> tuple[int, int]:
+        """The ids of the machine's user, looked up in the guest's own files; (0, 0) when they do not have it."""
+        if self._owner is None:
+            from .users import ids
+
+            with self.connection() as files:
+                self._owner = ids(files, self._user())
+        return self._owner
 
     @contextmanager
     def connection(self) -> Iterator[Files]:
@@ -92,7 +104,8 @@ class FileSystem:
                 files.close()
 
     def forget(self) -> None:
-        """Drops the connections of a virtual machine that is gone."""
+        """Drops the connections of a virtual machine that is gone, and what was known of its guest."""
+        self._owner = None
         while self._idle:
             self._idle.pop().close()
 
@@ -163,6 +176,23 @@ class GuestPath(PurePosixPath):
         if len(path) >= _PATH_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
         return path
+
+    def _own(self, *, follow: bool = True) -> None:
+        """Gives what was made just now to the machine's user; it is root's until then."""
+        uid, gid = self._fs.owner()
+        if (uid, gid) != (0, 0):
+            self.chown(uid, gid, follow_symlinks=follow)
+
+    def _write_new(self, files: Files, mode: int = 0o666, how: str = "truncate") -> bool:
+        """Opens the file for writing, and says whether it was not there before."""
+        try:
+            files.write_open(self._bytes, mode, "create")
+        except FileExistsError:
+            if how == "create":
+                raise
+            files.write_open(self._bytes, mode, how)
+            return False
+        return True
 
     def _do(self, work: Callable[[Files], T]) -> T:
         with self._fs.connection() as files:
@@ -346,7 +376,24 @@ class GuestPath(PurePosixPath):
     # Changes.
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        self._do(lambda f: f.make_dir(self._bytes, mode & 0o7777, parents, exist_ok))
+        try:
+            self._do(lambda f: f.make_dir(self._bytes, mode & 0o7777, False, False))
+        except FileNotFoundError:
+            if not parents or self.parent == self:
+                raise
+            # With the usual mode, as pathlib and mkdir -p do.
+            missing: GuestPath = self
+            above: list[GuestPath] = []
+            while (missing := missing.parent) != missing.parent and not missing.exists():
+                above.append(missing)
+            for path in reversed(above):
+                path.mkdir(exist_ok=True)
+            self.mkdir(mode, exist_ok=exist_ok)
+        except FileExistsError:
+            if not (exist_ok and self.is_dir()):
+                raise
+        else:
+            self._own()
 
     def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
         import time
@@ -355,6 +402,7 @@ class GuestPath(PurePosixPath):
             with self._fs.connection() as files:
                 files.write_open(self._bytes, mode & 0o7777, "create")
                 files.write_end()
+            self._own()
         except FileExistsError:
             if not exist_ok:
                 raise
@@ -384,6 +432,7 @@ class GuestPath(PurePosixPath):
 
     def symlink_to(self, target: PathLike, target_is_directory: bool = False) -> None:  # noqa: ARG002
         self._do(lambda f: f.symlink(encode(target), self._bytes))
+        self._own(follow=False)
 
     def hardlink_to(self, target: PathLike) -> None:
         self._do(lambda f: f.link(self._same(target)._bytes, self._bytes))
@@ -451,11 +500,14 @@ class _Writing(io.RawIOBase):
         self._files = self._lent.__enter__()
         self._open = False
         try:
-            self._files.write_open(path._bytes, 0o666, how)
+            new = path._write_new(self._files, how=how)
         except BaseException:
             self._lent.__exit__(None, None, None)
             raise
         self._open = True
+        if new:
+            # On a connection of its own: this one is in the middle of a file.
+            path._own()
 
     def writable(self) -> bool:
         return True

@@ -453,8 +453,13 @@ class VM:
         if self._filesystem is None:
             from ..guest.paths import FileSystem
 
-            self._filesystem = FileSystem(self._served)
+            self._filesystem = FileSystem(self._served, self._user)
         return self._filesystem
+
+    def _user(self) -> str:
+        """Whose the files are that are made from outside, as docker's USER has it."""
+        user = self._settings.user
+        return self._disks().config.user if user is None else user
 
     def _forget_files(self) -> None:
         if self._filesystem is not None:
@@ -466,17 +471,41 @@ class VM:
 
         return GuestPath(*(parts or ("/",)), filesystem=self._files)
 
-    def copy_in(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> GuestPath:
-        """Copies a file or a tree of the host to `target`, or into it when it is a directory, as `cp -R`."""
+    def copy_in(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        timeout: float | None = None,
+    ) -> GuestPath:
+        """Copies a file or a tree of the host to `target`, or into it when it is a directory, as `cp -R`.
+
+        Holes, hard links and FIFOs stay what they are; sockets, devices and what vanishes meanwhile are left out, and a
+        warning names them. What is made belongs to the machine's user. `max_bytes` of contents are copied at most
+        (default 64 GiB), within `timeout` seconds. Raises `CopyTooLarge`, `VMTimeout`, and `CopyIncomplete` when a
+        tree has been copied in part.
+        """
         from ..guest.copying import copy_in
 
-        return copy_in(source, self.path(target))
+        slash = os.fspath(target).endswith("/")
+        return copy_in(source, self.path(target), into=slash, max_bytes=max_bytes, timeout=timeout)
 
-    def copy_out(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
-        """Copies a file or a tree of the guest to `target`, or into it when it is a directory, as `cp -R`."""
+    def copy_out(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Copies a file or a tree of the guest to `target`, or into it when it is a directory; see `copy_in`.
+
+        What is made belongs to this user, and is never setuid or setgid.
+        """
         from ..guest.copying import copy_out
 
-        return copy_out(self.path(source), target)
+        return copy_out(self.path(source), target, max_bytes=max_bytes, timeout=timeout)
 
 
 def run(

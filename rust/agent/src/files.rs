@@ -22,7 +22,9 @@ pub fn serve(connection: File) -> Result<(), frame::Error> {
     while let Some(command) = frame::read::<FileCommand>(&mut commands)? {
         let done = match command {
             FileCommand::Write { path, mode, how } => write(&mut commands, &mut replies, &path, mode, how)?,
-            FileCommand::Read { path, offset, length } => read(&mut replies, &path, offset, length)?,
+            FileCommand::Read { path, offset, length, holes } => {
+                read(&mut replies, &path, offset, length, holes)?
+            }
             FileCommand::List { path } => list(&mut replies, &path)?,
             other => simple(other),
         };
@@ -80,8 +82,10 @@ fn simple(command: FileCommand) -> io::Result<FileReply> {
         FileCommand::SetTimes { path: at, atime_ns, mtime_ns } => {
             sys::set_times(&at.0, *atime_ns, *mtime_ns)?;
         }
+        FileCommand::MakeFifo { path: at, mode } => sys::make_fifo(&at.0, *mode)?,
         // These come only after a write, or are served by the caller.
         FileCommand::WriteData(_)
+        | FileCommand::WriteHole { .. }
         | FileCommand::WriteEnd
         | FileCommand::Write { .. }
         | FileCommand::Read { .. }
@@ -150,26 +154,66 @@ fn read(
     at: &Chunk,
     offset: u64,
     length: u64,
+    holes: bool,
 ) -> Result<io::Result<FileReply>, frame::Error> {
     let opened = File::open(path(at)).and_then(|mut file| {
         if offset > 0 {
             file.seek(SeekFrom::Start(offset))?;
         }
-        Ok(file.take(if length == 0 { u64::MAX } else { length }))
+        Ok(file)
     });
     let mut file = match opened {
         Ok(file) => file,
         Err(error) => return Ok(Err(error)),
     };
+    let end = if length == 0 { u64::MAX } else { offset.saturating_add(length) };
     let mut buffer = vec![0; MAX_DATA];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(Ok(FileReply::Done)),
-            Ok(n) => frame::write(replies, &FileReply::Data(buffer[..n].to_vec().into()))?,
+    let mut position = offset;
+    // Bytes up to here are data; zero when it has to be looked for.
+    let mut data_end = if holes { 0 } else { u64::MAX };
+    while position < end {
+        if position >= data_end {
+            let (start, stop) = match next_data(&mut file, position) {
+                Ok(found) => found,
+                Err(error) => return Ok(Err(error)),
+            };
+            if start > position {
+                frame::write(replies, &FileReply::Hole { length: start.min(end) - position })?;
+            }
+            (position, data_end) = (start, stop);
+            continue;
+        }
+        let most = buffer.len().min(usize::try_from(end.min(data_end) - position).unwrap_or(usize::MAX));
+        match file.read(&mut buffer[..most]) {
+            Ok(0) => break,
+            Ok(n) => {
+                frame::write(replies, &FileReply::Data(buffer[..n].to_vec().into()))?;
+                position += n as u64;
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Ok(Err(error)),
         }
     }
+    Ok(Ok(FileReply::Done))
+}
+
+/// Where the next data of a file are at or after `position`, where the file is left: their start and their end. At the
+/// end of the file both are its size, and what cannot say where its holes are is data to its end.
+fn next_data(file: &mut File, position: u64) -> io::Result<(u64, u64)> {
+    let start = match sys::seek(file, position, libc::SEEK_DATA) {
+        Ok(start) => start,
+        // lseek(2): no data from here on.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            let size = file.metadata()?.len().max(position);
+            file.seek(SeekFrom::Start(size))?;
+            return Ok((size, u64::MAX));
+        }
+        Err(_) => return Ok((position, u64::MAX)),
+    };
+    let stop = sys::seek(file, start, libc::SEEK_HOLE)?;
+    file.seek(SeekFrom::Start(start))?;
+    // A file system that gives no sense is read as it comes.
+    Ok((start, if stop > start { stop } else { u64::MAX }))
 }
 
 fn write(
@@ -202,9 +246,99 @@ fn write(
                     done = Err(error);
                 }
             }
+            Some(FileCommand::WriteHole { length }) => {
+                if done.is_ok()
+                    && let Err(error) = skip(&mut file, length, how)
+                {
+                    done = Err(error);
+                }
+            }
             Some(FileCommand::WriteEnd) => return Ok(done),
             Some(_) => return Ok(Err(io::Error::from_raw_os_error(libc::EINVAL))),
             None => return Err(frame::Error::Truncated),
         }
+    }
+}
+
+/// Leaves a hole of this length where the file is being written.
+fn skip(file: &mut File, length: u64, how: WriteMode) -> io::Result<()> {
+    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+    if matches!(how, WriteMode::Append) {
+        return Err(invalid());
+    }
+    let length = i64::try_from(length).map_err(|_| invalid())?;
+    let position = file.seek(SeekFrom::Current(length))?;
+    file.set_len(position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// What the host does with one connection, and the replies to it.
+    fn served(host: impl FnOnce(&mut UnixStream) -> Vec<FileReply>) -> Vec<FileReply> {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let agent = std::thread::spawn(|| serve(File::from(std::os::fd::OwnedFd::from(theirs))));
+        let replies = host(&mut ours);
+        drop(ours);
+        agent.join().unwrap().unwrap();
+        replies
+    }
+
+    fn reply(stream: &mut UnixStream) -> FileReply {
+        frame::read(stream).unwrap().unwrap()
+    }
+
+    #[test]
+    fn holes_are_written_and_read_as_holes() {
+        const HOLE: u64 = 8 << 40;
+        let name = std::env::temp_dir().join(format!("supermachine-holes-{}", std::process::id()));
+        let at = Chunk(name.as_os_str().as_bytes().to_vec());
+        let written = served(|stream| {
+            let open = FileCommand::Write { path: at.clone(), mode: 0o600, how: WriteMode::Truncate };
+            frame::write(stream, &open).unwrap();
+            let opened = reply(stream);
+            for command in [
+                FileCommand::WriteData(b"start".to_vec().into()),
+                FileCommand::WriteHole { length: HOLE },
+                FileCommand::WriteData(b"end".to_vec().into()),
+                FileCommand::WriteHole { length: 1 << 20 },
+                FileCommand::WriteEnd,
+            ] {
+                frame::write(stream, &command).unwrap();
+            }
+            vec![opened, reply(stream)]
+        });
+        assert_eq!(written, [FileReply::Done, FileReply::Done]);
+        let metadata = fs::metadata(&name).unwrap();
+        assert_eq!(metadata.len(), 5 + HOLE + 3 + (1 << 20));
+        assert!(metadata.blocks() * 512 < 1 << 20);
+        let read = served(|stream| {
+            let command = FileCommand::Read { path: at.clone(), offset: 0, length: 0, holes: true };
+            frame::write(stream, &command).unwrap();
+            let mut replies = vec![];
+            while replies.last() != Some(&FileReply::Done) {
+                replies.push(reply(stream));
+            }
+            replies
+        });
+        let (mut data, mut holes) = (Vec::<u8>::new(), 0);
+        for reply in &read {
+            match reply {
+                FileReply::Data(part) => data.extend(part.0.iter().filter(|byte| **byte != 0)),
+                FileReply::Hole { length } => holes += length,
+                other => assert_eq!(*other, FileReply::Done),
+            }
+        }
+        assert_eq!(data, b"startend");
+        assert!(holes > HOLE, "{holes}");
+        let cut = served(|stream| {
+            let command = FileCommand::Read { path: at.clone(), offset: 1 << 20, length: 10, holes: true };
+            frame::write(stream, &command).unwrap();
+            vec![reply(stream), reply(stream)]
+        });
+        assert_eq!(cut, [FileReply::Hole { length: 10 }, FileReply::Done]);
+        fs::remove_file(name).unwrap();
     }
 }

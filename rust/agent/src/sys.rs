@@ -55,6 +55,21 @@ pub fn set_times(path: &[u8], atime_ns: i64, mtime_ns: i64) -> io::Result<()> {
     check(unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), 0) }).map(drop)
 }
 
+/// mkfifo(3).
+pub fn make_fifo(path: &[u8], mode: u32) -> io::Result<()> {
+    let path = c_string(path)?;
+    // SAFETY: the string is NUL-terminated and outlives the call.
+    check(unsafe { libc::mkfifo(path.as_ptr(), mode) }).map(drop)
+}
+
+/// lseek(2), for what the standard library has no name for (SEEK_DATA, SEEK_HOLE).
+pub fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
+    let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: the descriptor is open, and the call touches no memory of this process.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    u64::try_from(found).map_err(|_| io::Error::last_os_error())
+}
+
 /// mount(2).
 pub fn mount(source: &str, target: &str, fs: &str, flags: libc::c_ulong, options: &str) -> io::Result<()> {
     let [source, target, fs, options] = [source, target, fs, options].map(c_string);

@@ -257,11 +257,13 @@ pub enum FileCommand {
     List {
         path: Chunk,
     },
-    /// Answered by [`FileReply::Data`] as often as needed, then [`FileReply::Done`]. `length` 0 is to the end.
+    /// Answered by [`FileReply::Data`] as often as needed, then [`FileReply::Done`]. `length` 0 is to the end. With
+    /// `holes` what a file has no data for comes as [`FileReply::Hole`].
     Read {
         path: Chunk,
         offset: u64,
         length: u64,
+        holes: bool,
     },
     /// Answered by [`FileReply::Done`] once open; then the host sends [`FileCommand::WriteData`] (not answered) and
     /// [`FileCommand::WriteEnd`], which is answered by [`FileReply::Done`] or the first failure.
@@ -325,6 +327,14 @@ pub enum FileCommand {
         atime_ns: i64,
         mtime_ns: i64,
     },
+    MakeFifo {
+        path: Chunk,
+        mode: u32,
+    },
+    /// In place of [`FileCommand::WriteData`]: like so many zero bytes, which take no room; not when appending.
+    WriteHole {
+        length: u64,
+    },
 }
 
 /// How [`FileCommand::Write`] opens the file.
@@ -349,6 +359,10 @@ pub enum FileReply {
     /// A Linux errno of the guest's.
     Failed {
         errno: i32,
+    },
+    /// So many bytes of the file are zero, and have no room on the disk.
+    Hole {
+        length: u64,
     },
 }
 

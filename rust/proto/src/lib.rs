@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod frame;
 pub mod netd;
+mod path_bytes;
 pub mod worker;
 
 /// Version of the messages in this crate. Two sides that differ refuse to talk.

@@ -67,8 +67,10 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
     /// Kernel: an arm64 Image or an x86_64 vmlinux, plain or compressed with zstd.
+    #[serde(with = "crate::path_bytes")]
     pub kernel: PathBuf,
     /// Initramfs: a cpio archive, plain or compressed with zstd. Empty for none.
+    #[serde(with = "crate::path_bytes")]
     pub initramfs: PathBuf,
     /// Added to the kernel's command line.
     pub cmdline: String,
@@ -81,6 +83,7 @@ pub struct Boot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restore {
     /// Snapshot files: a full one, then those that each hold what changed since the one before.
+    #[serde(with = "crate::path_bytes::list")]
     pub files: Vec<PathBuf>,
     /// Who the guest is from now on; a guest with an agent must confirm it before anything of the user's runs.
     pub identity: Identity,
@@ -121,6 +124,7 @@ pub struct PageRange {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
+    #[serde(with = "crate::path_bytes")]
     pub path: PathBuf,
     pub read_only: bool,
 }

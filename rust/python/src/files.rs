@@ -216,7 +216,9 @@ impl Files {
         })
     }
 
-    /// Reads a file from `offset`, `length` bytes or, for 0, to the end, and calls `write` with each piece.
+    /// Reads a file from `offset`, `length` bytes or, for 0, to the end, and calls `write` with each piece. What takes
+    /// no room in the guest is told to `hole`, as a number of bytes, where that is given.
+    #[pyo3(signature = (path, offset, length, write, hole=None))]
     fn read(
         &self,
         py: Python<'_>,
@@ -224,9 +226,11 @@ impl Files {
         offset: u64,
         length: u64,
         write: &Bound<'_, PyAny>,
+        hole: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         self.with(|inner| {
-            let command = FileCommand::Read { path: Chunk(path.clone()), offset, length };
+            let holes = hole.is_some();
+            let command = FileCommand::Read { path: Chunk(path.clone()), offset, length, holes };
             let mut left = if length == 0 { u64::MAX } else { length };
             let mut reply = inner.ask(py, &command, &path)?;
             loop {
@@ -236,6 +240,13 @@ impl Files {
                         // More is under way until Done: a failing `write` spoils the connection.
                         inner.spoilt = true;
                         write.call1((PyBytes::new(py, &part.0),))?;
+                    }
+                    FileReply::Hole { length } if holes && length > 0 && length <= left => {
+                        left -= length;
+                        inner.spoilt = true;
+                        if let Some(hole) = hole {
+                            hole.call1((length,))?;
+                        }
                     }
                     FileReply::Done => return Ok(()),
                     _ => return Err(inner.unfit(py)),
@@ -274,6 +285,14 @@ impl Files {
         })
     }
 
+    /// Appends so many zero bytes that take no room in the guest.
+    fn write_hole(&self, py: Python<'_>, length: u64) -> PyResult<()> {
+        self.with(|inner| match inner.writing {
+            Some(_) => inner.connection.send(py, &FileCommand::WriteHole { length }),
+            None => Err(closed("the file")),
+        })
+    }
+
     /// Closes the open file: all of it is written, or an `OSError` says why not.
     fn write_end(&self, py: Python<'_>) -> PyResult<()> {
         let path = self.with(|inner| inner.writing.take().ok_or_else(|| closed("the file")))?;
@@ -289,6 +308,10 @@ impl Files {
         exist_ok: bool,
     ) -> PyResult<()> {
         self.done(py, &FileCommand::MakeDir { path: Chunk(path.clone()), mode, parents, exist_ok }, &path)
+    }
+
+    fn make_fifo(&self, py: Python<'_>, path: Vec<u8>, mode: u32) -> PyResult<()> {
+        self.done(py, &FileCommand::MakeFifo { path: Chunk(path.clone()), mode }, &path)
     }
 
     fn unlink(&self, py: Python<'_>, path: Vec<u8>) -> PyResult<()> {

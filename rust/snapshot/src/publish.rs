@@ -37,7 +37,8 @@ impl Publication {
             return Err(Error::path("create", destination)(error));
         };
         let directory = directory_of(destination);
-        let _ = remove_stale_of(directory, Some(name));
+        // Also of other names: nobody may ever write those again.
+        let _ = remove_stale_of(directory, None);
         let mut prefix = OsString::from(".");
         prefix.push(name);
         prefix.push(MARK);
@@ -301,7 +302,10 @@ mod tests {
                 } else {
                     assert!(!path.exists(), "{step}");
                 }
-                // The next writer is not in its way, and clears up.
+                // The next writer is not in its way, and clears up, also one of another name.
+                publish(&place.join("another"), 4, true).unwrap();
+                fs::remove_file(place.join("another")).unwrap();
+                assert!(names(&place).iter().all(|name| !name.starts_with('.')), "{step}");
                 publish(&path, 3, true).unwrap();
                 assert_eq!(published(&path), 3);
                 assert_eq!(names(&place), [path.file_name().unwrap().to_str().unwrap()]);

@@ -149,7 +149,7 @@ pub fn files(stream: &mut UnixStream, command: &FileCommand) -> FileReply {
 /// The whole of a small file.
 pub fn read(stream: &mut UnixStream, path: &str) -> Vec<u8> {
     let path = Chunk::from(path.as_bytes().to_vec());
-    let reply = files(stream, &FileCommand::Read { path, offset: 0, length: 0 });
+    let reply = files(stream, &FileCommand::Read { path, offset: 0, length: 0, holes: false });
     let FileReply::Data(data) = reply else { panic!("{reply:?}") };
     assert_eq!(frame::read(stream).unwrap(), Some(FileReply::Done));
     data.0
