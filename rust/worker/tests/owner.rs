@@ -17,10 +17,10 @@ const OWNER: &str = "SUPERMACHINE_TEST_OWNER";
 fn own() {
     let worker = Worker::ready(start());
     let socket = OwnedFd::from(worker.control.try_clone().unwrap());
-    let holder =
+    let mut holder =
         Command::new("sleep").arg("600").stdin(Stdio::from(socket)).stdout(Stdio::null()).spawn().unwrap();
     println!("\nowns {} {}", worker.process.id(), holder.id());
-    std::thread::sleep(Duration::from_secs(600));
+    holder.wait().unwrap();
 }
 
 fn lives(process: &str) -> bool {
