@@ -155,6 +155,8 @@ fn conditional(engine: Engine) -> Vec<(i64, Vec<Vec<Argument>>)> {
         (libc::SYS_mprotect, not_executable),
         (libc::SYS_prctl, vec![vec![Is(0, libc::PR_SET_NAME as u64)]]),
         (libc::SYS_sendto, vec![vec![Whole(4, 0, 0)]]),
+        // How a flow of the guest's network is reset.
+        (libc::SYS_setsockopt, vec![vec![Is(1, libc::SOL_SOCKET as u64), Is(2, libc::SO_LINGER as u64)]]),
         (
             libc::SYS_socketpair,
             vec![vec![Is(0, libc::AF_UNIX as u64), Masked(1, !socket, libc::SOCK_STREAM as u64)]],

@@ -124,6 +124,10 @@ impl Things {
                     pair.as_mut_ptr()
                 ),
             ),
+            (
+                "setsockopt SO_LINGER",
+                call!(SYS_setsockopt, stream, libc::SOL_SOCKET, libc::SO_LINGER, [1_i32, 0].as_ptr(), 8),
+            ),
             ("tgkill to itself", call!(SYS_tgkill, me, me, 0)),
             ("prctl PR_SET_NAME", call!(SYS_prctl, libc::PR_SET_NAME, c"named".as_ptr())),
             ("epoll_create1", call!(SYS_epoll_create1, libc::EPOLL_CLOEXEC)),
