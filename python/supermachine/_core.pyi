@@ -44,6 +44,7 @@ class Worker:
         boot_timeout_ms: int = 60_000,
         agent: bool = True,
         require_confinement: bool = False,
+        shares: Sequence[tuple[str, bool, str]] = (),
         environment: Sequence[tuple[str, str]] = (),
         network: _Network | None = None,
     ) -> Worker: ...
@@ -61,6 +62,7 @@ class Worker:
         boot_timeout_ms: int = 60_000,
         agent: bool = True,
         require_confinement: bool = False,
+        shares: Sequence[tuple[str, bool, str]] = (),
         environment: Sequence[tuple[str, str]] = (),
         network: _Network | None = None,
     ) -> Worker: ...

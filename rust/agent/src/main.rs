@@ -14,6 +14,7 @@ mod mounts;
 mod network;
 mod reaper;
 mod server;
+mod shares;
 mod spawn;
 mod sys;
 mod user;

@@ -58,6 +58,7 @@ pub fn mount_all(configure: &Configure) -> Result<(), Error> {
             _ => {}
         }
     }
+    crate::shares::begin();
     if !root.is_empty() {
         std::env::set_current_dir(root).map_err(named(root))?;
         sys::mount(".", "/", "", MS_MOVE, "").map_err(named("the root"))?;

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub const HOST_CID: u32 = 2;
 /// The guest's vsock context id.
 pub const GUEST_CID: u32 = 3;
+/// The tag of the virtio-fs device that all shares are behind.
+pub const SHARES_TAG: &str = "shares";
 /// Host port that the agent connects to at boot.
 pub const BOOT_PORT: u32 = 1024;
 /// Guest port that the agent serves requests on.
@@ -158,6 +160,41 @@ pub enum Request {
     /// [`FileReply::Done`] or [`FileReply::Failed`] first.
     Forward {
         port: u16,
+    },
+    /// Answered by one [`AttachReply`].
+    Attach(Attach),
+}
+
+/// What the guest is given beside its image. It takes the place of what an earlier request has attached, so that a guest
+/// that was restored has what its new host gives and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Mounted in this order.
+    pub shares: Vec<ShareMount>,
+    /// Whom the shares' files belong to in the guest when they are the host's user's own; as [`Exec::user`].
+    pub user: String,
+    /// The host's user and group.
+    pub host_uid: u32,
+    pub host_gid: u32,
+}
+
+/// A share, and where it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareMount {
+    /// Its place among the machine's shares.
+    pub index: u32,
+    /// An absolute path; made when there is nothing.
+    pub target: Chunk,
+    pub read_only: bool,
+}
+
+/// Agent to host after [`Request::Attach`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttachReply {
+    Done,
+    /// What was mounted before it stays.
+    Failed {
+        message: String,
     },
 }
 

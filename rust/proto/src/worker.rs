@@ -40,6 +40,9 @@ pub struct Start {
     pub source: Source,
     /// In order: /dev/vda, /dev/vdb …; for a snapshot those that it was taken with.
     pub disks: Vec<Disk>,
+    /// Directories and files of the host that the guest may be given, in the order in which [`crate::agent::Attach`] names
+    /// them.
+    pub shares: Vec<Share>,
     /// Milliseconds from start to [`Event::Ready`]; the VM is ended after it.
     pub boot_timeout_ms: u64,
     /// Whether there is an agent to wait for. Without one [`Event::Ready`] comes as soon as the vCPUs run.
@@ -127,6 +130,26 @@ pub struct Disk {
     #[serde(with = "crate::path_bytes")]
     pub path: PathBuf,
     pub read_only: bool,
+}
+
+/// A directory or a file of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    pub path: PathBuf,
+    pub read_only: bool,
+    pub cache: ShareCache,
+}
+
+/// How long the guest goes by what it has seen of a share, without asking.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShareCache {
+    /// A second.
+    #[default]
+    Auto,
+    /// Not at all.
+    None,
+    /// A day: for what nobody else changes.
+    Always,
 }
 
 /// Worker to API.

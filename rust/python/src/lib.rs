@@ -14,6 +14,7 @@ mod monitor;
 mod netd;
 mod publication;
 mod pump;
+mod shares;
 mod snapshot;
 mod state;
 mod sys;
@@ -39,6 +40,8 @@ mod _core {
     use crate::netd::check_network_rule;
     #[pymodule_export]
     use crate::publication::Publication;
+    #[pymodule_export]
+    use crate::shares::attach_shares;
     #[pymodule_export]
     use crate::snapshot::{
         export_snapshot, flatten_snapshots, import_snapshot, read_snapshot, verify_snapshot,

@@ -10,7 +10,9 @@ use std::sync::{Arc, PoisonError};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
-use supermachine_proto::worker::{Boot, Capture, Command, Disk, Engine, PageRange, Restore, Source, Start};
+use supermachine_proto::worker::{
+    Boot, Capture, Command, Disk, Engine, PageRange, Restore, Share, ShareCache, Source, Start,
+};
 
 use crate::descriptors::{self, Unshared};
 use crate::errors;
@@ -136,13 +138,31 @@ impl Worker {
     }
 }
 
+/// Shares by path, whether they are read-only, and how long the guest trusts what it has seen: "auto", "none", "always".
+fn shares(shares: Vec<(PathBuf, bool, String)>) -> PyResult<Vec<Share>> {
+    let share = |(path, read_only, cache): (PathBuf, bool, String)| {
+        let cache = match &cache[..] {
+            "auto" => ShareCache::Auto,
+            "none" => ShareCache::None,
+            "always" => ShareCache::Always,
+            _ => {
+                let message = format!("cache {cache:?} is none of auto, none and always");
+                return Err(pyo3::exceptions::PyValueError::new_err(message));
+            }
+        };
+        Ok(Share { path, read_only, cache })
+    };
+    shares.into_iter().map(share).collect()
+}
+
 #[pymethods]
 impl Worker {
-    /// Starts the executable `path` and sends it the description of a VM that boots.
+    /// Starts the executable `path` and sends it the description of a VM that boots. `shares` are `(path, read_only,
+    /// cache)` of directories and files of the host that the guest may mount (`attach_shares`).
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
         root_fs, nameservers, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
-        agent=true, require_confinement=false, environment=Vec::new(), network=None))]
+        agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(), network=None))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn spawn(
         py: Python<'_>,
@@ -164,6 +184,7 @@ impl Worker {
         boot_timeout_ms: u64,
         agent: bool,
         require_confinement: bool,
+        shares: Vec<(PathBuf, bool, String)>,
         environment: Vec<(OsString, OsString)>,
         network: Option<netd::Wanted>,
     ) -> PyResult<Self> {
@@ -191,6 +212,7 @@ impl Worker {
                 },
             })),
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
+            shares: self::shares(shares)?,
             boot_timeout_ms,
             agent,
             require_confinement,
@@ -204,7 +226,8 @@ impl Worker {
     /// earlier clones touched.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
-        boot_timeout_ms=60_000, agent=true, require_confinement=false, environment=Vec::new(), network=None))]
+        boot_timeout_ms=60_000, agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(),
+        network=None))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn restore(
         py: Python<'_>,
@@ -219,6 +242,7 @@ impl Worker {
         boot_timeout_ms: u64,
         agent: bool,
         require_confinement: bool,
+        shares: Vec<(PathBuf, bool, String)>,
         environment: Vec<(OsString, OsString)>,
         network: Option<netd::Wanted>,
     ) -> PyResult<Self> {
@@ -236,6 +260,7 @@ impl Worker {
             engine: engine_named(engine)?,
             source: Source::Restore(Box::new(restore)),
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
+            shares: self::shares(shares)?,
             boot_timeout_ms,
             agent,
             require_confinement,

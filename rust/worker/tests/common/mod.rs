@@ -69,6 +69,7 @@ pub fn start() -> Start {
         engine: Engine::Soft,
         source: Source::Boot(Box::new(boot())),
         disks: vec![],
+        shares: vec![],
         boot_timeout_ms: DEADLINE.as_millis() as u64,
         agent: true,
         require_confinement: false,

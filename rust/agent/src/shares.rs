@@ -1,0 +1,238 @@
+//! Directories and files of the host: one virtio-fs session for all of them, mounted where no program of the guest's looks,
+//! and bound from there to where they are wanted.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use libc::MS_NODEV;
+use supermachine_proto::agent::{Attach, AttachReply, SHARES_TAG, ShareMount};
+
+use crate::{sys, user};
+
+/// Where the session is mounted: in the initramfs, which the guest's root covers.
+const PLACE: &str = "/shares";
+
+/// The session's root directory.
+static SESSION: OnceLock<OwnedFd> = OnceLock::new();
+/// Where shares are mounted, in the order in which that was done.
+static ATTACHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// include/uapi/linux/mount.h
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+const MOUNT_ATTR_RDONLY: u64 = 0x1;
+const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+
+/// `struct mount_attr`.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Begins the session, before the root is changed. A machine without the device has no shares to attach.
+pub fn begin() {
+    let begun = fs::create_dir_all(PLACE)
+        .and_then(|()| sys::mount(SHARES_TAG, PLACE, "virtiofs", MS_NODEV, ""))
+        .and_then(|()| File::open(PLACE));
+    if let Ok(root) = begun {
+        let _ = SESSION.set(root.into());
+    }
+}
+
+/// Mounts what the host names, in place of what it named before.
+pub fn attach(wanted: &Attach) -> AttachReply {
+    let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    for target in attached.drain(..).rev() {
+        let _ = detach(&target);
+    }
+    match mount_all(wanted, &mut attached) {
+        Ok(()) => AttachReply::Done,
+        Err(message) => AttachReply::Failed { message },
+    }
+}
+
+fn mount_all(wanted: &Attach, attached: &mut Vec<PathBuf>) -> Result<(), String> {
+    if wanted.shares.is_empty() {
+        return Ok(());
+    }
+    let session = SESSION.get().ok_or("this guest has no device for shares; boot it anew")?;
+    let owner = user::resolve(&wanted.user)?;
+    let ids = [(wanted.host_uid, owner.uid), (wanted.host_gid, owner.gid)];
+    let namespace = if ids.iter().all(|(host, guest)| host == guest) {
+        None
+    } else {
+        let made = id_map_namespace(&exchange(ids[0]), &exchange(ids[1]));
+        Some(made.map_err(|e| format!("the owners of shared files cannot be mapped: {e}"))?)
+    };
+    for share in &wanted.shares {
+        let target = PathBuf::from(std::ffi::OsStr::from_bytes(&share.target.0));
+        mount(session, share, namespace.as_ref(), &target)
+            .map_err(|e| format!("a share cannot be mounted at {}: {e}", target.display()))?;
+        attached.push(target);
+    }
+    Ok(())
+}
+
+/// Binds one share.
+fn mount(
+    session: &OwnedFd,
+    share: &ShareMount,
+    namespace: Option<&OwnedFd>,
+    target: &Path,
+) -> io::Result<()> {
+    let tree = open_tree(session, &share.index.to_string())?;
+    let mut attributes = MountAttributes { set: 0, clear: 0, propagation: 0, userns_fd: 0 };
+    if share.read_only {
+        attributes.set |= MOUNT_ATTR_RDONLY;
+    }
+    if let Some(namespace) = namespace {
+        attributes.set |= MOUNT_ATTR_IDMAP;
+        attributes.userns_fd = namespace.as_raw_fd() as u64;
+    }
+    if attributes.set != 0 {
+        set_attributes(&tree, &attributes)?;
+    }
+    make_target(&tree, target)?;
+    move_mount(&tree, target)
+}
+
+/// A share is mounted over something of its own kind, made when there is nothing.
+fn make_target(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+    let is_directory = File::from(tree.try_clone()?).metadata()?.is_dir();
+    if is_directory {
+        return fs::create_dir_all(target);
+    }
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match fs::symlink_metadata(target) {
+        Ok(found) if found.is_dir() => Err(io::Error::from_raw_os_error(libc::EISDIR)),
+        Ok(_) => Ok(()),
+        Err(_) => File::options().write(true).create_new(true).open(target).map(drop),
+    }
+}
+
+fn detach(target: &Path) -> io::Result<()> {
+    let target = sys::c_string(target.as_os_str().as_bytes())?;
+    // SAFETY: the string is NUL-terminated and outlives the call.
+    sys::check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(drop)
+}
+
+fn returned(value: libc::c_long) -> io::Result<i32> {
+    sys::check(i32::try_from(value).unwrap_or(-1))
+}
+
+/// A mount of its own of what a name in a directory stands for.
+fn open_tree(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let name = sys::c_string(name)?;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
+    // SAFETY: the string is NUL-terminated and outlives the call.
+    let fd =
+        returned(unsafe { libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), name.as_ptr(), flags) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn set_attributes(tree: &OwnedFd, attributes: &MountAttributes) -> io::Result<()> {
+    // SAFETY: the empty path is NUL-terminated, and pointer and size are those of the structure.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            std::ptr::from_ref(attributes),
+            size_of::<MountAttributes>(),
+        )
+    };
+    returned(done).map(drop)
+}
+
+fn move_mount(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+    let target = sys::c_string(target.as_os_str().as_bytes())?;
+    // SAFETY: both paths are NUL-terminated and outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    returned(done).map(drop)
+}
+
+/// A map of all ids (user_namespaces(7)) in which two have changed places. A map must be one to one, and an id without a
+/// place in it could make no files.
+fn exchange((one, other): (u32, u32)) -> String {
+    let (low, high) = (one.min(other), one.max(other));
+    let mut map = String::new();
+    let mut range = |from: u32, to: u32, count: u32| {
+        if count > 0 {
+            map.push_str(&format!("{from} {to} {count}\n"));
+        }
+    };
+    // The last id stands for none.
+    range(0, 0, low);
+    if low == high {
+        range(low, low, u32::MAX - low);
+        return map;
+    }
+    range(low, high, 1);
+    range(low + 1, low + 1, high - low - 1);
+    range(high, low, 1);
+    range(high + 1, high + 1, u32::MAX - high - 1);
+    map
+}
+
+/// A user namespace with these maps. It lives in a process until it has a descriptor.
+fn id_map_namespace(uids: &str, gids: &str) -> io::Result<OwnedFd> {
+    let (ready, readied) = sys::pipe()?;
+    // SAFETY: the child makes system calls alone, which may be done after a fork of a process with threads.
+    let child = sys::check(unsafe { libc::fork() })?;
+    if child == 0 {
+        // SAFETY: as above; the byte written is the literal's, and the child ends here.
+        unsafe {
+            if libc::unshare(libc::CLONE_NEWUSER) == 0 {
+                libc::write(readied.as_raw_fd(), b"r".as_ptr().cast(), 1);
+                libc::pause();
+            }
+            libc::_exit(1);
+        }
+    }
+    drop(readied);
+    let made = (|| {
+        let mut byte = [0];
+        io::Read::read_exact(&mut File::from(ready), &mut byte)?;
+        fs::write(format!("/proc/{child}/uid_map"), uids)?;
+        fs::write(format!("/proc/{child}/gid_map"), gids)?;
+        File::open(format!("/proc/{child}/ns/user")).map(OwnedFd::from)
+    })();
+    sys::kill(child, libc::SIGKILL);
+    // SAFETY: no status is asked for. The reaper may have been first.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exchange;
+
+    #[test]
+    fn two_ids_change_places() {
+        assert_eq!(exchange((0, 1000)), "0 1000 1\n1 1 999\n1000 0 1\n1001 1001 4294966294\n");
+        assert_eq!(exchange((1000, 0)), exchange((0, 1000)));
+        assert_eq!(exchange((0, 1)), "0 1 1\n1 0 1\n2 2 4294967293\n");
+        assert_eq!(exchange((33, 1000)), "0 0 33\n33 1000 1\n34 34 966\n1000 33 1\n1001 1001 4294966294\n");
+        assert_eq!(exchange((5, 5)), "0 0 5\n5 5 4294967290\n");
+    }
+}
