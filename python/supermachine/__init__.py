@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .machine.vm import VM, run
     from .network.denials import NetworkDenied
     from .network.policy import Network
+    from .storage.shares import Share
 
 _HOMES = {
     "CalledProcessError": "guest.processes",
@@ -44,6 +45,7 @@ _HOMES = {
     "Pool": "machine.pool",
     "Popen": "guest.processes",
     "STDOUT": "guest.processes",
+    "Share": "storage.shares",
     "Snapshot": "machine.snapshot",
     "SupermachineError": "errors",
     "TimeoutExpired": "guest.processes",
@@ -70,6 +72,7 @@ __all__ = [
     "NetworkDenied",
     "Pool",
     "Popen",
+    "Share",
     "Snapshot",
     "SupermachineError",
     "TimeoutExpired",

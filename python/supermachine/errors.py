@@ -399,6 +399,13 @@ class EngineUnavailable(SupermachineError, RuntimeError):
     default_hint = "run `supermachine doctor` to see which engines this host can use"
 
 
+class ShareNotFound(SupermachineError, FileNotFoundError):
+    """What is to be shared with a guest is not there, or is neither a directory nor a file."""
+
+    default_code = "share.not-found"
+    default_hint = "make the directory first, or correct its path"
+
+
 class NotSupported(SupermachineError, NotImplementedError):
     """Something that this version cannot do yet."""
 

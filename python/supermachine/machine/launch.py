@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     #: Steps of a start: name, nanoseconds since the start of the worker process.
     Timings: TypeAlias = list[tuple[str, int]]
+    #: Paths of the host that a guest may mount, whether read-only, and how long it trusts what it has seen.
+    OpenShares: TypeAlias = Sequence[tuple[str, bool, str]]
     #: Pages to bring in before the guest asks: first page, pages, whether they are written to.
     PageRanges: TypeAlias = Sequence[tuple[int, int, bool]]
 
@@ -44,8 +46,11 @@ def spawn(
     hostname: str | None,
     timeout: float,
     network: Network | None = None,
+    shares: OpenShares = (),
 ) -> Worker:
-    """A worker whose guest boots; `wait_ready` tells when it is ready. `timeout` is in seconds."""
+    """A worker whose guest boots; `wait_ready` tells when it is ready. `timeout` is in seconds, and `shares` are what
+    its guest may mount.
+    """
     from .._core import Worker
 
     machine_id = os.urandom(16)
@@ -67,6 +72,7 @@ def spawn(
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),
             network=_told(network),
+            shares=shares,
         )
     except OSError as error:
         raise _not_started(error) from error
@@ -81,6 +87,7 @@ def spawn_restored(
     working_set: PageRanges = (),
     agent: bool = True,
     network: Network | None = None,
+    shares: OpenShares = (),
 ) -> Worker:
     """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
 
@@ -103,6 +110,7 @@ def spawn_restored(
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),
             network=_told(network),
+            shares=shares,
         )
     except OSError as error:
         raise _not_started(error) from error

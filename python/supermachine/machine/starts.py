@@ -56,7 +56,13 @@ class Starter:
             pending.kill()
 
     def boot_or_restore(self, image: ResolvedImage, warm: Callable[[Guest], None]) -> Guest:
-        """A guest of the image's baked snapshot, or one that boots, runs its warm-up, and is baked if wanted."""
+        """A guest of the image's baked snapshot, or one that boots, runs its warm-up, and is baked if wanted.
+
+        Its shares come last, so that no baked snapshot has any.
+        """
+        return self._attached(self._boot_or_restore(image, warm))
+
+    def _boot_or_restore(self, image: ResolvedImage, warm: Callable[[Guest], None]) -> Guest:
         from ..snapshots import baking
 
         settings = self._settings
@@ -95,7 +101,7 @@ class Starter:
         wanted = bool(origin.id) and working_set.enabled(self._settings.prefault)
         kept = working_set.beside(Cache(), origin.id) if wanted else None
         ranges = working_set.load(kept) if kept is not None else []
-        guest = self._ready(self._restoring(origin.files, ranges), origin)
+        guest = self._attached(self._ready(self._restoring(origin.files, ranges), origin))
         if kept is not None and not ranges:
             guest.record_until_answer(kept)
         return guest
@@ -104,7 +110,7 @@ class Starter:
         """Starts a worker that restores `file`, and gives what waits for its guest."""
         worker = self._restoring([file], ())
         self._pending = worker
-        return lambda: self._ready(worker, Origin(()))
+        return lambda: self._attached(self._ready(worker, Origin(())))
 
     def _from_baked(self, baked: Baked) -> Guest | None:
         from ..snapshots import working_set
@@ -124,9 +130,10 @@ class Starter:
 
     def _boot(self, image: ResolvedImage) -> Guest:
         s = self._settings
-        return self._ready(
-            launch.spawn(s.engine, image, s.memory, s.vcpus, s.hostname, s.boot_timeout, s.network), None
+        worker = launch.spawn(
+            s.engine, image, s.memory, s.vcpus, s.hostname, s.boot_timeout, s.network, self._open_shares()
         )
+        return self._ready(worker, None)
 
     def _restoring(
         self, files: Sequence[str | os.PathLike[str]], ranges: launch.PageRanges, timeout: float | None = None
@@ -134,8 +141,35 @@ class Starter:
         settings, root = self._settings, self._root
         timeout = timeout or settings.boot_timeout
         return launch.spawn_restored(
-            settings.engine.name, root.disks, files, settings.hostname, timeout, ranges, root.agent, settings.network
+            settings.engine.name,
+            root.disks,
+            files,
+            settings.hostname,
+            timeout,
+            ranges,
+            root.agent,
+            settings.network,
+            self._open_shares(),
         )
+
+    def _open_shares(self) -> launch.OpenShares:
+        if not (mounted := self._settings.shares):
+            return ()
+        from ..storage import shares
+
+        return shares.opened(mounted)
+
+    def _attached(self, guest: Guest) -> Guest:
+        """Mounts the shares in a guest that is ready."""
+        if mounted := self._settings.shares:
+            from ..storage import shares
+
+            try:
+                shares.attach(guest.served(), mounted, self._settings.user or self._root.config.user)
+            except BaseException:
+                guest.worker.kill()
+                raise
+        return guest
 
     def _ready(self, worker: Worker, origin: Origin | None, timeout: float | None = None) -> Guest:
         """Waits until the worker's guest is ready."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from ..errors import ConfigurationError, NotSupported
+from ..errors import ConfigurationError
 from . import parsing, table
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..network.policy import Network
     from ..network.ports import Ports, Wanted
     from ..snapshots.baking import Warmup
+    from ..storage.shares import Mounted, Mounts, Volumes
     from .parsing import Environment
 
 
@@ -33,7 +34,8 @@ class MachineOptions(TypedDict, total=False):
     require_hardware: bool | None
     ports: Ports | None
     network: Network | str | None
-    volumes: Mapping[str, Any] | Sequence[str] | None
+    volumes: Volumes | None
+    mounts: Mounts | None
     platform: str | None
     pull: Pull
     insecure: bool
@@ -58,6 +60,7 @@ class MachineSettings(NamedTuple):
     hostname: str | None
     ports: Wanted
     network: Network
+    shares: tuple[Mounted, ...]
     platform: str | None
     pull: Pull
     insecure: bool
@@ -75,8 +78,7 @@ class MachineSettings(NamedTuple):
         if unknown := sorted(options.keys() - _DEFAULTS.keys()):
             raise TypeError(f"VM() got an unexpected keyword argument {unknown[0]!r}")
         said: dict[str, Any] = {**_DEFAULTS, **options}
-        if said.pop("volumes"):
-            raise NotSupported("this version cannot mount volumes", hint="copy files with vm.copy_in and vm.copy_out")
+        said["shares"] = _shares(said.pop("volumes"), said.pop("mounts"))
         if said["boot_timeout"] <= 0:
             raise ConfigurationError(f"boot_timeout is {said['boot_timeout']}; a positive number of seconds is needed")
         from ..host import engines
@@ -104,6 +106,14 @@ def _network(value: Network | str | None) -> Network:
     from ..network import policy
 
     return policy.network(value)
+
+
+def _shares(volumes: Volumes | None, mounts: Mounts | None) -> tuple[Mounted, ...]:
+    if not volumes and not mounts:
+        return ()
+    from ..storage.shares import parse
+
+    return parse(volumes, mounts)
 
 
 _DEFAULTS = {setting.name: setting.default for setting in table.SETTINGS}

@@ -146,7 +146,22 @@ SETTINGS = (
         help="What the guest may reach: none, public or all, and rules as host:8080.  [default: none]",
         remembered="process",
     ),
-    Setting("volumes", None, "Not supported yet.", remembered="full"),
+    Setting(
+        "volumes",
+        None,
+        'Directories and files of the host: ["./src:/work:ro"], or as docker-py writes them.',
+        options=("-v", "--volume"),
+        kind="texts",
+        metavar="SRC:DEST[:ro]",
+        help="Share a directory or a file of the host.",
+        remembered="full",
+    ),
+    Setting(
+        "mounts",
+        None,
+        'The same by the guest\'s path: {"/work": "./src"}, or a Share, which says more.',
+        remembered="full",
+    ),
     Setting(
         "platform",
         None,

@@ -1,0 +1,1 @@
+"""What a guest is given of the host's disks."""

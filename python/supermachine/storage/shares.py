@@ -1,0 +1,127 @@
+"""Directories and files of the host in the guest, written as docker and docker-py write them: ``./src:/work:ro``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+
+from ..errors import ConfigurationError, NotSupported, ShareNotFound
+
+if TYPE_CHECKING:
+    from .._core import Worker
+
+Cache: TypeAlias = Literal["auto", "none", "always"]
+#: As docker-py has volumes: a mapping of host paths, or texts as on docker's command line.
+Volumes: TypeAlias = "Mapping[str, Any] | Sequence[str]"
+#: By the guest's path.
+Mounts: TypeAlias = "Mapping[str, str | os.PathLike[str] | Share]"
+
+#: Shares of one machine at most; a directory that holds several is one.
+MAX_SHARES = 64
+_HOWS = {"rw": False, "ro": True}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A directory or a file of the host that the guest is given.
+
+    What the host's user owns belongs to the guest's user, in both directions. `cache` says how long the guest goes by
+    what it has seen: ``"auto"`` for a second, ``"none"`` not at all, ``"always"`` for a day, which is for what nobody
+    else changes. Of a share that is `read_only` nothing can be changed, by the guest or by its own process on the host.
+    """
+
+    path: str | os.PathLike[str]
+    read_only: bool = False
+    cache: Cache = "auto"
+
+
+class Mounted(NamedTuple):
+    """A share, checked, and where it is in the guest."""
+
+    target: str
+    #: Absolute.
+    path: str
+    read_only: bool
+    cache: Cache
+
+
+def parse(volumes: Volumes | None, mounts: Mounts | None) -> tuple[Mounted, ...]:
+    """Checks what a user wrote. Raises ConfigurationError, ShareNotFound, and NotSupported for a named volume."""
+    found = [*_volumes(volumes or ()), *(_mounted(target, share) for target, share in (mounts or {}).items())]
+    targets = [mounted.target for mounted in found]
+    if twice := next((target for target in targets if targets.count(target) > 1), None):
+        raise ConfigurationError(f"two shares are to be at {twice} in the guest")
+    if len(found) > MAX_SHARES:
+        raise ConfigurationError(
+            f"{len(found)} shares are asked for, and a machine has {MAX_SHARES} at most",
+            hint="share a directory that holds several",
+        )
+    # What lies within another comes after it, so that it is not covered.
+    return tuple(sorted(found, key=lambda mounted: mounted.target.count("/")))
+
+
+def _volumes(volumes: Volumes) -> list[Mounted]:
+    if isinstance(volumes, Mapping):
+        return [_docker_py(source, said) for source, said in volumes.items()]
+    if isinstance(volumes, str):
+        raise ConfigurationError(f"volumes is the text {volumes!r}; a list of such texts is needed")
+    return [_text(text) for text in volumes]
+
+
+def _docker_py(source: str, said: object) -> Mounted:
+    if not isinstance(said, Mapping) or "bind" not in said:
+        raise ConfigurationError(
+            f"{said!r}, for the volume {source!r}, says no place in the guest", hint='write {"bind": "/work"}'
+        )
+    return _bound(source, str(said["bind"]), str(said.get("mode", "rw")), f"{source!r}")
+
+
+def _text(text: str) -> Mounted:
+    """``SOURCE:TARGET[:ro|rw]``"""
+    source, *rest = text.split(":")
+    if not 1 <= len(rest) <= 2 or not source:
+        raise ConfigurationError(f"{text!r} is no volume", hint="write ./src:/work or ./src:/work:ro")
+    return _bound(source, rest[0], rest[1] if len(rest) == 2 else "rw", repr(text))
+
+
+def _bound(source: str, target: str, how: str, said: str) -> Mounted:
+    if how not in _HOWS:
+        raise ConfigurationError(f"{how!r}, in the volume {said}, is neither ro nor rw")
+    if not source.startswith((".", "/", "~")):
+        raise NotSupported(
+            f"{source!r}, in the volume {said}, names a volume, and this version has none",
+            hint=f"for a directory of the host write ./{source}",
+        )
+    return _mounted(target, Share(source, read_only=_HOWS[how]))
+
+
+def _mounted(target: str, share: str | os.PathLike[str] | Share) -> Mounted:
+    share = share if isinstance(share, Share) else Share(share)
+    if not target.startswith("/") or "\0" in target or os.path.normpath(target) in ("/", "//"):
+        raise ConfigurationError(f"{target!r} is no place for a share; an absolute path below / is needed")
+    if share.cache not in get_args(Cache):
+        raise ConfigurationError(f"cache is {share.cache!r}; auto, none or always is needed")
+    path = os.path.normpath(Path(share.path).expanduser().absolute())
+    if not Path(path).is_dir() and not Path(path).is_file():
+        raise ShareNotFound(f"{path}, which is to be at {target} in the guest, is neither a directory nor a file")
+    return Mounted(os.path.normpath(target), path, bool(share.read_only), share.cache)
+
+
+def opened(shares: Sequence[Mounted]) -> list[tuple[str, bool, str]]:
+    """The shares as a worker takes them."""
+    return [(share.path, share.read_only, share.cache) for share in shares]
+
+
+def attach(worker: Worker, shares: Sequence[Mounted], user: str | None) -> None:
+    """Has the guest mount shares that its worker was started with; what the host's user owns belongs to `user` there.
+
+    Raises AgentError with the reason when one cannot be mounted.
+    """
+    if shares:
+        from .._core import attach_shares
+
+        targets = [(os.fsencode(share.target), share.read_only) for share in shares]
+        attach_shares(worker, targets, user or "", os.geteuid(), os.getegid())

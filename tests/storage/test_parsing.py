@@ -1,0 +1,61 @@
+"""What users write of shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from supermachine.errors import ConfigurationError, NotSupported, ShareNotFound
+from supermachine.storage.shares import MAX_SHARES, Mounted, Share, parse
+
+
+def test_docker_s_spellings_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "src").mkdir()
+    path = str(tmp_path / "src")
+    written = Mounted("/work", path, False, "auto")
+    for volumes in (["./src:/work"], [f"{path}:/work:rw"], ["./src/../src:/work/"], {"./src": {"bind": "/work"}}):
+        assert parse(volumes, None) == (written,)
+    for volumes in (["./src:/work:ro"], {path: {"bind": "/work", "mode": "ro"}}):
+        assert parse(volumes, None) == (written._replace(read_only=True),)
+    for mounts in ({"/work": "./src"}, {"/work": tmp_path / "src"}, {"/work": Share("src")}):
+        assert parse(None, mounts) == (written,)
+    assert parse(None, {"/work": Share("src", read_only=True, cache="none")}) == (Mounted("/work", path, True, "none"),)
+    assert parse(None, None) == ()
+
+
+def test_what_lies_within_another_comes_after_it(tmp_path: Path) -> None:
+    mounts = {"/a/b/c": tmp_path, "/a": tmp_path, "/a/b": tmp_path}
+    assert [mounted.target for mounted in parse(None, mounts)] == ["/a", "/a/b", "/a/b/c"]
+
+
+@pytest.mark.parametrize(
+    "volumes",
+    [
+        ["/tmp"],
+        [":/work"],
+        ["/tmp:/work:rx"],
+        ["/tmp:/work:ro:z"],
+        ["/tmp:work"],
+        ["/tmp:/"],
+        "/tmp:/work",
+        {"/tmp": {}},
+    ],
+)
+def test_what_is_no_volume_is_said(volumes: object) -> None:
+    with pytest.raises(ConfigurationError):
+        parse(volumes, None)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_had_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ShareNotFound, match="missing") as caught:
+        parse([f"{tmp_path}/missing:/work"], None)
+    assert isinstance(caught.value, FileNotFoundError) and caught.value.code == "share.not-found"
+    with pytest.raises(NotSupported, match="names a volume"):
+        parse(["data:/work"], None)
+    with pytest.raises(ConfigurationError, match="two shares"):
+        parse([f"{tmp_path}:/work"], {"/work/": tmp_path})
+    with pytest.raises(ConfigurationError, match="cache"):
+        parse(None, {"/work": Share(tmp_path, cache="later")})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=str(MAX_SHARES)):
+        parse(None, {f"/{number}": tmp_path for number in range(MAX_SHARES + 1)})

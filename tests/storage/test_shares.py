@@ -1,0 +1,101 @@
+"""Directories and files of the host in real guests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from supermachine import VM, Share
+
+from ..vm.guests import output, was_restored
+
+BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERMACHINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def src(tmp_path: Path) -> Path:
+    src = tmp_path / "src"
+    (src / "directory").mkdir(parents=True)
+    (src / "file").write_text("of the host\n")
+    (src / "link").symlink_to("/etc/hostname")
+    return src
+
+
+@pytest.mark.parametrize("bake", [False, True])
+def test_both_sides_see_one_directory(src: Path, bake: bool) -> None:
+    with VM(str(BUSYBOX), mounts={"/deep/work": src}, bake=bake) as vm:
+        assert output(vm, "cat /deep/work/file") == "of the host\n"
+        output(vm, "cd /deep/work && echo made > made && mkdir new && mv made new/moved && ln new/moved linked")
+        assert (src / "new" / "moved").read_text() == "made\n"
+        assert (src / "linked").stat().st_nlink == 2
+        (src / "late").write_text("late\n")
+        assert output(vm, "cat /deep/work/late") == "late\n"
+        # A link means the guest's own file.
+        assert output(vm, "cat /deep/work/link") == output(vm, "cat /etc/hostname")
+        output(vm, "rm -r /deep/work/new && test ! -e /deep/work/new")
+        assert sorted(os.listdir(src)) == ["directory", "file", "late", "link", "linked"]
+
+
+def test_one_baked_snapshot_serves_with_shares_and_without(src: Path) -> None:
+    with VM(str(BUSYBOX)) as vm:
+        output(vm, "test ! -e /work")
+    with VM(str(BUSYBOX), volumes=[f"{src}:/work"]) as vm:
+        assert was_restored(vm)
+        assert output(vm, "cat /work/file") == "of the host\n"
+    with VM(str(BUSYBOX)) as vm:
+        assert was_restored(vm)
+        output(vm, "test ! -e /work")
+
+
+def test_read_only_is_held(src: Path) -> None:
+    with VM(str(BUSYBOX), volumes=[f"{src}:/work:ro"]) as vm:
+        for command in (
+            "touch /work/new",
+            "echo x > /work/file",
+            "rm /work/file",
+            "mkdir /work/new",
+            "chmod 777 /work",
+        ):
+            assert vm.run(command, shell=True).returncode != 0, command
+        # Nor is it the mount alone that holds it: the same session, mounted once more by root.
+        output(vm, "mount -o remount,rw,bind /work || true")
+        assert vm.run("touch /work/new", shell=True).returncode != 0
+    assert sorted(os.listdir(src)) == ["directory", "file", "link"]
+
+
+def test_a_file_is_shared(src: Path) -> None:
+    with VM(str(BUSYBOX), mounts={"/etc/given": src / "file"}) as vm:
+        output(vm, "echo more >> /etc/given")
+    assert (src / "file").read_text() == "of the host\nmore\n"
+
+
+def test_what_is_the_host_user_s_is_the_guest_user_s(src: Path) -> None:
+    with VM(str(BUSYBOX), mounts={"/work": src}, user="1234:567") as vm:
+        assert output(vm, "stat -c %u:%g /work /work/file") == "1234:567\n1234:567\n"
+        output(vm, "echo mine > /work/mine && chmod 600 /work/mine && test $(stat -c %u:%g /work/mine) = 1234:567")
+    assert ((src / "mine").stat().st_uid, (src / "mine").stat().st_gid) == (os.geteuid(), os.getegid())
+
+
+def test_changes_are_seen_at_once_without_a_cache(src: Path) -> None:
+    with VM(str(BUSYBOX), mounts={"/work": Share(src, cache="none")}) as vm:
+        for number in range(20):
+            (src / "file").write_text(f"{number}\n")
+            assert output(vm, "cat /work/file") == f"{number}\n"
+
+
+def test_a_fork_has_the_shares(src: Path) -> None:
+    with VM(str(BUSYBOX), mounts={"/work": src}) as vm:
+        output(vm, "echo first > /work/one")
+        with vm.fork() as fork:
+            assert output(fork, "cat /work/one") == "first\n"
+            output(fork, "echo second > /work/two")
+        assert output(vm, "cat /work/two") == "second\n"
