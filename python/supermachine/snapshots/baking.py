@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Warmup: TypeAlias = "Callable[[VM], object] | Sequence[str | Sequence[str]]"
 
 #: A change here makes every baked snapshot anew.
-_FORMAT = 2
+_FORMAT = 3
 #: Seconds that a start waits for another that bakes the same, before it boots without.
 _WAIT = 10.0
 _WAIT_WARMUP = 120.0

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use supermachine_proto::agent::{ExecError, ExecOutput, FileReply, HOST_CID, Request};
+use supermachine_proto::agent::{AttachReply, ExecError, ExecOutput, FileReply, HOST_CID, Request};
 use supermachine_proto::frame;
 
 use crate::{drain, exec, files, forward, shares, sys};
@@ -68,6 +68,10 @@ fn refuse(mut connection: File, error: &io::Error) -> Result<(), frame::Error> {
         Some(Request::Files | Request::Forward { .. }) => {
             let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
             frame::write(&mut connection, &FileReply::Failed { errno })
+        }
+        Some(Request::Attach(_)) => {
+            let message = format!("the guest's agent cannot start a thread for it: {}", shortage(error));
+            frame::write(&mut connection, &AttachReply::Failed { message })
         }
         None => Ok(()),
     }

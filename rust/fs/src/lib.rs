@@ -106,6 +106,11 @@ impl Session {
         })
     }
 
+    /// What is served.
+    pub fn shares(&self) -> &[Share] {
+        &self.nodes.shares
+    }
+
     /// Serves one request; how many bytes of `answer` it is answered with. No answer is wanted for some, and none can be
     /// given to a request without a header.
     pub fn serve<B: BitmapSlice>(

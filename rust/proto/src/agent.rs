@@ -19,7 +19,7 @@ pub const HOST_CID: u32 = 2;
 /// The guest's vsock context id.
 pub const GUEST_CID: u32 = 3;
 /// The tag of the virtio-fs device that all shares are behind.
-pub const SHARES_TAG: &str = "shares";
+pub const SHARES_TAG: &str = "supermachine";
 /// Host port that the agent connects to at boot.
 pub const BOOT_PORT: u32 = 1024;
 /// Guest port that the agent serves requests on.

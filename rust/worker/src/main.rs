@@ -13,6 +13,7 @@ mod owner;
 #[cfg(target_os = "linux")]
 mod probe;
 mod session;
+mod shares;
 mod start;
 
 use std::os::fd::{AsFd, OwnedFd};

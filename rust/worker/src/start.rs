@@ -18,6 +18,7 @@ use supermachine_snapshot::v8::{self as v8_format, Listener};
 use crate::boot_files::{self, BootFile};
 use crate::confine;
 use crate::session::Ended;
+use crate::shares::Shares;
 
 /// A machine that has not run yet, and what later snapshots of it need.
 pub struct Built {
@@ -46,18 +47,25 @@ pub fn build(start: &Start, step: &mut impl FnMut(&str)) -> Result<Built, Ended>
         let file = file.map_err(|e| Ended::bad(format!("{} cannot be opened: {e}", disk.path.display())))?;
         disks.push(Disk { file, read_only: disk.read_only });
     }
+    let shares = Shares::open(&start.shares)?;
     let page_map = PageMap::open();
     let engine = match start.engine {
         worker::Engine::Hvf => Engine::Hvf,
         worker::Engine::Kvm => Engine::Kvm,
         worker::Engine::Soft => Engine::Soft,
     };
-    let confine = || self::confine(engine, start.require_confinement);
+    let confine = || self::confine(engine, &shares, start.require_confinement);
     engine.prepare().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
-    match &start.source {
+    let built = match &start.source {
         Source::Boot(boot) => self::boot(engine, boot, disks, page_map, confine, step),
         Source::Restore(restore) => self::restore(engine, restore, disks, page_map, confine, step),
+    }?;
+    // Also without shares: what the guest and its server agree on when it boots is in every snapshot of it, and a guest
+    // that is restored from one may have some. One of a version 8 file has no such device.
+    if let Some(server) = shares.server() {
+        let _ = built.machine.set_file_server(server);
     }
+    Ok(built)
 }
 
 fn boot(
@@ -160,13 +168,13 @@ fn lease(file: &File) -> io::Result<()> {
 }
 
 /// Confines the process; what the engine waits for goes on beside what comes next.
-fn confine(engine: Engine, required: bool) -> Result<(), Ended> {
+fn confine(engine: Engine, shares: &Shares, required: bool) -> Result<(), Ended> {
     if let Some(missing) = confine::Walls::of_this_system().missing()
         && required
     {
         return Err(Ended::new(ExitReason::Unconfined, missing));
     }
-    confine::confine(engine).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
+    confine::confine(engine, &shares.reached()).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
     engine.begin();
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char, c_int};
 
 use supermachine_machine::Engine;
 
-use super::{Error, Walls};
+use super::{Beneath, Error, Walls};
 
 /// In the profile language: memory, threads, the hypervisor and descriptors that are open stay; ways to anything else
 /// go, the services of other processes included.
@@ -30,7 +30,7 @@ unsafe extern "C" {
 }
 
 /// Confines this process and all its threads.
-pub fn confine(_: Engine) -> Result<(), Error> {
+pub fn confine(_: Engine, _: &[Beneath<'_>]) -> Result<(), Error> {
     let mut error = std::ptr::null_mut();
     // SAFETY: the profile ends with a zero, and the call writes to the pointer that is given to it.
     if unsafe { sandbox_init(PROFILE.as_ptr(), 0, &mut error) } == 0 {

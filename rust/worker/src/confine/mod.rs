@@ -10,6 +10,9 @@ mod macos;
 use linux as system;
 #[cfg(target_os = "macos")]
 use macos as system;
+
+use std::os::fd::BorrowedFd;
+
 use supermachine_machine::Engine;
 
 /// What the system has to confine a process with.
@@ -46,9 +49,18 @@ impl Walls {
     }
 }
 
-/// Confines this process. Every file it will use is open by now; no other thread runs yet.
-pub fn confine(engine: Engine) -> Result<(), Error> {
-    system::confine(engine)
+/// A part of the file system that a confined process still reaches: a directory with all beneath it, or a file.
+pub struct Beneath<'a> {
+    pub top: BorrowedFd<'a>,
+    pub directory: bool,
+    /// Nothing of it can be changed, whatever the process tries.
+    pub read_only: bool,
+}
+
+/// Confines this process; of the file system it reaches `shares` alone. Every other file that it will use is open by now,
+/// and no other thread runs yet.
+pub fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Error> {
+    system::confine(engine, shares)
 }
 
 /// Why the process could not be confined.

@@ -5,10 +5,13 @@ mod seccomp;
 #[cfg(test)]
 mod tests;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, Scope,
+};
 use supermachine_machine::Engine;
 
-use super::{Error, Walls};
+use super::{Beneath, Error, Walls};
 
 /// The newest rules known here; an older kernel takes those that it knows.
 const LANDLOCK: ABI = ABI::V10;
@@ -16,19 +19,37 @@ const LANDLOCK: ABI = ABI::V10;
 const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
 
 /// Confines this process, which has one thread.
-pub fn confine(engine: Engine) -> Result<(), Error> {
+pub fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Error> {
     privileges::drop()?;
-    landlock()?;
-    if has_seccomp() { seccomp::apply(engine) } else { Ok(()) }
+    landlock(shares)?;
+    if has_seccomp() { seccomp::apply(engine, !shares.is_empty()) } else { Ok(()) }
 }
 
-/// No rule is added, so every access that is handled is refused.
-fn landlock() -> Result<(), Error> {
+/// What may be done beneath a share. Programs are not started from it, and no devices made.
+fn access(share: &Beneath<'_>) -> BitFlags<AccessFs> {
+    let mut access = BitFlags::from(AccessFs::ReadFile);
+    if share.directory {
+        access |= AccessFs::ReadDir;
+    }
+    if !share.read_only {
+        access |= AccessFs::WriteFile | AccessFs::Truncate;
+    }
+    if share.directory && !share.read_only {
+        access |= AccessFs::RemoveDir | AccessFs::RemoveFile | AccessFs::MakeDir | AccessFs::MakeReg;
+        access |= AccessFs::MakeSock | AccessFs::MakeFifo | AccessFs::MakeSym | AccessFs::Refer;
+    }
+    access
+}
+
+/// But for a rule each share, every access that is handled is refused.
+fn landlock(shares: &[Beneath<'_>]) -> Result<(), Error> {
+    let rules = shares.iter().map(|share| Ok::<_, RulesetError>(PathBeneath::new(share.top, access(share))));
     Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK)))
         .and_then(|ruleset| ruleset.scope(Scope::from_all(LANDLOCK)))
         .and_then(|ruleset| ruleset.create())
+        .and_then(|ruleset| ruleset.add_rules(rules))
         .and_then(|ruleset| ruleset.restrict_self())
         .map(drop)
         .map_err(|e| Error::Landlock(e.to_string()))

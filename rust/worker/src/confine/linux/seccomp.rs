@@ -67,6 +67,32 @@ const FREE: &[i64] = &[
     libc::SYS_poll,
 ];
 
+/// What the file server calls beside, for who has shares: each takes a directory that is open and one name in it, or the
+/// descriptor itself; Landlock says where they reach.
+const SHARES: &[i64] = &[
+    libc::SYS_copy_file_range,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_fgetxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_fremovexattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_fstatfs,
+    libc::SYS_getdents64,
+    libc::SYS_linkat,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_readlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_statx,
+    libc::SYS_symlinkat,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+];
+
 /// How pthread_create makes a thread (glibc's and musl's; the latter adds a flag that kernels ignore, CLONE_DETACHED).
 const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
@@ -167,15 +193,18 @@ fn conditional(engine: Engine) -> Vec<(i64, Vec<Vec<Argument>>)> {
 }
 
 /// Filters the calls of all threads of this process from now on.
-pub fn apply(engine: Engine) -> Result<(), Error> {
+pub fn apply(engine: Engine, shares: bool) -> Result<(), Error> {
     let failed = |e: &dyn std::error::Error| Error::Seccomp(e.to_string());
-    let program = program(engine).map_err(|e| failed(&e))?;
+    let program = program(engine, shares).map_err(|e| failed(&e))?;
     seccompiler::apply_filter_all_threads(&program).map_err(|e| failed(&e))
 }
 
-pub(super) fn program(engine: Engine) -> Result<BpfProgram, seccompiler::BackendError> {
+pub(super) fn program(engine: Engine, shares: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = FREE.iter().map(|number| (*number, vec![])).collect();
+    if shares {
+        rules.extend(SHARES.iter().map(|number| (*number, vec![])));
+    }
     for (number, alternatives) in conditional(engine) {
         let of = |arguments: &Vec<Argument>| {
             SeccompRule::new(arguments.iter().map(condition).collect::<Result<_, _>>()?)
