@@ -336,9 +336,9 @@ def test_every_setting_has_a_type_and_a_place():
     names = {setting.name for setting in SETTINGS}
     assert set(MachineOptions.__annotations__) == names
     checked = set(MachineSettings._fields)
-    # These two are used up when the settings are checked.
-    assert names - checked == {"require_hardware", "volumes"}
-    assert checked <= names
+    # These are used up when the settings are checked; the last two make the shares.
+    assert names - checked == {"require_hardware", "volumes", "mounts"}
+    assert checked - names == {"shares"}
 
 
 def test_usual_command_lines_are_plain():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from supermachine import VM, Share
+from supermachine.errors import AgentError
+from supermachine.snapshots.records import Head
 
 from ..vm.guests import output, was_restored
 
@@ -92,10 +96,62 @@ def test_changes_are_seen_at_once_without_a_cache(src: Path) -> None:
             assert output(vm, "cat /work/file") == f"{number}\n"
 
 
+#: Keeps a file and a directory of a share open, and says what is left of them when it is told to.
+_HOLDS = """
+cd /work/directory && exec 3<../file && touch /tmp/holds
+while test ! -e /tmp/go; do sleep 0.05; done
+cat <&3 2>/tmp/descriptor; ls . 2>/tmp/directory; touch /tmp/said
+"""
+_IS_TOLD = "touch /tmp/go; while test ! -e /tmp/said; do sleep 0.05; done; cat /tmp/descriptor /tmp/directory"
+
+
+def _holding(vm: VM) -> None:
+    vm.popen(_HOLDS, shell=True)
+    output(vm, "while test ! -e /tmp/holds; do sleep 0.05; done")
+
+
 def test_a_fork_has_the_shares(src: Path) -> None:
     with VM(str(BUSYBOX), mounts={"/work": src}) as vm:
         output(vm, "echo first > /work/one")
-        with vm.fork() as fork:
+        _holding(vm)
+        with vm.fork()[0] as fork:
             assert output(fork, "cat /work/one") == "first\n"
             output(fork, "echo second > /work/two")
+            # What was open belongs to the original's session.
+            assert output(fork, _IS_TOLD).count("Stale file handle") == 2
         assert output(vm, "cat /work/two") == "second\n"
+        # There it goes on.
+        assert output(vm, _IS_TOLD) == ""
+
+
+def test_a_restored_guest_has_the_shares_that_it_is_given(src: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_text("another\n")
+    with VM(str(BUSYBOX), mounts={"/work": src}) as vm:
+        assert output(vm, "cat /work/file") == "of the host\n"
+        vm.snapshot(tmp_path / "snapshot")
+    assert str(src).encode() not in Head.read(tmp_path / "snapshot").api
+    with VM.restore(tmp_path / "snapshot", volumes=[f"{other}:/work:ro"]) as vm:
+        assert output(vm, "cat /work/file") == "another\n"
+        assert vm.run("touch /work/new", shell=True).returncode != 0
+    with VM.restore(tmp_path / "snapshot", mounts={"/else/where": other}) as vm:
+        assert output(vm, "cat /else/where/file; ls -A /work") == "another\n"
+    # A snapshot opens nothing of the host's by itself.
+    with VM.restore(tmp_path / "snapshot") as vm:
+        done = vm.run("cat /work/file; touch /work/new", shell=True, capture_output=True)
+        assert done.returncode != 0 and done.stderr.count(b"Stale file handle") == 2
+    assert sorted(os.listdir(src)) == ["directory", "file", "link"]
+    assert os.listdir(other) == ["file"]
+
+
+def test_a_place_that_cannot_be_mounted_on_ends_the_start(src: Path) -> None:
+    with pytest.raises(AgentError, match="/etc/hostname/below"), VM(str(BUSYBOX), mounts={"/etc/hostname/below": src}):
+        pass
+
+
+def test_the_command_line_shares_too(src: Path) -> None:
+    command = ["run", "-q", "-v", f"{src}:/work", str(BUSYBOX), "sh", "-c", "cat /work/file && echo cli > /work/made"]
+    done = subprocess.run([sys.executable, "-m", "supermachine", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "of the host\n"), done.stderr
+    assert (src / "made").read_text() == "cli\n"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..settings.machine import MachineOptions
     from ..settings.parsing import Environment
     from ..snapshots.baking import Baked
+    from ..storage.shares import Mounts, Volumes
     from .snapshot import Snapshot
     from .starts import Root, Starter
 
@@ -53,6 +54,8 @@ class RestoreOptions(TypedDict, total=False):
     progress: Progress | None
     boot_timeout: float
     prefault: bool | None
+    volumes: Volumes | None
+    mounts: Mounts | None
     image: str | os.PathLike[str] | None
     disks: Sequence[str | os.PathLike[str]]
     engine: str
@@ -424,7 +427,8 @@ class VM:
         Before anything of the user's runs in it, the clock is set, the kernel's random state is fed from the host, and
         host name and machine-id are new; a guest that does not confirm that is ended (`RenewFailed`). Keywords are
         those of :class:`VM` that can still be chosen: `hostname`, `environment`, `working_dir`, `user`,
-        `require_hardware`, `pull`, `insecure`, `progress`, `boot_timeout`, `prefault`; and `ports`, which are those
+        `require_hardware`, `pull`, `insecure`, `progress`, `boot_timeout`, `prefault`; `volumes` and `mounts`, as a
+        snapshot says nothing of the host's directories, and opens none; and `ports`, which are those
         that were published, on ``"fresh"`` ports of the host (the default) or on the ``"same"``, or as given. The image
         must be in the cache, unless `pull` allows to get it (default: ``"never"``).
 

@@ -15,7 +15,7 @@ const MESSAGE: usize = 72;
 /// Where the ports, addresses, interface and cookie of a socket are in the last.
 const ID_IN_MESSAGE: usize = 4;
 const ID: usize = 48;
-const ALL_STATES_BUT_LISTEN: u32 = 0xffff_ffff & !(1 << 10);
+const ALL_STATES_BUT_LISTEN: u32 = !(1 << 10);
 
 /// Ends every TCP connection that is not over the loopback, as if its other end had reset it, so that programs see that
 /// at once. A kernel that cannot do so leaves them; they are reset when they send something.

@@ -10,7 +10,7 @@ use std::ptr::{null, null_mut};
 
 use supermachine_machine::Engine;
 
-use super::{landlock_version, privileges, seccomp};
+use super::{Beneath, landlock_version, privileges, seccomp};
 
 /// fcntl(2); libc has no name for it.
 const F_SETSIG: i32 = 10;
@@ -279,7 +279,7 @@ fn landlock_alone_keeps_paths_sockets_and_other_processes_out_of_reach() {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         // SAFETY: the call takes no arguments.
         let parent = unsafe { libc::getppid() };
-        super::landlock().unwrap();
+        super::landlock(&[]).unwrap();
         let denied = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
         if version >= 1 {
             assert!(denied(std::fs::File::open("/etc/passwd").unwrap_err()));
@@ -295,6 +295,41 @@ fn landlock_alone_keeps_paths_sockets_and_other_processes_out_of_reach() {
             assert_eq!(call!(SYS_kill, parent, 0), Err(libc::EPERM));
         }
         drop(listener);
+    });
+}
+
+/// Of the file system a worker with shares reaches those, each as it is shared.
+#[test]
+fn shares_are_all_that_is_reached() {
+    apart("shares_are_all_that_is_reached", || {
+        let place = tempfile::tempdir().unwrap();
+        let made = |name: &str| {
+            let directory = place.path().join(name);
+            std::fs::create_dir(&directory).unwrap();
+            std::fs::write(directory.join("file"), "contents").unwrap();
+            std::fs::File::open(directory).unwrap()
+        };
+        let (written, read, outside) = (made("written"), made("read"), made("outside"));
+        let beneath =
+            |top, read_only| Beneath { top: std::os::fd::AsFd::as_fd(top), directory: true, read_only };
+        if landlock_version() < 3 {
+            return; // before that, truncating could not be refused
+        }
+        super::confine(Engine::Soft, &[beneath(&written, false), beneath(&read, true)]).unwrap();
+        let open = |top: &std::fs::File, name: &CStr, flags: i32| {
+            call!(SYS_openat, top.as_raw_fd(), name.as_ptr(), flags, 0o600)
+        };
+        assert!(open(&written, c"file", libc::O_RDWR).is_ok());
+        assert!(open(&written, c"new", libc::O_RDWR | libc::O_CREAT).is_ok());
+        assert!(open(&read, c"file", libc::O_RDONLY).is_ok());
+        assert_eq!(open(&read, c"file", libc::O_RDWR), Err(libc::EACCES));
+        assert_eq!(open(&read, c"new", libc::O_RDWR | libc::O_CREAT), Err(libc::EACCES));
+        assert_eq!(open(&outside, c"file", libc::O_RDONLY), Err(libc::EACCES));
+        assert_eq!(open(&written, c"../outside/file", libc::O_RDONLY), Err(libc::EACCES));
+        let unlinked = call!(SYS_unlinkat, read.as_raw_fd(), c"file".as_ptr(), 0);
+        assert_eq!(unlinked, Err(libc::EACCES));
+        // Names are given and taken by file servers, programs started by nobody.
+        assert_eq!(call!(SYS_execve, null::<u8>(), null::<u8>(), null::<u8>()), Err(libc::EPERM));
     });
 }
 
