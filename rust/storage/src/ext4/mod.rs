@@ -67,7 +67,7 @@ impl Layout {
         }
         let mut blocks = bytes / BLOCK;
         // What is left for the last group may be too small for what it needs itself.
-        if blocks % GROUP != 0 && blocks % GROUP < OVERHEAD + 64 && blocks > GROUP {
+        if !blocks.is_multiple_of(GROUP) && blocks % GROUP < OVERHEAD + 64 && blocks > GROUP {
             blocks -= blocks % GROUP;
         }
         let groups = blocks.div_ceil(GROUP);
@@ -75,7 +75,7 @@ impl Layout {
         let root = 1 + descriptor_blocks + OVERHEAD;
         let journal = match bytes {
             ..0x1000_0000 => 1024,
-            ..0x4000_0000 => 4096,
+            0x1000_0000..0x4000_0000 => 4096,
             _ => 16384,
         };
         Ok(Self {
