@@ -11,7 +11,7 @@ const ANSWER: u64 = BUFFERS + 0x2000;
 
 /// One FUSE request of the root's; its answer's error and body.
 fn ask(driver: &mut Driver<Fs>, opcode: u32, node: u64, body: &[u8]) -> Option<(i32, Vec<u8>)> {
-    let mut header = vec![0; 40];
+    let mut header = [0; 40];
     header[..4].copy_from_slice(&(40 + body.len() as u32).to_le_bytes());
     header[4..8].copy_from_slice(&opcode.to_le_bytes());
     header[8..16].copy_from_slice(&77_u64.to_le_bytes());
