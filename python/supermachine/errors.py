@@ -228,6 +228,12 @@ class VMExited(SupermachineError, ConnectionError):
         self.console_tail = console_tail
 
 
+class WorkerKilled(VMExited, HostShortage):
+    """SIGKILL from outside ended the virtual machine's process, most often because the host was short of memory."""
+
+    default_code = "vm.killed"
+
+
 class VMTimeout(SupermachineError, TimeoutError):
     """The virtual machine did not do something in the time it was given."""
 

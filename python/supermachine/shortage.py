@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 
-from .errors import HostShortage
+from .errors import HostShortage, WorkerKilled
 
 # As `typing` has it: this module is on the way of every `supermachine run`, and loads little before it is needed.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .errors import VMExited
 
 #: Below this much a limit of a control group counts as what was met.
 _NEARLY = 32 << 20
@@ -41,11 +43,15 @@ def in_words(message: str) -> HostShortage | None:
     return named(OSError(int(number), message), "the virtual machine did not start")
 
 
-def killed(failed: str, cause: str) -> HostShortage:
+def killed(failed: str, end: VMExited) -> WorkerKilled:
     """Of a worker that SIGKILL has ended, which nobody here sent: the kernel does that when memory is short."""
     what, hint = _memory()
-    return HostShortage(
-        f"{failed}: something outside sent it SIGKILL, most often because {what}", cause=cause, hint=hint
+    return WorkerKilled(
+        f"{failed}: something outside sent it SIGKILL, most often because {what}",
+        reason=end.reason,
+        console_tail=end.console_tail,
+        cause=str(end),
+        hint=hint,
     )
 
 

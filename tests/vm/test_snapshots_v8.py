@@ -149,7 +149,7 @@ def hear(place: tuple[str, int]) -> bytes:
     """What the agent, behind a port of the host, says of the file /root/state (rust/proto, files, read)."""
     path = b"/root/state"
     with socket.create_connection(place, 30) as stream:
-        for body in (b"\x01", b"\x02" + bytes([len(path)]) + path + b"\0\0"):
+        for body in (b"\x01", b"\x02" + bytes([len(path)]) + path + b"\0\0\0"):
             stream.sendall(struct.pack("<I", len(body)) + body)
         (length,) = struct.unpack("<I", stream.recv(4, socket.MSG_WAITALL))
         return stream.recv(length, socket.MSG_WAITALL)

@@ -155,7 +155,7 @@ def _meaning(error: VMExited, timeout: float) -> Exception:
     if error.reason != "agent-timeout" and (lacking := shortage.in_words(str(error))) is not None:
         return lacking
     if error.reason == "crashed" and "signal 9" in str(error):
-        return shortage.killed("the virtual machine did not start", str(error))
+        return shortage.killed("the virtual machine did not start", error)
     if error.reason == "unconfined":
         return confinement.refused(str(error))
     if error.reason == "bad-snapshot":

@@ -260,11 +260,14 @@ fn write(
     }
 }
 
-/// Leaves a hole of this length where the file is being written.
+/// Leaves a hole of this length where the file is being written; devices and pipes get its zeros.
 fn skip(file: &mut File, length: u64, how: WriteMode) -> io::Result<()> {
     let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
     if matches!(how, WriteMode::Append) {
         return Err(invalid());
+    }
+    if !file.metadata()?.is_file() {
+        return io::copy(&mut io::repeat(0).take(length), file).map(|_| ());
     }
     let length = i64::try_from(length).map_err(|_| invalid())?;
     let position = file.seek(SeekFrom::Current(length))?;

@@ -11,4 +11,4 @@ mod path_bytes;
 pub mod worker;
 
 /// Version of the messages in this crate. Two sides that differ refuse to talk.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
