@@ -127,7 +127,7 @@ fn field_format(engine: Engine, vcpus: u32) {
         String::from_utf8(output.stdout).unwrap()
     };
     let said = oracle(&["recode".as_ref(), ours.as_os_str(), theirs.as_os_str()]);
-    assert_eq!(said, format!("vcpus {vcpus} devices 3 memory {} ram_gpa 0x40000000\n", 256 << 20));
+    assert_eq!(said, format!("vcpus {vcpus} devices 10 memory {} ram_gpa 0x40000000\n", 256 << 20));
     assert!(std::fs::read(&ours).unwrap() == std::fs::read(&theirs).unwrap(), "the bytes differ");
     // As other writers have it: what they cannot read is left out.
     oracle(&["bare".as_ref(), ours.as_os_str(), bare.as_os_str()]);
