@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -195,7 +196,17 @@ def test_what_is_no_rule_is_an_error_that_says_so(rule: str) -> None:
 
 
 def test_a_command_that_fails_is_told_what_was_denied() -> None:
-    command = ["supermachine", "run", "--network", "public", str(BUSYBOX), "wget", "http://192.168.77.1/"]
+    command = [
+        sys.executable,
+        "-m",
+        "supermachine",
+        "run",
+        "--network",
+        "public",
+        str(BUSYBOX),
+        "wget",
+        "http://192.168.77.1/",
+    ]
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1

@@ -60,8 +60,9 @@ pub fn late(py: Python<'_>, timeout: Duration) -> PyErr {
 /// `ArgumentsTooLong`: what execve(2) says of arguments and an environment that are too long.
 pub fn arguments_too_long(py: Python<'_>, length: usize) -> PyErr {
     let most = supermachine_proto::frame::MAX_FRAME;
-    let message =
-        format!("the arguments and the environment take {length} bytes; a guest takes {most} at most");
+    let message = format!(
+        "Argument list too long: arguments and environment take {length} bytes, and a guest takes {most} at most"
+    );
     instance(py, "ArgumentsTooLong", &message, |k| {
         k.set_item("cause", std::io::Error::from_raw_os_error(libc::E2BIG).to_string())
     })
