@@ -118,8 +118,9 @@ mod system {
         let queue = kqueue()?;
         let filter = EventFilter::Proc { pid, flags: ProcessEvents::EXIT };
         let asked = [Event::new(filter, EventFlags::ADD | EventFlags::ONESHOT, std::ptr::null_mut())];
+        let mut none: [Event; 0] = [];
         // SAFETY: the filter is about a process and not about a descriptor that might be closed.
-        let made = unsafe { kevent(&queue, &asked, &mut Vec::new(), Some(Duration::ZERO)) };
+        let made = unsafe { kevent(&queue, &asked, &mut none[..], Some(Duration::ZERO)) };
         Ok(made.ok().map(|_| queue))
     }
 }
