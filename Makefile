@@ -27,8 +27,11 @@ check-targets:
 	./tests/check_target.sh aarch64-apple-darwin
 	./tests/check_target.sh aarch64-unknown-linux-gnu
 
+# A test that hangs ends the run, and the last lines name it (pytest has its own limit for that).
+RUST_TEST_LIMIT ?= 1800
 rust-test:
-	cargo test --workspace --locked
+	cargo test --workspace --locked --no-run
+	$$(command -v timeout >/dev/null && echo timeout --verbose $(RUST_TEST_LIMIT)) cargo test --workspace --locked
 
 python-test: $(VENV)/installed
 	$(BIN)/pytest

@@ -169,11 +169,12 @@ impl BootChannel {
             }
             other => return Err(Misbehaviour::Unasked(name(&other))),
         }
-        heard(AgentEvent::Connected);
         *lock(&self.0.agent) = Some(Agent { stream, unanswered: 0 });
         if !self.send(&greeting.command()) {
             return Err(frame::Error::Io(io::ErrorKind::BrokenPipe.into()).into());
         }
+        // Who hears it can send: the agent is there, and was greeted first.
+        heard(AgentEvent::Connected);
         let mut greeted = false;
         while let Some(event) = frame::read::<BootEvent>(&mut reader)? {
             self.answered(&event)?;
