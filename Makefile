@@ -53,10 +53,10 @@ guest-kernels:
 	./guest/build-kernel.sh x86_64
 	./guest/build-kernel.sh aarch64
 
-# Bytes that a fuzzer makes up, into each parser of snapshot files and into the file server: no crash, no hang, no large
+# Bytes that a fuzzer makes up, into each parser and each device: no crash, no hang, no large
 # allocation. What led to one is kept in fuzz/artifacts. Without a sanitizer any toolchain will do.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= v8 v9 export layer archive fuse
+FUZZ_TARGETS ?= v8 v9 export layer archive fuse frames kernel queues vsock
 fuzz:
 	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz@0.13.2
 	set -e; for target in $(FUZZ_TARGETS); do \

@@ -1,6 +1,8 @@
 //! The driver's side of virtio-mmio, written from the specification (virtio 1.2, 2.7 and 4.2).
 #![allow(dead_code)]
 
+pub mod acts;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
