@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .machine.pool import Pool
     from .machine.snapshot import Snapshot
     from .machine.vm import VM, run
+    from .named.client import Machine, attach, machines, start
     from .network.denials import NetworkDenied
     from .network.policy import Network
     from .storage.shares import Share
@@ -39,6 +40,7 @@ _HOMES = {
     "ConfinementRequired": "errors",
     "HardwareRequired": "errors",
     "Image": "machine.image",
+    "Machine": "named.client",
     "Network": "network.policy",
     "NetworkDenied": "network.denials",
     "PIPE": "guest.processes",
@@ -49,11 +51,14 @@ _HOMES = {
     "Snapshot": "machine.snapshot",
     "SupermachineError": "errors",
     "TimeoutExpired": "guest.processes",
+    "attach": "named.client",
     "VM": "machine.vm",
     "VMExited": "errors",
     "VMTimeout": "errors",
     "bake": "machine.image",
+    "machines": "named.client",
     "run": "machine.vm",
+    "start": "named.client",
 }
 _MODULES = ("aio", "errors", "images", "snapshots")
 
@@ -68,6 +73,7 @@ __all__ = [
     "GuestPath",
     "HardwareRequired",
     "Image",
+    "Machine",
     "Network",
     "NetworkDenied",
     "Pool",
@@ -80,11 +86,14 @@ __all__ = [
     "VMTimeout",
     "__version__",
     "aio",
+    "attach",
     "bake",
     "errors",
     "images",
+    "machines",
     "run",
     "snapshots",
+    "start",
 ]
 
 

@@ -54,14 +54,36 @@ def cache_directory() -> str:
     return os.path.join(temporary if os.path.isabs(temporary) else "/tmp", f"supermachine-{os.getuid()}")  # noqa: S108
 
 
-def _expanded(path: str) -> str:
+def runtime_directory() -> str:
+    """What lasts no longer than the host runs: SUPERMACHINE_RUNTIME, else below the user's runtime directory.
+
+    That is XDG_RUNTIME_DIR, or where it usually is, if this user owns it; else there is one in /tmp (TMPDIR on macOS)
+    under a name of the user's own.
+    """
+    explicit = os.environ.get(env.RUNTIME)
+    if explicit:
+        return os.path.join(os.getcwd(), _expanded(explicit, env.RUNTIME))
+    own = os.getuid()
+    if sys.platform != "darwin":
+        # The second so that a shell without the variable (cron, su) has the machines of the others.
+        for base in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{own}"):
+            try:
+                if os.path.isabs(base) and os.stat(base).st_uid == own:
+                    return os.path.join(base, "supermachine")
+            except OSError:
+                continue
+    temporary = os.environ.get("TMPDIR", "") if sys.platform == "darwin" else ""
+    return os.path.join(temporary if os.path.isabs(temporary) else "/tmp", f"supermachine-run-{own}")  # noqa: S108
+
+
+def _expanded(path: str, variable: str = env.CACHE) -> str:
     if not path.startswith("~"):
         return path
     name, slash, rest = path.partition("/")
     found = home() if name == "~" else os.path.expanduser(name)
     if found is None or found.startswith("~"):
         raise ConfigurationError(
-            f"SUPERMACHINE_CACHE is {path!r}, and {name} is nobody's home directory here",
+            f"{variable} is {path!r}, and {name} is nobody's home directory here",
             hint="write an absolute path; ./~ is a directory that is called so",
         )
     return found + slash + rest

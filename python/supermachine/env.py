@@ -23,6 +23,7 @@ NO_SNAPSHOT = "SUPERMACHINE_NO_SNAPSHOT"
 REGISTRY_TIMEOUT = "SUPERMACHINE_REGISTRY_TIMEOUT"
 REQUIRE_CONFINEMENT = "SUPERMACHINE_REQUIRE_CONFINEMENT"
 REQUIRE_HARDWARE = "SUPERMACHINE_REQUIRE_HARDWARE"
+RUNTIME = "SUPERMACHINE_RUNTIME"
 WORKER = "SUPERMACHINE_WORKER"
 
 #: What each is for, and what holds without it.
@@ -41,6 +42,7 @@ VARIABLES = {
     REGISTRY_TIMEOUT: ("Seconds that a registry may be silent; at most 86,400.", "60"),
     REQUIRE_CONFINEMENT: ("`1` refuses a host that cannot confine workers.", "off"),
     REQUIRE_HARDWARE: ("`1` makes isolation in software an error.", "off"),
+    RUNTIME: ("Directory of machines with names: records, sockets, logs.", "below the user's runtime directory"),
     WORKER: ("Executable that owns a virtual machine.", "the package's"),
 }
 

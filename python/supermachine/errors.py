@@ -247,6 +247,46 @@ class RenewFailed(SupermachineError, RuntimeError):
     default_hint = "start from another snapshot, or boot the image anew"
 
 
+# Machines with names.
+
+
+class NameInUse(SupermachineError, FileExistsError):
+    """Another machine of this user has the name, be it one that has ended."""
+
+    default_code = "machine.name-in-use"
+
+
+class NoSuchMachine(SupermachineError, LookupError):
+    """This user has no machine of that name."""
+
+    default_code = "machine.not-found"
+    default_hint = "`supermachine ps -a` lists those that there are"
+
+
+class MachineNotRunning(SupermachineError, ConnectionError):
+    """The machine has ended, so nothing can be asked of it but what it left."""
+
+    default_code = "machine.not-running"
+
+
+class MachineRunning(SupermachineError, RuntimeError):
+    """The machine still runs, and what was asked for is for one that has ended."""
+
+    default_code = "machine.running"
+
+
+class KeeperLost(SupermachineError, ConnectionError):
+    """The process that keeps a machine ended, or does not answer."""
+
+    default_code = "machine.keeper-lost"
+
+
+class RuntimeDirectoryNotTrusted(SupermachineError, PermissionError):
+    """Other users own the directory of machines with names, or can write to it."""
+
+    default_code = "machine.directory-not-trusted"
+
+
 # Snapshots.
 
 

@@ -23,7 +23,7 @@ def members(kind) -> set[str]:
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", ["VM", "Popen"])
+@pytest.mark.parametrize("name", ["VM", "Popen", "Machine"])
 def test_both_interfaces_have_the_same_names(name):
     here, there = getattr(supermachine, name), getattr(aio, name)
     ours = members(here) - {"encoding", "errors", "text_mode"}
@@ -44,6 +44,7 @@ def test_paths_have_the_same_names(guest):
 
 def test_run_takes_the_same_arguments():
     assert inspect.signature(supermachine.run).parameters.keys() == inspect.signature(aio.run).parameters.keys()
+    assert inspect.signature(supermachine.start).parameters.keys() == inspect.signature(aio.start).parameters.keys()
     ours, theirs = inspect.signature(supermachine.VM.run), inspect.signature(aio.VM.run)
     assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
         (p.name, p.kind, p.default) for p in theirs.parameters.values()
@@ -176,7 +177,8 @@ def test_errors_on_the_command_line_are_sentences(tmp_path):
         ("run", "-m", "1k", "x"),
         ("run", "--require-hardware", "--engine", "soft", "x"),
         ("run", "--env-file", "/no/such", "x"),
-        ("rm", "no-such-image"),
+        ("rmi", "no-such-image"),
+        ("exec", "no-such-machine", "true"),
     ):
         done = cli(*arguments, env=environment)
         assert done.returncode == 125, done

@@ -227,7 +227,7 @@ def test_pruning_leaves_what_is_in_use(own_cache: Path, busybox: str, tmp_path: 
     supermachine.bake(busybox)
     assert baking.prune(cache, orphans=True) == 0
     digest = supermachine.images.resolve(busybox).digest
-    subprocess.run([sys.executable, "-m", "supermachine", "rm", digest], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "supermachine", "rmi", digest], capture_output=True, check=True)
     assert baked(own_cache) == []
     supermachine.images.resolve(busybox)
     # The diff has kept what it builds on.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..settings.table import WRITTEN, Setting
-from .format import human
+from .format import human, table
+from .machines import HintingGroup, kept_options, register, run_kept, take_kept, without_keeper
 
 if TYPE_CHECKING:
     from .run.arguments import Arguments
@@ -53,7 +54,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=HintingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 def cli() -> None:
     """Run any OCI image as a microVM."""
@@ -69,17 +70,21 @@ def cli() -> None:
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Kill it after this.")
 @click.option("--timings", is_flag=True, help="Say on stderr how long each step took.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@kept_options
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(**given: Any) -> int:
     """Run a command, or the image's own, in a fresh virtual machine.
 
-    The exit status is the command's, 128+N when signal N ended it, 125 for failures of supermachine itself.
+    The exit status is the command's, 128+N when signal N ended it, 125 for failures of supermachine itself. With -d
+    the machine goes on by itself: see `supermachine ps`.
     """
     from .run import fast
 
     settings = {setting.name: given.pop(setting.name) for setting in WRITTEN}
-    return fast.run(cast("Arguments", {**given, "settings": settings}))
+    kept = take_kept(given)
+    said = cast("Arguments", {**given, "settings": settings})
+    return run_kept(said, kept) if kept["detach"] else fast.run(without_keeper(said, kept))
 
 
 @cli.command()
@@ -123,14 +128,12 @@ def images(as_json: bool) -> None:
     for image in found:
         digest = image.digest.partition(":")[2][:12]
         lines += [(name, digest, image.platform, human(image.size)) for name in image.references or ("<none>",)]
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    for line in lines:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    click.echo(table(lines))
 
 
 @cli.command()
 @click.argument("image", nargs=-1, required=True)
-def rm(image: tuple[str, ...]) -> None:
+def rmi(image: tuple[str, ...]) -> None:
     """Remove images from the cache, by reference or digest."""
     from ..errors import ImageNotFound
     from ..images import Cache, RegistryReference, parse_reference
@@ -174,6 +177,18 @@ _replace = click.option("-f", "--replace", is_flag=True, help="Replace what is t
 @cli.group()
 def snapshot() -> None:
     """Look at snapshot files, check them, pack and unpack them."""
+
+
+@snapshot.command("create")
+@click.option("--diff", is_flag=True, help="Only what has changed since the snapshot that it goes on from.")
+@click.argument("name")
+@click.argument("path", type=_path)
+def snapshot_create(name: str, path: str, diff: bool) -> None:
+    """Take a snapshot of a machine with a name; it goes on."""
+    from ..named.client import attach
+
+    made = attach(name).snapshot(path, diff=diff)
+    click.echo(f"{made['path']}: {human(made['data_bytes'])}, the machine stood still for {made['pause'] * 1e3:.0f} ms")
 
 
 @snapshot.command("inspect")
@@ -245,3 +260,6 @@ def doctor(as_json: bool) -> int:
     else:
         click.echo(report.text())
     return 0 if report.usable else 1
+
+
+register(cli)

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 from ..settings.parsing import encode
 
 if TYPE_CHECKING:
-    from .._core import Files, Worker
+    from .._core import Files, Remote, Worker
 
 T = TypeVar("T")
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -70,7 +70,7 @@ class Status:
 class FileSystem:
     """The guest's file system: connections to the agent, lent to one caller at a time."""
 
-    def __init__(self, worker: Callable[[], Worker], user: Callable[[], str] = str) -> None:
+    def __init__(self, worker: Callable[[], Worker | Remote], user: Callable[[], str] = str) -> None:
         self._worker = worker
         #: Whose the files are that are made from outside: docker's USER, "" for root.
         self._user = user

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Protocol
 
-    from .._core import Exec, Worker
+    from .._core import Exec, Remote, Worker
 
     class Said(Protocol):
         """What an image says of its processes."""
@@ -41,7 +41,7 @@ class Context:
 
     def __init__(
         self,
-        worker: Callable[[], Worker],
+        worker: Callable[[], Worker | Remote],
         said: Said,
         *,
         environment: Mapping[str, str],

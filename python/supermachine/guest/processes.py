@@ -20,7 +20,7 @@ from ..settings.parsing import encode
 from .process_context import linux_signal, wait_started
 
 if TYPE_CHECKING:
-    from .._core import Exec, Worker
+    from .._core import Exec, Remote, Worker
     from .process_context import Context
 
 __all__ = [
@@ -340,7 +340,7 @@ class Popen:
         return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
 
 
-def _must_be_directory(worker: Worker, path: bytes) -> None:
+def _must_be_directory(worker: Worker | Remote, path: bytes) -> None:
     """The agent makes a working directory that is missing, as docker does for the image's; one named for a single
     command must be there, as with `subprocess`.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,33 +99,40 @@ def of_fork(settings: MachineSettings) -> MachineSettings:
     return settings.of_restored()._replace(ports=ports.fresh(settings.ports))
 
 
-def fork(guest: Guest, settings: MachineSettings, root: Root, n: int, *, timeout: float) -> list[Guest]:
-    """`n` guests with these settings that go on where `guest` is."""
-    if n < 0:
-        raise ConfigurationError(f"fork() makes 0 or more machines, not {n}")
-    clones: list[Guest] = []
-    starters: list[Starter] = []
+@contextlib.contextmanager
+def captured(guest: Guest, settings: MachineSettings, root: Root, *, timeout: float) -> Iterator[str]:
+    """The path of a file that goes on where `guest` is now; it is there until the end of the block."""
     with guest.capturing:
         worker, image = guest.alive(), root.image
         with capture.private(settings.memory) as (fd, path):
             api = records.Record.of(image, settings, ports=guest.ports).encode() if image is not None else b""
             digest = image.digest if image is not None else None
             capture.write(worker, fd, image=digest, api=api, timeout=timeout)
-            try:
-                # All start before the first is waited for.
-                waits = []
-                for _ in range(n):
-                    starters.append(Starter(settings, root))
-                    waits.append(starters[-1].fork(path))
-                for wait in waits:
-                    clones.append(wait())
-                    clones[-1].publish(settings.ports)
-            except BaseException:
-                for clone in clones:
-                    clone.kill()
-                for starter in starters:
-                    starter.kill()
-                raise
+            yield path
+
+
+def fork(guest: Guest, settings: MachineSettings, root: Root, n: int, *, timeout: float) -> list[Guest]:
+    """`n` guests with these settings that go on where `guest` is."""
+    if n < 0:
+        raise ConfigurationError(f"fork() makes 0 or more machines, not {n}")
+    clones: list[Guest] = []
+    starters: list[Starter] = []
+    with captured(guest, settings, root, timeout=timeout) as path:
+        try:
+            # All start before the first is waited for.
+            waits = []
+            for _ in range(n):
+                starters.append(Starter(settings, root))
+                waits.append(starters[-1].fork(path))
+            for wait in waits:
+                clones.append(wait())
+                clones[-1].publish(settings.ports)
+        except BaseException:
+            for clone in clones:
+                clone.kill()
+            for starter in starters:
+                starter.kill()
+            raise
     return clones
 
 

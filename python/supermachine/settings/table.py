@@ -113,7 +113,7 @@ SETTINGS = (
         "hostname",
         None,
         "Host name of the guest; a random one unless given.",
-        options=("--hostname", "--name"),
+        options=("--hostname",),
         metavar="NAME",
         help="Host name of the guest.",
         remembered="full",

@@ -15,8 +15,8 @@ use supermachine_proto::frame;
 use crate::descriptors;
 use crate::errors;
 use crate::pump::{Command, Handle, Outcome, Pump, Sink, Source};
+use crate::remote::Machine;
 use crate::sys;
-use crate::worker::Worker;
 
 /// A process in the guest. Its output goes where `start` was told; dropping the object leaves it running.
 #[pyclass(frozen, module = "supermachine._core")]
@@ -87,7 +87,7 @@ impl Exec {
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn start(
         py: Python<'_>,
-        worker: &Bound<'_, Worker>,
+        worker: Machine<'_>,
         args: Vec<Vec<u8>>,
         env: Vec<Vec<u8>>,
         cwd: Vec<u8>,
@@ -136,7 +136,7 @@ impl Exec {
             frame::Error::TooLong { length } => errors::arguments_too_long(py, length),
             error => errors::agent(py, &error.to_string()),
         })?;
-        let (stream, vm) = worker.get().open(py, REQUEST_PORT)?;
+        let (stream, vm) = worker.open(py, REQUEST_PORT)?;
         let (pump, handle) = Pump::new(stream, vm, bytes, source, stdout, stderr)?;
         thread::Builder::new()
             .name("supermachine-exec".into())

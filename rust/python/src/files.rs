@@ -11,7 +11,8 @@ use supermachine_proto::frame::MAX_DATA;
 
 use crate::connection::Connection;
 use crate::errors;
-use crate::worker::{Worker, closed};
+use crate::remote::Machine;
+use crate::worker::closed;
 
 /// Entries of one directory at most; a million in memory would take some hundred megabytes.
 const MAX_ENTRIES: usize = 1 << 19;
@@ -162,10 +163,10 @@ impl Files {
     /// Connects to the agent, which answers a command within `timeout` seconds, but for what large files take.
     #[staticmethod]
     #[pyo3(signature = (worker, timeout=180.0))]
-    fn open(py: Python<'_>, worker: &Bound<'_, Worker>, timeout: f64) -> PyResult<Self> {
+    fn open(py: Python<'_>, worker: Machine<'_>, timeout: f64) -> PyResult<Self> {
         let timeout =
             Duration::try_from_secs_f64(timeout).map_err(|error| PyValueError::new_err(error.to_string()))?;
-        let (stream, vm) = worker.get().open(py, REQUEST_PORT)?;
+        let (stream, vm) = worker.open(py, REQUEST_PORT)?;
         let mut connection = Connection::new(stream, vm, timeout)?;
         connection.send(py, &Request::Files)?;
         let inner = Inner { connection, writing: None, spoilt: false };

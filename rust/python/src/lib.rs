@@ -14,6 +14,7 @@ mod monitor;
 mod netd;
 mod publication;
 mod pump;
+mod remote;
 mod shares;
 mod snapshot;
 mod state;
@@ -40,6 +41,8 @@ mod _core {
     use crate::netd::check_network_rule;
     #[pymodule_export]
     use crate::publication::Publication;
+    #[pymodule_export]
+    use crate::remote::Remote;
     #[pymodule_export]
     use crate::shares::attach_shares;
     #[pymodule_export]

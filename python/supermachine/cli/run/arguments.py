@@ -39,6 +39,9 @@ _COMMAND_FLAGS = {
     "-n": ("no_stdin", True),
     "--no-tty": ("tty", False),
     "-T": ("tty", False),
+    # docker's habits, which hold here without being asked for: nothing stays of it, and its first process reaps.
+    "--init": ("interactive", True),
+    "--rm": ("interactive", True),
     "--quiet": ("quiet", True),
     "-q": ("quiet", True),
     "--timings": ("timings", True),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import signal as _signal
     from typing import Any
 
-    from ..._core import Exec, Worker
+    from ..._core import Exec, Remote, Worker
     from ...guest.process_context import Context
 else:
     import _signal
@@ -91,7 +91,7 @@ def wants_terminal(tty: bool | None) -> bool:
 
 
 def execute(
-    worker: Worker,
+    worker: Worker | Remote,
     context: Context,
     argv: list[str],
     signals: Signals,
@@ -128,7 +128,12 @@ def execute(
 
 
 def _start(
-    worker: Worker, context: Context, argv: list[str], variables: dict[str, str], terminal: bool, no_stdin: bool
+    worker: Worker | Remote,
+    context: Context,
+    argv: list[str],
+    variables: dict[str, str],
+    terminal: bool,
+    no_stdin: bool,
 ) -> Exec:
     from ..._core import Exec
 

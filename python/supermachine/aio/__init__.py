@@ -12,26 +12,28 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from subprocess import CompletedProcess
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from .guest import paths as _paths
-from .guest import processes as _processes
-from .guest.processes import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
-from .machine import image as _image
-from .machine import pool as _pool
-from .machine import vm as _vm
+from ..guest import paths as _paths
+from ..guest import processes as _processes
+from ..guest.processes import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
+from ..machine import image as _image
+from ..machine import pool as _pool
+from ..machine import vm as _vm
+from .calls import call as _call
+from .named import Machine, attach, machines, start
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from typing_extensions import Unpack
 
-    from .guest.processes import Args
-    from .images import ResolvedImage
-    from .machine.snapshot import Snapshot
-    from .network.denials import GuestNetwork
-    from .settings.machine import MachineOptions
-    from .snapshots.baking import Warmup
+    from ..guest.processes import Args
+    from ..images import ResolvedImage
+    from ..machine.snapshot import Snapshot
+    from ..network.denials import GuestNetwork
+    from ..settings.machine import MachineOptions
+    from ..snapshots.baking import Warmup
 
 __all__ = [
     "DEVNULL",
@@ -42,64 +44,16 @@ __all__ = [
     "CompletedProcess",
     "GuestPath",
     "Image",
+    "Machine",
     "Pool",
     "Popen",
     "TimeoutExpired",
+    "attach",
     "bake",
+    "machines",
     "run",
+    "start",
 ]
-
-T = TypeVar("T")
-
-
-async def _call(
-    work: Callable[..., T],
-    *args: Any,
-    cancel: Callable[[], object] | None = None,
-    abandon: Callable[[T], object] | None = None,
-    **options: Any,
-) -> T:
-    """`work` in a thread; when this is cancelled, `cancel` is what makes it end, and its result goes to `abandon`."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def fail(error: BaseException) -> None:
-        if not future.done():
-            future.set_exception(error)
-
-    def succeed(value: T) -> None:
-        if not future.done():
-            future.set_result(value)
-        elif abandon is not None:
-            threading.Thread(target=abandon, args=(value,), name="supermachine-aio-abandon", daemon=True).start()
-
-    def body() -> None:
-        try:
-            value = work(*args, **options)
-        except BaseException as error:
-            # StopIteration cannot be set on a future.
-            wrapped = RuntimeError("the call raised StopIteration") if isinstance(error, StopIteration) else error
-            _post(loop, fail, wrapped)
-        else:
-            if not _post(loop, succeed, value) and abandon is not None:
-                abandon(value)
-
-    threading.Thread(target=body, name="supermachine-aio", daemon=True).start()
-    try:
-        return await future
-    except asyncio.CancelledError:
-        if cancel is not None:
-            threading.Thread(target=cancel, name="supermachine-aio-cancel", daemon=True).start()
-        raise
-
-
-def _post(loop: asyncio.AbstractEventLoop, deliver: Callable[[Any], None], value: Any) -> bool:
-    """False when the loop is closed, so that nobody waits any more."""
-    try:
-        loop.call_soon_threadsafe(deliver, value)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _kill_all(vms: Iterable[_vm.VM]) -> None:

@@ -1,0 +1,511 @@
+"""Machines with names, as programs and the command line see them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError, KeeperLost, MachineNotRunning, NoSuchMachine, VMExited
+from ..guest.process_context import Context
+from . import logs, protocol
+from .records import Record, boot_id
+from .registry import Place, Registry
+from .spec import STOP_TIMEOUT, Policy, Spec, restart_policy, signal_number
+
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
+
+    from typing_extensions import Unpack
+
+    from .._core import Remote
+    from ..guest.paths import FileSystem, GuestPath
+    from ..guest.processes import Args, Popen
+    from ..settings.machine import MachineOptions
+    from .logs import Entry
+
+#: Seconds that a snapshot or a fork may take, as its keeper has it, and a little.
+_CAPTURE = 130.0
+#: Seconds in which a keeper says what it is doing, for the list of all machines.
+_GLANCE = 5.0
+
+
+@dataclass(frozen=True)
+class State:
+    """How a machine fares, at one moment."""
+
+    name: str
+    id: str
+    #: "starting", "running", "restarting", "stopping", "exited", or "dead": keeper killed, or host restarted.
+    status: str
+    image: str
+    command: list[str]
+    #: Seconds since 1970.
+    created: float
+    started: float | None
+    finished: float | None
+    #: Of the main process, as a shell has it; ``None`` while it runs and where nobody was told.
+    exit_code: int | None
+    #: What ended it, or why nobody knows.
+    error: str
+    #: "starting", "healthy" or "unhealthy"; empty without a health check.
+    health: str
+    restarts: int
+    ports: dict[str, list[tuple[str, int]]]
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a virtual machine, or is about to be."""
+        return self.status in ("starting", "running", "restarting", "stopping")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _Said:
+    """What processes of a machine inherit; the keeper says it."""
+
+    def __init__(self, said: Mapping[str, Any]) -> None:
+        self.environment: Mapping[str, str] = said["environment"]
+        self.working_dir: str = said["working_dir"]
+        self.user: str = said["user"]
+        self.entrypoint: Sequence[str] = ()
+        self.cmd: Sequence[str] = ()
+
+
+class Machine:
+    """A machine with a name, which lives in a process of its own; made by :func:`supermachine.attach`.
+
+    What runs in it is asked for as with :class:`supermachine.VM`. The object may go; the machine stays.
+    """
+
+    def __init__(self, place: Place, registry: Registry) -> None:
+        self._place = place
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._remote: Remote | None = None
+        self._said: _Said | None = None
+        self._filesystem: FileSystem | None = None
+
+    @property
+    def name(self) -> str:
+        return self._place.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    # How it fares.
+
+    @property
+    def state(self) -> State:
+        """How it fares now. Raises NoSuchMachine when it has been removed."""
+        found = state_of(self._place)
+        if found is None:
+            raise NoSuchMachine(f"there is no machine {self.name}")
+        return found
+
+    @property
+    def running(self) -> bool:
+        found = state_of(self._place)
+        return found is not None and found.running
+
+    @property
+    def ports(self) -> dict[str, list[tuple[str, int]]]:
+        """Published ports while it runs: "80/tcp" to the addresses and ports of the host that lead there."""
+        return self.state.ports
+
+    def inspect(self) -> dict[str, Any]:
+        """All that is known of it, for people and JSON; what it is called may change between versions."""
+        record = self._place.record()
+        said: dict[str, Any] = {**self.state.as_dict()}
+        if record is not None:
+            said |= {"options": record.options, "policy": record.policy, "keeper": record.keeper}
+        if said["status"] in ("running", "stopping", "restarting"):
+            live = self._ask({"ask": "inspect"})
+            names = ("worker", "main_pid", "engine", "isolation", "health", "context", "dropped")
+            said |= {name: live[name] for name in names}
+        return {**said, "directory": str(self._place.path)}
+
+    def stats(self) -> dict[str, Any]:
+        """The worker's process id, its memory in bytes, its processor time in seconds, and the guest's exits."""
+        said = self._ask({"ask": "stats"})
+        pid = int(said["pid"])
+        memory, cpu = _usage(pid)
+        return {
+            "pid": pid,
+            "memory": memory,
+            "memory_limit": said["memory_limit"],
+            "cpu_seconds": cpu,
+            "instructions": said["instructions"],
+            "exits": said["exits"],
+        }
+
+    def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[Entry]:
+        """What its main process has written, line by line; with `follow`, until the machine has ended."""
+        return logs.read(self._place.log, tail=tail, follow=self._place.kept if follow else None)
+
+    # Its life.
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Waits for its end; the exit code of its main process, ``None`` where nobody was told.
+
+        Raises `VMTimeout` when it still runs after `timeout` seconds.
+        """
+        return self._until_over({"ask": "wait"}, timeout)
+
+    def stop(self, timeout: float | None = None) -> int | None:
+        """Sends the stop signal to its main process, SIGKILL after `timeout` seconds (default: as it was started with,
+        or 10), and waits for its end. Does nothing when it has ended.
+        """
+        return self._until_over({"ask": "stop", "timeout": timeout}, None)
+
+    def kill(self, signal: int | str = "KILL") -> None:
+        """Sends a signal to its main process, and for SIGKILL waits for its end."""
+        number = signal_number(str(signal))
+        self._ask({"ask": "signal", "signal": number})
+        if number == 9:
+            self.wait()
+
+    def _until_over(self, request: dict[str, Any], timeout: float | None) -> int | None:
+        try:
+            self._ask(request, timeout=timeout)
+        except MachineNotRunning:
+            pass
+        except KeeperLost:
+            if self._place.kept():
+                raise
+        except TimeoutError:
+            from ..errors import VMTimeout
+
+            raise VMTimeout(f"the machine {self.name} still runs after {timeout:g} seconds") from None
+        found = state_of(self._place)
+        return found.exit_code if found is not None else self._last_exit_code
+
+    _last_exit_code: int | None = None
+
+    def remove(self, *, force: bool = False) -> None:
+        """Removes what is left of it. Raises `MachineRunning` unless `force` ends it first."""
+        if force and self._place.kept():
+            with contextlib.suppress(OSError):
+                self._ask({"ask": "signal", "signal": 9}, timeout=_GLANCE)
+                deadline = time.monotonic() + _GLANCE
+                while self._place.kept() and time.monotonic() < deadline:
+                    time.sleep(0.005)
+            self._registry.end_keeper(self._place)
+        self._registry.remove(self._place)
+
+    def snapshot(self, path: str | os.PathLike[str], *, diff: bool = False) -> dict[str, Any]:
+        """Takes a snapshot into a new file, from which `VM.restore` goes on: its path, id, bytes of RAM and pause."""
+        absolute = os.path.abspath(path)  # noqa: PTH100 - the keeper is elsewhere
+        said = self._ask({"ask": "snapshot", "path": absolute, "diff": diff}, timeout=_CAPTURE)
+        return {name: value for name, value in said.items() if name != "ok"}
+
+    def fork(self, n: int = 1, *, names: Sequence[str] | None = None) -> list[Machine]:
+        """`n` machines that go on where this one is, with keepers and ports of their own.
+
+        Unless `names` says otherwise they are called after this one. Their main process is no child of theirs: its
+        output is not noted, and its exit code not known.
+        """
+        if n < 1:
+            raise ConfigurationError(f"fork() makes 1 or more machines, not {n}")
+        if names is None:
+            names = self._free_names(n)
+        elif len(names) != n:
+            raise ConfigurationError(f"{n} forks need {n} names, not {len(names)}")
+        said = self._ask({"ask": "fork", "names": list(names)}, timeout=_CAPTURE + n)
+        return [Machine(self._registry.place(name), self._registry) for name in said["names"]]
+
+    def _free_names(self, n: int) -> list[str]:
+        taken = {place.name for place in self._registry.places()}
+        base = self.name[:56]
+        free = (f"{base}-{number}" for number in range(1, len(taken) + n + 1))
+        return [name for name in free if name not in taken][:n]
+
+    # What runs in it.
+
+    def run(self, args: Args, **options: Any) -> CompletedProcess[Any]:
+        """`subprocess.run` in the guest, with the arguments of :meth:`supermachine.VM.run`."""
+        from ..guest.processes import run
+
+        return run(self._context(), args, **options)
+
+    def popen(self, args: Args, **options: Any) -> Popen:
+        """`subprocess.Popen` in the guest, with the arguments of :meth:`supermachine.VM.popen`."""
+        from ..guest.processes import Popen
+
+        return Popen(self._context(), args, **options)
+
+    def path(self, *parts: str | os.PathLike[str]) -> GuestPath:
+        """A path in the guest, with the interface of `pathlib.Path`."""
+        from ..guest.paths import FileSystem, GuestPath
+
+        if self._filesystem is None:
+            self._filesystem = FileSystem(self._reach, lambda: self._context().user)
+        return GuestPath(*(parts or ("/",)), filesystem=self._filesystem)
+
+    def copy_in(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        timeout: float | None = None,
+    ) -> GuestPath:
+        """See :meth:`supermachine.VM.copy_in`."""
+        from ..guest.copying import copy_in
+
+        slash = os.fspath(target).endswith("/")
+        return copy_in(source, self.path(target), into=slash, max_bytes=max_bytes, timeout=timeout)
+
+    def copy_out(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """See :meth:`supermachine.VM.copy_out`."""
+        from ..guest.copying import copy_out
+
+        return copy_out(self.path(source), target, max_bytes=max_bytes, timeout=timeout)
+
+    def _context(self, user: str | None = None, working_dir: str | None = None) -> Context:
+        self._reach()
+        assert self._said is not None
+        return Context(self._reach, self._said, environment={}, working_dir=working_dir, user=user)
+
+    # Its keeper.
+
+    def _open(self, timeout: float | None) -> protocol.Channel:
+        """A connection to the keeper. Raises MachineNotRunning or KeeperLost."""
+        try:
+            return protocol.Channel(protocol.connect(self._place.socket, timeout))
+        except OSError as error:
+            found = state_of(self._place)
+            if found is None:
+                raise NoSuchMachine(f"there is no machine {self.name}") from None
+            if not found.running:
+                raise MachineNotRunning(
+                    f"the machine {self.name} {_ending(found)}",
+                    hint=f"supermachine logs {self.name}; then supermachine rm {self.name}, and run it again",
+                ) from None
+            if found.status == "starting":
+                raise MachineNotRunning(f"the machine {self.name} is still starting", hint="try again") from None
+            raise KeeperLost(
+                f"the keeper of the machine {self.name} cannot be reached",
+                cause=str(error),
+                hint=f"end it: supermachine rm -f {self.name}",
+            ) from error
+
+    def _ask(self, request: dict[str, Any], *, timeout: float | None = protocol.ANSWER) -> dict[str, Any]:
+        waits = request["ask"] in ("wait", "stop")
+        channel = self._open(protocol.ANSWER)
+        try:
+            channel._socket.settimeout(timeout)
+            channel.send(request)
+            answer = channel.receive()
+        except TimeoutError:
+            if waits:
+                raise
+            raise KeeperLost(
+                f"the keeper of the machine {self.name} did not answer within {timeout:g} seconds",
+                hint=f"end it: supermachine rm -f {self.name}",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise KeeperLost(f"the keeper of the machine {self.name} has gone", cause=str(error)) from error
+        finally:
+            channel.close()
+        if answer is None:
+            raise KeeperLost(f"the keeper of the machine {self.name} has gone")
+        if "error" in answer and isinstance(answer["error"], dict):
+            raise protocol.error_from_json(answer["error"])
+        if waits:
+            self._last_exit_code = answer.get("exit_code")
+        return answer
+
+    def _dial(self, port: int) -> socket.socket:
+        """A connection to a port of the guest, which the keeper hands over."""
+        channel = self._open(protocol.ANSWER)
+        try:
+            channel.send({"ask": "connect", "port": port})
+            answer = channel.receive()
+            if answer is None:
+                raise KeeperLost(f"the keeper of the machine {self.name} has gone")
+            if "error" in answer:
+                raise protocol.error_from_json(answer["error"])
+            fd = channel.take_fd()
+        except (OSError, ValueError) as error:
+            if isinstance(error, (KeeperLost, VMExited)):
+                raise
+            raise KeeperLost(f"the keeper of the machine {self.name} has gone", cause=str(error)) from error
+        finally:
+            channel.close()
+        if fd is None:
+            raise KeeperLost(f"the keeper of the machine {self.name} gave no connection")
+        return socket.socket(fileno=fd)
+
+    def _reach(self) -> Remote:
+        """What stands for the worker, of the virtual machine that runs now."""
+        from .._core import Remote
+
+        with self._lock:
+            if self._remote is not None and self._remote.exit is None:
+                return self._remote
+            if self._filesystem is not None:
+                self._filesystem.forget()
+            said = self._ask({"ask": "inspect"})
+            if said["context"] is None:
+                raise MachineNotRunning(f"the machine {self.name} is {said['phase']}", hint="try again")
+            self._said = _Said(said["context"])
+            channel = self._open(protocol.ANSWER)
+            channel._socket.settimeout(None)
+            channel.send({"ask": "watch"})
+            self._remote = remote = Remote(self._dial)
+            threading.Thread(
+                target=_watch, args=(channel, remote, self.name), name="supermachine-watch", daemon=True
+            ).start()
+            return remote
+
+
+def _watch(channel: protocol.Channel, remote: Remote, name: str) -> None:
+    """A thread: wakes whoever waits for something in the guest when its virtual machine ends."""
+    try:
+        said = channel.receive()
+    except (OSError, ValueError):
+        said = None
+    finally:
+        channel.close()
+    if said is None or "reason" not in said:
+        remote.ended("crashed", f"the keeper of the machine {name} has ended, and the machine with it", "")
+    else:
+        remote.ended(said["reason"], said["message"], said["console_tail"])
+
+
+def _ending(state: State) -> str:
+    if state.status == "dead":
+        return f"is dead: {state.error}"
+    return f"has ended{f' with {state.exit_code}' if state.exit_code is not None else ''}"
+
+
+def _usage(pid: int) -> tuple[int, float]:
+    """Bytes of memory and seconds of processor time of a process; zeros where the host does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            fields = file.read().rpartition(b")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])
+        return int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0, 0.0
+
+
+def state_of(place: Place) -> State | None:
+    """How the machine of a place fares; ``None`` where there is none."""
+    kept = place.kept()
+    record = place.record()
+    if record is None:
+        if not place.path.is_dir():
+            return None
+        record = Record(place.name, "", "")
+    phase, ports = "", {name: [(str(a), int(p)) for a, p in there] for name, there in record.ports.items()}
+    error, health = record.error, record.health
+    if kept and record.finished is None:
+        phase = "starting" if record.started is None else _phase(place) or "running"
+    elif record.finished is not None:
+        phase, ports = "exited", {}
+    elif place.kept():
+        phase = "starting"
+    else:
+        # It may have ended between the two looks.
+        again = place.record()
+        if again is not None and again.finished is not None:
+            return state_of(place)
+        phase, ports, health = "dead", {}, ""
+        restarted = record.boot and record.boot != boot_id()
+        error = "the host was restarted" if restarted else "its keeper was killed"
+    return State(
+        name=place.name,
+        id=record.id,
+        status=phase,
+        image=record.image,
+        command=record.command,
+        created=record.created,
+        started=record.started,
+        finished=record.finished,
+        exit_code=record.exit_code if phase == "exited" else None,
+        error=error,
+        health=health,
+        restarts=record.restarts,
+        ports=ports,
+    )
+
+
+def _phase(place: Place) -> str:
+    """What its keeper says that it does; empty where it does not answer."""
+    try:
+        channel = protocol.Channel(protocol.connect(place.socket, _GLANCE))
+        try:
+            channel.send({"ask": "inspect"})
+            answer = channel.receive()
+        finally:
+            channel.close()
+    except (OSError, ValueError):
+        return ""
+    return str(answer.get("phase", "")) if answer is not None else ""
+
+
+def start(
+    image: str | os.PathLike[str],
+    args: Sequence[str] | str | None = None,
+    *,
+    name: str | None = None,
+    entrypoint: Sequence[str] | None = None,
+    remove: bool = False,
+    restart: str = "no",
+    stop_signal: str = "",
+    stop_timeout: float = STOP_TIMEOUT,
+    **machine: Unpack[MachineOptions],
+) -> Machine:
+    """Starts a machine that outlives this program, as ``supermachine run -d`` does: ENTRYPOINT with `args` or CMD.
+
+    Without a `name` one is made up. When its main process has ended, `restart` says what becomes of it: "no", "always",
+    "on-failure" or "on-failure:N" for N times at most. With `remove` nothing of it stays after its end. `stop` sends
+    `stop_signal` (default: the image's, or TERM), and SIGKILL after `stop_timeout` seconds. `machine` are keywords
+    of :class:`supermachine.VM` that another process can be told: no callables. Raises `NameInUse`.
+    """
+    from . import launch, names
+
+    if name is not None:
+        names.check(name)
+    if stop_signal:
+        signal_number(stop_signal)
+    policy = Policy(remove=remove, stop_signal=stop_signal, stop_timeout=stop_timeout)
+    policy.restart, policy.restart_max = restart_policy(restart)
+    words = [args] if isinstance(args, str) else list(args or ())
+    own = None if entrypoint is None else list(entrypoint)
+    from ..host.warnings import say
+
+    told = launch.start(
+        Spec(os.fspath(image), name, dict(machine), words, own, policy),
+        lambda line: say(line.removeprefix("supermachine: ")),
+    )
+    registry = Registry()
+    return Machine(registry.place(told["name"]), registry)
+
+
+def attach(name: str) -> Machine:
+    """The machine of that name, be it that it has ended. Raises NoSuchMachine."""
+    registry = Registry()
+    return Machine(registry.find(name), registry)
+
+
+def machines(*, all: bool = False) -> list[Machine]:  # noqa: A002
+    """This user's machines that run, by name; with `all` also those that have ended and were not removed."""
+    registry = Registry()
+    found = [Machine(place, registry) for place in registry.places()]
+    return [machine for machine in found if all or machine._place.kept()]

@@ -1,0 +1,423 @@
+"""The process of one machine with a name: starts it, notes what its main process writes, and ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..guest.process_context import Context
+    from ..guest.processes import Popen
+    from ..machine.vm import VM
+    from .health import Health
+    from .spec import Spec
+
+#: Seconds between looks at whether the machine's directory is still there.
+_LOOK = 2.0
+#: Seconds that output which is on its way is waited for after a main process has ended.
+_LAST_WORDS = 2.0
+#: Seconds before the first restart; doubled until the machine has run for as long as the last one says.
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONG_ENOUGH = 0.1, 60.0, 10.0
+#: Seconds in which a killed main process is gone, or its virtual machine is killed.
+_KILL_GRACE = 5.0
+#: Rows and columns of a terminal that nobody looks at.
+_TERMINAL = (24, 80)
+
+
+def main() -> None:
+    """The program; `launch` starts it. Never returns."""
+    descriptor, told = int(sys.argv[1]), sys.stdin.buffer.read()
+    if os.fork():
+        os._exit(0)
+    os.set_inheritable(descriptor, False)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+    os.umask(0o077)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    report = Report(descriptor)
+    sys.stderr = report
+    try:
+        from .spec import Spec
+
+        Keeper(Spec.decode(told), report).keep()
+    except BaseException as error:
+        report.failed(error)
+    # What is left here are threads whose clients have gone.
+    os._exit(0)
+
+
+class Report:
+    """What whoever started the machine is told until it runs. Stands for stderr, too."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def _tell(self, message: dict[str, Any]) -> bool:
+        if self._descriptor < 0:
+            return False
+        data = json.dumps(message).encode() + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            return False
+        return True
+
+    def write(self, text: str) -> int:
+        self._tell({"say": text.rstrip("\n")})
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def failed(self, error: BaseException) -> None:
+        from .protocol import error_to_json
+
+        self._tell({"failed": error_to_json(error)})
+        self._close()
+
+    def started(self, what: dict[str, Any]) -> bool:
+        """Whether there was somebody to tell."""
+        told = self._tell(what)
+        self._close()
+        return told
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class Keeper:
+    """One machine, from its first start to its end."""
+
+    def __init__(self, spec: Spec, report: Report) -> None:
+        from .. import directories, env
+        from .records import Record, boot_id, process_start
+
+        self.spec = spec
+        self.policy = spec.policy
+        self._report = report
+        # The working directory is about to be another one.
+        if os.environ.get(env.CACHE):
+            os.environ[env.CACHE] = directories.cache_directory()
+        if os.environ.get(env.RUNTIME):
+            os.environ[env.RUNTIME] = directories.runtime_directory()
+        pid = os.getpid()
+        self.record = Record(
+            name="",
+            id=os.urandom(32).hex(),
+            image=spec.image,
+            options=spec.options,
+            created=time.time(),
+            keeper=pid,
+            keeper_start=process_start(pid),
+            boot=boot_id(),
+        )
+        #: "starting", "running", "restarting" or "stopping".
+        self.phase = "starting"
+        #: Set once the machine has ended and its lock is free.
+        self.over = threading.Event()
+        #: The pid of the main process in the guest.
+        self.main_pid = 0
+        self.health: Health | None = None
+        self.vm: VM
+        self._main: Popen | None = None
+        self._main_over = threading.Event()
+        self._stop_asked = threading.Event()
+        self._pumps: list[threading.Thread] = []
+
+    def keep(self) -> None:
+        """The whole of a machine's life."""
+        from dataclasses import asdict
+
+        from .logs import LogWriter
+        from .registry import Registry
+        from .server import Server
+
+        self._registry = Registry()
+        self.place, self._lock = self._registry.create(self.spec.name)
+        self.record.name, self.record.policy = self.place.name, asdict(self.policy)
+        try:
+            self._write()
+            self.logs = LogWriter(self.place.log, self.policy.log_bytes)
+            self._first_start()
+            self.record.started = time.time()
+            self.phase = "running"
+            self._note()
+            self._server = Server(self).start()
+            signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=self.stop, daemon=True).start())
+            os.chdir("/")
+            if not self._report.started({"name": self.place.name, "id": self.record.id, "ports": self.vm.ports}):
+                raise ConnectionError("nobody waits for this machine any more")
+        except BaseException as error:
+            self._end_vm()
+            self._registry.discard(self.place)
+            self._report.failed(error)
+            return
+        self._finish(*self._live())
+
+    # Its starts.
+
+    def _first_start(self) -> None:
+        from ..machine.vm import VM
+        from ..settings import parsing
+        from .spec import signal_number
+
+        spec = self.spec
+        options = spec.machine_options()
+        if not options.get("hostname"):
+            with contextlib.suppress(ValueError):  # names may have underscores
+                options["hostname"] = parsing.hostname(self.place.name)
+        self.stop_signal = signal_number(self.policy.stop_signal) if self.policy.stop_signal else 0
+        if spec.fork is not None:
+            kept = ("hostname", "environment", "working_dir", "user", "volumes", "mounts", "network", "boot_timeout")
+            known = {name: options[name] for name in kept if options.get(name) is not None}
+            self.vm = VM.restore(spec.fork.path, **known)
+            self.main_pid, self.record.command = spec.fork.pid, spec.fork.command
+            self._start_health()
+        else:
+            self.vm = VM(spec.image, **options)
+            self.record.command = self.vm.command(spec.command, spec.entrypoint)
+            self.vm.start()
+            self._start_main()
+        config = self.vm._disks().config
+        if not self.stop_signal:
+            try:
+                self.stop_signal = signal_number(config.stop_signal or "TERM")
+            except ValueError:
+                self.stop_signal = int(signal.SIGTERM)  # an image may say anything
+
+    def _start_main(self) -> None:
+        from ..guest.processes import DEVNULL, PIPE
+
+        tty = self.policy.tty
+        self._main_over.clear()
+        main = self.vm.popen(
+            self.record.command,
+            stdin=PIPE if self.policy.interactive else DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            tty=_TERMINAL if tty else None,
+            env={"TERM": "xterm"} if tty else None,
+        )
+        self._main, self.main_pid = main, main.pid
+        self._pumps = [
+            threading.Thread(target=self._pump, args=(name, stream), name=name, daemon=True)
+            for name, stream in (("stdout", main.stdout), ("stderr", main.stderr))
+            if stream is not None
+        ]
+        for pump in self._pumps:
+            pump.start()
+        self._start_health()
+
+    def _start_health(self) -> None:
+        from .health import Health, check_of
+
+        if self.health is not None:
+            self.health.end()
+        said = self.policy.health
+        check = check_of(self.vm._disks().config.healthcheck if said is None else said)
+        self.health = Health(check, self.vm._context, self._health_changed).start() if check is not None else None
+        self.record.health = "starting" if check is not None else ""
+
+    def _health_changed(self, status: str) -> None:
+        self.record.health = status
+        self._write()
+
+    def _pump(self, name: str, stream: Any) -> None:
+        """A thread: notes what a stream says until its end."""
+        with contextlib.suppress(ValueError, OSError):
+            while data := stream.read1(1 << 16):
+                self.logs.write(name, data)
+
+    def _write(self) -> None:
+        """Replaces the record. A full disk ends no machine: what is read then is older."""
+        with contextlib.suppress(OSError):
+            self.record.write(self.place.record_path)
+
+    def _note(self) -> None:
+        self.record.ports = {name: [list(place) for place in places] for name, places in self.vm.ports.items()}
+        self.record.worker = self.vm.pid
+        self._write()
+
+    # Its life.
+
+    def _live(self) -> tuple[int | None, str]:
+        """Until it ends for good: the exit code, and what ended it if not its main process."""
+        pause = _FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            code, error = self._follow()
+            self._main_over.set()
+            if not self._wants_restart(code):
+                return code, error
+            self.phase = "restarting"
+            self.record.restarts += 1
+            self.record.exit_code, self.record.error = code, error
+            self._write()
+            pause = _FIRST_PAUSE if time.monotonic() - began > _LONG_ENOUGH else pause
+            if self._stop_asked.wait(pause):
+                return code, error
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            try:
+                self._join_pumps()
+                if not self.vm.running:
+                    self.vm.kill()
+                    self.vm.start()
+                self._start_main()
+            except Exception as failure:
+                return 125, f"the restart failed: {failure}"
+            self.phase = "running"
+            self._note()
+
+    def _follow(self) -> tuple[int | None, str]:
+        """Until the main process ends, or the virtual machine."""
+        from ..errors import VMExited
+        from ..guest.processes import TimeoutExpired
+
+        while True:
+            try:
+                if self._main is None:
+                    return self._follow_fork()
+                code = self._main.wait(_LOOK)
+                return (128 - code if code < 0 else code), ""
+            except TimeoutExpired:
+                if not self.place.lock.exists() and not self._stop_asked.is_set():
+                    # Somebody has removed the directory: nobody could reach this machine any more.
+                    threading.Thread(target=self.stop, daemon=True).start()
+            except VMExited as ended:
+                asked = ended.reason in ("shutdown", "guest-power-off")
+                return (0 if asked else 137), "" if asked else str(ended)
+
+    def _follow_fork(self) -> tuple[int | None, str]:
+        """The main process of a fork is nobody's child here: it is looked for now and then."""
+        from ..guest.processes import TimeoutExpired
+
+        process = self.vm.path(f"/proc/{self.main_pid}")
+        worker = self.vm._running()
+        while True:
+            if worker.wait(_LOOK / 2) is not None:
+                self.vm._running()  # raises how it ended
+            if not process.exists():
+                return None, ""
+            if not self.place.lock.exists():
+                raise TimeoutExpired(self.record.command, _LOOK)
+
+    def _wants_restart(self, code: int | None) -> bool:
+        policy = self.policy
+        if self._stop_asked.is_set() or policy.restart == "no":
+            return False
+        if policy.restart == "always":
+            return True
+        return code != 0 and (policy.restart_max is None or self.record.restarts < policy.restart_max)
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Ends the machine: the stop signal to its main process, SIGKILL after `timeout` seconds."""
+        grace = self.policy.stop_timeout if timeout is None else timeout
+        self._stop_asked.set()
+        if self.phase == "running":
+            self.phase = "stopping"
+        main = self._main
+        if main is None:
+            self.vm.stop(grace)
+            return
+        main._exec.send_signal(self.stop_signal)
+        if not self._main_over.wait(grace):
+            main._exec.send_signal(9)
+            if not self._main_over.wait(_KILL_GRACE):
+                self.vm.kill()
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the main process. Raises NotSupported for that of a fork."""
+        from ..errors import NotSupported
+
+        if number in (9, self.stop_signal):
+            self._stop_asked.set()
+        if self._main is not None:
+            self._main._exec.send_signal(number)
+        elif number == 9:
+            self.vm.kill()
+        else:
+            raise NotSupported(
+                f"{self.place.name} is a fork, whose main process takes no signal from outside but SIGKILL",
+                hint=f"supermachine exec {self.place.name} kill -{number} {self.main_pid}",
+            )
+
+    # Its end.
+
+    def _join_pumps(self) -> None:
+        for pump in self._pumps:
+            pump.join(_LAST_WORDS)
+
+    def _end_vm(self) -> None:
+        """Ends the virtual machine, if there is one; its file systems are synced."""
+        vm = getattr(self, "vm", None)
+        if vm is not None:
+            try:
+                vm.stop(0)
+            except Exception:
+                vm.kill()
+
+    def _finish(self, code: int | None, error: str) -> None:
+        if self.health is not None:
+            self.health.end()
+        self._join_pumps()
+        self._end_vm()
+        self.logs.close()
+        record = self.record
+        record.finished, record.exit_code, record.error = time.time(), code, error
+        record.worker, record.health = None, ""
+        self._write()
+        self._server.close()
+        if self.policy.remove:
+            self._registry.discard(self.place)
+        os.close(self._lock)
+        self.over.set()
+        self._server.join()
+
+    # What the server asks.
+
+    def context(self) -> Context:
+        return self.vm._context()
+
+    def say(self, text: str) -> None:
+        """A line of the keeper's own among those of the main process."""
+        self.logs.write("stderr", f"supermachine: {text}\n".encode())
+
+
+def fork(keeper: Keeper, count: int, names: list[str], report: Callable[[str], object]) -> list[str]:
+    """`count` machines that go on where this one is, each with a keeper of its own; their names."""
+    from dataclasses import replace
+
+    from ..machine import snapshotting
+    from . import launch
+    from .spec import Fork, Spec
+
+    vm = keeper.vm
+    begun: list[int] = []
+    made: list[str] = []
+    with snapshotting.captured(vm._started(), vm._settings, vm._disks(), timeout=launch.FORK_TIMEOUT) as path:
+        try:
+            for number in range(count):
+                forked = Fork(path, keeper.main_pid, keeper.record.command, keeper.place.name)
+                options = {k: v for k, v in keeper.spec.options.items() if k not in ("hostname", "ports")}
+                policy = replace(keeper.policy, restart="no", restart_max=None)
+                begun.append(launch.begin(Spec(keeper.spec.image, names[number], options, policy=policy, fork=forked)))
+            while begun:
+                made.append(launch.wait(begun.pop(0), report)["name"])
+        except BaseException:
+            for reader in begun:
+                os.close(reader)
+            raise
+    return made

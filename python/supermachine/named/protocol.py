@@ -1,0 +1,143 @@
+"""What a keeper and its clients say to each other: JSON objects, one a line, over a Unix socket of the user's own."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..errors import KeeperLost, SupermachineError
+
+#: Bytes of a message at most.
+MAX_MESSAGE = 1 << 20
+#: Seconds in which a keeper answers what takes no time.
+ANSWER = 30.0
+#: Bytes of a Unix socket's path, the least of all systems.
+_MAX_PATH = 100
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket that only this user can reach."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short(path) as name:
+            server.bind(name)
+        server.listen(64)
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+def connect(path: Path, timeout: float | None) -> socket.socket:
+    """A connection to whoever listens. Raises OSError."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        client.settimeout(timeout)
+        with _short(path) as name:
+            client.connect(name)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Any:
+    """A name of a socket that is as short as its address must be."""
+    if len(os.fsencode(path)) < _MAX_PATH or sys.platform != "linux":
+        yield str(path)
+        return
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{path.name}"
+    finally:
+        os.close(fd)
+
+
+def peer_is_us(connection: socket.socket) -> bool:
+    """Whether the other end is this user's, or root's."""
+    if sys.platform == "darwin":
+        # struct xucred (sys/ucred.h): version, uid, …; SOL_LOCAL is 0 and LOCAL_PEERCRED is 1.
+        uid = struct.unpack_from("=II", connection.getsockopt(0, 1, 76))[1]
+    else:
+        uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    return uid in (0, os.getuid())
+
+
+class Channel:
+    """One end of a connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._buffer = b""
+        self._fds: list[int] = []
+
+    def send(self, message: dict[str, Any], fd: int | None = None) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        if fd is not None:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
+            data = data[self._socket.sendmsg([data], [rights]) :]
+        self._socket.sendall(data)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message; ``None`` at the end. Raises ValueError for what is none, OSError for a lost connection."""
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > MAX_MESSAGE:
+                raise ValueError("the message is too long")
+            data, ancillary, _flags, _address = self._socket.recvmsg(65536, socket.CMSG_LEN(16))
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    whole = array.array("i")
+                    whole.frombytes(content[: len(content) - len(content) % whole.itemsize])
+                    self._fds += whole
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise ValueError("the message is no object")
+        return message
+
+    def take_fd(self) -> int | None:
+        """A descriptor that came with the last message; the caller owns it."""
+        return self._fds.pop(0) if self._fds else None
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        self._socket.close()
+
+
+def error_to_json(error: BaseException) -> dict[str, Any]:
+    """An error as another process can raise it again."""
+    said = {"class": type(error).__name__, "message": str(error)}
+    for name in ("cause", "hint", "reason", "console_tail", "code"):
+        if isinstance(value := getattr(error, name, None), str):
+            said[name] = value
+    return said
+
+
+def error_from_json(said: dict[str, Any]) -> Exception:
+    """That error; KeeperLost for one of which this side knows nothing."""
+    kind = getattr(errors, str(said.get("class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, SupermachineError)):
+        builtin = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError, "OSError": OSError}
+        kind = builtin.get(str(said.get("class")))
+        if kind is not None:
+            return kind(said.get("message"))
+        return KeeperLost(f"the machine's keeper failed: {said.get('class')}: {said.get('message')}")
+    error: SupermachineError = kind(str(said.get("message")), cause=said.get("cause"), hint=said.get("hint"))
+    for name in ("reason", "console_tail", "code"):
+        if name in said:
+            setattr(error, name, said[name])
+    return error

@@ -1,0 +1,204 @@
+"""The directories of a user's machines, and which of them a keeper has.
+
+A machine is a directory: `lock`, which its keeper holds as long as it lives, `machine.json`, `socket` and `log/`. The
+kernel gives a lock back however its owner dies, so whether a machine is kept is never read from what somebody wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import directories
+from ..cache import locks
+from ..errors import KeeperLost, MachineRunning, NameInUse, NoSuchMachine, RuntimeDirectoryNotTrusted
+from . import names
+from .records import Record, is_process
+
+#: Seconds in which whoever holds the registry's lock is done with it; it takes milliseconds.
+_PATIENCE = 15.0
+#: Seconds that a keeper takes, at most, between saying that its machine has ended and being gone.
+_LEAVING = 5.0
+
+
+class Place(NamedTuple):
+    """The directory of one machine."""
+
+    name: str
+    path: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def record_path(self) -> Path:
+        return self.path / "machine.json"
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "socket"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def record(self) -> Record | None:
+        return Record.read(self.record_path)
+
+    def kept(self) -> bool:
+        """Whether a keeper lives that has this machine."""
+        try:
+            fd = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+
+class Registry:
+    """The machines of this user."""
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+        self.directory = Path(directory or directories.runtime_directory(), "machines").absolute()
+
+    def _check(self) -> bool:
+        """Whether there is anything. Raises RuntimeDirectoryNotTrusted where it could be another user's work."""
+        for path in (self.directory.parent, self.directory):
+            if (why := directories.distrust(path)) is not None:
+                raise RuntimeDirectoryNotTrusted(
+                    f"the directory of machines {directories.shown(path)} {why}",
+                    hint="remove it, or name another with SUPERMACHINE_RUNTIME",
+                )
+        return self.directory.is_dir()
+
+    def _prepare(self) -> None:
+        self._check()
+        for path in (self.directory.parent, self.directory):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._check()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Held while a machine's directory is made or removed."""
+        deadline = time.monotonic() + _PATIENCE
+        path = self.directory / ".lock"
+        while (fd := locks.acquire(path, block=False)) is None:
+            if time.monotonic() > deadline:
+                raise KeeperLost(
+                    f"another process has held {directories.shown(path)} for {_PATIENCE:g} seconds",
+                    hint="look for a process of supermachine that is stopped",
+                )
+            time.sleep(0.005)
+        try:
+            yield
+        finally:
+            locks.release(fd)
+
+    def place(self, name: str) -> Place:
+        return Place(name, self.directory / name)
+
+    def create(self, name: str | None) -> tuple[Place, int]:
+        """A new machine's directory and the descriptor that holds its lock. Raises NameInUse."""
+        self._prepare()
+        with self._locked():
+            made_up = name is None
+            for _ in range(100):
+                place = self.place(names.made_up() if name is None else names.check(name))
+                if not place.path.exists() or self._is_debris(place):
+                    break
+                if not made_up:
+                    raise NameInUse(
+                        f"there is a machine {place.name} already",
+                        hint=f"choose another name, or remove it: supermachine rm {'-f ' * place.kept()}{place.name}",
+                    )
+            else:
+                raise NameInUse("a hundred made-up names were all taken", hint="give one with --name")
+            self._clear(place)
+            place.path.mkdir(mode=0o700)
+            fd = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Whoever asks whether it is kept holds it for an instant.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            return place, fd
+
+    def _is_debris(self, place: Place) -> bool:
+        """Whether a directory is what is left of a machine that nobody is to see: one that was not up yet when its
+        keeper was killed, or that was to be removed at its end.
+        """
+        if place.kept():
+            return False
+        record = place.record()
+        return record is None or record.started is None or bool(record.policy.get("remove"))
+
+    def _clear(self, place: Place) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(place.path)
+
+    def places(self) -> list[Place]:
+        """All machines, by name. What a killed keeper has left that nobody is to see is removed on the way."""
+        if not self._check():
+            return []
+        found = [self.place(entry.name) for entry in os.scandir(self.directory) if not entry.name.startswith(".")]
+        if any(self._is_debris(place) for place in found):
+            with self._locked():
+                for place in found:
+                    if self._is_debris(place):
+                        self._clear(place)
+        found = [place for place in found if place.path.is_dir()]
+        for place in found:
+            if not place.kept():
+                with contextlib.suppress(OSError):
+                    place.socket.unlink()
+        return sorted(found)
+
+    def find(self, name: str) -> Place:
+        """Raises NoSuchMachine."""
+        with contextlib.suppress(ValueError):
+            place = self.place(names.check(name))
+            if self._check() and place.path.is_dir() and (place.kept() or not self._is_debris(place)):
+                return place
+        raise NoSuchMachine(f"there is no machine {name}")
+
+    def remove(self, place: Place) -> None:
+        """Removes what is left of a machine that has ended. Raises MachineRunning."""
+        deadline = time.monotonic() + _LEAVING
+        while place.kept():
+            record = place.record()
+            if record is None or record.finished is None or time.monotonic() > deadline:
+                raise MachineRunning(
+                    f"the machine {place.name} runs", hint=f"end it as well: supermachine rm -f {place.name}"
+                )
+            time.sleep(0.005)
+        with self._locked():
+            self._clear(place)
+
+    def discard(self, place: Place) -> None:
+        """Removes a machine's directory for its own keeper, which has the lock."""
+        with self._locked():
+            self._clear(place)
+
+    def end_keeper(self, place: Place) -> None:
+        """Ends a keeper that does not do so when asked; the machine ends with it."""
+        record = place.record()
+        if record is None or not place.kept():
+            return
+        if is_process(record):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.keeper, signal.SIGKILL)
+        deadline = time.monotonic() + _LEAVING
+        while place.kept():
+            if time.monotonic() > deadline:
+                raise KeeperLost(f"the keeper of the machine {place.name} cannot be ended")
+            time.sleep(0.005)

@@ -1,0 +1,177 @@
+"""What a keeper serves on its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError
+from . import protocol
+
+if TYPE_CHECKING:
+    from .keeper import Keeper
+
+#: Connections at most; a client has two for each command that it runs.
+_MAX_CONNECTIONS = 256
+#: Seconds that clients are given to take the last answer.
+_LEAVING = 1.0
+#: Seconds that a worker's counters may take.
+_STATS = 5.0
+
+
+class Server:
+    """Answers requests, each connection in a thread of its own."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._socket = protocol.listen(keeper.place.socket)
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        self._requests: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "inspect": self._inspect,
+            "stats": self._stats,
+            "stop": self._stop,
+            "signal": self._signal,
+            "wait": self._wait,
+            "watch": self._watch,
+            "snapshot": self._snapshot,
+            "fork": self._fork,
+        }
+
+    def start(self) -> Server:
+        threading.stack_size(512 * 1024)
+        threading.Thread(target=self._accept, name="server", daemon=True).start()
+        return self
+
+    def close(self) -> None:
+        """Takes no more connections."""
+        with contextlib.suppress(OSError):
+            self._keeper.place.socket.unlink()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def join(self) -> None:
+        """Waits until those who wait for the machine's end have been told."""
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(_LEAVING / max(1, len(threads)) + 0.05)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with self._lock:
+                full = len(self._threads) >= _MAX_CONNECTIONS
+            if full or not protocol.peer_is_us(connection):
+                connection.close()
+                continue
+            thread = threading.Thread(target=self._serve, args=(connection,), name="client", daemon=True)
+            with self._lock:
+                self._threads.add(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        channel = protocol.Channel(connection)
+        try:
+            while (request := channel.receive()) is not None:
+                self._answer(channel, request)
+        except (OSError, ValueError):
+            pass  # a client that has gone, or is none of ours
+        finally:
+            channel.close()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _answer(self, channel: protocol.Channel, request: dict[str, Any]) -> None:
+        what = request.get("ask")
+        try:
+            if what == "connect":
+                fd = self._keeper.vm._served().connect(int(request["port"]))
+                try:
+                    channel.send({"ok": True}, fd)
+                finally:
+                    os.close(fd)
+                return
+            work = self._requests.get(str(what))
+            if work is None:
+                raise ConfigurationError(
+                    f"this machine's keeper does not know {what!r}",
+                    hint="it is of another version of supermachine: stop it and start it again",
+                )
+            answer = {"ok": True, **work(request)}
+        except Exception as error:
+            answer = {"error": protocol.error_to_json(error)}
+        channel.send(answer)
+
+    def _inspect(self, _request: dict[str, Any]) -> dict[str, Any]:
+        keeper = self._keeper
+        context = keeper.context() if keeper.vm.running else None
+        return {
+            "record": asdict(keeper.record),
+            "phase": keeper.phase,
+            "main_pid": keeper.main_pid,
+            "ports": keeper.vm.ports,
+            "worker": keeper.vm.pid,
+            "engine": keeper.vm.engine,
+            "isolation": keeper.vm.isolation,
+            "health": keeper.health.as_json() if keeper.health is not None else None,
+            "dropped": keeper.logs.dropped,
+            "context": {"environment": context.env, "working_dir": context.cwd, "user": context.user}
+            if context is not None
+            else None,
+        }
+
+    def _stats(self, _request: dict[str, Any]) -> dict[str, Any]:
+        worker = self._keeper.vm._running()
+        counted = worker.stats(_STATS)
+        exits, instructions = counted if counted is not None else ([], 0)
+        return {
+            "pid": worker.pid,
+            "exits": dict(exits),
+            "instructions": instructions,
+            "memory_limit": self._keeper.vm._settings.memory,
+        }
+
+    def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        timeout = request.get("timeout")
+        self._keeper.stop(None if timeout is None else max(0.0, float(timeout)))
+        return self._wait(request)
+
+    def _signal(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._keeper.signal(int(request["signal"]))
+        return {}
+
+    def _wait(self, _request: dict[str, Any]) -> dict[str, Any]:
+        self._keeper.over.wait()
+        return {"exit_code": self._keeper.record.exit_code, "error": self._keeper.record.error}
+
+    def _watch(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Answers when the virtual machine that runs now has ended."""
+        reason, message, console_tail = self._keeper.vm._started().worker.wait() or ("ended", "", "")
+        return {"reason": reason, "message": message, "console_tail": console_tail}
+
+    def _snapshot(self, request: dict[str, Any]) -> dict[str, Any]:
+        made = self._keeper.vm.snapshot(str(request["path"]), diff=bool(request.get("diff")))
+        return {
+            "path": str(made.path),
+            "id": made.id,
+            "parent": made.parent,
+            "data_bytes": made.data_bytes,
+            "pause": made.pause,
+            "timings": made.timings,
+        }
+
+    def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
+        from .keeper import fork
+
+        names = [str(name) for name in request["names"]]
+        return {"names": fork(self._keeper, len(names), names, self._keeper.say)}

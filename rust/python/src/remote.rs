@@ -1,0 +1,89 @@
+//! A VM whose worker belongs to another process, which hands connections to the guest over.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use crate::descriptors::Unshared;
+use crate::errors;
+use crate::state::{Exit, Shared};
+use crate::sys;
+use crate::worker::{Connected, Worker};
+
+/// What `Remote.ended` may say; anything else is "ended".
+const REASONS: [&str; 13] = [
+    "shutdown",
+    "guest-power-off",
+    "guest-reset",
+    "panic",
+    "agent-timeout",
+    "agent-failed",
+    "renew-failed",
+    "bad-snapshot",
+    "bad-configuration",
+    "engine",
+    "unconfined",
+    "killed",
+    "crashed",
+];
+
+/// Stands for a worker wherever a connection to its guest is all that is needed.
+#[pyclass(frozen, module = "supermachine._core")]
+pub struct Remote {
+    dial: Py<PyAny>,
+    shared: Arc<Shared>,
+}
+
+impl Remote {
+    fn open(&self, py: Python<'_>, port: u32) -> PyResult<Connected> {
+        if let Some(exit) = self.shared.exit() {
+            return Err(errors::vm_exited(py, &exit));
+        }
+        let socket = self.dial.bind(py).call1((port,))?;
+        let stream = Unshared::new(|| {
+            let fd = socket.call_method0("fileno").and_then(|fd| fd.extract())?;
+            Ok(UnixStream::from(sys::duplicate(fd)?))
+        })?;
+        socket.call_method0("close")?;
+        Ok((stream, self.shared.clone()))
+    }
+}
+
+#[pymethods]
+impl Remote {
+    /// `dial(port)` gives a connected socket of a vsock port of the guest, which is closed here.
+    #[new]
+    fn new(dial: Py<PyAny>) -> PyResult<Self> {
+        Ok(Self { dial, shared: Arc::new(Shared::new()?) })
+    }
+
+    /// `(reason, message, console_tail)` once the VM has ended.
+    #[getter]
+    fn exit(&self) -> Option<(&'static str, String, String)> {
+        self.shared.exit().map(|e| (e.reason, e.message, e.console_tail))
+    }
+
+    /// Wakes everybody who waits for this VM: it has ended, or cannot be reached any more.
+    fn ended(&self, reason: &str, message: String, console_tail: String) {
+        let reason = REASONS.into_iter().find(|known| *known == reason).unwrap_or("ended");
+        self.shared.end(|_| Exit { reason, message, console_tail });
+    }
+}
+
+/// Whatever leads to a guest.
+#[derive(FromPyObject)]
+pub enum Machine<'py> {
+    Worker(Bound<'py, Worker>),
+    Remote(Bound<'py, Remote>),
+}
+
+impl Machine<'_> {
+    /// A stream to a guest's vsock port. A refused one ends at once.
+    pub fn open(&self, py: Python<'_>, port: u32) -> PyResult<Connected> {
+        match self {
+            Machine::Worker(worker) => worker.get().open(py, port),
+            Machine::Remote(remote) => remote.get().open(py, port),
+        }
+    }
+}
