@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check-targets rust-test python-test tools bench guest-check guest-initramfs guest-kernels fuzz
+.PHONY: demo test lint check-targets rust-test python-test tools bench soak guest-check guest-initramfs guest-kernels fuzz
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
@@ -35,6 +35,10 @@ rust-test:
 
 python-test: $(VENV)/installed
 	$(BIN)/pytest
+
+# kill -9 at a hundred random moments, and two hundred machines at once; not part of the tests.
+soak: $(VENV)/installed
+	SUPERMACHINE_TEST_MOMENTS=100 SUPERMACHINE_TEST_MACHINES=200 $(BIN)/pytest tests/named -k "soak or twenty or killed"
 
 # Measurements, not part of the tests; benches/README.md.
 bench: $(VENV)/installed

@@ -86,11 +86,17 @@ class Report:
         self._tell({"failed": error_to_json(error)})
         self._close()
 
-    def started(self, what: dict[str, Any]) -> bool:
-        """Whether there was somebody to tell."""
-        told = self._tell(what)
+    def abandoned(self) -> bool:
+        """Whether nobody is there any more who could be told."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return bool(poll.poll(0))
+
+    def started(self, what: dict[str, Any]) -> None:
+        self._tell(what)
         self._close()
-        return told
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -152,14 +158,15 @@ class Keeper:
             self._write()
             self.logs = LogWriter(self.place.log, self.policy.log_bytes)
             self._first_start()
+            if self._report.abandoned():
+                raise ConnectionError("nobody waits for this machine any more")
             self.record.started = time.time()
             self.phase = "running"
             self._note()
             self._server = Server(self).start()
             signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=self.stop, daemon=True).start())
             os.chdir("/")
-            if not self._report.started({"name": self.place.name, "id": self.record.id, "ports": self.vm.ports}):
-                raise ConnectionError("nobody waits for this machine any more")
+            self._report.started({"name": self.place.name, "id": self.record.id})
         except BaseException as error:
             self._end_vm()
             self._registry.discard(self.place)

@@ -1,0 +1,104 @@
+"""kill -9 of keepers, workers and clients at random moments: `ps` tells the truth, and nothing is left.
+
+A run in continuous integration takes a few moments; ``make soak`` takes a hundred.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import supermachine
+from supermachine.host import bundle
+from supermachine.named.client import state_of
+from supermachine.named.registry import Registry
+
+from .conftest import CLI, alive, sm, until
+
+pytestmark = pytest.mark.vm
+
+MOMENTS = int(os.environ.get("SUPERMACHINE_TEST_MOMENTS", "9"))
+
+
+def keepers(runtime: Path) -> list[int]:
+    """Processes that keep machines of this directory, found by what they were started as."""
+    found = []
+    for place in Path("/proc").iterdir():
+        try:
+            ours = place.name.isdecimal() and b"supermachine-keeper" in (place / "cmdline").read_bytes()
+            if ours and os.fsencode(runtime) in (place / "environ").read_bytes() and alive(int(place.name)):
+                found.append(int(place.name))
+        except OSError:
+            continue
+    return found
+
+
+def workers() -> list[int]:
+    """Processes of this installation's worker and policy process."""
+    ours = {bundle.worker(), bundle.policy_process()}
+    found = []
+    for place in Path("/proc").iterdir():
+        try:
+            if place.name.isdecimal() and os.readlink(place / "exe") in ours and alive(int(place.name)):
+                found.append(int(place.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill(pid: int | None) -> None:
+    if pid:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+@pytest.mark.parametrize("victim", ["client", "keeper", "worker"])
+def test_whatever_is_killed_ps_tells_the_truth(busybox: str, runtime: Path, victim: str) -> None:
+    sm("run", busybox, "true")
+    before = set(workers())
+    chance = random.Random(f"{victim} {os.environ.get('SUPERMACHINE_TEST_SEED', '1')}")
+    for moment in range(max(1, MOMENTS // 3)):
+        name = f"{victim}-{moment}"
+        options = ["--restart", "always"] if victim == "worker" and moment % 2 else []
+        options += ["--rm"] if moment % 3 == 2 and not options else []
+        command = [*CLI, "run", "-d", "-q", "-m", "64m", "--name", name, *options, busybox, "sleep", "1000"]
+        # In the background group of nobody, so that the kill is the client's alone.
+        client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        delay = chance.uniform(0.0, 0.8)
+        time.sleep(delay)
+        place = Registry(runtime).place(name)
+        if victim == "client":
+            client.kill()
+        elif victim == "keeper":
+            for pid in keepers(runtime):
+                kill(pid)
+        else:
+            record = place.record()
+            kill(record.worker if record is not None else None)
+        client.wait(60)
+        # It comes to rest: what was starting runs or is gone.
+        assert until(lambda: not keepers(runtime) or _status(place) == "running"), delay  # noqa: B023
+        said = {m.name: m.state for m in supermachine.machines(all=True)}
+        if name in said and said[name].running:
+            assert supermachine.attach(name).run(["echo", "well"], text=True).stdout == "well\n"
+        elif name in said:
+            assert said[name].status in ("dead", "exited")
+        for pid in keepers(runtime):
+            assert any(r.keeper == pid for p in Registry(runtime).places() if (r := p.record()) is not None)
+        if name in said:
+            sm("rm", "-f", name)
+        assert not place.path.exists()
+        assert until(lambda: not keepers(runtime) and set(workers()) <= before, 20), (delay, keepers(runtime))
+    assert [p.name for p in (runtime / "machines").iterdir()] in ([".lock"], [])
+
+
+def _status(place: object) -> str:
+    state = state_of(place)  # type: ignore[arg-type]
+    return state.status if state is not None else ""
