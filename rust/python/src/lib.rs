@@ -12,10 +12,12 @@ mod forward;
 mod image;
 mod monitor;
 mod netd;
+mod parts;
 mod publication;
 mod pump;
 mod remote;
 mod shares;
+mod signing;
 mod snapshot;
 mod state;
 mod sys;
@@ -40,11 +42,15 @@ mod _core {
     #[pymodule_export]
     use crate::netd::check_network_rule;
     #[pymodule_export]
+    use crate::parts::{Unpacker, pack_part};
+    #[pymodule_export]
     use crate::publication::Publication;
     #[pymodule_export]
     use crate::remote::Remote;
     #[pymodule_export]
     use crate::shares::attach_shares;
+    #[pymodule_export]
+    use crate::signing::{public_key, sign, verify_signature};
     #[pymodule_export]
     use crate::snapshot::{
         export_snapshot, flatten_snapshots, import_snapshot, read_snapshot, verify_snapshot,

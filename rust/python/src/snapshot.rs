@@ -244,7 +244,7 @@ fn publish<T>(path: &Path, replace: bool, write: impl FnOnce(&File) -> Result<T>
 }
 
 /// Does something long without the GIL, and ends it when a signal's handler raises an exception.
-fn watched<T: Send>(
+pub(crate) fn watched<T: Send>(
     py: Python<'_>,
     path: &Path,
     work: impl FnOnce(Watch) -> Result<T> + Send,

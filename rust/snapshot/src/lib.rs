@@ -4,7 +4,7 @@
 //! what a device or an engine is: v9 holds named sections of bytes, v8 has fixed records of Hypervisor.framework's
 //! registers. Both files end with the guest's RAM, aligned so that it can be mapped copy-on-write, zeros as holes.
 //!
-//! [`export`] packs either into one compressed file.
+//! [`export`] packs either into one compressed file, [`parts`] into blobs that are fetched and checked in pieces.
 //!
 //! A file is hostile until it was checked: readers allocate for bytes that they have seen only, within fixed limits.
 //! A file is whole or not there: writers go through [`publish::Publication`], and the header comes last.
@@ -16,6 +16,7 @@ mod digest;
 mod error;
 pub mod export;
 mod fault;
+pub mod parts;
 pub mod publish;
 pub mod ram;
 mod source;

@@ -1,0 +1,22 @@
+//! A snapshot's files as few compressed blobs that can be fetched in pieces, each of which is checked by itself.
+//!
+//! A *part* is a stretch of a file: its metadata, its RAM, the pages of RAM that a clone needs first. Of a part, the
+//! pages that are sent are packed by [`FRAME_PAGES`] into Zstandard frames, one after another in a blob of the part's own.
+//! The [`Table`] says which pages those are, and length and BLAKE3 of each packed frame. Pages that are not sent are
+//! zero, or those of another snapshot, the base.
+
+mod pack;
+mod table;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+pub use pack::{Packed, Wanted, pack};
+pub use table::{Frame, Part, Runs, Table};
+pub use unpack::Unpacker;
+
+use crate::ram::PAGE;
+
+/// Pages of a frame, the last of a part excepted: 256 KiB.
+pub const FRAME_PAGES: u64 = 64;
+pub(crate) const FRAME_BYTES: usize = FRAME_PAGES as usize * PAGE;

@@ -1,0 +1,174 @@
+//! From a file to the blob of a part: in order, by several threads, a few megabytes at a time.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use sha2::{Digest, Sha256};
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::CParameter;
+
+use super::{FRAME_BYTES, Frame, Part, Runs};
+use crate::ram::{self, PAGE, Watch};
+use crate::{Digest32, Error, Result, Source};
+
+/// Frames that are compressed at once.
+const BATCH: usize = 16;
+const MAX_THREADS: usize = 4;
+const LEVEL: i32 = 3;
+
+/// What is to be packed.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted<'a> {
+    pub name: &'a str,
+    pub file: u8,
+    pub origin: u64,
+    pub length: u64,
+    /// These pages alone, in this order; otherwise all that are not zero, ascending.
+    pub order: Option<&'a [Range<u64>]>,
+    /// Without these pages; sorted.
+    pub except: &'a [Range<u64>],
+    /// A file whose pages need not be sent again, and where they begin in it.
+    pub base: Option<(&'a File, u64)>,
+}
+
+/// What was packed.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    pub part: Part,
+    pub sha256: Digest32,
+}
+
+/// Writes the blob of a part to `out`, which is empty. The same pages give the same bytes.
+pub fn pack(source: &File, wanted: &Wanted<'_>, out: &File, watch: Watch<'_>) -> Result<Packed> {
+    let (name, file) = (wanted.name.to_owned(), wanted.file);
+    let (origin, length) = (wanted.origin, wanted.length);
+    if !origin.is_multiple_of(PAGE as u64) || !length.is_multiple_of(PAGE as u64) || name.len() > 32 {
+        return Err(Error::unwritable(format!("the part {name} is not one of whole pages")));
+    }
+    let part = Part { name, file, origin, length, runs: vec![], frames: vec![], base: vec![] };
+    let mut writer = Writer { out, part, written: 0, sha256: Sha256::new(), waiting: vec![], open: vec![] };
+    match wanted.order {
+        Some(order) => in_order(source, wanted, order, &mut writer, watch)?,
+        None => ascending(source, wanted, &mut writer, watch)?,
+    }
+    writer.finish()
+}
+
+fn in_order(
+    source: &File,
+    wanted: &Wanted<'_>,
+    order: &[Range<u64>],
+    writer: &mut Writer<'_>,
+    watch: Watch<'_>,
+) -> Result<()> {
+    let mut page = vec![0; PAGE];
+    for number in order.iter().cloned().flatten() {
+        let at = number.saturating_mul(PAGE as u64);
+        if at >= wanted.length {
+            continue;
+        }
+        if watch(at).is_break() {
+            return Err(Error::Cancelled);
+        }
+        source.fill_at(&mut page, wanted.origin + at).map_err(Error::io("read"))?;
+        if !ram::is_zero(&page) {
+            writer.page(number, &page)?;
+        }
+    }
+    Ok(())
+}
+
+fn ascending(source: &File, wanted: &Wanted<'_>, writer: &mut Writer<'_>, watch: Watch<'_>) -> Result<()> {
+    let range = wanted.origin..wanted.origin + wanted.length;
+    let mut except = wanted.except.iter().peekable();
+    let mut beside = vec![0; ram::CHUNK];
+    ram::read_data(source, range, watch, |offset, bytes| {
+        let base = match wanted.base {
+            Some((file, origin)) => {
+                let beside = &mut beside[..bytes.len()];
+                file.fill_at(beside, origin + offset).map_err(Error::io("read the base of"))?;
+                Some(&*beside)
+            }
+            None => None,
+        };
+        for (n, page) in bytes.chunks(PAGE).enumerate() {
+            let number = offset / PAGE as u64 + n as u64;
+            while except.next_if(|run| run.end <= number).is_some() {}
+            if ram::is_zero(page) || except.peek().is_some_and(|run| run.start <= number) {
+                continue;
+            }
+            if base.is_some_and(|base| base[n * PAGE..][..page.len()] == *page) {
+                append(&mut writer.part.base, number);
+            } else {
+                writer.page(number, page)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn append(runs: &mut Runs, number: u64) {
+    match runs.last_mut() {
+        Some(last) if last.end == number => last.end += 1,
+        _ => runs.push(number..number + 1),
+    }
+}
+
+struct Writer<'a> {
+    out: &'a File,
+    part: Part,
+    written: u64,
+    sha256: Sha256,
+    /// Whole frames that are not compressed yet, and the one that is being filled.
+    waiting: Vec<Vec<u8>>,
+    open: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn page(&mut self, number: u64, bytes: &[u8]) -> Result<()> {
+        append(&mut self.part.runs, number);
+        self.open.reserve_exact(FRAME_BYTES - self.open.len());
+        self.open.extend_from_slice(bytes);
+        if self.open.len() == FRAME_BYTES {
+            self.waiting.push(std::mem::take(&mut self.open));
+        }
+        if self.waiting.len() == BATCH { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
+        let each = self.waiting.len().div_ceil(threads).max(1);
+        let packed: Vec<Result<Vec<Vec<u8>>>> = std::thread::scope(|scope| {
+            let started: Vec<_> =
+                self.waiting.chunks(each).map(|frames| scope.spawn(move || compress(frames))).collect();
+            started.into_iter().map(|thread| thread.join().expect("compressing does not panic")).collect()
+        });
+        self.waiting.clear();
+        for frames in packed {
+            for frame in frames? {
+                self.out.write_all_at(&frame, self.written).map_err(Error::io("write"))?;
+                self.sha256.update(&frame);
+                let bytes = frame.len() as u32;
+                self.part.frames.push(Frame { at: self.written, bytes, digest: Digest32::of(&frame) });
+                self.written += frame.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Packed> {
+        if !self.open.is_empty() {
+            self.waiting.push(std::mem::take(&mut self.open));
+        }
+        self.flush()?;
+        Ok(Packed { part: self.part, sha256: Digest32(self.sha256.finalize().into()) })
+    }
+}
+
+fn compress(frames: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+    let failed = |source| Error::Io { action: "compress", source };
+    let mut compressor = Compressor::new(LEVEL).map_err(failed)?;
+    compressor.set_parameter(CParameter::ChecksumFlag(true)).map_err(failed)?;
+    frames.iter().map(|frame| compressor.compress(frame).map_err(failed)).collect()
+}

@@ -1,0 +1,192 @@
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{bytes_of, file_of, nameless};
+use crate::{Digest32, Error, ram, v9};
+
+const MOST: u64 = 1 << 30;
+
+/// A snapshot whose page `n` of RAM is filled with `pages[n]`.
+fn snapshot(pages: &[u8]) -> (File, u64) {
+    let memory_bytes = (pages.len() * PAGE) as u64;
+    let identity = v9::Identity { vcpus: 1, memory_bytes, ..v9::Identity::default() };
+    let ram: Vec<u8> = pages.iter().flat_map(|byte| [*byte; PAGE]).collect();
+    let file = nameless();
+    let mut writer = v9::Writer::begin(&file, &v9::Metadata { identity, sections: vec![] }).unwrap();
+    writer.write_ram(&ram).unwrap();
+    (file, writer.finish().unwrap().ram_offset)
+}
+
+struct Artifact {
+    table: Table,
+    blobs: Vec<Vec<u8>>,
+}
+
+/// As the Python package packs a snapshot: metadata, hot pages, the rest.
+fn packed(file: &File, offset: u64, hot: &[Range<u64>], base: Option<(&File, u64)>) -> Artifact {
+    let length = bytes_of(file).len() as u64;
+    let ram = Wanted { origin: offset, length: length - offset, ..Wanted::default() };
+    let mut sorted = hot.to_vec();
+    sorted.sort_unstable_by_key(|run| run.start);
+    let wanted = [
+        Wanted { name: "meta", length: offset, ..Wanted::default() },
+        Wanted { name: "ram.hot", order: Some(hot), ..ram.clone() },
+        Wanted { name: "ram", except: &sorted, base, ..ram },
+    ];
+    let (mut parts, mut blobs) = (vec![], vec![]);
+    for wanted in wanted {
+        let out = nameless();
+        let packed = pack(file, &wanted, &out, &mut ram::patient).unwrap();
+        let blob = bytes_of(&out);
+        assert_eq!(packed.part.packed_bytes(), blob.len() as u64);
+        parts.push(packed.part);
+        blobs.push(blob);
+    }
+    Artifact { table: Table { parts }, blobs }
+}
+
+/// Frames one by one, the last first.
+fn unpacked(artifact: &Artifact, base: Option<(&File, u64)>) -> (File, Option<Digest32>) {
+    let table = Table::decode(&artifact.table.encode(), MOST).unwrap();
+    assert_eq!(table, artifact.table);
+    let out = nameless();
+    let unpacker = Unpacker::new(table, vec![out.try_clone().unwrap()]).unwrap();
+    for (number, (part, blob)) in artifact.table.parts.iter().zip(&artifact.blobs).enumerate().rev() {
+        for (n, frame) in part.frames.iter().enumerate().rev() {
+            let bytes = &blob[frame.at as usize..][..frame.bytes as usize];
+            assert_eq!(unpacker.frames(number, n, bytes).unwrap(), 1);
+        }
+        if let Some((base, origin)) = base {
+            unpacker.copy_base(number, base, origin).unwrap();
+        }
+    }
+    let id = unpacker.finish().unwrap();
+    (out, id)
+}
+
+fn pages() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop_oneof![3 => Just(0_u8), 2 => 1_u8..4], 16..300)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn what_was_packed_is_unpacked(
+        pages in pages(),
+        changed in prop::collection::vec((0_usize..300, 0_u8..4), 0..40),
+        hot in prop::collection::vec((0_u64..300, 1_u64..9), 0..6),
+    ) {
+        let count = pages.len() as u64;
+        let mut taken = vec![false; pages.len()];
+        let mut order = vec![];
+        for (start, length) in hot {
+            let run = start.min(count)..(start + length).min(count);
+            if !run.is_empty() && !taken[run.start as usize..run.end as usize].contains(&true) {
+                taken[run.start as usize..run.end as usize].fill(true);
+                order.push(run);
+            }
+        }
+        let (base, base_offset) = snapshot(&pages);
+        let mut other = pages.clone();
+        for (page, byte) in changed {
+            other[page % pages.len()] = byte;
+        }
+        let (file, offset) = snapshot(&other);
+        for base in [None, Some((&base, base_offset))] {
+            let artifact = packed(&file, offset, &order, base);
+            prop_assert_eq!(&artifact.blobs, &packed(&file, offset, &order, base).blobs);
+            let (out, id) = unpacked(&artifact, base);
+            prop_assert!(bytes_of(&out) == bytes_of(&file));
+            prop_assert_eq!(id, Some(v9::Snapshot::open(&file).unwrap().id()));
+        }
+    }
+
+    #[test]
+    fn a_table_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        if let Ok(table) = Table::decode(&bytes, MOST) {
+            prop_assert_eq!(table.encode(), bytes);
+        }
+    }
+}
+
+#[test]
+fn every_changed_byte_of_a_blob_is_found() {
+    let pages: Vec<u8> = (0..200).map(|n| (n % 7) as u8).collect();
+    let (file, offset) = snapshot(&pages);
+    let artifact = packed(&file, offset, &[3..9], None);
+    let table = Table::decode(&artifact.table.encode(), MOST).unwrap();
+    let unpacker = Unpacker::new(table, vec![nameless()]).unwrap();
+    for (number, blob) in artifact.blobs.iter().enumerate() {
+        for at in (0..blob.len()).step_by(1 + blob.len() / 300) {
+            let mut bytes = blob.clone();
+            bytes[at] ^= 1;
+            let error = unpacker.frames(number, 0, &bytes).unwrap_err();
+            assert!(matches!(error, Error::Checksum { .. }), "{error}");
+        }
+        for length in (1..blob.len()).step_by(1 + blob.len() / 50) {
+            assert!(
+                unpacker.frames(number, 0, &blob[..length]).is_err()
+                    || length_is_of_frames(&artifact, number, length)
+            );
+        }
+        assert!(unpacker.frames(number, 1_000_000, blob).is_err());
+    }
+    assert!(unpacker.frames(9, 0, b"x").is_err());
+}
+
+fn length_is_of_frames(artifact: &Artifact, part: usize, length: usize) -> bool {
+    artifact.table.parts[part].frames.iter().any(|frame| frame.at == length as u64)
+}
+
+#[test]
+fn a_frame_that_unpacks_to_more_or_less_is_refused() {
+    for pages in [1, FRAME_PAGES as usize + 1, 4096] {
+        let bomb = zstd::bulk::compress(&vec![7; pages * PAGE], 3).unwrap();
+        let frame = Frame { at: 0, bytes: bomb.len() as u32, digest: Digest32::of(&bomb) };
+        let part = Part {
+            name: "ram".into(),
+            file: 0,
+            origin: 0,
+            length: 64 * PAGE as u64,
+            runs: vec![0..2],
+            frames: vec![frame],
+            base: vec![],
+        };
+        let unpacker = Unpacker::new(Table { parts: vec![part] }, vec![nameless()]).unwrap();
+        assert!(matches!(unpacker.frames(0, 0, &bomb), Err(Error::Invalid { .. })));
+    }
+}
+
+#[test]
+fn tables_that_lie_are_refused() {
+    let (file, offset) = snapshot(&[1, 2, 0, 3]);
+    let good = packed(&file, offset, &[], None).table;
+    let refused = |change: &dyn Fn(&mut Table), reason: &str| {
+        let mut table = good.clone();
+        change(&mut table);
+        let error = Table::decode(&table.encode(), MOST).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    };
+    refused(&|table| table.parts[2].runs = vec![0..2, 1..2], "twice");
+    refused(&|table| table.parts[2].base = vec![1..2], "twice");
+    refused(&|table| table.parts[2].origin = 0, "twice");
+    refused(&|table| table.parts[2].runs = vec![0..3, 4..5], "outside its part");
+    refused(&|table| table.parts[2].length = MOST, "is the limit");
+    refused(&|table| table.parts[2].length = u64::MAX / PAGE as u64 * PAGE as u64, "");
+    refused(&|table| table.parts[2].frames[0].bytes = 1 << 30, "too long");
+    refused(&|table| table.parts.clear(), "parts");
+    refused(&|table| table.parts = vec![table.parts[0].clone(); 17], "parts");
+    let bytes = good.encode();
+    assert!(Table::decode(&[&bytes[..], &[0]].concat(), MOST).is_err());
+    for length in 0..bytes.len() {
+        assert!(Table::decode(&bytes[..length], MOST).is_err());
+    }
+    let file = file_of(&[0; 8]);
+    file.write_all_at(b"x", 0).unwrap();
+    assert!(Unpacker::new(good, vec![]).is_err());
+}

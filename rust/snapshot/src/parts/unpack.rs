@@ -1,0 +1,139 @@
+//! From frames, in any order and by any number of threads, to a snapshot's files.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use zstd::bulk::Decompressor;
+
+use super::{FRAME_PAGES, Part, Table};
+use crate::ram::{self, PAGE};
+use crate::{Digest32, Error, Result, Source, export};
+
+/// Files that are being put together.
+#[derive(Debug)]
+pub struct Unpacker {
+    table: Table,
+    files: Vec<File>,
+    /// For each part, how many pages come before each of its runs.
+    before: Vec<Vec<u64>>,
+}
+
+impl Unpacker {
+    /// `files` are empty, and open for reading and writing; there is one for each that the table speaks of.
+    pub fn new(table: Table, files: Vec<File>) -> Result<Self> {
+        for part in &table.parts {
+            if usize::from(part.file) >= files.len() {
+                return Err(Error::unwritable(format!(
+                    "the part {} is of a file that is not known",
+                    part.name
+                )));
+            }
+        }
+        for (number, file) in files.iter().enumerate() {
+            let bytes = table.file_bytes(u8::try_from(number).unwrap_or(u8::MAX));
+            file.set_len(bytes).map_err(Error::io("write"))?;
+        }
+        let before = table.parts.iter().map(|part| {
+            let mut pages = 0;
+            let count = |run: &Range<u64>| {
+                pages += run.end - run.start;
+                pages - (run.end - run.start)
+            };
+            part.runs.iter().map(count).collect()
+        });
+        Ok(Self { before: before.collect(), table, files })
+    }
+
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Takes whole frames, `first` and those after it. An error unless each is the one that the table says.
+    pub fn frames(&self, part: usize, first: usize, mut bytes: &[u8]) -> Result<usize> {
+        let entry = self.part(part)?;
+        let mut decompressor =
+            Decompressor::new().map_err(|source| Error::Io { action: "unpack", source })?;
+        let mut number = first;
+        let mut pages = vec![];
+        while !bytes.is_empty() {
+            let name = || format!("frame {number} of {}", entry.name);
+            let Some(frame) = entry.frames.get(number) else {
+                return Err(Error::invalid(name(), 0, "there is none"));
+            };
+            let Some((packed, rest)) = bytes.split_at_checked(frame.bytes as usize) else {
+                return Err(Error::Cut {
+                    section: name(),
+                    offset: frame.at,
+                    needed: frame.bytes.into(),
+                    available: bytes.len() as u64,
+                });
+            };
+            if Digest32::of(packed) != frame.digest {
+                return Err(Error::Checksum { section: name(), offset: frame.at });
+            }
+            let wanted = entry.frame_pages(number) as usize * PAGE;
+            pages.clear();
+            pages.reserve_exact(wanted);
+            let found = decompressor.decompress_to_buffer(packed, &mut pages);
+            if found.as_ref().ok() != Some(&wanted) {
+                return Err(Error::invalid(
+                    name(),
+                    frame.at,
+                    "it does not unpack to the pages that are in it",
+                ));
+            }
+            self.write(part, number, &pages)?;
+            bytes = rest;
+            number += 1;
+        }
+        Ok(number - first)
+    }
+
+    fn part(&self, part: usize) -> Result<&Part> {
+        self.table.parts.get(part).ok_or_else(|| Error::unwritable(format!("there is no part {part}")))
+    }
+
+    fn write(&self, part: usize, number: usize, mut pages: &[u8]) -> Result<()> {
+        let (entry, before) = (&self.table.parts[part], &self.before[part]);
+        let mut page = number as u64 * FRAME_PAGES;
+        let mut run = before.partition_point(|count| *count <= page) - 1;
+        while !pages.is_empty() {
+            let into = page - before[run];
+            let left = entry.runs[run].end - entry.runs[run].start - into;
+            let count = left.min((pages.len() / PAGE) as u64);
+            let (now, later) = pages.split_at(count as usize * PAGE);
+            let at = entry.origin + (entry.runs[run].start + into) * PAGE as u64;
+            self.files[usize::from(entry.file)].write_all_at(now, at).map_err(Error::io("write"))?;
+            pages = later;
+            page += count;
+            run += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the pages of a part that are as in the base, where they begin at `origin`.
+    pub fn copy_base(&self, part: usize, base: &dyn Source, origin: u64) -> Result<()> {
+        let entry = self.part(part)?;
+        let mut buffer = vec![0; ram::CHUNK];
+        for run in &entry.base {
+            let (mut at, end) = (run.start * PAGE as u64, run.end * PAGE as u64);
+            while at < end {
+                let bytes = &mut buffer[..ram::CHUNK.min((end - at) as usize)];
+                base.fill_at(bytes, origin + at).map_err(Error::io("read the base of"))?;
+                let file = &self.files[usize::from(entry.file)];
+                file.write_all_at(bytes, entry.origin + at).map_err(Error::io("write"))?;
+                at += bytes.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and checks all of the snapshot file, the first of the files, and waits until the disk has them.
+    pub fn finish(&self) -> Result<Option<Digest32>> {
+        for file in &self.files {
+            file.sync_all().map_err(Error::io("write"))?;
+        }
+        export::verify(&self.files[0], &mut ram::patient)
+    }
+}
