@@ -341,6 +341,19 @@ class SnapshotFailed(SupermachineError, OSError):
     default_code = "snapshot.failed"
 
 
+class UntrustedSnapshot(SupermachineError, PermissionError):
+    """A snapshot in a registry is neither named by its digest nor signed by a key that this user trusts."""
+
+    default_code = "snapshot.untrusted"
+
+
+class SnapshotReference(UnsupportedMediaType):
+    """A reference names a snapshot, where an image is needed."""
+
+    default_code = "image.is-snapshot"
+    default_hint = "`supermachine run` and `supermachine pull` take it, and supermachine.pull in Python"
+
+
 # Pools.
 
 

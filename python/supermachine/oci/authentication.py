@@ -39,10 +39,12 @@ def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
 class Authenticator:
     """The Authorization header for one repository, got when the registry first asks for it."""
 
-    def __init__(self, transport: Transport, host: str, repository: str, find: Callable[[], Found]) -> None:
+    def __init__(
+        self, transport: Transport, host: str, repository: str, find: Callable[[], Found], *, push: bool = False
+    ) -> None:
         self._transport = transport
         self._host = host
-        self._scope = f"repository:{repository}:pull"
+        self._scope = f"repository:{repository}:{'pull,push' if push else 'pull'}"
         self._find = find
         self._found: Found | None = None
         self._lock = Lock()

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .._core import sha256
-from ..errors import DigestMismatch, ImageTooLarge, InvalidImage, UnsupportedMediaType
+from ..errors import DigestMismatch, ImageTooLarge, InvalidImage, SnapshotReference, UnsupportedMediaType
 from .platforms import Platform
 from .references import is_digest
 
@@ -20,6 +20,8 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+#: The configuration of a snapshot that is kept in a registry.
+SNAPSHOT_CONFIG = "application/vnd.supermachine.snapshot.config.v1+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
@@ -142,6 +144,8 @@ def parse_manifest(data: bytes, media_type: str | None, what: str) -> Index | Ma
         return Index(tuple(_descriptor(e, f"manifest {i} of {what}") for i, e in enumerate(entries)))
     layers = _list(body, "layers", what, MAX_LAYERS)
     config = _descriptor(body.get("config"), f"the configuration of {what}")
+    if config.media_type == SNAPSHOT_CONFIG:
+        raise SnapshotReference(f"{what} is that of a snapshot, which is no container image")
     if config.media_type not in CONFIGS:
         raise UnsupportedMediaType(
             f"{what} is not a container image: its configuration is {_shown(config.media_type)}",

@@ -1,4 +1,7 @@
-"""The pull side of the OCI distribution specification 1.1, for one repository of one registry."""
+"""The OCI distribution specification 1.1 for one repository of one registry: images are pulled, blobs are read.
+
+`referrers` has what belongs to a manifest, and `uploads` the way there.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,15 @@ _MAX_RESUMES = 100
 class Repository:
     """Manifests and blobs of `reference`'s repository; tag and digest in it are not looked at."""
 
-    def __init__(self, reference: RegistryReference, *, transport: Transport) -> None:
+    def __init__(self, reference: RegistryReference, *, transport: Transport, push: bool = False) -> None:
         self.name = reference.name
         self._domain = reference.domain
         self._path = reference.path
-        self._host = _DEFAULT_HOST if reference.domain == DEFAULT_DOMAIN else reference.domain
-        self._transport = transport
-        transport.registry = self._host
+        self.host = _DEFAULT_HOST if reference.domain == DEFAULT_DOMAIN else reference.domain
+        self.transport = transport
+        transport.registry = self.host
         self._authenticator = Authenticator(
-            transport, self._host, self._path, lambda: find_credentials(self._domain, self._path)
+            transport, self.host, self._path, lambda: find_credentials(self._domain, self._path), push=push
         )
 
     def manifest(self, target: str) -> tuple[bytes, str, str]:
@@ -50,7 +53,7 @@ class Repository:
         response = self._get("manifests", target, {"Accept": _ACCEPT})
         try:
             if response.status != 200:
-                raise self._refused(response, f"image {what}")
+                raise self.refused(response, f"image {what}")
             data = response.body(MAX_JSON)
         finally:
             response.close()
@@ -96,20 +99,20 @@ class Repository:
         failure: SupermachineError | None = None
         for _ in range(_MAX_RESUMES):
             if failure is not None:
-                if attempt >= self._transport.limits.attempts:
+                if attempt >= self.transport.limits.attempts:
                     raise failure
-                self._transport.pause(attempt)
+                self.transport.pause(attempt)
             attempt += 1
             headers = {"Range": f"bytes={done}-"} if done else {}
             response = self._get("blobs", descriptor.digest, headers)
             before = done
             try:
                 if response.status == 416 or (response.status == 206 and not _starts_at(response, done)):
-                    failure = RegistryError(f"registry {self._host} does not resume the download of {what}")
+                    failure = RegistryError(f"registry {self.host} does not resume the download of {what}")
                     done, hasher = 0, hashlib.new(algorithm)
                     continue
                 if response.status not in (200, 206):
-                    raise self._refused(response, what)
+                    raise self.refused(response, what)
                 if response.status == 200 and done:
                     done, hasher = 0, hashlib.new(algorithm)
                 output.seek(done)
@@ -124,7 +127,7 @@ class Repository:
                         progress(done)
                 if done == descriptor.size:
                     break
-                failure = RegistryError(f"registry {self._host} sent {done} of {descriptor.size} bytes of {what}")
+                failure = RegistryError(f"registry {self.host} sent {done} of {descriptor.size} bytes of {what}")
             except (RegistryError, RegistryTimeout) as error:
                 if isinstance(error, ImageNotFound | RegistryUnauthorized) or getattr(error, "final", False):
                     raise
@@ -134,23 +137,52 @@ class Repository:
             if done > before:
                 attempt = 1
         else:
-            raise failure or RegistryError(f"registry {self._host} did not deliver {what}")
+            raise failure or RegistryError(f"registry {self.host} did not deliver {what}")
         actual = f"{algorithm}:{hasher.hexdigest()}"
         if actual != descriptor.digest:
             raise DigestMismatch(f"{what} has the digest {actual} where {descriptor.digest} was expected")
         output.flush()
 
+    def piece(self, digest: str, start: int, end: int, what: str) -> tuple[Response, bool]:
+        """A blob's bytes from `start` up to `end`, and whether the answer has these alone; else it has all of them."""
+        # Closed: there are registries that take an open end for one beyond the blob's.
+        response = self._get("blobs", digest, {"Range": f"bytes={start}-{end - 1}"})
+        if response.status == 200 or (response.status == 206 and _starts_at(response, start)):
+            return response, response.status == 206
+        try:
+            if response.status == 416 or response.status == 206:
+                raise RegistryError(f"registry {self.host} does not give the bytes {start}-{end - 1} of {what}")
+            raise self.refused(response, what)
+        finally:
+            response.close()
+
     def abort(self) -> None:
         """Ends the transfers of other threads at once."""
-        self._transport.abort()
+        self.transport.abort()
 
     def _get(self, kind: str, target: str, headers: dict[str, str]) -> Response:
-        path = f"/v2/{self._path}/{kind}/{quote(target, safe=':._-')}"
+        return self.send("GET", f"{kind}/{quote(target, safe=':._-')}", headers)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+        *,
+        retry: bool = True,
+    ) -> Response:
+        """A request about this repository: `path` follows its name, or is the address that an upload was given."""
+        whole = path.startswith(("http://", "https://"))
+        credible = not whole or self.transport.is_registry(path)
         # Anonymous, then with a token; once more if that one was about to expire.
         for last in (False, False, True):
-            sent = self._authenticator.header()
-            extra = {"Authorization": sent} if sent else {}
-            response = self._transport.request("GET", self._host, path, {**headers, **extra})
+            sent = self._authenticator.header() if credible else None
+            told = {**(headers or {}), **({"Authorization": sent} if sent else {})}
+            if whole:
+                response = self.transport.request_url(method, path, told, body=body, retry=retry)
+            else:
+                response = self.transport.request(method, self.host, f"/v2/{self._path}/{path}", told, body=body)
             if response.status != 401 or last:
                 break
             if not self._authenticator.answer(response, sent):
@@ -158,7 +190,7 @@ class Repository:
             response.close()
         return response
 
-    def _refused(self, response: Response, what: str) -> SupermachineError:
+    def refused(self, response: Response, what: str) -> SupermachineError:
         """The error that a status means, with the registry's own words as the cause."""
         status = response.status
         cause = f"HTTP {status}"
@@ -172,17 +204,17 @@ class Repository:
         if status == 401:
             note = self._authenticator.note
             return RegistryUnauthorized(
-                f"registry {self._host} wants a login for {what}, or it does not exist",
+                f"registry {self.host} wants a login for {what}, or it does not exist",
                 cause=f"{cause}; {note}" if note else cause,
                 hint=f"log in: {log_in}",
             )
         if status == 403:
             return RegistryUnauthorized(
-                f"registry {self._host} denies access to {what}", cause=cause, hint=f"log in as another user: {log_in}"
+                f"registry {self.host} denies access to {what}", cause=cause, hint=f"log in as another user: {log_in}"
             )
         if status == 404:
-            return ImageNotFound(f"registry {self._host} has no {what}", cause=cause, hint="check the name and the tag")
-        return _Final(f"registry {self._host} answered the request for {what} with HTTP {status}", cause=cause)
+            return ImageNotFound(f"registry {self.host} has no {what}", cause=cause, hint="check the name and the tag")
+        return _Final(f"registry {self.host} answered the request for {what} with HTTP {status}", cause=cause)
 
 
 class _Final(RegistryError):

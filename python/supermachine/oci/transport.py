@@ -174,44 +174,55 @@ class Transport:
         headers: Mapping[str, str],
         *,
         fields: Mapping[str, str] | None = None,
+        body: bytes | None = None,
     ) -> Response:
         """A request to the registry itself, retried while that makes sense."""
         while True:
             url = self.origin(host) + path
             try:
-                return self.request_url(method, url, headers, fields=fields)
+                return self.request_url(method, url, headers, fields=fields, body=body)
             except RegistryError as error:
                 # Only ever before the first answer: afterwards the scheme is known.
                 if host in self._schemes or not self.lenient(host) or not isinstance(error, _Unreachable):
                     raise
                 self._schemes[host] = "http"
                 try:
-                    response = self.request_url(method, self.origin(host) + path, headers, fields=fields)
+                    response = self.request_url(method, self.origin(host) + path, headers, fields=fields, body=body)
                 except RegistryError:
                     del self._schemes[host]
                     raise
                 return response
 
     def request_url(
-        self, method: str, url: str, headers: Mapping[str, str], *, fields: Mapping[str, str] | None = None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        fields: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        retry: bool = True,
     ) -> Response:
-        """A request to a URL; redirects are followed, without the Authorization header to any other origin."""
+        """A request to a URL; redirects are followed, without the Authorization header to any other origin.
+
+        Without `retry` it is made once, for what must not be done twice.
+        """
         first = urlsplit(url)
         probing = first.scheme == "https" and first.netloc not in self._schemes and self.lenient(first.netloc)
         attempt = 0
         while True:
             attempt += 1
             try:
-                response = self._follow(method, url, headers, fields)
+                response = self._follow(method, url, headers, fields, body)
             except _Unreachable as error:
                 # While it is open whether the host has TLS at all, the caller tries HTTP before anything is repeated.
-                if probing or not error.transient or attempt >= self.limits.attempts:
+                if probing or not retry or not error.transient or attempt >= self.limits.attempts:
                     raise
                 self.pause(attempt)
                 continue
             if first.netloc not in self._schemes:
                 self._schemes[first.netloc] = first.scheme
-            wait = self._retry_delay(response, attempt)
+            wait = self._retry_delay(response, attempt) if retry else None
             if wait is None:
                 return response
             response.close()
@@ -243,23 +254,19 @@ class Transport:
             return asked
         return self._backoff(attempt)
 
-    def _follow(self, method: str, url: str, headers: Mapping[str, str], fields: Mapping[str, str] | None) -> Response:
+    def _follow(
+        self, method: str, url: str, headers: Mapping[str, str], fields: Mapping[str, str] | None, body: bytes | None
+    ) -> Response:
         origin = urlsplit(url)
         sent = dict(headers)
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._once(method, url, sent, fields)
+            response = self._once(method, url, sent, fields, body)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
                 return response
             response.close()
-            target = urljoin(url, location)
+            target = self.named(url, location)
             there = urlsplit(target)
-            if there.scheme not in ("http", "https") or not there.hostname:
-                raise RegistryError(f"{_place(url)} redirects to {target[:200]!r}, which is not an HTTP address")
-            if not self.may_name(there.netloc):
-                raise RegistryError(f"{_place(url)} redirects to {there.netloc}, which is on this machine")
-            if there.scheme == "http" and urlsplit(url).scheme == "https" and not self.lenient(there.netloc):
-                raise RegistryError(f"{_place(url)} redirects from HTTPS to plain HTTP at {there.netloc}")
             if (there.scheme, there.netloc) != (origin.scheme, origin.netloc):
                 # Credentials are for the host that asked for them.
                 sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
@@ -268,11 +275,25 @@ class Transport:
             url = target
         raise RegistryError(f"{_place(url)} redirects more than {_MAX_REDIRECTS} times")
 
-    def _once(self, method: str, url: str, headers: Mapping[str, str], fields: Mapping[str, str] | None) -> Response:
+    def named(self, url: str, location: str) -> str:
+        """The address that the answer from `url` names. Raises RegistryError where this machine does not go."""
+        target = urljoin(url, location)
+        there = urlsplit(target)
+        if there.scheme not in ("http", "https") or not there.hostname:
+            raise RegistryError(f"{_place(url)} redirects to {target[:200]!r}, which is not an HTTP address")
+        if not self.may_name(there.netloc):
+            raise RegistryError(f"{_place(url)} redirects to {there.netloc}, which is on this machine")
+        if there.scheme == "http" and urlsplit(url).scheme == "https" and not self.lenient(there.netloc):
+            raise RegistryError(f"{_place(url)} redirects from HTTPS to plain HTTP at {there.netloc}")
+        return target
+
+    def _once(
+        self, method: str, url: str, headers: Mapping[str, str], fields: Mapping[str, str] | None, body: bytes | None
+    ) -> Response:
         import urllib3
 
         parts = urlsplit(url)
-        keywords: dict[str, Any] = {}
+        keywords: dict[str, Any] = {} if body is None else {"body": body}
         if fields is not None:
             keywords = {"fields": dict(fields), "encode_multipart": False}
         try:
