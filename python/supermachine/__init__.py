@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .guest.processes import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, Popen, TimeoutExpired
     from .machine.image import Image, bake
     from .machine.pool import Pool
-    from .machine.snapshot import Snapshot
+    from .machine.snapshot import Snapshot, pull
     from .machine.vm import VM, run
     from .named.client import Machine, attach, machines, start
     from .network.denials import NetworkDenied
@@ -57,6 +57,7 @@ _HOMES = {
     "VMTimeout": "errors",
     "bake": "machine.image",
     "machines": "named.client",
+    "pull": "machine.snapshot",
     "run": "machine.vm",
     "start": "named.client",
 }
@@ -91,6 +92,7 @@ __all__ = [
     "errors",
     "images",
     "machines",
+    "pull",
     "run",
     "snapshots",
     "start",

@@ -76,6 +76,24 @@ def runtime_directory() -> str:
     return os.path.join(temporary if os.path.isabs(temporary) else "/tmp", f"supermachine-run-{own}")  # noqa: S108
 
 
+def keys_directory() -> str:
+    """Where keys are: SUPERMACHINE_KEYS, else with what the system has of its users' settings.
+
+    Raises ConfigurationError for a user without a home directory, who has to name one.
+    """
+    explicit = os.environ.get(env.KEYS)
+    if explicit:
+        return os.path.join(os.getcwd(), _expanded(explicit, env.KEYS))
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    if sys.platform != "darwin" and os.path.isabs(base):
+        return os.path.join(base, "supermachine", "keys")
+    own = home()
+    if own is None:
+        raise ConfigurationError("there is no home directory to keep keys in", hint=f"name a directory in {env.KEYS}")
+    parts = ("Library", "Application Support") if sys.platform == "darwin" else (".config",)
+    return os.path.join(own, *parts, "supermachine", "keys")
+
+
 def _expanded(path: str, variable: str = env.CACHE) -> str:
     if not path.startswith("~"):
         return path

@@ -16,6 +16,7 @@ INITRAMFS = "SUPERMACHINE_INITRAMFS"
 INSECURE_REGISTRIES = "SUPERMACHINE_INSECURE_REGISTRIES"
 KEEP_BLOBS = "SUPERMACHINE_KEEP_BLOBS"
 KERNEL = "SUPERMACHINE_KERNEL"
+KEYS = "SUPERMACHINE_KEYS"
 NETD = "SUPERMACHINE_NETD"
 NETWORK = "SUPERMACHINE_NETWORK"
 NO_PREFAULT = "SUPERMACHINE_NO_PREFAULT"
@@ -35,6 +36,7 @@ VARIABLES = {
     INSECURE_REGISTRIES: ("Registries, separated by commas, that may speak plain HTTP.", "none"),
     KEEP_BLOBS: ("`1` keeps the layers of an image after its conversion.", "off"),
     KERNEL: ("Kernel that guests boot.", "the package's"),
+    KEYS: ("Directory of the keys that snapshots are signed with, and of those that are trusted.", "the user's"),
     NETD: ("Executable that makes a guest's connections.", "the package's"),
     NETWORK: ("What guests may reach: `none`, `public` or `all`, and rules after it.", "none"),
     NO_PREFAULT: ("`1` neither records nor uses the pages that clones need first.", "off"),

@@ -89,16 +89,89 @@ def run(**given: Any) -> int:
 
 @cli.command()
 @_image_options
+@click.option("-o", "--output", metavar="PATH", help="Write a snapshot to this file, rather than to the cache.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.argument("image")
-def pull(image: str, platform: str | None, insecure: bool, quiet: bool) -> None:
-    """Download and convert an image, and print its digest."""
+def pull(image: str, platform: str | None, insecure: bool, output: str | None, quiet: bool) -> None:
+    """Download and convert an image, or download a snapshot, and print its digest."""
+    from ..errors import SnapshotReference
     from ..images import resolve
     from .progress import progress
 
     with progress(quiet) as report:
-        found = resolve(image, platform=platform, pull="always", insecure=insecure, progress=report)
-    click.echo(found.digest)
+        try:
+            if output is None:
+                click.echo(resolve(image, platform=platform, pull="always", insecure=insecure, progress=report).digest)
+                return
+        except SnapshotReference:
+            pass
+        from . import artifacts
+
+        artifacts.pull(image, output, insecure, report)
+
+
+@cli.command()
+@_machine_options
+@click.option("--sign", metavar="KEY", help="Sign it with this key; `supermachine key generate` makes one.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.argument("what", metavar="SNAPSHOT|IMAGE")
+@click.argument("reference", required=False)
+def push(what: str, reference: str | None, sign: str | None, quiet: bool, **settings: Any) -> None:
+    """Put a snapshot file, or an image's baked snapshot, into a registry, and print what it is pinned by.
+
+    Without REFERENCE an image's snapshot is put beside the image, where `supermachine run IMAGE` finds it. The options
+    of a machine are an image's: which of its snapshots.
+    """
+    from . import artifacts
+    from .progress import progress
+
+    with progress(quiet) as report:
+        artifacts.push(what, reference, sign, settings, report)
+
+
+@cli.group()
+def key() -> None:
+    """Make and list the keys that snapshots in registries are signed with, and say which are trusted."""
+
+
+@key.command("generate")
+@click.argument("name")
+def key_generate(name: str) -> None:
+    """Make a key, trust it, and print its public part, which others trust."""
+    from ..artifacts.trust import Keys
+
+    click.echo(Keys().generate(name).text)
+
+
+@key.command("trust")
+@click.option("--for", "scope", metavar="REPOSITORY", default="", help="Only in repositories that begin with this.")
+@click.argument("name")
+@click.argument("public", metavar="ed25519:…")
+def key_trust(name: str, public: str, scope: str) -> None:
+    """Restore the snapshots that this key has signed: they are code that runs here."""
+    from ..artifacts.trust import Keys
+
+    Keys().trust(public, name, scope)
+
+
+@key.command("ls")
+def key_ls() -> None:
+    """List the keys: name, public part, whether its owner is trusted and where, and whether it can sign."""
+    from ..artifacts.trust import Keys
+
+    for found in Keys().all():
+        trusted = f"trusted{' for ' + found.scope if found.scope else ''}" if found.trusted else "not trusted"
+        click.echo(f"{found.name}  {found.text}  {trusted}{', can sign' if found.own else ''}")
+
+
+@key.command("rm")
+@click.argument("name", nargs=-1, required=True)
+def key_rm(name: tuple[str, ...]) -> None:
+    """Forget keys; a secret one is gone for good."""
+    from ..artifacts.trust import Keys
+
+    for each in name:
+        Keys().remove(each)
 
 
 @cli.command()
@@ -161,12 +234,13 @@ def _is_digest(name: str) -> bool:
 @cli.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Every image, not only what nothing needs.")
 def prune(everything: bool) -> None:
-    """Free disk space: what no image needs, and baked snapshots that no virtual machine runs from."""
+    """Free disk space: what no image needs, and snapshots in the cache that no virtual machine runs from."""
+    from ..artifacts.pull import prune as prune_artifacts
     from ..images import Cache
     from ..snapshots import baking
 
     cache = Cache()
-    freed = baking.prune(cache)
+    freed = baking.prune(cache) + prune_artifacts(cache)
     click.echo(f"{human(freed + cache.prune(everything=everything))} freed")
 
 

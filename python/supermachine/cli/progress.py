@@ -12,7 +12,13 @@ from ..host.warnings import say
 if TYPE_CHECKING:
     from ..images import ProgressEvent
 
-_VERBS = {"download": "downloading", "convert": "converting", "resolve": "resolving", "wait": "waiting for"}
+_VERBS = {
+    "download": "downloading",
+    "upload": "uploading",
+    "convert": "converting",
+    "resolve": "resolving",
+    "wait": "waiting for",
+}
 
 
 class Reporter:
@@ -26,7 +32,7 @@ class Reporter:
         self._said: set[tuple[str, str]] = set()
 
     def __call__(self, event: ProgressEvent) -> None:
-        if self._quiet or event.phase not in ("download", "convert", "wait"):
+        if self._quiet or event.phase not in ("download", "upload", "convert", "wait"):
             return
         if self._terminal:
             try:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-Phase = Literal["resolve", "wait", "download", "exists", "convert", "done"]
+Phase = Literal["resolve", "wait", "download", "upload", "exists", "convert", "done"]
 
 
 class ProgressEvent(NamedTuple):
     """One step forward.
 
     `phase` is ``resolve`` (asking which image it is), ``wait`` (another process is doing the same work),
-    ``download`` (one layer), ``exists`` (one layer that need not be downloaded), ``convert`` (all layers into the root
+    ``download`` (one layer), ``upload`` (one blob),
+    ``exists`` (one layer that need not be downloaded), ``convert`` (all layers into the root
     file system) or ``done``. `digest` names the layer, or the image where the event is about all of it. `done` and
     `total` are bytes; a `total` of 0 means that it is not known. Events of different layers interleave and may come
     from several threads, though never two at a time.

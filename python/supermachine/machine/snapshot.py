@@ -12,6 +12,8 @@ from ..snapshots import capture
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ..artifacts.push import Pushed
+    from ..images import Progress
     from .vm import VM, RestoreOptions
 
 
@@ -46,9 +48,44 @@ class Snapshot:
         files.flatten([head.path for head in records.chain(self.path)], path)
         return Path(path)
 
+    def push(
+        self, reference: str, *, sign: str | None = None, insecure: bool = False, progress: Progress | None = None
+    ) -> Pushed:
+        """Puts it, and what it builds on, into a registry, and gives what it is pinned by there.
+
+        `sign` names a key of ``supermachine key generate``. What the guest's memory holds, passwords as well, can be
+        read by whoever can read the repository; `Pushed.environment` has the names of the variables in the snapshot.
+        Raises `RegistryUnauthorized` and other errors of registries.
+        """
+        from ..artifacts.push import push
+
+        return push(self.path, reference, sign=sign, insecure=insecure, progress=progress)
+
     def delete(self) -> None:
         """Removes the file. Raises `SnapshotInUse` while a virtual machine runs from it."""
         capture.delete(self.path)
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+
+def pull(
+    reference: str,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    insecure: bool = False,
+    progress: Progress | None = None,
+) -> Snapshot:
+    """The snapshot that `reference` names in a registry, in the cache, or in a new file at `output`.
+
+    It is code: it must be named by its digest, or be signed by a key that this user trusts (``supermachine key
+    trust``), otherwise this raises `UntrustedSnapshot` and fetches nothing. Raises `DigestMismatch` for a registry that
+    sends something else, and other errors of registries. The image of a snapshot is not fetched here.
+    """
+    from .. import _core
+    from ..artifacts import pull as artifacts
+
+    path = None if output is None else Path(os.path.abspath(output))  # noqa: PTH100 - a link is not followed
+    found = artifacts.pull(reference, path, insecure=insecure, progress=progress)
+    data_bytes = _core.read_snapshot(str(found.path))["disk_bytes"]
+    return Snapshot(found.path, found.config.id, found.config.parent, data_bytes, 0.0, [])

@@ -76,6 +76,8 @@ class Starter:
         with baked.baking(long=settings.warmup is not None, on_wait=self._waits) as mine:
             if not mine and not baked.refused and (restored := self._from_baked(baked)) is not None:
                 return restored
+            if mine and self._adopted(baked, image) and (restored := self._from_baked(baked)) is not None:
+                return restored
             guest = self._boot(image)
             if mine:
                 from ..guest import read_ahead
@@ -88,6 +90,14 @@ class Starter:
                 said = Record.of(image, settings, bare=settings.warmup is None)
                 baked.bake(guest.alive(), image, said.encode())
         return guest
+
+    def _adopted(self, baked: Baked, image: ResolvedImage) -> bool:
+        """Whether the image's registry had a snapshot that can be trusted, which is in its place then."""
+        if self._settings.pull == "never":
+            return False
+        from . import remote
+
+        return remote.adopt(baked, image, insecure=self._settings.insecure, progress=self._settings.progress)
 
     def restore(self, origin: Origin) -> Guest:
         """A guest that goes on from a chain of snapshot files."""

@@ -257,6 +257,21 @@ class Baked:
             return False
         return True
 
+    @property
+    def key(self) -> str:
+        """What it is found by, in this cache and in registries."""
+        return self.directory.name
+
+    def adopt(self, temporary: Path, working_set: bytes) -> None:
+        """Takes a snapshot that was baked elsewhere, from a file in the cache's scratch, whose contents are trusted."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.working_set.unlink(missing_ok=True)
+        if working_set:
+            recorded = temporary.with_name("working-set")
+            recorded.write_bytes(working_set)
+            self._cache.publish(recorded, self.working_set)
+        self._cache.publish(temporary, self.path)
+
 
 def _guest_files(cache: Cache, architecture: str) -> str:
     """One digest of what a guest boots and what runs it, remembered for as long as the files stay as they are."""

@@ -288,7 +288,7 @@ def _find(wanted: str, child: Head) -> Head:
     except BadSnapshot:
         hints = []
     seen: set[Path] = set()
-    for candidate in _candidates(hints, child.path.parent):
+    for candidate in candidates(child.path.parent, hints):
         if candidate in seen:
             continue
         seen.add(candidate)
@@ -305,7 +305,8 @@ def _find(wanted: str, child: Head) -> Head:
     )
 
 
-def _candidates(hints: list[Path], beside: Path) -> list[Path]:
+def candidates(beside: Path, hints: Sequence[Path] = ()) -> list[Path]:
+    """Files that may be what a snapshot in the directory `beside` builds on; the likely ones first."""
     from ..images import Cache
 
     def files(place: Path, pattern: str) -> list[Path]:

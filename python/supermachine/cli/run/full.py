@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from ...errors import SnapshotReference
 from ..progress import progress
 from . import arguments, fast, foreground
 from .timings import Steps
@@ -22,9 +23,17 @@ def whole_way(said: Arguments) -> int:
     terminal = foreground.wants_terminal(said["tty"])
     with foreground.Signals() as signals, progress(said["quiet"]) as report:
         try:
-            vm = VM(said["image"], **arguments.machine(said), progress=report)
+            options = {**arguments.machine(said), "progress": report}
+            vm = VM(said["image"], **options)
             entrypoint = None if said["entrypoint"] is None else [said["entrypoint"]]
-            argv = vm.command(arguments.command_words(said), entrypoint)
+            words = arguments.command_words(said)
+            try:
+                argv = vm.command(words, entrypoint)
+            except SnapshotReference:
+                from ...machine import remote
+
+                vm, file = remote.restored(said["image"], **options), None
+                argv = vm.command(words, entrypoint)
             steps("image")
             report.close()
             with vm:

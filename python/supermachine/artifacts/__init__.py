@@ -1,0 +1,4 @@
+"""Snapshots in registries: pushed, found, trusted, pulled. ``docs/artifacts.md`` describes them.
+
+Nothing here is on the way of a start that has what it needs.
+"""

@@ -1,0 +1,217 @@
+"""A snapshot's manifest and configuration in a registry, written and read.
+
+The configuration is a JSON object: what the snapshot is of, the recorded working set, the table of frames
+(``rust/snapshot/src/parts``), and the manifest of the snapshot that it builds on, if any. Whoever believes a manifest's
+digest can believe all that it names, and nothing else is believed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._core import sha256
+from ..errors import BadSnapshot, InvalidImage
+from ..oci.model import OCI_MANIFEST, SNAPSHOT_CONFIG, Descriptor, load_json
+from ..oci.references import is_digest
+
+ARTIFACT_TYPE = "application/vnd.supermachine.snapshot.v1+json"
+SIGNATURE_TYPE = "application/vnd.supermachine.signature.v1"
+#: Of a part's blob, by the part's name.
+PART_TYPE = "application/vnd.supermachine.snapshot.{}.v1+zstd"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY = b"{}"
+
+ANNOTATION = "dev.supermachine."
+ID, KEY, BASE, SIGNATURE = (ANNOTATION + name for name in ("snapshot", "baked-key", "base", "signature"))
+
+#: Bytes of a configuration: the table of a guest with 64 GiB of incompressible RAM has 13 MiB.
+MAX_CONFIG = 32 << 20
+_MAX_LAYERS = 16
+_VERSION = 1
+_ID = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A snapshot in the same repository: the parent of a diff, or one whose pages a whole snapshot shares."""
+
+    manifest: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a snapshot says of itself, in addition to its file."""
+
+    id: str
+    #: The id of the snapshot that it is a diff to.
+    parent: str | None
+    engine: str
+    architecture: str
+    vcpus: int
+    memory: int
+    #: Of the image's manifest.
+    image: str
+    release: str
+    #: What a baked snapshot is found by.
+    key: str | None
+    base: Base | None
+    #: As `snapshots.working_set` encodes it.
+    working_set: bytes
+    table: bytes
+
+    def encode(self) -> bytes:
+        """The same bytes for the same snapshot."""
+        body = {
+            "version": _VERSION,
+            "snapshot": {
+                "id": self.id,
+                "parent": self.parent,
+                "engine": self.engine,
+                "architecture": self.architecture,
+                "vcpus": self.vcpus,
+                "memory": self.memory,
+                "image": self.image,
+                "release": self.release,
+            },
+            "key": self.key,
+            "base": None if self.base is None else {"manifest": self.base.manifest, "id": self.base.id},
+            "workingSet": base64.b64encode(self.working_set).decode(),
+            "table": base64.b64encode(self.table).decode(),
+        }
+        return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> Config:
+        """Raises BadSnapshot, which names `what`."""
+        try:
+            body = json.loads(data)
+            if body["version"] != _VERSION:
+                raise ValueError(f"it has version {body['version']}, and this release reads version {_VERSION}")
+            said, base = body["snapshot"], body["base"]
+            return cls(
+                id=_id(said["id"]),
+                parent=None if said["parent"] is None else _id(said["parent"]),
+                engine=_text(said["engine"]),
+                architecture=_text(said["architecture"]),
+                vcpus=_number(said["vcpus"]),
+                memory=_number(said["memory"]),
+                image=_digest(said["image"]),
+                release=_text(said["release"]),
+                key=None if body["key"] is None else _id(body["key"]),
+                base=None if base is None else Base(_digest(base["manifest"]), _id(base["id"])),
+                working_set=base64.b64decode(body["workingSet"], validate=True),
+                table=base64.b64decode(body["table"], validate=True),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error) as error:
+            reason = str(error) if isinstance(error, ValueError) else "it is malformed"
+            raise BadSnapshot(f"the configuration of {what} cannot be used: {reason}") from None
+
+    def annotations(self) -> dict[str, str]:
+        """What others see of it in lists."""
+        said = {
+            ID: self.id,
+            ANNOTATION + "engine": self.engine,
+            ANNOTATION + "architecture": self.architecture,
+            ANNOTATION + "memory": str(self.memory),
+            ANNOTATION + "vcpus": str(self.vcpus),
+            ANNOTATION + "release": self.release,
+        }
+        if self.key is not None:
+            said[KEY] = self.key
+        if self.base is not None:
+            said[BASE] = self.base.manifest
+        return said
+
+
+def manifest(
+    artifact_type: str,
+    config: Descriptor,
+    layers: Sequence[Descriptor],
+    subject: Descriptor | None,
+    annotations: Mapping[str, str],
+) -> bytes:
+    """A manifest, the same bytes for the same things."""
+    body: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": artifact_type,
+        "config": _entry(config),
+        "layers": [_entry(layer) for layer in layers],
+        "annotations": dict(annotations),
+    }
+    if subject is not None:
+        body["subject"] = _entry(subject)
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def descriptor(data: bytes, media_type: str) -> Descriptor:
+    """Of bytes at hand."""
+    return Descriptor(media_type, f"sha256:{sha256(data)}", len(data))
+
+
+def _entry(found: Descriptor) -> dict[str, Any]:
+    return {"mediaType": found.media_type, "digest": found.digest, "size": found.size}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A snapshot's manifest."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> Manifest:
+        """Raises BadSnapshot for what is no snapshot's."""
+        try:
+            body = load_json(data, what)
+            config, layers = _descriptor(body["config"]), body["layers"]
+            if config.media_type != SNAPSHOT_CONFIG or body.get("artifactType", ARTIFACT_TYPE) != ARTIFACT_TYPE:
+                raise ValueError("it is no snapshot")
+            if config.size > MAX_CONFIG:
+                raise ValueError(f"its configuration has {config.size} bytes, and {MAX_CONFIG} is the limit")
+            if not isinstance(layers, list) or not 0 < len(layers) <= _MAX_LAYERS:
+                raise ValueError(f"it has no list of 1 to {_MAX_LAYERS} layers")
+            texts = body.get("annotations") or {}
+            return cls(config, tuple(map(_descriptor, layers)), {k: v for k, v in texts.items() if isinstance(v, str)})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = str(error) if isinstance(error, (ValueError, InvalidImage)) else "it is malformed"
+            raise BadSnapshot(f"{what} cannot be used as a snapshot: {reason}") from None
+
+
+def _descriptor(value: dict[str, Any]) -> Descriptor:
+    size = _number(value["size"])
+    return Descriptor(_text(value["mediaType"]), _digest(value["digest"]), size)
+
+
+def _id(value: object) -> str:
+    text = _text(value)
+    if not _ID.match(text):
+        raise ValueError("an id is not 64 hexadecimal digits")
+    return text
+
+
+def _digest(value: object) -> str:
+    if not is_digest(value):
+        raise ValueError("a digest is malformed")
+    return str(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 512 or not value.isprintable():
+        raise ValueError("a text is missing, too long or not printable")
+    return value
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
+        raise ValueError("a number is missing or out of range")
+    return value

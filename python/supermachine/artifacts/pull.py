@@ -1,0 +1,254 @@
+"""From a reference to a snapshot's file: trusted first, then fetched, then verified as a whole, then there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import _core, directories
+from ..cache.store import Cache
+from ..errors import BadSnapshot, CacheNotTrusted, SupermachineError
+from ..images import Progress
+from ..images.progress import Reporter
+from ..oci.model import Descriptor
+from ..oci.references import RegistryReference, parse_registry_reference
+from ..oci.registry import Repository
+from ..oci.transport import Transport
+from ..snapshots import capture, working_set
+from ..snapshots.records import Head
+from . import trust
+from .download import Download
+from .model import PART_TYPE, Config, Manifest
+
+#: Snapshots that one may build on, each on the next.
+_MAX_DEPTH = 64
+#: Bytes of a snapshot's file: RAM, and what comes before it.
+_MAX_BYTES = _core.MAX_MEMORY + (33 << 20)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A snapshot that came from a registry."""
+
+    path: Path
+    #: Of its manifest: what it is pinned by.
+    digest: str
+    config: Config
+    #: Who signed it; ``None`` if its digest was given.
+    signer: str | None = None
+
+
+def pull(
+    reference: str,
+    output: Path | None = None,
+    *,
+    insecure: bool = False,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+    keys: trust.Keys | None = None,
+    transport: Transport | None = None,
+) -> Pulled:
+    """The snapshot that `reference` names, in the cache, or as a new file at `output`.
+
+    It is there when all of it was verified. Raises UntrustedSnapshot, before anything of it is fetched, for one that is
+    neither named by its digest nor signed by a trusted key.
+    """
+    parsed = parse_registry_reference(reference).with_default_tag()
+    cache = cache or Cache()
+    store = _Store(cache)
+    if parsed.digest is not None and output is None and (found := store.find(parsed.digest)) is not None:
+        return found
+    with opened(parsed, insecure, transport) as repository:
+        puller = Puller(repository, store, Reporter(progress))
+        data, _, digest = repository.manifest(parsed.target)
+        Manifest.decode(data, f"the manifest of {parsed.familiar}")
+        signer = trust.check(repository, parsed, digest, keys)
+        found = puller.fetch(digest, data, output)
+    return Pulled(found.path, found.digest, found.config, signer)
+
+
+@contextlib.contextmanager
+def opened(
+    parsed: RegistryReference, insecure: bool, transport: Transport | None, *, push: bool = False
+) -> Iterator[Repository]:
+    """The repository of a reference, for the block."""
+    own = transport is None
+    transport = transport or Transport(insecure=insecure)
+    try:
+        yield Repository(parsed, transport=transport, push=push)
+    finally:
+        if own:
+            transport.close()
+
+
+class _Store:
+    """Snapshots of registries in the cache, a directory for the digest of each manifest::
+
+    artifacts/<digest>/snapshot     the file
+    artifacts/<digest>/config       what the registry said of it
+    artifacts/<digest>/base-<id>    of a diff, what it builds on
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def directory(self, digest: str) -> Path:
+        return self.cache.directory / "artifacts" / digest.replace(":", "-")
+
+    def find(self, digest: str) -> Pulled | None:
+        """Raises CacheNotTrusted for what other users could have written: it is memory that would run."""
+        place = self.directory(digest)
+        self.cache.check()
+        for path in (place.parent, place, place / "snapshot"):
+            if (why := directories.distrust(path)) is not None:
+                raise CacheNotTrusted(f"the snapshot {path} {why}, so it is not run", hint=f"remove it: rm -r {place}")
+        try:
+            config = Config.decode((place / "config").read_bytes(), f"the snapshot {place}")
+            if Head.read(place / "snapshot").id != config.id:
+                return None
+        except (OSError, SupermachineError):
+            return None
+        return Pulled(place / "snapshot", digest, config)
+
+
+class Puller:
+    """Fetches snapshots that are trusted from one repository."""
+
+    def __init__(self, repository: Repository, store: _Store, report: Reporter) -> None:
+        self._repository = repository
+        self._store = store
+        self._report = report
+
+    @classmethod
+    def of(cls, repository: Repository, cache: Cache, progress: Progress | None) -> Puller:
+        """One for this repository and cache."""
+        return cls(repository, _Store(cache), Reporter(progress))
+
+    def fetch(self, digest: str, data: bytes | None = None, output: Path | None = None, depth: int = 0) -> Pulled:
+        """The snapshot whose manifest has this digest, which is believed; with what it builds on."""
+        cache = self._store.cache
+        if output is None and (found := self._store.find(digest)) is not None:
+            return found
+        if depth > _MAX_DEPTH:
+            raise BadSnapshot(f"the snapshot {digest} builds on more than {_MAX_DEPTH} others")
+        what = f"the snapshot {self._repository.name}@{digest}"
+        manifest = Manifest.decode(data or self._repository.manifest(digest)[0], f"the manifest of {what}")
+        config = self._config(manifest, what)
+        base = None if config.base is None else self.fetch(config.base.manifest, depth=depth + 1)
+        if base is not None and config.base is not None and base.config.id != config.base.id:
+            raise BadSnapshot(f"{what} builds on {config.base.id}, and its registry gives {base.config.id} for that")
+        if config.parent is not None and (base is None or base.config.id != config.parent):
+            raise BadSnapshot(f"{what} is a diff to {config.parent}, and does not say where that is")
+        if output is not None:
+            with capture.published(output) as fd:
+                self._make(config, manifest, fd, base, what)
+            path = output
+        else:
+            directory = self._store.directory(digest)
+            cache.prepare()
+            with cache.locked("artifact", digest, on_wait=lambda: self._report("wait", digest)):
+                if (found := self._store.find(digest)) is not None:
+                    return found
+                path = directory / "snapshot"
+                with cache.scratch() as place:
+                    with cache.errors("write to"):
+                        fd = os.open(place / "snapshot", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                        try:
+                            self._make(config, manifest, fd, base, what)
+                        finally:
+                            os.close(fd)
+                        (place / "config").write_bytes(config.encode())
+                        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    cache.publish(place / "config", directory / "config")
+                    cache.publish(place / "snapshot", path)
+        if config.parent is not None and base is not None:
+            _beside(base, path.parent)
+        self._keep_working_set(config)
+        return Pulled(path, digest, config)
+
+    def into(self, digest: str, fd: int) -> Config:
+        """A whole snapshot into an empty file of the caller's."""
+        what = f"the snapshot {self._repository.name}@{digest}"
+        manifest = Manifest.decode(self._repository.manifest(digest)[0], f"the manifest of {what}")
+        config = self._config(manifest, what)
+        base = None if config.base is None else self.fetch(config.base.manifest, depth=1)
+        self._make(config, manifest, fd, base, what)
+        return config
+
+    def _config(self, manifest: Manifest, what: str) -> Config:
+        buffer = io.BytesIO()
+        self._repository.blob(manifest.config, buffer, f"the configuration of {what}")
+        return Config.decode(buffer.getvalue(), what)
+
+    def _make(self, config: Config, manifest: Manifest, fd: int, base: Pulled | None, what: str) -> None:
+        unpacker = _core.Unpacker(what, config.table, [fd], _MAX_BYTES)
+        layers = {layer.media_type: layer for layer in manifest.layers}
+        download = Download(self._repository, unpacker, lambda d, n, t: self._report("download", d, n, t))
+        for number, (name, _, size, _, shared) in enumerate(unpacker.parts()):
+            if shared:
+                if base is None:
+                    raise BadSnapshot(f"{what} has pages of another snapshot, and does not say of which")
+                offset = _core.read_snapshot(str(base.path))["ram_offset"]
+                unpacker.copy_base(number, str(base.path), offset)
+            if size:
+                download.part(number, _layer(layers, name, size, what), f"the part {name} of {what}")
+        if unpacker.finish() != config.id:
+            raise BadSnapshot(f"{what} is another one than its configuration says")
+        self._check(config, fd, what)
+
+    def _check(self, config: Config, fd: int, what: str) -> None:
+        """Its manifest and configuration may be looked at in its place, so they say the same."""
+        head = Head.of(Path(f"/dev/fd/{fd}"), _core.read_snapshot(f"/dev/fd/{fd}"))
+        record = head.record()
+        said = (config.id, config.parent, config.engine, config.memory, config.vcpus, config.image)
+        if said != (head.id, head.parent, head.engine, head.memory, head.vcpus, record.digest):
+            raise BadSnapshot(f"{what} is of another machine than its configuration says")
+
+    def _keep_working_set(self, config: Config) -> None:
+        if not config.working_set:
+            return
+        with contextlib.suppress(OSError, ValueError, SupermachineError):
+            working_set.decode(config.working_set)
+            place = working_set.beside(self._store.cache, config.id)
+            with self._store.cache.scratch() as scratch:
+                (scratch / "working-set").write_bytes(config.working_set)
+                place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._store.cache.publish(scratch / "working-set", place)
+
+
+def _layer(layers: dict[str, Descriptor], name: str, size: int, what: str) -> Descriptor:
+    found = layers.get(PART_TYPE.format(name))
+    if found is None or found.size != size:
+        raise BadSnapshot(f"{what} has no blob of {size} bytes for its part {name}")
+    return found
+
+
+def _beside(base: Pulled, directory: Path) -> None:
+    """Puts what a diff builds on where it is looked for."""
+    for path in (base.path, *base.path.parent.glob("base-*")):
+        target = directory / (path.name if path.name != "snapshot" else f"base-{base.config.id[:16]}")
+        if target.exists():
+            continue
+        try:
+            os.link(path, target)
+        except OSError:
+            with capture.published(target) as fd:
+                capture.copy_sparse(path, fd)
+
+
+def prune(cache: Cache) -> int:
+    """Removes the snapshots of registries that no virtual machine runs from; gives the bytes freed."""
+    freed = 0
+    with contextlib.suppress(OSError):
+        for directory in sorted((cache.directory / "artifacts").iterdir()):
+            with contextlib.suppress(OSError, SupermachineError):
+                freed += capture.delete(directory / "snapshot")
+                shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        shutil.rmtree(cache.directory / "uploads")
+    return freed
