@@ -57,7 +57,6 @@ pub fn pack_part<'py>(
     Ok((bytes, packed.part.packed_bytes(), packed.sha256.to_string(), shared))
 }
 
-#[expect(clippy::single_range_in_vec_init, reason = "it is what was given")]
 fn ranges(runs: Vec<Run>) -> Vec<Range<u64>> {
     runs.into_iter().map(|(start, end)| start..end).collect()
 }
