@@ -1,3 +1,5 @@
+#![expect(clippy::single_range_in_vec_init, reason = "runs of pages are ranges")]
+
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
