@@ -261,6 +261,33 @@ fn refusals_show_on_both_sides() {
 }
 
 #[test]
+fn what_is_not_for_the_host_is_refused_by_whom_it_was_for() {
+    let mut guest = Guest::start();
+    for (cid, kind) in [(1_u64, 1_u16), (7, 1), (2, 2)] {
+        let mut packet = vec![];
+        packet.extend(3_u64.to_le_bytes());
+        packet.extend(cid.to_le_bytes());
+        for word in [5000, 1024, 0, u32::from(kind) | u32::from(REQUEST) << 16, 0, GUEST_BUFFER, 0] {
+            packet.extend(word.to_le_bytes());
+        }
+        guest.driver.put(TX_AT, &packet);
+        guest.driver.add(TX, 0, &[readable(TX_AT, packet.len() as u32)]);
+        guest.driver.notify(TX);
+        assert_eq!(guest.driver.take(TX), Some((0, 0)));
+        let (head, _) = guest.driver.take(RX).expect("an answer at once");
+        let mut expected = vec![];
+        expected.extend(cid.to_le_bytes());
+        expected.extend(3_u64.to_le_bytes());
+        for word in [1024, 5000, 0, u32::from(kind) | u32::from(RST) << 16] {
+            expected.extend(word.to_le_bytes());
+        }
+        assert_eq!(guest.driver.bytes(rx_at(head), expected.len()), expected, "cid {cid}, type {kind}");
+        guest.driver.offer(RX, head);
+        guest.driver.notify(RX);
+    }
+}
+
+#[test]
 fn a_guest_beyond_its_credit_loses_the_connection_alone() {
     let mut guest = Guest::start();
     let (mut other, other_ports) = guest.connected(1025);

@@ -125,14 +125,18 @@ impl Vsock {
     }
 
     fn send(&mut self, key: Key, op: u16, flags: u32) -> Result<(), Broken> {
-        if self.control.len() >= MAX_CONTROL {
-            return Err(Broken::Overrun { what: "vsock answers" });
-        }
-        let header = self.header(key, op, flags);
-        self.control.push_back(header);
+        self.answer(self.header(key, op, flags))?;
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.announced = connection.forwarded;
         }
+        Ok(())
+    }
+
+    fn answer(&mut self, header: Header) -> Result<(), Broken> {
+        if self.control.len() >= MAX_CONTROL {
+            return Err(Broken::Overrun { what: "vsock answers" });
+        }
+        self.control.push_back(header);
         Ok(())
     }
 
@@ -195,7 +199,10 @@ impl Vsock {
         let key = Key { host: header.dst_port.into(), guest: header.src_port.into() };
         let op = u16::from(header.op);
         if u64::from(header.dst_cid) != HOST_CID || u16::from(header.kind) != TYPE_STREAM {
-            return if op == OP_RST { Ok(()) } else { self.send(key, OP_RST, 0) };
+            // From whom the guest has asked for and of the type it has asked for; it waits for no other answer.
+            let refusal =
+                Header { src_cid: header.dst_cid, kind: header.kind, ..self.header(key, OP_RST, 0) };
+            return if op == OP_RST { Ok(()) } else { self.answer(refusal) };
         }
         if op == OP_REQUEST {
             return self.accept(key, header);
