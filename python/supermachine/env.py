@@ -38,7 +38,7 @@ VARIABLES = {
     KERNEL: ("Kernel that guests boot.", "the package's"),
     KEYS: ("Directory of the keys that snapshots are signed with, and of those that are trusted.", "the user's"),
     NETD: ("Executable that makes a guest's connections.", "the package's"),
-    NETWORK: ("What guests may reach: `none`, `public` or `all`, and rules after it.", "none"),
+    NETWORK: ("What guests may reach: `none`, `public` or `all`, and rules after it.", "public"),
     NO_PREFAULT: ("`1` neither records nor uses the pages that clones need first.", "off"),
     NO_SNAPSHOT: ("`1` boots each time: no snapshot is baked or restored.", "off"),
     REGISTRY_TIMEOUT: ("Seconds that a registry may be silent; at most 86,400.", "60"),

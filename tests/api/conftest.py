@@ -23,6 +23,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResolvedImage:
     monkeypatch.setenv("SUPERMACHINE_WORKER", str(script))
     monkeypatch.setenv("SUPERMACHINE_KERNEL", str(empty))
     monkeypatch.setenv("SUPERMACHINE_INITRAMFS", str(empty))
+    # It has no card for a cable.
+    monkeypatch.setenv("SUPERMACHINE_NETWORK", "none")
     image = ResolvedImage("stand-in:latest", "sha256:" + "0" * 64, Platform("linux", "arm64"), CONFIG, empty, 0)
     monkeypatch.setattr(images, "resolve", lambda *_args, **_options: image, raising=False)
     return image

@@ -12,7 +12,7 @@ import pytest
 import supermachine
 from hypothesis import given
 from hypothesis import strategies as st
-from supermachine import VM, aio
+from supermachine import VM, Network, aio
 from supermachine.cli.commands import run as run_command
 from supermachine.cli.run import arguments
 from supermachine.errors import (
@@ -123,6 +123,13 @@ some_records = st.builds(
         max_size=2,
     ),
     parents=st.lists(st.tuples(digits, texts), max_size=3),
+    network=st.none()
+    | st.builds(
+        Network,
+        st.sampled_from(["none", "public", "all"]),
+        allow=st.lists(st.sampled_from(["host", "*.example.org:443", "10.0.0.0/8"]), max_size=2),
+        deny=st.lists(st.just("meta"), max_size=1),
+    ),
 )
 
 
@@ -155,6 +162,16 @@ def test_records_of_a_stranger_are_believed_in_nothing(record, data):
     # Then it is one that could have been written, and above all names no file outside the cache.
     assert len(found.rootfs) == 64 and set(found.rootfs) <= set("0123456789abcdef")
     assert records.Record.decode(found.encode(), "it") == found
+
+
+def test_a_network_of_a_stranger_gives_no_more_than_a_machine_here_has():
+    here = Network("public", allow=["10.1.2.3:80"], deny=["evil.test"])
+    stranger = Network("all", allow=["host", "10.0.0.0/8", "meta", "*.example.org", "10.1.2.3:80"], deny=["8.8.8.8"])
+    found = here.within(stranger)
+    assert found == Network("public", allow=["*.example.org", "10.1.2.3:80"], deny=["evil.test", "8.8.8.8"])
+    assert here.within(Network("none")).is_none
+    assert Network("none").within(stranger).is_none
+    assert here.within(Network("none", allow=["example.org:443"])).preset == "none"
 
 
 def test_ports_of_a_stranger_are_on_loopback_and_few():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
+import json
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -55,6 +58,36 @@ def port() -> Iterator[int]:
 def guest() -> Iterator[VM]:
     with VM(BUSYBOX, network="public host", bake=False) as vm:
         yield vm
+
+
+def with_layer(image: Path, layer: bytes, target: Path) -> None:
+    """The OCI archive with one more layer."""
+
+    def described(kind: str, data: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[digest] = data
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+    with tarfile.open(image) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive if member.isfile()}
+        blobs = {name.split("/")[-1]: file.read() for name, file in files.items() if file is not None}
+    index = json.loads(blobs["index.json"])
+    while "manifests" in index:
+        index = json.loads(blobs[index["manifests"][0]["digest"].split(":")[1]])
+    config = json.loads(blobs[index["config"]["digest"].split(":")[1]])
+    config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.sha256(layer).hexdigest()}")
+    index["layers"].append(described("layer.v1.tar", layer))
+    index["config"] = described("config.v1+json", json.dumps(config).encode())
+    top = {"schemaVersion": 2, "manifests": [described("manifest.v1+json", json.dumps(index).encode())]}
+    with tarfile.open(target, "w") as archive:
+        for name, data in {
+            "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
+            "index.json": json.dumps(top).encode(),
+            **{f"blobs/sha256/{name}": data for name, data in blobs.items() if len(name) == 64},
+        }.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
 
 
 def output(vm: VM, command: str) -> str:
@@ -173,6 +206,7 @@ def test_forks_have_the_network_and_not_their_parents_connections(port: int) -> 
 
 def test_without_its_policy_process_nothing_new_is_let_through_and_the_guest_lives(port: int) -> None:
     with VM(BUSYBOX, network="none host", bake=False) as vm:
+        assert fetch(vm, port) == hashlib.sha256(DATA).hexdigest()
         pid = vm._running().network_pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -180,13 +214,82 @@ def test_without_its_policy_process_nothing_new_is_let_through_and_the_guest_liv
         while vm.run(["wget", "-q", "-O", "/dev/null", f"http://10.0.2.2:{port}/"], timeout=60).returncode == 0:
             assert time.monotonic() < deadline
         assert output(vm, "echo lives") == "lives\n"
+        (told,) = vm.network.denials()
+        assert (told.protocol, "signal: 9" in told.reason) == ("any", True)
 
 
 def test_a_guest_without_a_network_has_none() -> None:
-    with VM(BUSYBOX, bake=False) as vm:
+    with VM(BUSYBOX, network="none", bake=False) as vm:
         assert "inet" not in output(vm, "ip addr show eth0")
-        assert vm._running().network_pid is None
+        assert output(vm, "cat /etc/resolv.conf || true") == ""
+        assert not vm._running().has_network
         assert vm.network.denials() == []
+
+
+def test_the_network_is_public_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    with VM(BUSYBOX) as vm:  # of a baked snapshot, where there is one
+        assert "10.0.2.15/24" in output(vm, "ip -4 addr show eth0")
+        # A guest that asks for no connection costs no process.
+        assert vm._running().network_pid is None
+        assert vm.run(["wget", "http://192.168.77.1/"], text=True, timeout=30).returncode != 0
+        assert [d.address for d in vm.network.denials()] == ["192.168.77.1"]
+        assert vm._running().network_pid is not None
+    with VM(BUSYBOX, network="none") as vm:
+        assert "inet" not in output(vm, "ip addr show eth0")
+    monkeypatch.setenv("SUPERMACHINE_NETWORK", "none 10.99.0.0/16")
+    with VM(BUSYBOX) as vm:
+        assert vm.run(["wget", "http://192.168.77.1/"], text=True, timeout=30).returncode != 0
+        (told,) = vm.network.denials()
+        assert told.reason == "no rule allows it"
+
+
+def test_a_snapshots_machine_reaches_no_more_than_it_did(tmp_path: Path) -> None:
+    with VM(BUSYBOX, network="none", bake=False) as vm:
+        snapshot = vm.snapshot(tmp_path / "none")
+    with snapshot.restore() as vm:
+        assert not vm._running().has_network
+    with snapshot.restore(network="public") as vm:
+        assert "10.0.2.15/24" in output(vm, "ip -4 addr show eth0")
+        assert output(vm, "cat /etc/resolv.conf").startswith("nameserver 10.0.2.2\n")
+
+
+@pytest.mark.parametrize("executable", ["/etc/hosts", "/bin/false"])
+def test_a_policy_process_that_does_not_start_leaves_the_rest_as_it_is(
+    executable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERMACHINE_NETD", executable)
+    with VM(BUSYBOX) as vm:
+        assert output(vm, "echo works") == "works\n"
+        done = vm.run(["wget", "http://1.1.1.1/"], text=True, timeout=30)
+        assert done.returncode != 0
+        (told,) = vm.network.denials()
+        assert told.protocol == "any"
+        assert "policy process" in str(told)
+        assert output(vm, "echo works") == "works\n"
+
+
+@pytest.mark.parametrize("before", ["file", "link"])
+def test_name_servers_of_the_image_give_way_to_the_guests_own(before: str, tmp_path: Path) -> None:
+    image, rest = tmp_path / "image.tar", io.BytesIO()
+    with tarfile.open(fileobj=rest, mode="w") as layer:
+        entry = tarfile.TarInfo("etc/resolv.conf")
+        if before == "file":
+            data = b"nameserver 192.0.2.1\n"
+            entry.size = len(data)
+            layer.addfile(entry, io.BytesIO(data))
+        else:
+            entry.type, entry.linkname = tarfile.SYMTYPE, "../run/systemd/resolve/stub-resolv.conf"
+            layer.addfile(entry)
+    with_layer(BUSYBOX, rest.getvalue(), image)
+    with VM(image, bake=False) as vm:
+        assert output(vm, "cat /etc/resolv.conf").startswith("nameserver 10.0.2.2\n")
+        (fork,) = vm.fork(1)
+        with fork:
+            assert output(fork, "cat /etc/resolv.conf").startswith("nameserver 10.0.2.2\n")
+        vm.path("/etc/resolv.conf").write_text("nameserver 192.0.2.7\n")
+        (fork,) = vm.fork(1)
+        with fork:
+            assert output(fork, "cat /etc/resolv.conf") == "nameserver 192.0.2.7\n"
 
 
 @pytest.mark.parametrize("rule", ["127.1", "exa mple", "10.0.0.1/8", "host:0", "*"])

@@ -33,11 +33,6 @@ RESTORE_TIMEOUT = 20.0
 _SLACK = 5.0
 
 
-def _nameservers() -> list[str]:
-    """The host's name servers that a guest could reach; none before guests have a network."""
-    return []
-
-
 def spawn(
     engine: Engine,
     image: ResolvedImage,
@@ -67,7 +62,7 @@ def spawn(
             machine_id=machine_id,
             entropy=os.urandom(64),
             root_fs="erofs",
-            nameservers=_nameservers(),
+            nameservers=[],
             volumes=image.config.volumes,
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),

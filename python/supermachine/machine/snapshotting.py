@@ -185,6 +185,8 @@ def plan(path: Path, given: RestoreOptions) -> Plan:
     else:
         raise ConfigurationError(f"ports is {published!r}; 'fresh', 'same' or a mapping is understood")
     image = said.image(str(path), pull=settings.pull, insecure=settings.insecure, progress=settings.progress)
+    if said.network is not None and options.get("network") is None:
+        settings = settings._replace(network=settings.network.within(said.network))
     return Plan(
         said.reference,
         settings._replace(ports=wanted),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..images import Progress, ResolvedImage
     from ..images.resolution import Pull
     from ..network.denials import GuestNetwork
+    from ..network.policy import Network
     from ..network.ports import Ports
     from ..settings.machine import MachineOptions
     from ..settings.parsing import Environment
@@ -45,6 +46,7 @@ class RestoreOptions(TypedDict, total=False):
 
     hostname: str | None
     ports: Ports | Literal["fresh", "same"]
+    network: Network | str | None
     environment: Environment | None
     working_dir: str | None
     user: str | None
@@ -428,9 +430,10 @@ class VM:
         host name and machine-id are new; a guest that does not confirm that is ended (`RenewFailed`). Keywords are
         those of :class:`VM` that can still be chosen: `hostname`, `environment`, `working_dir`, `user`,
         `require_hardware`, `pull`, `insecure`, `progress`, `boot_timeout`, `prefault`; `volumes` and `mounts`, as a
-        snapshot says nothing of the host's directories, and opens none; and `ports`, which are those
-        that were published, on ``"fresh"`` ports of the host (the default) or on the ``"same"``, or as given. The image
-        must be in the cache, unless `pull` allows to get it (default: ``"never"``).
+        snapshot says nothing of the host's directories, and opens none; `ports`, which are those that were published,
+        on ``"fresh"`` ports of the host (the default) or on the ``"same"``, or as given; and `network`, by default what
+        both the snapshot's machine could reach and a new one here could. The image must be in the cache, unless `pull`
+        allows to get it (default: ``"never"``).
 
         Four more are for snapshots of version 8, which do not say it themselves: the `image` whose root file system
         was the guest's first disk; files that were its further `disks`, or all of them without an image, which are not

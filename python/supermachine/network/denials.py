@@ -22,7 +22,7 @@ class NetworkDenied(NamedTuple):
     address: str | None
     #: 0 where there is none.
     port: int
-    #: "tcp", "udp", "icmp" or "dns".
+    #: "tcp", "udp", "icmp" or "dns"; "any" when nothing is let through any more, with the reason.
     protocol: str
     #: The rule that denies it, where it was one.
     rule: str | None
@@ -33,6 +33,8 @@ class NetworkDenied(NamedTuple):
     time: float
 
     def __str__(self) -> str:
+        if self.protocol == "any":
+            return f"every connection: {self.reason}"
         place = self.name or self.address or "?"
         if self.protocol == "dns":
             what = f"the name {place}"

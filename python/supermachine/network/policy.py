@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: What holds where no rule matches: nothing, public addresses, or all but metadata and link-local addresses.
 PRESETS = ("none", "public", "all")
-DEFAULT = "none"
+DEFAULT = "public"
 
 
 class Network:
@@ -54,6 +54,23 @@ class Network:
     def is_none(self) -> bool:
         """Whether nothing at all is allowed: then the guest has no network."""
         return self.preset == "none" and not self.allow
+
+    def record(self) -> list[object]:
+        """What a snapshot says of it."""
+        return [self.preset, list(self.allow), list(self.deny)]
+
+    def within(self, recorded: Network) -> Network:
+        """What both allow: the machine of a snapshot gets no more than it had, nor more than it would get here.
+
+        Of the recorded rules that allow, those stay that this has as well, and those for names, which lead to public
+        addresses only, where these are allowed here.
+        """
+        from .._core import check_network_rule
+
+        least = min(self.preset, recorded.preset, key=PRESETS.index)
+        public = self.preset != "none"
+        allow = [rule for rule in recorded.allow if rule in self.allow or (public and check_network_rule(rule))]
+        return Network(least, allow=allow, deny=[*self.deny, *recorded.deny], dns=self.dns)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Network):

@@ -140,10 +140,10 @@ SETTINGS = (
         "network",
         None,
         'What the guest may reach: "none", "public", "all", one of them and rules as "public host:8080 !evil.test", '
-        'or a `Network` (default: SUPERMACHINE_NETWORK, else "none").',
+        'or a `Network` (default: SUPERMACHINE_NETWORK, else "public").',
         options=("--network",),
         metavar="'PRESET [RULE] [!RULE]…'",
-        help="What the guest may reach: none, public or all, and rules as host:8080.  [default: none]",
+        help="What the guest may reach: none, public or all, and rules as host:8080.  [default: public]",
         remembered="process",
     ),
     Setting(

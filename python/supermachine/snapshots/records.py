@@ -11,7 +11,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadSnapshot, ConfigurationError, ImageNotFound, InvalidImage, SnapshotNotFound
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .._core import _Snapshot
     from ..images import ImageConfig, Progress, ResolvedImage
     from ..images.resolution import Pull
+    from ..network.policy import Network
     from ..network.ports import Wanted
     from ..settings.machine import MachineSettings
 
@@ -32,6 +33,8 @@ _MAX_CHAIN = 64
 _MAX_LOOKED_AT = 256
 #: Ports of the host that are listened on again at most: who wrote the file may be anybody.
 _MAX_PORTS = 256
+#: Rules of its network at most.
+_MAX_RULES = 4096
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -53,6 +56,8 @@ class Record:
     ports: dict[str, list[tuple[str, int]]]
     #: The files that a diff builds on, the whole one first: id and path.
     parents: list[tuple[str, str]]
+    #: What it might reach; ``None`` where that is not said.
+    network: Network | None = None
 
     @classmethod
     def of(
@@ -76,6 +81,7 @@ class Record:
             user=None if bare else settings.user,
             ports={} if bare else ports or settings.ports,
             parents=[(head.id, str(head.path)) for head in parents],
+            network=None if bare else settings.network,
         )
 
     def encode(self) -> bytes:
@@ -111,6 +117,7 @@ class Record:
                 "user": self.user,
                 "ports": self.ports,
                 "parents": self.parents,
+                "network": None if self.network is None else self.network.record(),
             }
         ).encode()
 
@@ -147,6 +154,7 @@ class Record:
                 user=_optional(body["user"]),
                 ports=_ports(body["ports"]),
                 parents=[(_text(id_), _text(path)) for id_, path in body["parents"]][:_MAX_CHAIN],
+                network=_network(body.get("network")),
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = str(error) if isinstance(error, (ConfigurationError, InvalidImage, ValueError)) else "malformed"
@@ -203,6 +211,17 @@ def _ports(value: dict[str, list[tuple[str, int]]]) -> dict[str, list[tuple[str,
     if sum(map(len, ports.values())) > _MAX_PORTS:
         raise ValueError(f"it had more than {_MAX_PORTS} ports published")
     return ports
+
+
+def _network(value: list[Any] | None) -> Network | None:
+    if value is None:
+        return None
+    from ..network.policy import Network
+
+    preset, allow, deny = value
+    if len(allow) + len(deny) > _MAX_RULES:
+        raise ValueError(f"its network has more than {_MAX_RULES} rules")
+    return Network(_text(preset), allow=[_text(rule) for rule in allow], deny=[_text(rule) for rule in deny])
 
 
 def _port(value: object) -> int:

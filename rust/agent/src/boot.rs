@@ -73,7 +73,7 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 identity::rename_hosts(&new.hostname).map_err(step("renaming the guest in /etc"))?;
                 // Without them programs would wait for answers that cannot come; where the kernel cannot, they do.
                 let _ = connections::end_all();
-                network::assume(new.network.as_ref())
+                network::assume(new.network.as_ref(), true)
                     .map_err(step("taking the guest's place on its network"))?;
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Renewed)?;
@@ -107,7 +107,7 @@ fn prepare(configure: &Configure) -> Result<(), Error> {
     freeze::prepare().map_err(step("making the control group of the guest's processes"))?;
     loopback_up().map_err(step("bringing up the loopback interface"))?;
     let place = configure.identity.network.as_ref();
-    network::assume(place).map_err(step("taking the guest's place on its network"))?;
+    network::assume(place, false).map_err(step("taking the guest's place on its network"))?;
     reaper::start().map_err(step("starting the reaper"))?;
     let listener = sys::listen_vsock(REQUEST_PORT).map_err(step("listening for requests"))?;
     server::start(listener).map_err(step("starting to serve requests"))

@@ -5,6 +5,7 @@ use std::io;
 use std::mem::zeroed;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::{INTERFACE, Network};
@@ -16,47 +17,83 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_micros(200);
 
-/// Takes the place that the host says, or none.
-pub fn assume(network: Option<&Network>) -> io::Result<()> {
+/// Takes the place that the host says, or none; after a restore `anew`.
+pub fn assume(network: Option<&Network>, anew: bool) -> io::Result<()> {
     let socket = datagram_socket()?;
     let Some(network) = network else {
         // A guest of a machine without the device has nothing to take down.
         if flags(&socket).is_ok_and(|flags| flags & libc::IFF_UP != 0) {
+            set_address(&socket, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED)?;
             set_flags(&socket, 0)?;
         }
-        return name_server(None);
+        return name_server(None, anew);
     };
-    set_address(&socket, libc::SIOCSIFADDR, network.address)?;
-    let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix)).unwrap_or(0);
-    set_address(&socket, libc::SIOCSIFNETMASK, Ipv4Addr::from_bits(mask))?;
-    set_flags(&socket, libc::IFF_UP)?;
+    // The place from before a restore is the same.
+    let up = flags(&socket)? & libc::IFF_UP != 0;
+    if !up || own_address(&socket) != Some(network.address) {
+        set_address(&socket, libc::SIOCSIFADDR, network.address)?;
+        let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix)).unwrap_or(0);
+        set_address(&socket, libc::SIOCSIFNETMASK, Ipv4Addr::from_bits(mask))?;
+        set_flags(&socket, libc::IFF_UP)?;
+    }
     add_default_route(&socket, network.gateway)?;
     let end = Instant::now() + PATIENCE;
     while flags(&socket)? & libc::IFF_RUNNING == 0 && Instant::now() < end {
         std::thread::sleep(LOOK);
     }
-    name_server(Some(network.gateway))
+    name_server(Some(network), anew)
 }
 
-/// The lines that this agent writes.
-fn lines(server: Ipv4Addr) -> String {
+/// The first line of what this agent writes.
+fn first_line(server: Ipv4Addr) -> String {
     format!("nameserver {server}\n")
 }
 
-/// Names the name server where the image has none of its own, and takes that back in a guest without a network.
-fn name_server(server: Option<Ipv4Addr>) -> io::Result<()> {
-    let own = lines(Network::default().gateway);
-    let found = sys::read_file(RESOLV_CONF, own.len() as u64 + 1).unwrap_or_default();
-    match server {
-        Some(server) if found.is_empty() => {
-            fs::create_dir_all("/etc")?;
-            // An image in which that cannot be done (a link to nowhere stands there, say) goes without.
-            let _ = sys::write_file(RESOLV_CONF, lines(server).as_bytes());
+fn lines(network: &Network) -> String {
+    let mut lines = first_line(network.gateway);
+    if !network.search.is_empty() {
+        lines += &format!("search {}\n", network.search.join(" "));
+    }
+    if network.ndots != 1 {
+        lines += &format!("options ndots:{}\n", network.ndots);
+    }
+    lines
+}
+
+/// What the image has there.
+static IMAGES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+const MAX_BYTES: u64 = 64 * 1024;
+
+/// Names the guest's name server in place of those that the image names, as docker does, and gives the image's back to a
+/// guest without a network. What somebody has written since the boot stays.
+fn name_server(network: Option<&Network>, anew: bool) -> io::Result<()> {
+    let found = sys::read_file(RESOLV_CONF, MAX_BYTES).unwrap_or_default();
+    let ours = found.starts_with(first_line(Network::default().gateway).as_bytes());
+    let mut images = IMAGES.lock().unwrap_or_else(|e| e.into_inner());
+    if !anew {
+        images.clone_from(&found);
+    }
+    match network {
+        Some(network) if ours || found == *images => {
+            let lines = lines(network);
+            if found != lines.as_bytes() {
+                write(lines.as_bytes());
+            }
         }
-        None if found == own.as_bytes() => sys::write_file(RESOLV_CONF, b"")?,
+        None if ours => write(&images),
         _ => {}
     }
     Ok(())
+}
+
+/// Writes the file, in place of a link to nowhere if need be. An image in which that cannot be done goes without.
+fn write(contents: &[u8]) {
+    if fs::create_dir_all("/etc").and_then(|()| sys::write_file(RESOLV_CONF, contents)).is_err()
+        && fs::symlink_metadata(RESOLV_CONF).is_ok_and(|found| found.is_symlink())
+        && fs::remove_file(RESOLV_CONF).is_ok()
+    {
+        let _ = sys::write_file(RESOLV_CONF, contents);
+    }
 }
 
 fn datagram_socket() -> io::Result<OwnedFd> {
@@ -92,6 +129,16 @@ fn set_address(socket: &OwnedFd, command: libc::c_ulong, value: Ipv4Addr) -> io:
     request.ifr_ifru.ifru_addr = address(value);
     // SAFETY: the ioctl reads the request.
     sys::check(unsafe { libc::ioctl(socket.as_raw_fd(), command as _, &raw mut request) }).map(drop)
+}
+
+fn own_address(socket: &OwnedFd) -> Option<Ipv4Addr> {
+    let mut request = request();
+    // SAFETY: the ioctl writes an address into the request, of IPv4 for a socket of that family.
+    unsafe {
+        sys::check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFADDR as _, &raw mut request)).ok()?;
+        let address = std::mem::transmute::<libc::sockaddr, libc::sockaddr_in>(request.ifr_ifru.ifru_addr);
+        Some(Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes()))
+    }
 }
 
 fn flags(socket: &OwnedFd) -> io::Result<i32> {

@@ -10,6 +10,24 @@ use crate::rules;
 const MAX_BYTES: usize = 1 << 20;
 const MAX_SERVERS: usize = 3;
 
+/// Domains that are searched, and bytes of them (resolv.conf(5)).
+const MAX_SEARCH: usize = 32;
+const MAX_SEARCH_BYTES: usize = 1024;
+const MAX_NDOTS: u8 = 15;
+
+/// Where the host's resolver looks for a name that is not whole. Guests do the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    pub domains: Vec<String>,
+    pub ndots: u8,
+}
+
+impl Search {
+    pub fn read() -> Self {
+        search(&read("/etc/resolv.conf"))
+    }
+}
+
 /// What is known of the host.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Host {
@@ -20,13 +38,42 @@ pub struct Host {
 
 impl Host {
     pub fn read() -> Self {
-        let read = |path| {
-            let mut bytes = fs::read(path).unwrap_or_default();
-            bytes.truncate(MAX_BYTES);
-            String::from_utf8_lossy(&bytes).into_owned()
-        };
         Self { servers: servers(&read("/etc/resolv.conf")), names: names(&read("/etc/hosts")) }
     }
+}
+
+fn read(path: &str) -> String {
+    let mut bytes = fs::read(path).unwrap_or_default();
+    bytes.truncate(MAX_BYTES);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn search(text: &str) -> Search {
+    let mut found = Search { domains: Vec::new(), ndots: 1 };
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            // Of several lines the last one counts.
+            Some("search" | "domain") => {
+                let mut bytes = 0;
+                found.domains = words
+                    .filter_map(rules::normal)
+                    .take(MAX_SEARCH)
+                    .take_while(|domain| {
+                        bytes += domain.len() + 1;
+                        bytes <= MAX_SEARCH_BYTES
+                    })
+                    .collect();
+            }
+            Some("options") => {
+                let ndots =
+                    words.filter_map(|word| word.strip_prefix("ndots:")?.parse::<u8>().ok()).next_back();
+                found.ndots = ndots.map_or(found.ndots, |ndots| ndots.min(MAX_NDOTS));
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 fn servers(text: &str) -> Vec<SocketAddr> {
@@ -68,6 +115,10 @@ mod tests {
         );
         assert_eq!(found, ["192.0.2.1:53".parse().unwrap(), "[fd00::1]:53".parse().unwrap()]);
         assert_eq!(servers(""), ["127.0.0.1:53".parse().unwrap()]);
+        let found = search("domain a.test\nsearch B.test c.test. bad/name\noptions edns0 ndots:5\n");
+        assert_eq!(found, Search { domains: vec!["b.test".into(), "c.test".into()], ndots: 5 });
+        assert_eq!(search(""), Search { domains: vec![], ndots: 1 });
+        assert!(search(&format!("search {}", "long.test ".repeat(500))).domains.len() <= MAX_SEARCH);
         let found = names("127.0.0.1 localhost\n192.0.2.9\tBox box.test # comment\n::1 localhost\n");
         assert_eq!(found["box"], ["192.0.2.9".parse::<IpAddr>().unwrap()]);
         assert_eq!(found["localhost"].len(), 2);

@@ -102,12 +102,16 @@ pub struct Network {
     pub prefix: u8,
     /// Router and name server; the host, under names that [`HOST_NAMES`] has.
     pub gateway: Ipv4Addr,
+    /// Domains in which names are looked for, and the dots that a name has which is looked up as it is first
+    /// (resolv.conf(5)).
+    pub search: Vec<String>,
+    pub ndots: u8,
 }
 
 impl Default for Network {
     fn default() -> Self {
         let (address, gateway) = (Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::new(10, 0, 2, 2));
-        Self { address, prefix: 24, gateway }
+        Self { address, prefix: 24, gateway, search: Vec::new(), ndots: 1 }
     }
 }
 

@@ -1,8 +1,8 @@
-//! The policy process of a VM's network: started beside the worker, told the policy, heard of what it denies.
+//! The policy process of a VM's network: started for the guest's first flow, told the policy, heard of what it denies.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -19,7 +19,8 @@ use supermachine_proto::agent::Network;
 use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::netd::{Command, Denial, Event, Policy, Preset, Protocol, Start};
 
-use crate::sys;
+use crate::descriptors::{self, Unshared};
+use crate::sys::{self, Interest};
 
 /// Denials that are kept; the oldest make room, and are counted.
 const KEPT: usize = 4096;
@@ -64,15 +65,40 @@ pub fn policy_of(preset: &str, allow: Vec<String>, deny: Vec<String>) -> PyResul
     Ok(policy)
 }
 
-#[derive(Default)]
+/// Where the process is in its life.
+enum Process {
+    /// Not started: the guest has asked for nothing yet.
+    Wanted(Settings),
+    Runs {
+        control: Unshared<UnixStream>,
+        pid: u32,
+    },
+    /// It has ended, or will not be started any more.
+    Over,
+}
+
 struct State {
-    denials: VecDeque<Denial>,
+    process: Process,
+    denials: VecDeque<Told>,
     /// Of all denials, how many are no longer kept.
     forgotten: u64,
     /// Questions whether all has been told: sent, and answered.
     asked: u64,
     answered: u64,
-    gone: bool,
+}
+
+impl State {
+    fn is_over(&self) -> bool {
+        matches!(self.process, Process::Over)
+    }
+
+    fn add(&mut self, denial: Told) {
+        if self.denials.len() >= KEPT {
+            self.denials.pop_front();
+            self.forgotten += 1;
+        }
+        self.denials.push_back(denial);
+    }
 }
 
 struct Shared {
@@ -86,74 +112,77 @@ impl Shared {
     }
 }
 
-/// A running policy process.
+/// The policy process of one VM. It is started when the guest first asks for a flow, so a guest that asks for none costs
+/// no process, and no start waits for one.
 pub struct Netd {
-    control: Mutex<UnixStream>,
     shared: Arc<Shared>,
-    pub pid: u32,
+    /// Its end wakes the thread that waits for the guest's first question.
+    bell: Unshared<UnixStream>,
 }
 
 impl Netd {
-    /// Starts the process at this end of the link.
-    pub fn start(settings: Settings, link: &UnixStream) -> io::Result<Self> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let mut command = std::process::Command::new(settings.path);
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
-        // A process group of its own: Ctrl-C on the terminal is for the guest's process.
-        let child = command.env_clear().process_group(0).spawn()?;
-        let pid = child.id();
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
-        let start = Command::Start(Box::new(Start {
-            version: supermachine_proto::VERSION,
-            policy: settings.policy,
-            dns: settings.dns,
-            gateway: vec![Network::default().gateway.into()],
-        }));
-        let mut bytes = Vec::new();
-        frame::encode(&start, &mut bytes).map_err(io::Error::other)?;
-        // A process that is gone already is noticed by the monitor.
-        let _ = sys::send_with_fd(&ours, &bytes, link);
-        let (reader, hears) = (ours.try_clone()?, shared.clone());
+    /// Has a thread wait at this end of the link for what the guest asks first.
+    pub fn new(settings: Settings, link: Unshared<UnixStream>) -> io::Result<Self> {
+        let state = State {
+            process: Process::Wanted(settings),
+            denials: VecDeque::new(),
+            forgotten: 0,
+            asked: 0,
+            answered: 0,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let (bell, rings) = descriptors::pair()?;
+        let hears = shared.clone();
         thread::Builder::new()
             .name("supermachine-netd".into())
-            .spawn(move || monitor(reader, &hears, child))?;
-        Ok(Self { control: Mutex::new(ours), shared, pid })
+            .stack_size(128 * 1024)
+            .spawn(move || follow(&hears, link, &rings))?;
+        Ok(Self { shared, bell })
     }
 
-    fn send(&self, command: &Command) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        frame::encode(command, &mut bytes).map_err(io::Error::other)?;
-        self.control.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes)
+    /// The process, once there is one.
+    pub fn pid(&self) -> Option<u32> {
+        match self.shared.lock().process {
+            Process::Runs { pid, .. } => Some(pid),
+            _ => None,
+        }
     }
 
+    /// Another policy from here on.
     pub fn set_policy(&self, policy: Policy) -> io::Result<()> {
-        self.send(&Command::SetPolicy(policy))
+        match &mut self.shared.lock().process {
+            Process::Wanted(settings) => settings.policy = policy,
+            Process::Runs { control, .. } => send(control, &Command::SetPolicy(policy))?,
+            Process::Over => {}
+        }
+        Ok(())
     }
 
     /// Waits until every denial so far has been heard of, or nothing more will be, or `timeout` seconds have passed.
     pub fn sync(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
-        let wanted = {
+        let wanted = py.detach(|| {
             let mut state = self.shared.lock();
+            let Process::Runs { control, .. } = &state.process else { return None };
+            // Of one that is gone already the thread tells.
+            let _ = send(control, &Command::Sync);
             state.asked += 1;
-            state.asked
-        };
-        if py.detach(|| self.send(&Command::Sync)).is_err() {
-            return Ok(());
-        }
+            Some(state.asked)
+        });
+        let Some(wanted) = wanted else { return Ok(()) };
         let heard = |slice| {
             let state = self.shared.lock();
             let (state, _) = self
                 .shared
                 .changed
-                .wait_timeout_while(state, slice, |state| !state.gone && state.answered < wanted)
+                .wait_timeout_while(state, slice, |state| !state.is_over() && state.answered < wanted)
                 .unwrap_or_else(PoisonError::into_inner);
-            (state.gone || state.answered >= wanted).then_some(())
+            (state.is_over() || state.answered >= wanted).then_some(())
         };
         sys::wait_for(py, sys::deadline(timeout), heard).map(drop)
     }
 
     /// The denials from this number on, of all that there were, and the number of the next.
-    pub fn denials(&self, from: u64) -> (Vec<Denial>, u64) {
+    pub fn denials(&self, from: u64) -> (Vec<Told>, u64) {
         let state = self.shared.lock();
         let skip = usize::try_from(from.saturating_sub(state.forgotten)).unwrap_or(usize::MAX);
         let found = state.denials.iter().skip(skip).cloned().collect();
@@ -164,12 +193,13 @@ impl Netd {
     pub fn wait(&self, py: Python<'_>, number: u64, timeout: Option<f64>) -> PyResult<bool> {
         let there = |slice| {
             let state = self.shared.lock();
-            let none =
-                |state: &mut State| !state.gone && state.forgotten + state.denials.len() as u64 <= number;
+            let none = |state: &mut State| {
+                !state.is_over() && state.forgotten + state.denials.len() as u64 <= number
+            };
             let waited = self.shared.changed.wait_timeout_while(state, slice, none);
             let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             let found = state.forgotten + state.denials.len() as u64 > number;
-            (state.gone || found).then_some(found)
+            (state.is_over() || found).then_some(found)
         };
         Ok(sys::wait_for(py, sys::deadline(timeout), there)?.unwrap_or(false))
     }
@@ -177,15 +207,95 @@ impl Netd {
 
 impl Drop for Netd {
     fn drop(&mut self) {
-        // The monitor holds a duplicate; this tells the process that the API is gone.
-        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = control.shutdown(std::net::Shutdown::Both);
+        let mut state = self.shared.lock();
+        if let Process::Runs { control, .. } = &state.process {
+            // The thread holds a duplicate; this tells the process that the API is gone.
+            let _ = control.shutdown(Shutdown::Both);
+        }
+        state.process = Process::Over;
+        let _ = self.bell.shutdown(Shutdown::Both);
     }
 }
 
-/// Hears the process out and reaps it.
-fn monitor(mut reader: UnixStream, shared: &Shared, mut child: Child) {
+fn send(mut control: &UnixStream, command: &Command) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    frame::encode(command, &mut bytes).map_err(io::Error::other)?;
+    control.write_all(&bytes)
+}
+
+/// The thread: waits for the guest's first question, starts the process, hears it out and reaps it. With the link's end,
+/// which goes when this returns, the worker knows that nobody answers.
+fn follow(shared: &Shared, link: Unshared<UnixStream>, bell: &UnixStream) {
+    if !is_asked(&link, bell) {
+        shared.lock().process = Process::Over;
+        shared.changed.notify_all();
+        return;
+    }
+    let started = {
+        let mut state = shared.lock();
+        match std::mem::replace(&mut state.process, Process::Over) {
+            Process::Wanted(settings) => start(settings, &link).map(|(control, reader, child)| {
+                state.process = Process::Runs { control, pid: child.id() };
+                Some((reader, child))
+            }),
+            _ => Ok(None),
+        }
+    };
+    drop(link);
+    let failure = match started {
+        Ok(Some((reader, child))) => hear(&reader, shared, child),
+        Ok(None) => None,
+        Err(error) => Some(format!("its policy process cannot be started: {error}")),
+    };
+    let mut state = shared.lock();
+    state.process = Process::Over;
+    if let Some(reason) = failure {
+        state.add((None, None, 0, "any", None, reason, String::new(), now()));
+    }
+    shared.changed.notify_all();
+}
+
+/// Whether the worker asks for a flow before either end of this is gone.
+fn is_asked(link: &UnixStream, bell: &UnixStream) -> bool {
+    loop {
+        let interests = [Interest::when(true, link, libc::POLLIN), Interest::when(true, bell, libc::POLLIN)];
+        match sys::poll(interests, None) {
+            Ok([_, bell]) if bell != 0 => return false,
+            Ok([link, _]) if link & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 => return false,
+            Ok([link, _]) if link & libc::POLLIN != 0 => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+type Started = (Unshared<UnixStream>, Unshared<UnixStream>, Child);
+
+fn start(settings: Settings, link: &UnixStream) -> io::Result<Started> {
+    let (control, child) = descriptors::pair_for(|theirs| {
+        let mut command = std::process::Command::new(settings.path);
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
+        // A process group of its own: Ctrl-C on the terminal is for the guest's process.
+        command.env_clear().process_group(0).spawn()
+    })?;
+    let start = Command::Start(Box::new(Start {
+        version: supermachine_proto::VERSION,
+        policy: settings.policy,
+        dns: settings.dns,
+        gateway: vec![Network::default().gateway.into()],
+    }));
+    let mut bytes = Vec::new();
+    frame::encode(&start, &mut bytes).map_err(io::Error::other)?;
+    // A process that is gone already is noticed by who reads.
+    let _ = sys::send_with_fd(&control, &bytes, link);
+    let reader = Unshared::new(|| control.try_clone())?;
+    Ok((control, reader, child))
+}
+
+/// Hears the process out and reaps it; why it gave up, unless it was told to or its VM has ended.
+fn hear(mut reader: &UnixStream, shared: &Shared, mut child: Child) -> Option<String> {
     let (mut decoder, mut buffer) = (Decoder::default(), [0; 16 * 1024]);
+    let mut failure = None;
     'heard: while let Ok(n @ 1..) = reader.read(&mut buffer) {
         decoder.push(&buffer[..n]);
         loop {
@@ -193,36 +303,43 @@ fn monitor(mut reader: UnixStream, shared: &Shared, mut child: Child) {
             let Some(event) = event else { break };
             let mut state = shared.lock();
             match event {
-                Event::Denied(denial) => {
-                    if state.denials.len() >= KEPT {
-                        state.denials.pop_front();
-                        state.forgotten += 1;
-                    }
-                    state.denials.push_back(denial);
-                }
+                Event::Denied(denial) => state.add(told(denial)),
                 Event::Synced => state.answered += 1,
-                Event::Failed { .. } => break 'heard,
+                Event::Failed { message } => {
+                    failure = Some(format!("its policy process cannot serve: {message}"));
+                    break 'heard;
+                }
             }
             shared.changed.notify_all();
         }
     }
-    shared.lock().gone = true;
-    shared.changed.notify_all();
     let end = std::time::Instant::now() + REAP;
-    while let Ok(None) = child.try_wait() {
-        if std::time::Instant::now() >= end {
-            let _ = child.kill();
-            let _ = child.wait();
-            return;
+    let status = loop {
+        match child.try_wait() {
+            Ok(None) if std::time::Instant::now() < end => thread::sleep(Duration::from_millis(2)),
+            Ok(None) => {
+                let _ = child.kill();
+                break child.wait();
+            }
+            Ok(Some(status)) => break Ok(status),
+            Err(error) => break Err(error),
         }
-        thread::sleep(Duration::from_millis(2));
-    }
+    };
+    failure.or_else(|| match status {
+        Ok(status) if !status.success() => Some(format!("its policy process has ended: {status}")),
+        _ => None,
+    })
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
 pub type Told = (Option<String>, Option<String>, u16, &'static str, Option<String>, String, String, u64);
 
-pub fn told(denial: Denial) -> Told {
+fn told(denial: Denial) -> Told {
     let protocol = match denial.protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
@@ -233,9 +350,15 @@ pub fn told(denial: Denial) -> Told {
     (denial.name, address, denial.port, protocol, denial.rule, denial.reason, denial.remedy, denial.time_ns)
 }
 
-/// Raises ValueError, with what is wrong, for a text that is no rule of a network's policy.
+/// Whether the rule is about a name that is not the host's. Raises ValueError, with what is wrong, for a text that is no
+/// rule of a network's policy.
 #[pyfunction]
-pub fn check_network_rule(rule: &str) -> PyResult<()> {
-    supermachine_netd::rules::Rule::parse(rule).map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok(())
+pub fn check_network_rule(rule: &str) -> PyResult<bool> {
+    use supermachine_netd::rules::{Rule, Target};
+    let rule = Rule::parse(rule).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok(match rule.target {
+        Target::Name(name) => !policy::is_host_name(&name),
+        Target::Below(_) => true,
+        Target::Network { .. } | Target::Group(_) => false,
+    })
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use supermachine_netd::host::Search;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
 use supermachine_proto::worker::{
     Boot, Capture, Command, Disk, Engine, PageRange, Restore, Share, ShareCache, Source, Start,
@@ -32,7 +33,10 @@ fn engine_named(name: &str) -> PyResult<Engine> {
 
 /// Who the guest is; the worker sets the clock as it tells the guest.
 fn identity(hostname: String, machine_id: [u8; 16], entropy: Vec<u8>, network: bool) -> Identity {
-    let network = network.then(Network::default);
+    let network = network.then(|| {
+        let Search { domains: search, ndots } = Search::read();
+        Network { search, ndots, ..Network::default() }
+    });
     Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0, network }
 }
 
@@ -103,7 +107,7 @@ impl Worker {
             let launched = monitor::launch(path, environment, &Command::Start(Box::new(start)), theirs)?;
             // Beside the worker, which is busy by now.
             let network = match (network, link) {
-                (Some(settings), Some((link, _))) => Some(Netd::start(settings, &link)?),
+                (Some(settings), Some((link, _))) => Some(Netd::new(settings, link)?),
                 _ => None,
             };
             Ok(Self(launched, network))
@@ -395,10 +399,16 @@ impl Worker {
         Ok(ranges.map(|ranges| ranges.iter().map(|r| (r.start, r.count, r.written)).collect()))
     }
 
-    /// Process id of the network's policy process; `None` without a network.
+    /// Process id of the network's policy process; `None` without a network, and before the guest's first flow.
     #[getter]
     fn network_pid(&self) -> Option<u32> {
-        self.1.as_ref().map(|network| network.pid)
+        self.1.as_ref().and_then(Netd::pid)
+    }
+
+    /// Whether the guest has a network.
+    #[getter]
+    fn has_network(&self) -> bool {
+        self.1.is_some()
     }
 
     /// What the network's policy has denied, from number `start` on, and the number of the next one. Waits up to `timeout`
@@ -408,7 +418,7 @@ impl Worker {
         let Some(network) = &self.1 else { return Ok((Vec::new(), start)) };
         network.sync(py, timeout)?;
         let (found, next) = network.denials(start);
-        Ok((found.into_iter().map(netd::told).collect(), next))
+        Ok((found, next))
     }
 
     /// Waits for the denial of this number; false at the time-out (seconds), and when there will be no more.

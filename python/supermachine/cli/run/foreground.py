@@ -195,7 +195,7 @@ def _raw_terminal() -> list[Any] | None:
 
 def explain(worker: Worker, code: int) -> None:
     """Says what the network's policy has denied, after a command that has failed."""
-    if code == 0 or worker.network_pid is None or worker.exit is not None:
+    if code == 0 or not worker.has_network or worker.exit is not None:
         return
     from ...host import warnings
     from ...network.denials import complaints
