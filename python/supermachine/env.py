@@ -21,6 +21,7 @@ NETD = "SUPERMACHINE_NETD"
 NETWORK = "SUPERMACHINE_NETWORK"
 NO_PREFAULT = "SUPERMACHINE_NO_PREFAULT"
 NO_SNAPSHOT = "SUPERMACHINE_NO_SNAPSHOT"
+REGISTRY_MIRRORS = "SUPERMACHINE_REGISTRY_MIRRORS"
 REGISTRY_TIMEOUT = "SUPERMACHINE_REGISTRY_TIMEOUT"
 REQUIRE_CONFINEMENT = "SUPERMACHINE_REQUIRE_CONFINEMENT"
 REQUIRE_HARDWARE = "SUPERMACHINE_REQUIRE_HARDWARE"
@@ -41,6 +42,10 @@ VARIABLES = {
     NETWORK: ("What guests may reach: `none`, `public` or `all`, and rules after it.", "public"),
     NO_PREFAULT: ("`1` neither records nor uses the pages that clones need first.", "off"),
     NO_SNAPSHOT: ("`1` boots each time: no snapshot is baked or restored.", "off"),
+    REGISTRY_MIRRORS: (
+        "Registries that are asked first: `docker.io=mirror.example.org/prefix`, separated by commas.",
+        "none",
+    ),
     REGISTRY_TIMEOUT: ("Seconds that a registry may be silent; at most 86,400.", "60"),
     REQUIRE_CONFINEMENT: ("`1` refuses a host that cannot confine workers.", "off"),
     REQUIRE_HARDWARE: ("`1` makes isolation in software an error.", "off"),

@@ -240,6 +240,12 @@ class VMTimeout(SupermachineError, TimeoutError):
     default_code = "vm.timeout"
 
 
+class CommandTimeout(VMTimeout):
+    """A command was killed, because it still ran after the time that it was given."""
+
+    default_code = "command.timeout"
+
+
 class RenewFailed(SupermachineError, RuntimeError):
     """A restored guest did not take on an identity, random state and clock of its own, so it was not started."""
 

@@ -191,3 +191,41 @@ def test_import_is_lean():
     heavy = {"asyncio", "click", "rich", "subprocess", "urllib3"}
     code = f"import sys, supermachine; print([m for m in sys.modules if m in {heavy}])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_file_of_variables_is_read_as_docker_reads_it(tmp_path):
+    file = tmp_path / "env"
+    file.write_bytes(
+        b"\xef\xbb\xbfFIRST=1\n  # a comment\n\n\tINDENTED=x \r\nQUOTED='a b' # no comment\n"
+        b"EMPTY=\nBARE\nEQUALS=a=b\nR=a\rb\n"
+    )
+    items = parsing.environment_files([str(file)])
+    assert items == ["FIRST=1", "INDENTED=x ", "QUOTED='a b' # no comment", "EMPTY=", "BARE", "EQUALS=a=b", "R=a\rb"]
+    for wrong, said in ((b"A=1\nB C=2\n", "line 2 .*white space"), (b"=x", "no name"), (b"A=\xff", "no UTF-8")):
+        file.write_bytes(wrong)
+        with pytest.raises(ConfigurationError, match=said):
+            parsing.environment_files([str(file)])
+
+
+def test_completion(tmp_path):
+    environment = {"SUPERMACHINE_CACHE": str(tmp_path), "SUPERMACHINE_RUNTIME": str(tmp_path / "run")}
+    (tmp_path / "run" / "machines").mkdir(parents=True, mode=0o700)
+    for shell in ("bash", "zsh", "fish"):
+        assert "_SUPERMACHINE_COMPLETE" in cli("completion", shell, env=environment).stdout
+    script = cli("completion", "bash", env=environment).stdout
+
+    def complete(line):
+        """What a real bash is told."""
+        words = line.split(" ")
+        told = (
+            f'supermachine() {{ {sys.executable} -m supermachine "$@"; }}\n'
+            f'env() {{ local -a vars; while [[ $1 == *=* ]]; do local -x "$1"; shift; done; "$@"; }}\n{script}\n'
+            f"COMP_WORDS=({line!r}); COMP_WORDS=({' '.join(repr(w) for w in words)}); COMP_CWORD={len(words) - 1}\n"
+            "_supermachine_completion supermachine; printf '%s\\n' \"${COMPREPLY[@]}\""
+        )
+        done = subprocess.run(["bash", "-c", told], env={**os.environ, **environment}, capture_output=True, text=True)
+        return done.stdout.split()
+
+    assert "images" in complete("supermachine im")
+    assert "--detach" in complete("supermachine run --det")
+    assert complete("supermachine logs nobody") == []

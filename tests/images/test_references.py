@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supermachine.errors import InvalidReference
-from supermachine.oci.references import FileReference, RegistryReference, parse_reference, parse_registry_reference
+from supermachine.oci.references import (
+    FileReference,
+    RegistryReference,
+    looked_at,
+    parse_reference,
+    parse_registry_reference,
+)
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
@@ -144,3 +150,35 @@ def test_local_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A directory never hides an image of that name.
     assert parse_reference("python:3") == RegistryReference("docker.io", "library/python", "3")
     assert isinstance(parse_reference("y.tar"), RegistryReference)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("docker://busybox", "busybox"),
+        ("docker://localhost:5000/app:1", "localhost:5000/app:1"),
+        (f"docker://h.x/app@{DIGEST}", f"h.x/app@{DIGEST}"),
+        ("file:///srv/image.tar", "/srv/image.tar"),
+        ("file://localhost/srv/image.tar", "/srv/image.tar"),
+        ("file:///srv/with%20blank", "/srv/with blank"),
+    ],
+)
+def test_prefixes_of_other_tools(text: str, same: str) -> None:
+    assert parse_reference(text) == parse_reference(same)
+    assert set(looked_at(same)) <= {*looked_at(text), *looked_at(same)}
+
+
+@pytest.mark.parametrize(
+    "text", ["docker://", "docker:///etc", "file://", "file://host/x", "file://x", "file:///a%00b"]
+)
+def test_prefixes_with_nothing_behind_them(text: str) -> None:
+    with pytest.raises(InvalidReference):
+        parse_reference(text)
+
+
+def test_a_docker_url_never_means_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image.tar").touch()
+    assert isinstance(parse_reference("image.tar"), FileReference)
+    assert isinstance(parse_reference("docker://image.tar"), RegistryReference)
+    assert parse_reference(f"file://{tmp_path}/image.tar") == parse_reference(tmp_path / "image.tar")

@@ -448,3 +448,29 @@ def test_recorder_sees_regions(registry, pull, recorder: RecordingConverter) -> 
     registry.add(image)
     pull()
     assert [layer[3] for layer in recorder.calls[0]] == image.layers
+
+
+def test_a_mirror_is_asked_first_and_the_registry_where_that_fails(
+    registry, second_host, pull, monkeypatch, capfd
+) -> None:
+    registry.add(make_image({"a": b"own"}))
+    second_host.add(make_image({"a": b"own"}))
+    monkeypatch.setenv("SUPERMACHINE_REGISTRY_MIRRORS", f"h.x=127.0.0.1:1, {registry.host}={second_host.host}/deep/er")
+    image = pull()
+    assert not registry.requests
+    assert all(path.startswith("/v2/deep/er/app/") for path in second_host.paths())
+    assert image.reference == f"{registry.host}/app:latest"
+    assert pull(pull="never") == image
+
+    second_host.on("manifests", *[Answer(404)] * 3)
+    registry.add(make_image({"a": b"new"}))
+    assert pull(pull="always").digest == registry.tags["latest"]
+    assert registry.requests
+    assert f"the mirror {second_host.host} was of no use for" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("mirrors", ["docker.io", "=mirror.example", "{}=", "{}=nowhere", "{}=h.x/UPPER"])
+def test_mirrors_that_are_none(registry, pull, monkeypatch, mirrors: str) -> None:
+    monkeypatch.setenv("SUPERMACHINE_REGISTRY_MIRRORS", mirrors.replace("{}", registry.host))
+    with pytest.raises(errors.ConfigurationError, match="SUPERMACHINE_REGISTRY_MIRRORS"):
+        pull()

@@ -77,10 +77,10 @@ def test_auto_goes_on_with_soft_when_it_is_not(tell: Tell, said: dict[str, Any])
 
 
 def test_what_is_too_slow_is_taken_when_it_is_asked_for_and_says_so(
-    tell: Tell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tell: Tell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tell(SLOW)
-    monkeypatch.setattr(engines, "_warned", False)
+    monkeypatch.setenv("SUPERMACHINE_CACHE", str(tmp_path))
     assert engines.choose().name == "soft"
     with pytest.raises(HardwareRequired):
         engines.choose(require_hardware=True)

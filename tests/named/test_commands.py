@@ -228,6 +228,34 @@ def test_what_docker_has_and_we_have_not_says_what_to_type() -> None:
         assert words in done.stderr
 
 
+def test_inspect_of_images_and_a_prune_that_says_what_it_removes(
+    busybox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERMACHINE_CACHE", str(tmp_path / "cache"))
+    sm("run", "-q", busybox, "true")
+    (said,) = json.loads(sm("inspect", busybox).stdout)
+    assert said["platform"] == "linux/arm64"
+    assert Path(said["rootfs"]).exists()
+    assert "no machine" in sm("exec", "nobody", "true", check=False).stderr
+    assert sm("inspect", "no-such-image", check=False).returncode == 125
+    lines = sm("prune", "-a").stdout.splitlines()
+    assert any(line.startswith(f"baked snapshot of {busybox}, 512 MiB, soft: ") for line in lines)
+    assert any(line.startswith("image ") and "busybox" in line for line in lines)
+    assert lines[-1].endswith("freed")
+    assert sm("prune", "-a").stdout == "0 B freed\n"
+
+
+def test_names_are_completed(busybox: str) -> None:
+    start(busybox, name="web-server")
+    environment = {
+        **os.environ,
+        "_SUPERMACHINE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "x exec web",
+        "COMP_CWORD": "2",
+    }
+    assert sm(env={**os.environ, **environment}).stdout == "plain,web-server\n"
+
+
 def test_the_python_interface(busybox: str, tmp_path: Path) -> None:
     machine = supermachine.start(busybox, ["sh", "-c", TICKS], name="web", ports={"80/tcp": ("127.0.0.1", None)})
     with pytest.raises(FileExistsError):

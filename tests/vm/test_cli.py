@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supermachine import VM
 
 from ..processes import line, running
 from ..real import RealRegistry
@@ -148,9 +149,51 @@ def test_a_signal_before_there_is_a_command(tmp_path: Path, number: signal.Signa
 
 def test_timeout(busybox: str) -> None:
     done = cli("run", "--timeout", "1", busybox, "sh", "-c", "echo partial; sleep 1000")
-    assert done.returncode == 125
+    assert done.returncode == 124
     assert done.stdout == "partial\n"
     assert "still ran after 1 seconds" in done.stderr
+
+
+def test_the_timeout_of_a_remembered_start_too(busybox: str) -> None:
+    # The second or third start of its kind goes the short way.
+    assert [cli("run", "--timeout", "0.5", busybox, "sleep", "1000").returncode for _ in range(3)] == [124] * 3
+
+
+def test_a_program_for_another_machine_is_named_as_such(busybox: str, tmp_path: Path) -> None:
+    foreign = b"\x7fELF\x02\x01\x01" + bytes(9) + (2).to_bytes(2, "little") + (62).to_bytes(2, "little") + bytes(100)
+    (tmp_path / "foreign").write_bytes(foreign)
+    (tmp_path / "script").write_text("echo no interpreter\n")
+    for file in tmp_path.iterdir():
+        file.chmod(0o755)
+    share = ["-v", f"{tmp_path}:/x:ro"]
+    done = cli("run", *share, busybox, "/x/foreign")
+    assert done.returncode == 126
+    assert "/x/foreign is a program for amd64, and the guest is arm64: Exec format error" in done.stderr
+    assert "--platform linux/amd64" in done.stderr
+    done = cli("run", *share, "-e", "PATH=/x", busybox, "script")
+    assert done.returncode == 126
+    assert "script is neither a program nor a script with an interpreter" in done.stderr
+    with VM(busybox, volumes=[f"{tmp_path}:/x:ro"]) as vm, pytest.raises(PermissionError, match="for amd64"):
+        vm.run(["foreign"], cwd="/x", env={"PATH": "."})
+
+
+def test_the_engine_is_warned_of_once_a_boot_and_never_when_quiet(
+    busybox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERMACHINE_CACHE", str(tmp_path / "cache"))
+    run = ("run", "--engine", "soft")
+    said = [
+        cli(*run, *more, busybox, "true").stderr.count("isolates in software only") for more in ((), ("-q",), (), ())
+    ]
+    assert said == [1, 0, 0, 0]
+    (tmp_path / "cache" / "said-soft").write_text("another boot")
+    assert [cli(*run, "-q", busybox, "true").stderr for _ in range(2)] == ["", ""]
+    said = [cli(*run, busybox, "true").stderr.count("isolates in software only") for _ in range(3)]
+    assert said == [1, 0, 0]
+    # A note that cannot be made fails no start.
+    (tmp_path / "cache" / "said-soft").unlink()
+    (tmp_path / "cache" / "said-soft").mkdir()
+    assert cli(*run, busybox, "echo", "well").stdout == "well\n"
 
 
 def test_what_the_command_is_given(busybox: str, tmp_path: Path) -> None:

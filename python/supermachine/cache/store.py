@@ -42,6 +42,10 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# supermachine's cache; it can be deleted at any time.\n"
 
 
+#: Told what was removed, and of how many bytes.
+Removed = Callable[[str, int], object]
+
+
 class CachedImage(NamedTuple):
     """One line of ``supermachine images``. Sizes are bytes on disk; `last_used` is seconds since the epoch."""
 
@@ -290,8 +294,8 @@ class Cache:
                         path.unlink(missing_ok=True)
         return self.prune()
 
-    def prune(self, *, everything: bool = False) -> int:
-        """Frees what no reference needs any more, or all of it; gives the bytes freed.
+    def prune(self, *, everything: bool = False, removed: Removed | None = None) -> int:
+        """Frees what no reference needs any more, or all of it; gives the bytes freed. `removed` is told of each.
 
         Root file systems that running machines have open stay alive for them, as deleted files do.
         """
@@ -299,6 +303,9 @@ class Cache:
         self.remove_stale()
         self.forget_starts()
         freed = 0
+        names: dict[str, str] = {}
+        for image in self.images() if removed is not None else ():
+            names[image.rootfs.stem] = image.references[0] if image.references else image.digest
         with self.errors("remove from"):
             if everything:
                 for path, _ in [*self._records("references"), *self._records("images")]:
@@ -312,10 +319,16 @@ class Cache:
                     path.unlink(missing_ok=True)
             for path in (self.directory / "rootfs").glob("*.erofs"):
                 if path.stem not in keep:
-                    freed += self._unlink_unless_locked(path, self.lock("rootfs", path.stem))
+                    size = self._unlink_unless_locked(path, self.lock("rootfs", path.stem))
+                    freed += size
+                    if removed is not None and size:
+                        removed(f"image {names.get(path.stem, path.stem[:12])}", size)
             for path in (self.directory / "blobs").glob("*/*"):
                 digest = f"{path.parent.name}:{path.name}"
-                freed += self._unlink_unless_locked(path, self.lock("blob", digest))
+                size = self._unlink_unless_locked(path, self.lock("blob", digest))
+                freed += size
+                if removed is not None and size:
+                    removed(f"layer {digest[:19]}", size)
         return freed
 
     def forget_starts(self) -> None:

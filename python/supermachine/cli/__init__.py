@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 OWN_FAILURE = 125
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+#: Of commands that were killed after the time that they were given, as timeout(1) has it.
+TIMED_OUT = 124
 # As POSIX numbers them for `kill`.
 _SIGINT = 2
 _SIGPIPE = 13
@@ -57,7 +59,7 @@ def _flushed(code: int) -> int:
 
 
 def _main() -> int:
-    from ..errors import CommandNotExecutable, CommandNotFound, SupermachineError, VMExited
+    from ..errors import CommandNotExecutable, CommandNotFound, CommandTimeout, SupermachineError, VMExited
     from ..host.warnings import say
 
     try:
@@ -69,6 +71,8 @@ def _main() -> int:
                 say(line)
         if isinstance(error, CommandNotFound):
             return NOT_FOUND
+        if isinstance(error, CommandTimeout):
+            return TIMED_OUT
         return NOT_EXECUTABLE if isinstance(error, CommandNotExecutable) else OWN_FAILURE
     except BrokenPipeError:
         raise

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..settings.table import WRITTEN, Setting
+from .completion import image_names, machine_names
 from .format import human, table
 from .machines import HintingGroup, kept_options, register, run_kept, take_kept, without_keeper
 
@@ -67,17 +68,22 @@ def cli() -> None:
 @click.option("-i", "--interactive", is_flag=True, help="Accepted for docker's sake: stdin is always passed on.")
 @click.option("-n", "--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option("-t/-T", "--tty/--no-tty", default=None, help="Give it a terminal.  [default: when stdin and stdout are]")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Kill it after this.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Kill it after this; the exit status is 124 then.",
+)
 @click.option("--timings", is_flag=True, help="Say on stderr how long each step took.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @kept_options
-@click.argument("image")
+@click.argument("image", shell_complete=image_names)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(**given: Any) -> int:
     """Run a command, or the image's own, in a fresh virtual machine.
 
-    The exit status is the command's, 128+N when signal N ended it, 125 for failures of supermachine itself. With -d
-    the machine goes on by itself: see `supermachine ps`.
+    The exit status is the command's, 128+N when signal N ended it, 124 when --timeout did, 125 for failures of
+    supermachine itself. With -d the machine goes on by itself: see `supermachine ps`.
     """
     from .run import fast
 
@@ -91,7 +97,7 @@ def run(**given: Any) -> int:
 @_image_options
 @click.option("-o", "--output", metavar="PATH", help="Write a snapshot to this file, rather than to the cache.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-@click.argument("image")
+@click.argument("image", shell_complete=image_names)
 def pull(image: str, platform: str | None, insecure: bool, output: str | None, quiet: bool) -> None:
     """Download and convert an image, or download a snapshot, and print its digest."""
     from ..errors import SnapshotReference
@@ -205,7 +211,7 @@ def images(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("image", nargs=-1, required=True)
+@click.argument("image", nargs=-1, required=True, shell_complete=image_names)
 def rmi(image: tuple[str, ...]) -> None:
     """Remove images from the cache, by reference or digest."""
     from ..errors import ImageNotFound
@@ -234,14 +240,21 @@ def _is_digest(name: str) -> bool:
 @cli.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Every image, not only what nothing needs.")
 def prune(everything: bool) -> None:
-    """Free disk space: what no image needs, and snapshots in the cache that no virtual machine runs from."""
+    """Free disk space: what no image needs, and snapshots in the cache that no virtual machine runs from; say what."""
     from ..artifacts.pull import prune as prune_artifacts
     from ..images import Cache
     from ..snapshots import baking
 
+    def removed(what: str, size: int) -> None:
+        click.echo(f"{what}: {human(size)}")
+
     cache = Cache()
-    freed = baking.prune(cache) + prune_artifacts(cache)
-    click.echo(f"{human(freed + cache.prune(everything=everything))} freed")
+    freed = baking.prune(cache, removed=removed)
+    pulled = prune_artifacts(cache)
+    if pulled:
+        removed("pulled snapshots", pulled)
+    freed += pulled + cache.prune(everything=everything, removed=removed)
+    click.echo(f"{human(freed)} freed")
 
 
 _path = click.Path(path_type=str)
@@ -255,7 +268,7 @@ def snapshot() -> None:
 
 @snapshot.command("create")
 @click.option("--diff", is_flag=True, help="Only what has changed since the snapshot that it goes on from.")
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 @click.argument("path", type=_path)
 def snapshot_create(name: str, path: str, diff: bool) -> None:
     """Take a snapshot of a machine with a name; it goes on."""
@@ -318,6 +331,15 @@ def snapshot_flatten(path: tuple[str, ...], dest: str, replace: bool) -> None:
     from ..snapshots.files import flatten
 
     click.echo(f"{dest}: {flatten(path, dest, replace=replace)}")
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands, options and names: eval "$(supermachine completion bash)"."""
+    from .completion import source
+
+    click.echo(source(cli, shell))
 
 
 @cli.command()

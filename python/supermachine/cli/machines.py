@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completion import machine_names, machines_and_images
 from .format import ago, human, table
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def run_kept(said: Arguments, kept: dict[str, Any]) -> int:
         arguments.command_words(said),
         None if said["entrypoint"] is None else [said["entrypoint"]],
         policy,
+        quiet=said["quiet"],
     )
     started = launch.start(spec, None if said["quiet"] else lambda line: say(line.removeprefix("supermachine: ")))
     click.echo(started["name"])
@@ -209,7 +211,7 @@ def _each(names: tuple[str, ...], work: Any) -> int:
     return status
 
 
-_names = click.argument("name", nargs=-1, required=True)
+_names = click.argument("name", nargs=-1, required=True, shell_complete=machine_names)
 
 
 @click.command()
@@ -271,7 +273,7 @@ def status(state: State) -> str:
 @click.option("-w", "--workdir", metavar="DIR", help="Working directory.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable; a bare name passes it on.")
 @click.option("--env-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Variables, one a line.")
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(
     name: str,
@@ -308,7 +310,7 @@ def exec_(
 @click.option("-f", "--follow", is_flag=True, help="Go on until it has ended.")
 @click.option("-n", "--tail", default="all", metavar="N", help="Only the last lines.")
 @click.option("-t", "--timestamps", is_flag=True, help="Say when each line was written.")
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 def logs(name: str, follow: bool, tail: str, timestamps: bool) -> None:
     """Show what the main process of a machine has written."""
     from ..named.client import attach
@@ -372,7 +374,7 @@ def _side(text: str) -> tuple[str | None, str]:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 @click.argument("guest", required=False, metavar="[PORT[/tcp]]")
 def port(name: str, guest: str | None) -> int:
     """Show where the ports of a machine are published."""
@@ -406,7 +408,7 @@ def wait(name: tuple[str, ...]) -> None:
 @click.command()
 @click.option("--no-stream", is_flag=True, help="Once.  [default: when stdout is no terminal]")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.argument("name", nargs=-1)
+@click.argument("name", nargs=-1, shell_complete=machine_names)
 def stats(name: tuple[str, ...], no_stream: bool, form: str) -> None:
     """Show what machines use of the host."""
     from ..named.client import attach, machines
@@ -459,19 +461,52 @@ def _usage(machines: list[Machine], seconds: float) -> list[dict[str, Any]]:
 
 
 @click.command()
-@_names
-def inspect(name: tuple[str, ...]) -> int:
-    """Show all that is known of machines, as JSON."""
+@click.option("--platform", metavar="OS/ARCH", help="Platform of an image.")
+@click.argument("name", nargs=-1, required=True, shell_complete=machines_and_images)
+def inspect(name: tuple[str, ...], platform: str | None) -> None:
+    """Show all that is known of machines, or of images in the cache, as JSON. A machine goes before an image."""
+    from ..errors import NoSuchMachine
     from ..named.client import attach
 
-    click.echo(json.dumps([attach(one).inspect() for one in name], indent=2))
-    return 0
+    shown = []
+    for one in name:
+        try:
+            shown.append(attach(one).inspect())
+        except NoSuchMachine:
+            shown.append(_image(one, platform))
+    click.echo(json.dumps(shown, indent=2))
+
+
+def _image(name: str, platform: str | None) -> dict[str, Any]:
+    from ..images import resolve
+
+    image = resolve(name, platform=platform, pull="never")
+    config = image.config
+    return {
+        "reference": image.reference,
+        "digest": image.digest,
+        "platform": str(image.platform),
+        "rootfs": str(image.rootfs),
+        "size": image.size,
+        "created": config.created,
+        "entrypoint": config.entrypoint,
+        "cmd": config.cmd,
+        "env": config.env,
+        "working_dir": config.working_dir,
+        "user": config.user,
+        "exposed_ports": config.exposed_ports,
+        "volumes": config.volumes,
+        "stop_signal": config.stop_signal,
+        "healthcheck": dict(config.healthcheck) if config.healthcheck is not None else None,
+        "labels": dict(config.labels),
+        "layers": config.diff_ids,
+    }
 
 
 @click.command()
 @click.option("-n", "count", type=click.IntRange(min=1, max=1000), default=1, show_default=True, help="How many.")
 @click.option("--name", "names", multiple=True, help="Their names, one for each.  [default: NAME-1, NAME-2 …]")
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 def fork(name: str, count: int, names: tuple[str, ...]) -> None:
     """Start machines that go on where one is now, and print their names."""
     from ..named.client import attach

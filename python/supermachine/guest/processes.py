@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, TimeoutExpired
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from ..errors import CommandNotExecutable
 from ..settings.parsing import encode
 from .process_context import linux_signal, wait_started
 
@@ -165,9 +166,14 @@ class Popen:
                 if started is None:
                     raise TimeoutExpired(args, start_timeout)
                 self.pid = started
-        except BaseException:
+        except BaseException as error:
             self._exec.close()
             self._close_pipes()
+            if isinstance(error, CommandNotExecutable):
+                from .formats import explained
+
+                variables_ = dict(word.partition(b"=")[::2] for word in variables)
+                raise explained(error, context.worker(), command, variables_, encode(cwd or context.cwd)) from None
             raise
 
     @staticmethod

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from .. import directories, env
 from ..errors import ConfigurationError, EngineUnavailable, HardwareRequired, SupermachineError
-from . import warnings
+from . import boots
 
 EngineName = Literal["auto", "soft", "kvm", "hvf"]
 Isolation = Literal["hardware", "software"]
@@ -106,10 +106,10 @@ def _key() -> list[str] | None:
     from . import bundle
 
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - on the way of every start
-            boot = file.read().strip()
-        worker = os.stat(bundle.worker())  # noqa: PTH116
+        boot, worker = boots.boot_id(), os.stat(bundle.worker())  # noqa: PTH116
     except OSError:
+        return None
+    if not boot:
         return None
     return [boot, str(worker.st_mtime_ns), str(worker.st_size)]
 
@@ -277,9 +277,6 @@ def _best(required: bool, platform: str | None, architecture: str | None) -> Eng
     )
 
 
-_warned = False
-
-
 def warning(engine: Engine) -> str:
     """A line for whoever uses it: that it isolates in software only, or is too slow. Empty for the others."""
     if engine.isolation == "software":
@@ -292,10 +289,6 @@ def warning(engine: Engine) -> str:
 
 
 def warn_once(engine: Engine) -> None:
-    """One line on stderr, the first time that this process uses an engine that there is a warning about."""
-    global _warned
-    said = warning(engine)
-    if not said or _warned:
-        return
-    _warned = True
-    warnings.say(said)
+    """One line on stderr about an engine that deserves a warning, once a boot of the host."""
+    if said := warning(engine):
+        boots.say_once(engine.name, said)

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from .. import env
 from ..cache.locks import acquire, release
 from ..cache.store import Cache, rootfs_key
-from ..errors import CacheError, ConfigurationError, DigestMismatch, ImageNotFound, ImageTooLarge, InvalidImage
+from ..errors import (
+    CacheError,
+    ConfigurationError,
+    DigestMismatch,
+    ImageNotFound,
+    ImageTooLarge,
+    InvalidImage,
+    RegistryError,
+    RegistryTimeout,
+    RegistryUnauthorized,
+)
 from ..oci.model import CONFIGS, INDEXES, MANIFESTS, Descriptor, ImageConfig, parse_config, parse_manifest
 from ..oci.platforms import Platform
 from ..oci.references import FileReference, RegistryReference, looked_at, parse_reference
@@ -171,15 +181,35 @@ class _Store:
     def from_registry(
         self, reference: RegistryReference, wanted: Platform, insecure: bool, transport: Transport | None
     ) -> ResolvedImage:
+        """The image of its registry, or of a mirror that has it; what a mirror lacks is no error."""
+        from ..host import warnings
+        from ..oci.mirrors import mirrored
+
+        for mirror in mirrored(reference):
+            try:
+                return self._from(mirror, reference, wanted, insecure, transport)
+            except (RegistryError, RegistryTimeout, RegistryUnauthorized, ImageNotFound, DigestMismatch) as error:
+                warnings.warn(f"the mirror {mirror.domain} was of no use for {reference.familiar}: {error}")
+        return self._from(reference, reference, wanted, insecure, transport)
+
+    def _from(
+        self,
+        place: RegistryReference,
+        reference: RegistryReference,
+        wanted: Platform,
+        insecure: bool,
+        transport: Transport | None,
+    ) -> ResolvedImage:
+        """What `place` has, known as `reference` from then on."""
         from ..oci.registry import Repository
         from ..oci.selection import select
         from ..oci.transport import Transport
 
-        self._report("resolve", str(reference))
+        self._report("resolve", str(place))
         own = transport is None
         transport = transport or Transport(insecure=insecure)
         try:
-            repository = Repository(reference, transport=transport)
+            repository = Repository(place, transport=transport)
             data, media_type, digest = repository.manifest(reference.target)
             # Parsed for its kind here, and again when it is chosen: it is small and in memory.
             top = Descriptor(media_type if _known(media_type) else "", digest, len(data))

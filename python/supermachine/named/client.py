@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, KeeperLost, MachineNotRunning, NoSuchMachine, VMExited
 from ..guest.process_context import Context
+from ..host.boots import boot_id
 from . import logs, protocol
-from .records import Record, boot_id
+from .records import Record
 from .registry import Place, Registry
 from .spec import STOP_TIMEOUT, Policy, Spec, restart_policy, signal_number
 

@@ -109,11 +109,14 @@ class Keeper:
 
     def __init__(self, spec: Spec, report: Report) -> None:
         from .. import directories, env
-        from .records import Record, boot_id, process_start
+        from ..host import boots
+        from .records import Record, process_start
 
         self.spec = spec
         self.policy = spec.policy
         self._report = report
+        if spec.quiet:
+            boots.silence()
         # The working directory is about to be another one.
         if os.environ.get(env.CACHE):
             os.environ[env.CACHE] = directories.cache_directory()
@@ -128,7 +131,7 @@ class Keeper:
             created=time.time(),
             keeper=pid,
             keeper_start=process_start(pid),
-            boot=boot_id(),
+            boot=boots.boot_id(),
         )
         #: "starting", "running", "restarting" or "stopping".
         self.phase = "starting"

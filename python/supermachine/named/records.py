@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from ..host.boots import boot_id
 
 #: Bytes of a record at most; an environment of a megabyte is beyond what a command takes.
 _MAX_BYTES = 4 << 20
@@ -61,20 +62,6 @@ class Record:
             return cls(**{name: value for name, value in said.items() if name in known})
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-
-
-def boot_id() -> str:
-    """What is another after each start of the host; empty where it does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return _boot_time()
-
-
-def _boot_time() -> str:
-    clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_UPTIME_RAW", None))
-    # Minutes: the clocks drift apart a little.
-    return "" if clock is None else f"minute-{int((time.time() - time.clock_gettime(clock)) // 60)}"
 
 
 def process_start(pid: int) -> int:

@@ -60,6 +60,8 @@ class Spec:
     entrypoint: list[str] | None = None
     policy: Policy = field(default_factory=Policy)
     fork: Fork | None = None
+    #: Whether nobody is to be told of anything but failures.
+    quiet: bool = False
 
     def encode(self) -> bytes:
         """Raises ConfigurationError for an option that another process cannot be told."""

@@ -5,9 +5,11 @@ the first slash is a domain when it contains a dot or a colon, is ``localhost``,
 the domain is docker's own, and a path of one component there is in ``library/``. A reference with neither tag nor
 digest means the tag ``latest``.
 
+``docker://NAME`` is always one of a registry, as skopeo has it.
+
 Local sources are ``oci:PATH[:TAG]`` (also ``oci-layout:``), ``oci-archive:PATH[:TAG]``, ``docker-archive:PATH[:TAG]``,
-and plain paths; these prefixes always mean a local source (a repository of that name needs its domain spelt out). A
-plain path is one that begins with ``/``, ``./``, ``../`` or ``~/``, or any :class:`os.PathLike`; a string that could
+``file:///PATH`` and plain paths; these prefixes always mean a local source (a repository of that name needs its domain
+spelt out). A plain path is one that begins with ``/``, ``./``, ``../`` or ``~/``, or any :class:`os.PathLike`; a string that could
 also be a registry reference is a path only when it names an existing file with the suffix of an archive, or has a slash
 and names an existing OCI layout. So a directory ``python`` never hides the image ``python``.
 """
@@ -46,6 +48,7 @@ _SCHEMES: dict[str, FileKind] = {
     "oci-archive": "oci-archive",
     "docker-archive": "docker-archive",
 }
+_REGISTRY, _FILE = "docker://", "file://"
 _ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
@@ -122,6 +125,10 @@ def parse_reference(text: str | os.PathLike[str]) -> Reference:
         return FileReference("path", absolute(os.fspath(text)))
     if not text or len(text) > _MAX_REFERENCE or "\0" in text:
         raise _invalid(text, "it is empty, too long, or contains a NUL")
+    if text.startswith(_REGISTRY):
+        return parse_registry_reference(text.removeprefix(_REGISTRY))
+    if text.startswith(_FILE):
+        return _file("path", _path_of_url(text))
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _SCHEMES:
         if not rest:
@@ -184,6 +191,19 @@ def _file(kind: FileKind, text: str) -> FileReference:
     return FileReference(kind, absolute(path), tag or None, digest or None)
 
 
+def _path_of_url(text: str) -> str:
+    """The path that a URL of RFC 8089 names."""
+    from urllib.parse import unquote
+
+    path = text.removeprefix(_FILE).removeprefix("localhost")
+    if not path.startswith("/"):
+        raise _invalid(text, "file:// is followed by an absolute path: file:///srv/image.tar")
+    path = unquote(path)
+    if "\0" in path:
+        raise _invalid(text, "it contains a NUL")
+    return path
+
+
 def _names_local_image(text: str) -> bool:
     if text.endswith(_ARCHIVE_SUFFIXES):
         return Path(text).is_file()
@@ -198,6 +218,8 @@ def looked_at(text: str | os.PathLike[str]) -> list[Path]:
     if not isinstance(text, str):
         path = absolute(os.fspath(text))
         return [path, path / "oci-layout"]
+    if text.startswith(_FILE):
+        text = _path_of_url(text)
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _SCHEMES:
         text = rest
@@ -223,5 +245,5 @@ def _invalid(text: str, why: str) -> InvalidReference:
     return InvalidReference(
         f"{_short(text)!r} is not an image reference: {why}",
         hint="write it as docker does (name:tag, host:port/name@digest) or as oci:PATH, oci-archive:PATH, "
-        "docker-archive:PATH or a path",
+        "docker-archive:PATH, file:///PATH or a path",
     )

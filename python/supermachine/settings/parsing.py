@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     StrOrBytes: TypeAlias = str | bytes
     Environment: TypeAlias = Mapping[str, str] | Sequence[str]
 
+#: Bytes of a file of variables at most; a process's environment is smaller.
+_MAX_ENV_FILE = 4 << 20
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = r"(?i:(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?)"
 _HOSTNAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?"
@@ -78,12 +80,32 @@ def environment(value: Environment | None) -> dict[str, str]:
 
 
 def environment_files(names: Iterable[str]) -> list[str]:
-    """The items of docker's --env-file: one a line, comments from # at the start of a line."""
+    """The items of docker's --env-file: one a line, comments from # at the start of a line.
+
+    What follows ``=`` is taken as it is, quotes and blanks included; a bare name passes this process's value on.
+    """
     items: list[str] = []
     for name in names:
-        with open(name, encoding="utf-8") as file:  # noqa: PTH123
-            stripped = (line.rstrip("\r\n").lstrip() for line in file)
-            items += [line for line in stripped if line and not line.startswith("#")]
+        with open(name, "rb") as file:  # noqa: PTH123
+            data = file.read(_MAX_ENV_FILE + 1)
+        if len(data) > _MAX_ENV_FILE:
+            raise ConfigurationError(f"the file of variables {name} has more than {_MAX_ENV_FILE >> 20} MiB")
+        for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+            where = f"line {number} of the file of variables {name}"
+            try:
+                line = raw.removesuffix(b"\r").decode().lstrip()
+            except UnicodeDecodeError:
+                raise ConfigurationError(f"{where} is no UTF-8") from None
+            if not line or line.startswith("#"):
+                continue
+            variable = line.partition("=")[0]
+            if not variable:
+                raise ConfigurationError(f"{where} has no name before the =")
+            if any(c.isspace() for c in variable):
+                raise ConfigurationError(
+                    f"{where} has white space in the name {variable!r}", hint="write NAME=value, one a line"
+                )
+            items.append(line)
     return items
 
 

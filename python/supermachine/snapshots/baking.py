@@ -302,8 +302,10 @@ def _guest_files(cache: Cache, architecture: str) -> str:
     return digest
 
 
-def prune(cache: Cache, *, orphans: bool = False) -> int:
+def prune(cache: Cache, *, orphans: bool = False, removed: Callable[[str, int], object] | None = None) -> int:
     """Removes the baked snapshots that no virtual machine runs from and nobody makes; gives the bytes freed.
+
+    `removed` is told of each.
 
     With `orphans` only those whose image is not in the cache any more.
     """
@@ -319,9 +321,24 @@ def prune(cache: Cache, *, orphans: bool = False) -> int:
             lock = cache.lock("snapshot", directory.name)
             with locked(lock, block=False) as mine:
                 if mine and not (orphans and _has_image(cache, directory / "snapshot")):
-                    freed += Baked(cache, directory.name).discard()
+                    name = _of_which(directory / "snapshot") if removed is not None else ""
+                    size = Baked(cache, directory.name).discard()
+                    freed += size
+                    if removed is not None and size:
+                        removed(f"baked snapshot {name}", size)
                     lock.unlink(missing_ok=True)
     return freed if orphans else freed + working_set.prune(cache)
+
+
+def _of_which(path: Path) -> str:
+    """What a snapshot is of, for people."""
+    from .records import Head
+
+    try:
+        head = Head.read(path)
+        return f"of {head.record().reference}, {head.memory >> 20} MiB, {head.engine}"
+    except (SupermachineError, OSError):
+        return path.parent.name[:12]
 
 
 def _has_image(cache: Cache, path: Path) -> bool:

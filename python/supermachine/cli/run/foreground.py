@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 
-from ...errors import VMTimeout
+from ...errors import CommandNotExecutable, CommandTimeout
 from ...guest.process_context import linux_signal, wait_started
 from ...settings.parsing import encode
 
@@ -100,7 +100,7 @@ def execute(
     no_stdin: bool,
     timeout: float | None,
 ) -> int:
-    """Runs a command to its end; gives its return code as `subprocess` has it, or raises `VMTimeout`."""
+    """Runs a command to its end; gives its return code as `subprocess` has it, or raises `CommandTimeout`."""
     # What has been made so far is needed until the end.
     gc.freeze()
     gc.enable()
@@ -117,7 +117,7 @@ def execute(
         if code is None:
             command.send_signal(linux_signal(_signal.SIGKILL))
             command.wait(_KILL_GRACE)
-            raise VMTimeout(f"the command was killed: it still ran after {timeout:g} seconds")
+            raise CommandTimeout(f"the command was killed: it still ran after {timeout:g} seconds")
     finally:
         signals.command = None
         if before is not None:
@@ -150,8 +150,14 @@ def _start(
     )
     try:
         wait_started(command, argv)
-    except BaseException:
+    except BaseException as error:
         command.close()
+        if isinstance(error, CommandNotExecutable):
+            from ...guest.formats import explained
+
+            words = [encode(word) for word in argv]
+            known = {encode(name): encode(value) for name, value in variables.items()}
+            raise explained(error, worker, words, known, encode(context.cwd)) from None
         raise
     return command
 

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ...errors import SnapshotReference
+from ...host import boots
 from ..progress import progress
 from . import arguments, fast, foreground
 from .timings import Steps
@@ -19,6 +20,8 @@ def whole_way(said: Arguments) -> int:
     from ...machine.vm import VM
 
     steps, began = Steps(), time.time()
+    if said["quiet"]:
+        boots.silence()
     file = fast.place(said)
     terminal = foreground.wants_terminal(said["tty"])
     with foreground.Signals() as signals, progress(said["quiet"]) as report:
