@@ -9,9 +9,9 @@ digest means the tag ``latest``.
 
 Local sources are ``oci:PATH[:TAG]`` (also ``oci-layout:``), ``oci-archive:PATH[:TAG]``, ``docker-archive:PATH[:TAG]``,
 ``file:///PATH`` and plain paths; these prefixes always mean a local source (a repository of that name needs its domain
-spelt out). A plain path is one that begins with ``/``, ``./``, ``../`` or ``~/``, or any :class:`os.PathLike`; a string that could
-also be a registry reference is a path only when it names an existing file with the suffix of an archive, or has a slash
-and names an existing OCI layout. So a directory ``python`` never hides the image ``python``.
+spelt out). A plain path is one that begins with ``/``, ``./``, ``../`` or ``~/``, or any :class:`os.PathLike`; a
+string that could also be a registry reference is a path only when it names an existing file with the suffix of an
+archive, or has a slash and names an existing OCI layout. So a directory ``python`` never hides the image ``python``.
 """
 
 from __future__ import annotations
