@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -107,6 +108,7 @@ def without_keeper(said: Arguments, kept: dict[str, Any]) -> Arguments:
 
 def run_kept(said: Arguments, kept: dict[str, Any]) -> int:
     """``supermachine run -d``: starts a machine and prints its name."""
+    from ..errors import SnapshotReference
     from ..host.warnings import say
     from ..images import resolve
     from ..named import launch, names
@@ -129,7 +131,10 @@ def run_kept(said: Arguments, kept: dict[str, Any]) -> int:
 
         engine = engines.choose(options["engine"], options["require_hardware"], options["platform"])
         platform = options["platform"] or f"linux/{engine.architecture}"
-        resolve(said["image"], platform=platform, pull=options["pull"], insecure=options["insecure"], progress=report)
+        with contextlib.suppress(SnapshotReference):  # which the keeper pulls
+            resolve(
+                said["image"], platform=platform, pull=options["pull"], insecure=options["insecure"], progress=report
+            )
     if options["pull"] == "always":
         options["pull"] = "missing"
     spec = Spec(

@@ -180,6 +180,8 @@ class Keeper:
     # Its starts.
 
     def _first_start(self) -> None:
+        from ..errors import SnapshotReference
+        from ..machine import remote
         from ..machine.vm import VM
         from ..settings import parsing
         from .spec import signal_number
@@ -198,7 +200,11 @@ class Keeper:
             self._start_health()
         else:
             self.vm = VM(spec.image, **options)
-            self.record.command = self.vm.command(spec.command, spec.entrypoint)
+            try:
+                self.record.command = self.vm.command(spec.command, spec.entrypoint)
+            except SnapshotReference:
+                self.vm = remote.restored(spec.image, **options)
+                self.record.command = self.vm.command(spec.command, spec.entrypoint)
             self.vm.start()
             self._start_main()
         config = self.vm._disks().config
