@@ -36,8 +36,10 @@ rust-test:
 python-test: $(VENV)/installed
 	$(BIN)/pytest
 
-# kill -9 at a hundred random moments, and two hundred machines at once; not part of the tests.
+# 100,000 events of each sort with what is left of them counted, kill -9 at a hundred random moments, and two hundred
+# machines at once; not part of the tests.
 soak: $(VENV)/installed
+	SUPERMACHINE_SOAK_EVENTS=100000 $(BIN)/pytest tests/vm/test_soak.py -o faulthandler_timeout=14400
 	SUPERMACHINE_TEST_MOMENTS=100 SUPERMACHINE_TEST_MACHINES=200 $(BIN)/pytest tests/named -k "soak or twenty or killed"
 
 # Measurements, not part of the tests; benches/README.md.
