@@ -8,6 +8,7 @@ import click
 
 from ..settings.table import WRITTEN, Setting
 from .completion import image_names, machine_names
+from .docker import register_docker
 from .format import human, table
 from .machines import HintingGroup, kept_options, register, run_kept, take_kept, without_keeper
 
@@ -359,3 +360,4 @@ def doctor(as_json: bool) -> int:
 
 
 register(cli)
+register_docker(cli)

@@ -1,0 +1,530 @@
+"""A container: one virtual machine of its image's baked snapshot, and the command that runs in it.
+
+The machine is there from the first moment that something of it is needed, which may be before the command is started:
+files can be put into a container that was only created. When the command ends, every other process in the guest does
+too, and the machine stays, without published ports, so that the files can be fetched and the command be started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import SupermachineError
+from ..guest.process_context import command as command_of
+from ..machine.starts import Root
+from ..machine.vm import VM
+from ..network.ports import Bound
+from ..settings.machine import MachineSettings
+from ..storage.shares import Share
+from . import specification
+from .errors import ApiError, BadRequest, Conflict, NotModified, as_api_error
+from .health import Health
+from .logs import STDERR, STDOUT, Log
+from .networks import GATEWAY
+from .processes import KILLED, USUAL_SIZE, Process, not_started
+from .specification import DEFAULT_STOP_TIMEOUT, Specification, VolumeMount
+
+if TYPE_CHECKING:
+    from ..settings.machine import MachineOptions
+    from .images import Image
+    from .pipes import PipeReader, PipeWriter
+    from .session import Session
+
+#: Seconds that killed processes have to go, and that the last output has to arrive.
+_KILL_GRACE = 10.0
+_DRAIN_GRACE = 2.0
+#: Seconds before a restart by policy: the first, and the longest.
+_RESTART_FIRST, _RESTART_MOST = 0.1, 60.0
+_SIGKILL = 9
+#: The control group of all that the agent starts in a guest.
+_GROUP = "/sys/fs/cgroup/supermachine"
+
+
+class Running(Protocol):
+    """What a container's command is to the container while it runs."""
+
+    pid: int
+    stdin: PipeWriter | None
+    stdout: PipeReader | None
+    stderr: PipeReader | None
+
+    async def wait(self) -> int: ...
+    def signal(self, number: int) -> None: ...
+    def resize(self, rows: int, columns: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Container:
+    """Its methods are for the event loop's thread; what blocks runs in the session's threads."""
+
+    def __init__(
+        self, session: Session, container_id: str, name: str, wanted: Specification, image: Image, log: Log
+    ) -> None:
+        self.session = session
+        self.id = container_id
+        self.name = name
+        self.wanted = wanted
+        self.image = image
+        self.log = log
+        self.created_ns = time.time_ns()
+        self.status = "created"
+        self.exit_code = 0
+        self.error = ""
+        self.started_ns = 0
+        self.finished_ns = 0
+        self.restarts = 0
+        #: Names of networks, and what the container is called there.
+        self.networks: dict[str, list[str]] = {}
+        #: Named volumes and those without a name.
+        self.volumes: list[str] = []
+        self.mounts: list[VolumeMount] = []
+        self.health: Health | None = None
+        #: How often the command has ended, a start that failed included.
+        self.ends = 0
+        #: How often it was running.
+        self.starts = 0
+        self.removed = False
+        self.process: Running | None = None
+        self.size = USUAL_SIZE
+        self._vm: VM | None = None
+        self._bound: Bound | None = None
+        self._lock = asyncio.Lock()
+        self._machine_lock = asyncio.Lock()
+        self._watchers: set[asyncio.Future[None]] = set()
+        self._supervisor: asyncio.Task[None] | None = None
+        #: Whether somebody has stopped it, so that no policy starts it again.
+        self._told_to_stop = False
+        self._prepared = False
+
+    # What it is.
+
+    @property
+    def alive(self) -> bool:
+        return self.status in ("running", "paused", "restarting")
+
+    @property
+    def command(self) -> list[str]:
+        """What runs in it."""
+        wanted = self.wanted
+        entrypoint = wanted.entrypoint
+        if entrypoint is not None and tuple(entrypoint) in ((), ("",)):
+            # Docker's way of saying that there is none; then the image's command is of no use either.
+            return list(wanted.command or ())
+        return command_of(self.image.names, self.image.said, list(wanted.command or ()) or None, entrypoint)
+
+    @property
+    def ports(self) -> dict[str, list[tuple[str, int]]]:
+        """Published ports, while it runs."""
+        return self._bound.places() if self._bound is not None else {}
+
+    @property
+    def stop_signal(self) -> str:
+        return self.wanted.stop_signal or self.image.said.stop_signal or "SIGTERM"
+
+    @property
+    def worker_pid(self) -> int:
+        return (self._vm.pid if self._vm is not None and self.alive else None) or 0
+
+    def labels(self) -> dict[str, str]:
+        return {**self.image.labels, **self.wanted.labels}
+
+    def announce(self, action: str, **attributes: str) -> None:
+        said = {**self.labels(), "image": self.wanted.image, "name": self.name, **attributes}
+        self.session.events.publish("container", action, self.id, said)
+
+    # Its machine.
+
+    async def machine(self) -> VM:
+        """The machine, started if need be. Raises ApiError when it cannot be."""
+        async with self._machine_lock:
+            if self.removed or self.status == "removing":
+                raise Conflict(f"container {self.id} is marked for removal")
+            if self._vm is None or not self._vm.running:
+                for mount in self.mounts:
+                    await self._fill(mount)
+                vm = self._new_machine(self.mounts)
+                self._prepared = False
+                try:
+                    await self.session.call(vm.start)
+                except (SupermachineError, OSError) as error:
+                    raise as_api_error(error) from error
+                self._vm = vm
+            return self._vm
+
+    def there(self) -> VM:
+        """The machine of a container that runs. Raises Conflict for another."""
+        if self.status == "paused":
+            raise Conflict(f"Container {self.id} is paused, unpause the container first")
+        if self.status != "running" or self._vm is None:
+            raise Conflict(f"container {self.id} is not running")
+        return self._vm
+
+    def check(self) -> None:
+        """Raises what starting it would, of what can be known before."""
+        self._settings(self.mounts)
+        if not self.command:
+            raise BadRequest("no command specified")
+
+    def _new_machine(self, mounts: list[VolumeMount]) -> VM:
+        resolved = self.image.resolved
+        assert resolved is not None
+        return VM._of(self.wanted.image, self._settings(mounts), Root(resolved))
+
+    def _settings(self, mounts: list[VolumeMount]) -> MachineSettings:
+        wanted, resolved = self.wanted, self.image.resolved
+        assert resolved is not None
+        options: MachineOptions = {
+            "memory": wanted.memory,
+            "vcpus": wanted.vcpus,
+            "environment": wanted.environment,
+            "hostname": wanted.hostname or self.id[:12],
+            "mounts": {m.target: Share(m.source, read_only=m.read_only) for m in mounts},
+            "network": self.session.policy(self.networks),
+            "platform": str(resolved.platform),
+        }
+        if wanted.working_dir:
+            options["working_dir"] = wanted.working_dir
+        if wanted.user:
+            options["user"] = wanted.user
+        return MachineSettings.of(**options)
+
+    async def _fill(self, mount: VolumeMount) -> None:
+        """Puts what the image has where a new volume is mounted into the volume."""
+        volume = self.session.volumes.by_path(mount.source)
+        if volume is not None and not volume.filled:
+            with contextlib.suppress(SupermachineError, OSError):
+                await self.session.call(self.session.volumes.fill, volume, mount.target, self._new_machine([]))
+
+    async def drop_machine(self) -> None:
+        """Ends the machine of a container that does not run; its files are gone then."""
+        async with self._machine_lock:
+            vm, self._vm = self._vm, None
+            if vm is not None:
+                await self.session.call(vm.kill)
+
+    # Its life.
+
+    async def start(self) -> None:
+        """Raises NotModified when it runs, and ApiError when it cannot be started."""
+        async with self._lock:
+            if self.status in ("running", "paused"):
+                raise NotModified
+            if self.status == "removing" or self.removed:
+                raise Conflict(f"container {self.id} is marked for removal and cannot be started")
+            self._told_to_stop = False
+            self.restarts = 0
+            await self._start()
+
+    async def _start(self) -> None:
+        try:
+            process = await self._open()
+        except _NotStarted as error:
+            self._failed(error.code, error.told)
+            raise error.told from error
+        except (ApiError, SupermachineError, OSError, ValueError) as error:
+            told = as_api_error(error)
+            self._failed(KILLED, told)
+            raise told from error
+        self.process = process
+        self.status, self.error, self.exit_code = "running", "", 0
+        self.started_ns, self.finished_ns = time.time_ns(), 0
+        self.starts += 1
+        self.session.unpark(self)
+        if self.size != USUAL_SIZE:
+            process.resize(*self.size)
+        self._supervisor = asyncio.create_task(self._supervise(process))
+        if (test := self._health_test()) is not None:
+            self.health = Health(self, test)
+            self.health.start()
+        self._changed()
+        self.announce("start")
+
+    def _failed(self, code: int, told: ApiError) -> None:
+        self.exit_code, self.error = code, told.message
+        self._close_ports()
+        self.ends += 1
+        self.log.wake()
+        self._changed()
+        if self.wanted.auto_remove:
+            self.session.background(self.remove(force=True, volumes=True))
+
+    async def _open(self) -> Running:
+        vm = await self.machine()
+        command = self.command
+        wanted = self.wanted
+
+        def begin() -> Process:
+            self._prepare(vm)
+            self._open_ports(vm)
+            environment = {"TERM": "xterm"} if wanted.tty and "TERM" not in wanted.environment else None
+            try:
+                return Process.start(
+                    vm,
+                    command,
+                    tty=self.size if wanted.tty else None,
+                    stdin=wanted.open_stdin,
+                    environment=environment,
+                )
+            except (SupermachineError, OSError, ValueError) as error:
+                raise _NotStarted(*not_started(error, command)) from error
+
+        return await self.session.call(begin)
+
+    def _prepare(self, vm: VM) -> None:
+        """Once in a machine's life, before its first process."""
+        if self._prepared:
+            return
+        self._prepared = True
+        for target in self.wanted.tmpfs:
+            place = vm.path(target)
+            place.mkdir(parents=True, exist_ok=True)
+            place.chmod(0o1777)
+        hosts = [line for text in self.wanted.extra_hosts if (line := _host_line(text))]
+        if hosts:
+            with vm.path("/etc/hosts").open("a") as file:
+                file.write("".join(hosts))
+
+    def _open_ports(self, vm: VM) -> None:
+        wanted = {
+            name: [(address or GATEWAY, port) for address, port in places] for name, places in self.wanted.ports.items()
+        }
+        if self.wanted.publish_all:
+            for text in (*self.wanted.exposed, *self.image.said.exposed_ports):
+                name = specification.port_name(text)
+                if name.endswith("/tcp"):
+                    wanted.setdefault(name, [(GATEWAY, 0)])
+        if wanted:
+            self._bound = Bound(vm._running(), wanted)
+
+    def _close_ports(self) -> None:
+        bound, self._bound = self._bound, None
+        if bound is not None:
+            bound.close()
+
+    def _health_test(self) -> specification.HealthTest | None:
+        if self.wanted.no_health:
+            return None
+        return self.wanted.health or specification.health_of(self.image.said.healthcheck or {})
+
+    async def _supervise(self, process: Running) -> None:
+        """Keeps what the command writes, until it ends and all that it has left in the guest."""
+        pumps = [
+            asyncio.create_task(self._pump(pipe, stream))
+            for pipe, stream in ((process.stdout, STDOUT), (process.stderr, STDERR))
+            if pipe is not None
+        ]
+        code = await process.wait()
+        if self.health is not None:
+            self.health.stop()
+        vm = self._vm
+        if vm is not None:
+            with contextlib.suppress(SupermachineError, OSError):
+                await self.session.call(_end_processes, vm)
+        if pumps:
+            await asyncio.wait(pumps, timeout=_DRAIN_GRACE)
+        for pump in pumps:
+            pump.cancel()
+        process.close()
+        self.process = None
+        self._close_ports()
+        self.exit_code, self.finished_ns = code, time.time_ns()
+        restarts = self._restarts(code)
+        self.status = "restarting" if restarts else "exited"
+        self.ends += 1
+        self.log.wake()
+        self._changed()
+        self.announce("die", exitCode=str(code))
+        if restarts:
+            self.session.background(self._restart())
+        elif self.wanted.auto_remove:
+            self.session.background(self.remove(force=True, volumes=True))
+        elif vm is not None and vm.running:
+            self.session.park(self)
+
+    async def _pump(self, pipe: PipeReader, stream: int) -> None:
+        while data := await pipe.read():
+            try:
+                self.log.append(stream, data)
+            except OSError as error:
+                # A disk that is full must not stop the command.
+                self.error = f"output was lost: {error}"
+
+    def _restarts(self, code: int) -> bool:
+        policy, most = self.wanted.restart_policy, self.wanted.restart_retries
+        if self._told_to_stop or self.session.closing:
+            return False
+        if policy == "on-failure":
+            return code != 0 and (not most or self.restarts < most)
+        return policy in ("always", "unless-stopped")
+
+    async def _restart(self) -> None:
+        await asyncio.sleep(min(_RESTART_FIRST * 2 ** min(self.restarts, 16), _RESTART_MOST))
+        async with self._lock:
+            if self.status != "restarting" or self._told_to_stop:
+                return
+            self.restarts += 1
+            with contextlib.suppress(ApiError):
+                await self._start()
+                return
+            self.status = "exited"
+            self._changed()
+
+    async def stop(self, timeout: int | None = None, signal: str = "") -> None:
+        """Asks it to end, and after `timeout` seconds makes it. Raises NotModified when it does not run."""
+        if not self.alive:
+            raise NotModified
+        self._told_to_stop = True
+        if self.status == "restarting":
+            self.status = "exited"
+            self._changed()
+            return
+        if timeout is None:
+            timeout = DEFAULT_STOP_TIMEOUT if self.wanted.stop_timeout is None else self.wanted.stop_timeout
+        ends = self.ends
+        await self._signal(specification.signal_number(signal or self.stop_signal))
+        if self.status == "paused":
+            await self.unpause()
+        if not await self._ended(ends, None if timeout < 0 else float(timeout)):
+            await self._signal(_SIGKILL)
+            if not await self._ended(ends, _KILL_GRACE) and self._vm is not None:
+                await self.session.call(self._vm.kill)
+                await self._ended(ends, _KILL_GRACE)
+        self.announce("stop")
+
+    async def kill(self, signal: str = "") -> None:
+        """Raises Conflict when it does not run."""
+        number = specification.signal_number(signal or "SIGKILL")
+        if self.process is None:
+            raise Conflict(f"cannot kill container: {self.id}: container {self.id} is not running")
+        if number == _SIGKILL:
+            self._told_to_stop = True
+        ends = self.ends
+        await self._signal(number)
+        self.announce("kill", signal=str(number))
+        # As docker does, so that who inspects it next finds that it has ended.
+        if number == _SIGKILL and not await self._ended(ends, _KILL_GRACE) and self._vm is not None:
+            await self.session.call(self._vm.kill)
+            await self._ended(ends, _KILL_GRACE)
+
+    async def _signal(self, number: int) -> None:
+        process = self.process
+        if process is not None:
+            await self.session.call(process.signal, number)
+
+    async def _ended(self, ends: int, timeout: float | None) -> bool:
+        """Whether the command has ended once more within so many seconds."""
+        try:
+            await asyncio.wait_for(self.until(lambda: self.ends > ends), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def restart(self, timeout: int | None, signal: str = "") -> None:
+        with contextlib.suppress(NotModified):
+            await self.stop(timeout, signal)
+        await self.start()
+        self.announce("restart")
+
+    async def pause(self) -> None:
+        vm = self.there()
+        await self.session.call(_freeze, vm, True)
+        self.status = "paused"
+        self.announce("pause")
+
+    async def unpause(self) -> None:
+        if self.status != "paused" or self._vm is None:
+            raise Conflict(f"Container {self.id} is not paused")
+        await self.session.call(_freeze, self._vm, False)
+        self.status = "running"
+        self.announce("unpause")
+
+    async def resize(self, rows: int, columns: int) -> None:
+        self.size = (rows, columns)
+        process = self.process
+        if process is not None:
+            await self.session.call(process.resize, rows, columns)
+
+    async def remove(self, *, force: bool, volumes: bool) -> None:
+        """Raises Conflict for one that runs, unless forced."""
+        if self.removed or self.status == "removing":
+            return
+        if self.alive and not force:
+            raise Conflict(
+                f'cannot remove container "/{self.name}": container is running: stop the container before removing '
+                "or force remove"
+            )
+        self._told_to_stop = True
+        if self.alive and self.process is not None:
+            with contextlib.suppress(ApiError):
+                await self.kill()
+        async with self._lock:
+            if self.removed:
+                return
+            self.status = "removing"
+            self.session.unpark(self)
+            await self.drop_machine()
+            self.session.containers.forget(self)
+            self.removed = True
+            self.log.close()
+            self._changed()
+        self.announce("destroy")
+        if volumes:
+            await self.session.volumes.remove_anonymous(self.volumes)
+
+    # Who waits for it.
+
+    async def until(self, true: Any) -> None:
+        """Waits until `true()` is; it is asked again at each change."""
+        while not true():
+            waiting = asyncio.get_running_loop().create_future()
+            self._watchers.add(waiting)
+            try:
+                await waiting
+            finally:
+                self._watchers.discard(waiting)
+
+    def _changed(self) -> None:
+        for waiting in self._watchers:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def waiter(self, condition: str) -> Any:
+        """What `until` takes for a condition of docker's wait, from now on. Raises BadRequest."""
+        if condition in ("", "not-running"):
+            return lambda: self.removed or not self.alive
+        if condition == "next-exit":
+            ends = self.ends
+            return lambda: self.removed or self.ends > ends
+        if condition == "removed":
+            return lambda: self.removed
+        raise BadRequest(f'invalid condition: "{condition[:50]}"')
+
+
+class _NotStarted(Exception):
+    def __init__(self, code: int, told: ApiError) -> None:
+        super().__init__(told.message)
+        self.code = code
+        self.told = told
+
+
+def _end_processes(vm: VM) -> None:
+    """Ends every process that is left in a guest, as the end of a container's first process does."""
+    if vm.running:
+        vm.path(_GROUP, "cgroup.kill").write_text("1")
+
+
+def _freeze(vm: VM, frozen: bool) -> None:
+    vm.path(_GROUP, "cgroup.freeze").write_text("1" if frozen else "0")
+
+
+def _host_line(text: str) -> str:
+    """``name:address`` as a line of /etc/hosts; the host itself is there already, as host.docker.internal."""
+    name, _, address = text.partition(":")
+    if not address:
+        name, _, address = text.partition("=")
+    if address == "host-gateway":
+        address = "10.0.2.2"
+    return f"{address.strip('[]')}\t{name}\n" if name and address and "\n" not in text else ""

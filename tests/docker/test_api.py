@@ -1,0 +1,251 @@
+"""docker-py, unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import tarfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import docker
+import pytest
+from docker import DockerClient
+from docker.errors import APIError, ContainerError, ImageNotFound, NotFound
+from docker.types import Healthcheck
+
+from .conftest import IMAGE, Session, children
+
+pytestmark = pytest.mark.vm
+
+
+def test_run(client: DockerClient) -> None:
+    assert client.containers.run(IMAGE, ["echo", "hello"], remove=True) == b"hello\n"
+    with pytest.raises(ContainerError) as failed:
+        client.containers.run(IMAGE, ["sh", "-c", "echo no >&2; exit 7"], remove=True)
+    assert failed.value.exit_status == 7
+    assert failed.value.stderr == b"no\n"
+    with pytest.raises(ImageNotFound):
+        client.images.get("no-such-image")
+    with pytest.raises(NotFound):
+        client.containers.get("no-such-container")
+    with pytest.raises(APIError, match="executable file not found"):
+        client.containers.run(IMAGE, ["no-such-program"])
+
+
+def test_fields_that_clients_rely_on(client: DockerClient) -> None:
+    container = client.containers.run(IMAGE, ["sleep", "1000"], detach=True, ports={"80/tcp": ("127.0.0.1", None)})
+    container.reload()
+    found = container.attrs
+    assert found["State"]["Status"] == "running"
+    assert found["State"]["Pid"] > 0
+    assert found["HostConfig"]["NetworkMode"] == "bridge"
+    assert found["HostConfig"]["LogConfig"]["Type"] == "json-file"
+    assert int(found["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"]) > 0
+    assert found["NetworkSettings"]["Networks"]["bridge"]["Gateway"] == "127.0.0.1"
+    (line,) = client.api.containers()
+    assert line["HostConfig"]["NetworkMode"] == "bridge"
+    assert container.status == "running"
+    container.stop(timeout=1)
+    container.reload()
+    assert not container.attrs["NetworkSettings"]["Ports"]
+
+
+def test_exec_streams(client: DockerClient) -> None:
+    container = client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+    assert container.exec_run(["sh", "-c", "echo $A; id -u"], environment={"A": "b"}).output == b"b\n0\n"
+    code, (out, err) = container.exec_run(["sh", "-c", "echo out; echo err >&2; exit 3"], demux=True)
+    assert (code, out, err) == (3, b"out\n", b"err\n")
+    # More than fits into any buffer, to the last byte.
+    code, output = container.exec_run(["sh", "-c", "head -c 5000000 /dev/zero"])
+    assert (code, len(output)) == (0, 5_000_000)
+
+
+def test_a_published_port_leads_into_the_guest(client: DockerClient) -> None:
+    container = client.containers.run(
+        IMAGE, ["sh", "-c", "while true; do nc -l -p 7777 -e cat; done"], detach=True, ports={"7777/tcp": None}
+    )
+    container.reload()
+    port = int(container.ports["7777/tcp"][0]["HostPort"])
+    for _ in range(100):
+        with socket.create_connection(("127.0.0.1", port), 10) as connection:
+            connection.settimeout(10)
+            with contextlib.suppress(OSError):
+                connection.sendall(b"echo\n")
+                if connection.recv(5) == b"echo\n":
+                    break
+        time.sleep(0.05)
+    else:
+        pytest.fail("nothing answered")
+
+
+def test_archives_keep_what_they_hold(client: DockerClient) -> None:
+    container = client.containers.create(IMAGE, ["sleep", "1000"])
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        directory = tarfile.TarInfo("d")
+        directory.type, directory.mode = tarfile.DIRTYPE, 0o750
+        tar.addfile(directory)
+        info = tarfile.TarInfo("d/file")
+        info.size, info.mode, info.uid, info.gid, info.mtime = 5, 0o4755, 12, 34, 1_000_000_000
+        tar.addfile(info, io.BytesIO(b"hello"))
+        for kind, name, target in ((tarfile.SYMTYPE, "d/link", "file"), (tarfile.LNKTYPE, "d/hard", "d/file")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+    assert container.put_archive("/tmp", buffer.getvalue())
+    pieces, status = container.get_archive("/tmp/d")
+    assert status["name"] == "d"
+    assert status["mode"] & (1 << 31)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as tar:
+        members = {member.name: member for member in tar.getmembers()}
+        file = members["d/file"] if members["d/file"].isreg() else members["d/hard"]
+        assert (file.mode, file.uid, file.gid, file.mtime) == (0o4755, 12, 34, 1_000_000_000)
+        assert tar.extractfile(file).read() == b"hello"  # type: ignore[union-attr]
+        assert members["d"].mode == 0o750
+        assert members["d/link"].linkname == "file"
+        assert {members["d/file"].islnk(), members["d/hard"].islnk()} == {True, False}
+    evil = io.BytesIO()
+    with tarfile.open(fileobj=evil, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("../../outside"))
+    with pytest.raises(APIError, match="outside"):
+        container.put_archive("/tmp", evil.getvalue())
+    with pytest.raises(NotFound):
+        container.get_archive("/no/such/file")
+
+
+def test_health_checks_are_run(client: DockerClient) -> None:
+    check = Healthcheck(test=["CMD-SHELL", "echo looked; test -e /tmp/well"], interval=100_000_000, retries=2)
+    container = client.containers.run(IMAGE, ["sleep", "1000"], detach=True, healthcheck=check)
+    _until(lambda: _health(container) == "unhealthy")
+    assert container.attrs["State"]["Health"]["Log"][-1]["Output"] == "looked\n"
+    container.exec_run(["touch", "/tmp/well"])
+    _until(lambda: _health(container) == "healthy")
+
+
+def _health(container: object) -> str:
+    container.reload()  # type: ignore[attr-defined]
+    return str(container.attrs["State"]["Health"]["Status"])  # type: ignore[attr-defined]
+
+
+def _until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_restart_policies(client: DockerClient) -> None:
+    container = client.containers.run(
+        IMAGE,
+        ["sh", "-c", "echo run >> /tmp/runs; test $(wc -l < /tmp/runs) = 3"],
+        detach=True,
+        restart_policy={"Name": "on-failure", "MaximumRetryCount": 5},
+    )
+    _until(lambda: client.api.inspect_container(container.id)["State"]["Status"] == "exited")
+    found = client.api.inspect_container(container.id)
+    assert (found["RestartCount"], found["State"]["ExitCode"]) == (2, 0)
+
+
+def test_events_are_heard_as_they_happen(client: DockerClient, session: Session) -> None:
+    other = docker.DockerClient(base_url=session.host)
+    stream = other.api.events(decode=True, filters={"type": "container"})
+    heard: list[str] = []
+    listener = threading.Thread(target=lambda: heard.extend(event["Action"] for event in stream))
+    listener.start()
+    time.sleep(0.2)
+    client.containers.run(IMAGE, ["true"], remove=True)
+    _until(lambda: "destroy" in heard)
+    stream.close()
+    listener.join(10)
+    assert [action for action in heard if action in ("create", "start", "die", "destroy")] == [
+        "create",
+        "start",
+        "die",
+        "destroy",
+    ]
+
+
+def test_twenty_at_once(client: DockerClient, session: Session) -> None:
+    def one(number: int) -> bytes:
+        own = docker.DockerClient(base_url=session.host, timeout=120)
+        try:
+            return bytes(own.containers.run(IMAGE, ["echo", str(number)], remove=True))
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(20) as threads:
+        assert list(threads.map(one, range(20))) == [f"{n}\n".encode() for n in range(20)]
+    assert client.containers.list(all=True) == []
+
+
+def test_a_client_that_dies_leaves_the_container_alone(client: DockerClient) -> None:
+    container = client.containers.run(IMAGE, ["sh", "-c", "while true; do echo x; done"], detach=True)
+    for _ in range(5):
+        stream = container.logs(stream=True, follow=True)
+        next(iter(stream))
+        stream.close()
+    attached = container.attach_socket(params={"stream": 1, "stdout": 1})
+    attached._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+    attached.close()
+    container.reload()
+    assert container.status == "running"
+    container.kill()
+
+
+def test_networks_and_volumes(client: DockerClient) -> None:
+    network = client.networks.create("apart", labels={"mine": "yes"})
+    assert [n.name for n in client.networks.list(filters={"label": "mine=yes"})] == ["apart"]
+    container = client.containers.create(IMAGE, ["true"], network="apart")
+    network.connect(container, aliases=["other"])
+    container.reload()
+    assert "other" in container.attrs["NetworkSettings"]["Networks"]["apart"]["Aliases"]
+    network.remove()
+    volume = client.volumes.create("kept", labels={"mine": "yes"})
+    assert [v.name for v in client.volumes.list(filters={"label": "mine=yes"})] == ["kept"]
+    volume.remove()
+    with pytest.raises(NotFound):
+        client.volumes.get("kept")
+
+
+def test_what_is_not_there_says_so(client: DockerClient) -> None:
+    with pytest.raises(APIError) as refused:
+        client.containers.create(IMAGE, ["true"]).commit()
+    assert refused.value.status_code == 501
+    assert "does not serve POST /commit of Docker's API" in str(refused.value)
+
+
+def test_a_session_that_is_killed_takes_its_machines_along(
+    sessions: Callable[..., contextlib.AbstractContextManager[Session]],
+) -> None:
+    with sessions() as session:
+        client = docker.DockerClient(base_url=session.host)
+        for _ in range(3):
+            client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+        workers = children(session.process.pid)
+        assert len(workers) >= 3
+        session.end(signal.SIGKILL)
+        _until(lambda: not any(_lives(pid) for pid in workers))
+        client.close()
+        directory = session.socket.parent
+    assert directory.exists()
+    with sessions():
+        assert not directory.exists()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_socket_is_this_user_s_alone(session: Session) -> None:
+    assert os.stat(session.socket.parent).st_mode & 0o777 == 0o700
+    assert os.stat(session.socket).st_mode & 0o777 == 0o600
