@@ -397,6 +397,12 @@ class CopyTooLarge(SupermachineError, OSError):
     default_code = "copy.too-large"
 
 
+class FileTooLarge(SupermachineError, OSError):
+    """A file of the guest has more bytes than were to be read as a whole."""
+
+    default_code = "file.too-large"
+
+
 class CommandNotFound(SupermachineError, FileNotFoundError):
     """The guest has no such command; a shell would say 127."""
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from supermachine.errors import AgentError, CommandNotStarted, SupermachineError, VMTimeout, printable
+from supermachine.errors import (
+    AgentError,
+    CommandNotStarted,
+    FileTooLarge,
+    SupermachineError,
+    VMTimeout,
+    printable,
+)
 from supermachine.guest import paths
 
 
@@ -80,3 +87,16 @@ def test_a_glob_goes_deeper_than_calls_do(guest, tmp_path):
     finally:
         sys.setrecursionlimit(before)
     assert found == ["leaf"]
+
+
+def test_a_file_is_read_as_a_whole_up_to_a_limit(guest, tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    path = guest.path(tmp_path / "file")
+    assert path.read_bytes(max_bytes=3) == b"abc"
+    assert path.read_text(max_bytes=3) == "abc"
+    for read in (path.read_bytes, path.read_text):
+        with pytest.raises(FileTooLarge, match="more than 2 bytes") as raised:
+            read(max_bytes=2)
+        assert "max_bytes" in raised.value.hint
+    # The connection goes on to be of use.
+    assert path.read_bytes() == b"abc"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from ..errors import FileTooLarge
 from ..settings.parsing import encode
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 _PATH_MAX = 4096
 #: Seconds in which the guest answers a file command; what is moved meanwhile earns more.
 ANSWER_TIMEOUT = 180.0
+#: Bytes of a file that is read as a whole, unless told otherwise.
+MAX_READ = 1 << 30
 #: Bytes of one write to the guest.
 _BLOCK = 256 * 1024
 
@@ -322,15 +325,27 @@ class GuestPath(PurePosixPath):
 
     # Contents.
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, *, max_bytes: int = MAX_READ) -> bytes:
+        """The whole file, which has at most `max_bytes`. Raises FileTooLarge for a longer one: a guest's file may have
+        any length, also one that nobody has written.
+        """
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes is {max_bytes}; a number of bytes is needed")
         parts: list[bytes] = []
-        self._do(lambda f: f.read(self._bytes, 0, 0, parts.append))
+        # One byte more tells that there is more.
+        self._do(lambda f: f.read(self._bytes, 0, max_bytes + 1, parts.append))
+        if sum(map(len, parts)) > max_bytes:
+            raise FileTooLarge(
+                f"{self} of the guest has more than {max_bytes} bytes",
+                hint="max_bytes= sets the limit; open() reads a file in parts, copy_out() copies it",
+            )
         return b"".join(parts)
 
-    def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
+    def read_text(self, encoding: str | None = None, errors: str | None = None, *, max_bytes: int = MAX_READ) -> str:
+        """The whole file as text; see `read_bytes`."""
         from .processes import decode
 
-        return decode(self.read_bytes(), encoding, errors)
+        return decode(self.read_bytes(max_bytes=max_bytes), encoding, errors)
 
     def write_bytes(self, data: Any) -> int:
         content = memoryview(data).cast("B")
