@@ -14,6 +14,7 @@ DEBUG = "SUPERMACHINE_DEBUG"
 ENTITLEMENTS = "SUPERMACHINE_ENTITLEMENTS"
 INITRAMFS = "SUPERMACHINE_INITRAMFS"
 INSECURE_REGISTRIES = "SUPERMACHINE_INSECURE_REGISTRIES"
+JIT = "SUPERMACHINE_JIT"
 KEEP_BLOBS = "SUPERMACHINE_KEEP_BLOBS"
 KERNEL = "SUPERMACHINE_KERNEL"
 KEYS = "SUPERMACHINE_KEYS"
@@ -35,6 +36,7 @@ VARIABLES = {
     ENTITLEMENTS: ("File of the entitlements that the worker is signed with on macOS.", "the package's"),
     INITRAMFS: ("File that guests boot with.", "the package's"),
     INSECURE_REGISTRIES: ("Registries, separated by commas, that may speak plain HTTP.", "none"),
+    JIT: ("`0` has the soft engine interpret all code, `always` translate all (for tests).", "hot code is translated"),
     KEEP_BLOBS: ("`1` keeps the layers of an image after its conversion.", "off"),
     KERNEL: ("Kernel that guests boot.", "the package's"),
     KEYS: ("Directory of the keys that snapshots are signed with, and of those that are trusted.", "the user's"),

@@ -33,6 +33,14 @@ def test_doctor_tells_what_is_missing(worker: Path, missing: str | None) -> None
     assert f"Confinement of workers: {missing or 'complete'}" in report.text()
 
 
+@pytest.mark.parametrize("why", [None, "this system lets no memory be executable"])
+def test_doctor_tells_whether_code_is_translated(worker: Path, why: str | None) -> None:
+    worker.write_text(json.dumps({"missing": None, "interprets": why}))
+    report = doctor.examine()
+    assert report.interprets == why
+    assert f"Translation of the soft engine's code: {why or 'on'}" in report.text()
+
+
 @pytest.mark.parametrize("answer", ["", "[]", "{}", "nonsense"])
 def test_a_worker_that_does_not_answer_is_an_error(worker: Path, answer: str) -> None:
     worker.write_text(answer)

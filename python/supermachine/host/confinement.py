@@ -11,6 +11,22 @@ _TIMEOUT = 20.0
 
 def missing() -> str | None:
     """What is missing, as a sentence with the way out; `None` when nothing is."""
+    found = _probe()
+    return None if found is None else _said(found, "missing")
+
+
+def interprets() -> str | None:
+    """Why the soft engine translates no code on this host; `None` when it does."""
+    found = _probe()
+    return "there is a translator for x86-64 hosts only" if found is None else _said(found, "interprets")
+
+
+def _said(found: dict[str, object], name: str) -> str | None:
+    return None if (value := found.get(name)) is None else str(value)
+
+
+def _probe() -> dict[str, object] | None:
+    """What the worker finds; `None` where it does not look."""
     import json
     import subprocess
     import sys
@@ -28,10 +44,12 @@ def missing() -> str | None:
             timeout=_TIMEOUT,
             check=True,
         )
-        found = json.loads(done.stdout)["missing"]
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
+        found = json.loads(done.stdout)
+        if not isinstance(found, dict) or "missing" not in found:
+            raise ValueError("the answer is not the expected one")
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise EngineUnavailable(f"{worker} --probe-confinement failed: {error}") from error
-    return None if found is None else str(found)
+    return found
 
 
 def required(asked: bool | None) -> bool:

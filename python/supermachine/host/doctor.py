@@ -25,6 +25,8 @@ class Report:
     problem: str | None
     #: What this host lacks to confine workers; `None` when nothing.
     confinement_lacks: str | None
+    #: Why the soft engine interprets all code; `None` when it translates what is hot.
+    interprets: str | None
     #: Each file of the installation: where it is, or what is wrong.
     files: dict[str, str]
     missing: list[str]
@@ -53,6 +55,7 @@ class Report:
                 lines.append(f"        engine={engine.name} takes it all the same, with a warning")
         lines += ["", f"Chosen by engine=auto: {self.chosen or 'none: ' + str(self.problem)}"]
         lines += ["", f"Confinement of workers: {self.confinement_lacks or 'complete'}"]
+        lines += [f"Translation of the soft engine's code: {self.interprets or 'on'}"]
         lines += ["", "Files:"]
         lines += [f"  {name:<10} {where}" for name, where in self.files.items()]
         lines += [f"  {'cache':<10} {self.cache}, by {self.cache_by}"]
@@ -127,9 +130,9 @@ def examine() -> Report:
             files[name] = str(error)
             missing.append(name)
     try:
-        lacks = confinement.missing()
+        lacks, interprets = confinement.missing(), confinement.interprets()
     except SupermachineError as error:
-        lacks = str(error)
+        lacks = interprets = str(error)
     cache, said_by, problems = _cache()
     return Report(
         version=__version__,
@@ -139,6 +142,7 @@ def examine() -> Report:
         chosen=chosen,
         problem=problem,
         confinement_lacks=lacks,
+        interprets=interprets,
         files=files,
         missing=missing,
         cache=directories.shown(cache) if cache else "none",

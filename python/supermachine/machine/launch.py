@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from .. import shortage
-from ..errors import BadSnapshot, RenewFailed, VMExited, VMTimeout
+from .. import env, shortage
+from ..errors import BadSnapshot, ConfigurationError, RenewFailed, VMExited, VMTimeout
 from ..host import bundle, confinement
 
 # As `typing` has it, which this module, on the way of every `supermachine run`, does without.
@@ -66,6 +66,7 @@ def spawn(
             volumes=image.config.volumes,
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),
+            environment=_translation(),
             network=_told(network),
             shares=shares,
         )
@@ -104,11 +105,20 @@ def spawn_restored(
             agent=agent,
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),
+            environment=_translation(),
             network=_told(network),
             shares=shares,
         )
     except OSError as error:
         raise _not_started(error) from error
+
+
+def _translation() -> list[tuple[str, str]]:
+    """What a worker is given of the environment."""
+    value = os.environ.get(env.JIT, "")
+    if value not in ("", "0", "1", "always"):
+        raise ConfigurationError(f"{env.JIT} is {value!r}; 0, 1 or always is understood")
+    return [(env.JIT, value)] if value else []
 
 
 def _told(network: Network | None) -> tuple[str, str, Sequence[str], Sequence[str], Sequence[str]] | None:

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use crate::soft::SoftVm;
+pub use supermachine_soft::interprets;
 
 /// An engine by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,12 @@ impl Engine {
         match self {
             #[cfg(target_os = "linux")]
             Self::Kvm => Ok(kvm::host::open().map(drop).map_err(kvm::Error::from)?),
+            Self::Soft => {
+                // Where memory cannot be made executable, the interpreter does everything.
+                let _ = supermachine_soft::prepare();
+                Ok(())
+            }
+            #[allow(unreachable_patterns, reason = "some builds have no other")]
             _ => Ok(()),
         }
     }

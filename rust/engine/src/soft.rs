@@ -14,7 +14,7 @@ pub struct SoftVm(soft::Vm);
 impl SoftVm {
     pub fn new(config: VmConfig) -> Result<Self> {
         let VmConfig { vcpus, gicd_base, gicr_base } = config;
-        Ok(Self(soft::Vm::new(soft::VmConfig { vcpus, gicd_base, gicr_base })?))
+        Ok(Self(soft::Vm::new(soft::VmConfig { vcpus, gicd_base, gicr_base, ..soft::VmConfig::default() })?))
     }
 }
 

@@ -173,7 +173,7 @@ pub extern "C" fn hv_vm_protect(ipa: u64, size: usize, flags: u64) -> Return {
 
 /// Makes the machine core, with what has been mapped so far.
 pub(crate) fn make_core(machine: &Machine, gicd_base: u64, gicr_base: u64) -> Return {
-    let config = soft::VmConfig { vcpus: soft::MAX_VCPUS, gicd_base, gicr_base };
+    let config = soft::VmConfig { vcpus: soft::MAX_VCPUS, gicd_base, gicr_base, ..soft::VmConfig::default() };
     let Ok(soft) = soft::Vm::new(config) else { return HV_NO_RESOURCES };
     let regions = lock(&machine.regions);
     for (ipa, region) in regions.iter() {

@@ -19,9 +19,9 @@ pub use capture::{Paused, State};
 pub(crate) use machine::SharedWindow;
 pub use machine::{Config, Disk, Machine, Restore};
 pub use supermachine_devices::fs::Server;
-pub use supermachine_engine::Engine;
 #[cfg(target_os = "linux")]
 pub use supermachine_engine::kvm;
+pub use supermachine_engine::{Engine, interprets};
 
 /// Bytes of guest RAM at least and at most.
 pub const MIN_MEMORY: u64 = 64 << 20;

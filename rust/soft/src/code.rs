@@ -49,6 +49,11 @@ pub(crate) struct PageRef(*mut Page);
 
 impl PageRef {
     pub const NONE: Self = Self(std::ptr::null_mut());
+
+    /// A number that no other page has while this one is there.
+    pub fn identity(self) -> usize {
+        self.0 as usize
+    }
 }
 
 /// Owns the page that references point at.
@@ -146,9 +151,9 @@ impl CodeCache {
         (unsafe { P::new(self.single.ops.as_ptr()) }, insn)
     }
 
-    /// Forgets a page; whether there was one.
-    pub fn remove(&mut self, pa: u64) -> bool {
-        self.pages.remove(&(pa >> 12)).is_some()
+    /// Forgets a page; the identity of what there was.
+    pub fn remove(&mut self, pa: u64) -> Option<usize> {
+        self.pages.remove(&(pa >> 12)).map(|page| page.0.identity())
     }
 
     pub fn clear(&mut self) {

@@ -7,6 +7,7 @@ use crate::Regs;
 use crate::code::{CodeCache, PageRef};
 use crate::debug::Debug;
 use crate::exec::Flags;
+use crate::jit::{self, Jit};
 use crate::mem::{EL1_TAG, Tlb, TlbEntry};
 use crate::mmu::{Access, Fault, PA_BITS};
 use crate::op::{self, FUEL, P};
@@ -31,13 +32,14 @@ pub(crate) enum Sleep {
     Park,
 }
 
-const JUMPS: usize = 4096;
+pub(crate) const JUMPS: usize = 4096;
 
 /// Where code at a virtual address starts in the code cache.
 #[derive(Clone, Copy)]
-struct Jump {
-    key: u64,
-    op: P,
+#[repr(C)]
+pub(crate) struct Jump {
+    pub key: u64,
+    pub op: P,
 }
 
 /// An odd key is no instruction's.
@@ -47,10 +49,10 @@ const FETCHES: usize = 64;
 
 /// A page that code is fetched from: where its memory and its decoded code are.
 #[derive(Clone, Copy)]
-struct Fetch {
+pub(crate) struct Fetch {
     key: u64,
-    host: *const u8,
-    page: PageRef,
+    pub host: *const u8,
+    pub page: PageRef,
 }
 
 const NO_FETCH: Fetch = Fetch { key: 1, host: std::ptr::null(), page: PageRef::NONE };
@@ -77,7 +79,7 @@ pub(crate) struct Cpu {
     /// Virtual page of the block that runs.
     pub page: u64,
     /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other.
-    key: u64,
+    pub key: u64,
     pub tlb: *const TlbEntry,
     pub tag: u64,
     pub utlb: *const TlbEntry,
@@ -105,7 +107,7 @@ pub(crate) struct Cpu {
     pub monitor: Monitor,
     pub sys: Sys,
     pub tlbs: [Tlb; 2],
-    jumps: Box<[Jump; JUMPS]>,
+    pub jumps: Box<[Jump; JUMPS]>,
     /// One bit for each (hashed) page that has entries in `jumps`.
     jump_pages: [u64; 64],
     /// Each of these pages has its bit in `jump_pages` and goes with `jumps`.
@@ -127,11 +129,17 @@ pub(crate) struct Cpu {
     pub ss: bool,
     /// Of the instruction that software step let run last: whether it was an exclusive load.
     pub stepped: Option<bool>,
+    pub jit: Option<Box<Jit>>,
+    /// The address of the way into machine code.
+    pub code_entry: u64,
+    /// Whether the operation that machine code has called came to its end.
+    pub resumed: bool,
 }
 
 impl Cpu {
     pub fn new(vm: Arc<Shared>, index: u32) -> Box<Self> {
         let me = vm.vcpus[index as usize].clone();
+        let jit = vm.jit(index);
         let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice();
         let mut cpu = Box::new(Self {
             regs: Regs::default(),
@@ -175,6 +183,9 @@ impl Cpu {
             debug: Debug::default(),
             ss: false,
             stepped: None,
+            code_entry: jit.as_ref().map_or(0, |jit| jit.entry()),
+            jit,
+            resumed: false,
         });
         cpu.regime();
         cpu
@@ -216,6 +227,9 @@ impl Cpu {
             }
             let Some(op) = self.find() else { continue };
             self.page = self.pc & !0xfff;
+            if self.jit.is_some() {
+                self.sample(op, self.fuel < 0);
+            }
             self.refuel(FUEL);
             op::run(self, op);
         }
@@ -278,7 +292,7 @@ impl Cpu {
             Some(op) => op,
             None => self.code.decode(fetch.page, pc, fetch.host),
         };
-        if !patch.is_null() {
+        if !patch.is_null() && !jit::is_compiled(patch) {
             patch.set_chain(op);
         }
         let slot = Self::jump_slot(pc);
@@ -294,7 +308,7 @@ impl Cpu {
             self.exception(0x22, 0, None);
             return None;
         }
-        if self.code.is_full() {
+        if self.code.is_full() || self.jit.as_ref().is_some_and(|jit| jit.is_full()) {
             self.flush_code();
             return None;
         }
@@ -326,6 +340,12 @@ impl Cpu {
         Some(fetch)
     }
 
+    /// The page at this address, if code was fetched there lately.
+    pub fn fetched(&self, address: u64) -> Option<Fetch> {
+        let known = self.fetches[(address >> 12) as usize % FETCHES];
+        (known.key == (address & !0xfff) ^ self.key).then_some(known)
+    }
+
     #[inline(always)]
     fn jump_slot(va: u64) -> usize {
         ((va >> 2) ^ (va >> 12)) as usize & (JUMPS - 1)
@@ -347,12 +367,18 @@ impl Cpu {
     /// Forgets all decoded code.
     pub fn flush_code(&mut self) {
         self.code.clear();
+        if let Some(jit) = &mut self.jit {
+            jit.clear();
+        }
         self.flush_jumps();
     }
 
     /// Forgets the decoded code of one physical page.
     pub fn flush_code_page(&mut self, pa: u64) {
-        if self.code.remove(pa) {
+        if let Some(page) = self.code.remove(pa) {
+            if let Some(jit) = &mut self.jit {
+                jit.forget(page);
+            }
             self.flush_jumps();
         }
     }

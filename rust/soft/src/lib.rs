@@ -13,6 +13,7 @@ mod exec;
 pub mod fp;
 pub mod gic;
 pub mod id;
+mod jit;
 mod mem;
 mod mmu;
 mod op;
@@ -21,6 +22,7 @@ mod sysreg;
 mod vcpu;
 mod vm;
 
+pub use jit::Translation;
 pub use regs::Regs;
 pub use vcpu::{DataAbort, Exit, Vcpu};
 pub use vm::{COUNTER_HZ, Canceller, MAX_VCPUS, Protection, Vm, VmConfig};
@@ -47,6 +49,24 @@ pub enum Error {
     Gic(#[from] gic::Error),
     #[error("the timer thread could not be started: {0}")]
     TimerThread(#[source] std::io::Error),
+}
+
+/// Maps memory for the next machine's translated code, for a process that will not be let do so later. An error says that
+/// the host lets no memory be executable; machines interpret then.
+pub fn prepare() -> std::io::Result<()> {
+    let wanted = Translation::from_environment() != Translation::Off && cfg!(target_arch = "x86_64");
+    if wanted { jit::memory::prepare() } else { Ok(()) }
+}
+
+/// Why nothing is translated on this host; `None` when hot code is.
+pub fn interprets() -> Option<String> {
+    if Translation::from_environment() == Translation::Off {
+        return Some("SUPERMACHINE_JIT is 0".into());
+    }
+    if !cfg!(target_arch = "x86_64") {
+        return Some("there is a translator for x86-64 hosts only".into());
+    }
+    jit::memory::CodeMemory::new().err().map(|e| format!("this system lets no memory be executable: {e}"))
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

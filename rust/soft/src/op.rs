@@ -115,6 +115,30 @@ impl P {
         unsafe { (*self.0.cast_mut()).imm = to.0 as usize as u64 };
     }
 
+    /// Where the operation is.
+    pub fn address(self) -> usize {
+        self.0 as usize
+    }
+
+    pub fn copy(self) -> Op {
+        *self.op()
+    }
+
+    /// Whether this is its handler.
+    pub fn has(self, f: Handler) -> bool {
+        std::ptr::fn_addr_eq(self.op().f, f)
+    }
+
+    /// Gives the operation machine code, which `f` goes to.
+    pub fn set_code(self, f: Handler, code: u64) {
+        let op = self.0.cast_mut();
+        // SAFETY: as in `set_chain`; the only callers are the run loop and what stands between two blocks like it.
+        unsafe {
+            (*op).f = f;
+            (*op).imm = code;
+        }
+    }
+
     /// The operation after this one in the block.
     #[inline(always)]
     pub fn succ(self) -> P {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::cpu::{Cpu, Pend};
 use crate::gic::Gic;
+use crate::jit::memory::{self, CodeMemory};
+use crate::jit::{Jit, Translation};
 use crate::vcpu::Vcpu;
 use crate::{Error, Result};
 
@@ -27,11 +29,18 @@ pub struct VmConfig {
     pub gicd_base: u64,
     /// Base of the first redistributor; 128 KiB for each vCPU.
     pub gicr_base: u64,
+    /// Which code is translated to the host's, where the host lets memory be executable.
+    pub translation: Translation,
 }
 
 impl Default for VmConfig {
     fn default() -> Self {
-        Self { vcpus: 1, gicd_base: 0x0800_0000, gicr_base: 0x080A_0000 }
+        Self {
+            vcpus: 1,
+            gicd_base: 0x0800_0000,
+            gicr_base: 0x080A_0000,
+            translation: Translation::from_environment(),
+        }
     }
 }
 
@@ -158,6 +167,9 @@ pub(crate) struct Shared {
     start: Instant,
     base: u64,
     timers: Arc<Timers>,
+    translation: Translation,
+    /// Memory for machine code.
+    code: Option<Arc<CodeMemory>>,
 }
 
 impl Shared {
@@ -169,6 +181,12 @@ impl Shared {
     pub fn region(&self, pa: u64) -> Option<Region> {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
         regions.iter().find(|r| r.holds(pa)).copied()
+    }
+
+    /// What translates vCPU `index`'s code, if something does.
+    pub fn jit(&self, index: u32) -> Option<Box<Jit>> {
+        let share = self.code.as_ref()?.share(index as usize, self.vcpus.len());
+        Jit::new(share, self.translation)
     }
 
     /// The host's counter, in ticks of [`COUNTER_HZ`].
@@ -279,6 +297,9 @@ impl Vm {
             let builder = std::thread::Builder::new().name("timers".into()).stack_size(128 << 10);
             builder.spawn(move || timers.run(&vcpus)).map_err(Error::TimerThread)?
         };
+        let translates = config.translation != Translation::Off && cfg!(target_arch = "x86_64");
+        // Where there is none the interpreter does everything.
+        let code = translates.then(memory::take).and_then(std::io::Result::ok);
         let shared = Arc::new(Shared {
             gic,
             vcpus,
@@ -286,6 +307,8 @@ impl Vm {
             start: Instant::now(),
             base: monotonic(),
             timers,
+            translation: config.translation,
+            code: code.map(Arc::new),
         });
         Ok(Self { shared, timer_thread: Some(timer_thread) })
     }

@@ -4,7 +4,7 @@ use super::{Block, Decoded, Last, ON, bits, d, s, sext, wide, z};
 use crate::exec::alu as x;
 
 /// The value that a logical immediate's fields stand for (DecodeBitMasks, J1.1.3).
-pub(super) fn bit_masks(n: u32, imms: u32, immr: u32, wide: bool) -> Option<u64> {
+pub(crate) fn bit_masks(n: u32, imms: u32, immr: u32, wide: bool) -> Option<u64> {
     let len = 31 - (n << 6 | !imms & 0x3f).leading_zeros().min(31);
     if n << 6 | !imms & 0x3f == 0 || len < 1 || (!wide && n == 1) {
         return None;

@@ -6,6 +6,8 @@ mod memory;
 mod pairs;
 mod system;
 
+pub(crate) use alu::bit_masks;
+
 use crate::Regs;
 use crate::exec::pairs::Half;
 use crate::exec::{system as sys, vector};
@@ -38,30 +40,46 @@ pub(crate) struct Block {
     last: Last,
     now: Last,
     fp_checked: bool,
+    /// Each operation is for one instruction, by itself.
+    plain: bool,
+    /// Which operation checks that FP is enabled.
+    pub check: Option<usize>,
+    pub end: End,
+}
+
+/// What a block ends with.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum End {
+    /// An instruction after which there is no going on.
+    #[default]
+    Instruction,
+    /// An operation that goes on at the next instruction, in this page or the next.
+    Fall,
+    FallFar,
 }
 
 /// Register number as a source where 31 is zero.
-pub(super) fn z(n: u32) -> u8 {
+pub(crate) fn z(n: u32) -> u8 {
     if n & 31 == 31 { Regs::ZERO as u8 } else { n as u8 & 31 }
 }
 
 /// Register number as a destination where 31 is nothing.
-pub(super) fn d(n: u32) -> u8 {
+pub(crate) fn d(n: u32) -> u8 {
     if n & 31 == 31 { Regs::SINK as u8 } else { n as u8 & 31 }
 }
 
 /// Register number where 31 is the stack pointer.
-pub(super) fn s(n: u32) -> u8 {
+pub(crate) fn s(n: u32) -> u8 {
     n as u8 & 31
 }
 
 /// Bits `hi` to `lo`.
-pub(super) fn bits(i: u32, hi: u32, lo: u32) -> u32 {
+pub(crate) fn bits(i: u32, hi: u32, lo: u32) -> u32 {
     i >> lo & (u32::MAX >> (31 - (hi - lo)))
 }
 
 /// `bits` low bits of `v`, sign-extended.
-pub(super) fn sext(v: u32, bits: u32) -> i64 {
+pub(crate) fn sext(v: u32, bits: u32) -> i64 {
     i64::from((v << (32 - bits)) as i32 >> (32 - bits))
 }
 
@@ -80,13 +98,22 @@ pub(super) const END: Decoded = Some(Flow::End);
 
 impl Block {
     /// Decodes from offset `first` of a page on; `fetch` reads the word at an offset.
-    pub fn decode(&mut self, first: usize, fetch: impl Fn(usize) -> u32) {
+    pub fn decode(&mut self, first: usize, fetch: impl FnMut(usize) -> u32) {
         self.decode_up_to(BLOCK_MAX, first, fetch);
     }
 
+    /// The same with an operation for each instruction, none of which does its neighbour's work.
+    pub fn decode_plain(&mut self, first: usize, fetch: impl FnMut(usize) -> u32) {
+        self.plain = true;
+        self.decode(first, fetch);
+        self.plain = false;
+    }
+
     /// The same for `most` instructions at most.
-    pub fn decode_up_to(&mut self, most: usize, first: usize, fetch: impl Fn(usize) -> u32) {
+    pub fn decode_up_to(&mut self, most: usize, first: usize, mut fetch: impl FnMut(usize) -> u32) {
         self.ops.clear();
+        self.check = None;
+        self.end = End::Instruction;
         self.last = Last::Other;
         let mut half: Option<Half> = None;
         self.fp_checked = false;
@@ -103,12 +130,12 @@ impl Block {
                 self.op(sys::undefined, 0, 0, 0, 0, 0);
                 Flow::End
             });
-            self.last = self.now;
+            self.last = if self.plain { Last::Other } else { self.now };
             if flow == Flow::End {
                 return;
             }
             half = match (half, pairs::half(insn)) {
-                (Some(first), Some(second)) => {
+                (Some(first), Some(second)) if !self.plain => {
                     self.ops[mark - 1].f = first.and(second);
                     None
                 }
@@ -116,9 +143,11 @@ impl Block {
             };
             off += 4;
             if off >= 4096 {
+                self.end = End::FallFar;
                 return self.op(sys::fall_far, 0, 0, 0, 0, 0);
             }
             if self.n as usize >= most {
+                self.end = End::Fall;
                 let (lo, hi) = (off as u8, (off >> 8) as u8);
                 return self.op(sys::fall, 0, 0, lo, hi, 0);
             }
@@ -144,6 +173,7 @@ impl Block {
     fn fp(&mut self) {
         if !self.fp_checked {
             self.fp_checked = true;
+            self.check = Some(self.ops.len());
             self.op(vector::check, 0, 0, 0, 0, 0);
         }
     }

@@ -79,6 +79,7 @@ words! { u32 i32 u64 i64 }
 /// Where the condition flags are: most comparisons' flags are never looked at but by the branch behind them, so they
 /// are worked out only for whom asks.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Flags {
     /// In `regs.nzcv`.
     Known,
@@ -206,7 +207,7 @@ pub(crate) const fn holds(cond: u32, nzcv: u32) -> bool {
 }
 
 /// For each condition the values of NZCV (as bits of a word) with which it holds.
-static HOLDS: [u16; 16] = {
+pub(crate) static HOLDS: [u16; 16] = {
     let mut table = [0; 16];
     let mut i = 0;
     while i < 256 {

@@ -1,5 +1,7 @@
 //! The base instruction set and all memory accesses, on a whole vCPU.
 
+use supermachine_soft::Translation;
+
 use crate::machine::Machine;
 use crate::oracle::{BASE, BATCH, INSNS, MEMORY, Oracle, Request, State};
 use crate::random::Random;
@@ -68,10 +70,10 @@ fn allocated(i: u32) -> bool {
 }
 
 /// What the generator knows of the registers that hold addresses.
-struct Writer<'a> {
-    r: &'a mut Random,
-    pointer: [u64; 32],
-    code: Vec<u32>,
+pub struct Writer<'a> {
+    pub r: &'a mut Random,
+    pub pointer: [u64; 32],
+    pub code: Vec<u32>,
 }
 
 impl Writer<'_> {
@@ -94,7 +96,7 @@ impl Writer<'_> {
         at >= BASE && at + len <= BASE + MEMORY as u64
     }
 
-    fn data_processing(&mut self) {
+    pub fn data_processing(&mut self) {
         loop {
             let &(_, bits, mask) = &DATA[self.r.below(DATA.len() as u64) as usize];
             let i = bits | self.r.next() as u32 & !mask;
@@ -117,7 +119,7 @@ impl Writer<'_> {
     }
 
     /// Forward, over one to four instructions.
-    fn branch(&mut self, room: usize) {
+    pub fn branch(&mut self, room: usize) {
         let n = 1 + self.r.below(4.min(room as u64)) as u32;
         let rt = self.data();
         let (op, sf) = (self.r.next() as u32 & 1, self.r.next() as u32 & 1);
@@ -135,7 +137,7 @@ impl Writer<'_> {
     }
 
     /// Loads and stores of one register: all addressing modes.
-    fn single(&mut self) {
+    pub fn single(&mut self) {
         let (size, v, opc) = (self.r.below(4) as u32, self.r.below(2) as u32, self.r.below(4) as u32);
         let scale = if v == 1 { size | (opc >> 1) << 2 } else { size };
         if scale > 4 || (v == 0 && (size == 3 && opc > 1 || size == 2 && opc == 3)) {
@@ -182,7 +184,7 @@ impl Writer<'_> {
     }
 
     /// LDP and STP, non-temporal and SIMD ones too.
-    fn pair(&mut self) {
+    pub fn pair(&mut self) {
         let (opc, v, l) = (self.r.below(4) as u32, self.r.below(2) as u32, self.r.below(2) as u32);
         let mode = self.r.below(4) as u32;
         if opc == 3 || (v == 0 && opc == 1 && (l == 0 || mode == 0)) {
@@ -225,7 +227,7 @@ impl Writer<'_> {
     }
 
     /// LDXR and STXR in a pair, LDAR, STLR, LDAPR, CAS, CASP, and the LSE read-modify-writes.
-    fn atomic(&mut self) {
+    pub fn atomic(&mut self) {
         let size = self.r.below(4) as u32;
         let pair = self.r.one_in(4) && size > 1;
         let Some(rn) = self.aligned(if pair { 2 << size } else { 1 << size }) else { return };
@@ -285,14 +287,14 @@ impl Writer<'_> {
     }
 
     /// MRS of NZCV, FPCR, FPSR; MSR of NZCV.
-    fn flags(&mut self) {
+    pub fn flags(&mut self) {
         let rt = self.data();
         let i = self.r.pick(&[0xd53b_4200, 0xd53b_4400, 0xd53b_4420, 0xd51b_4200]);
         self.code.push(i | rt);
     }
 
     /// LD1 to LD4, ST1 to ST4: several structures, one, or one to all lanes.
-    fn structures(&mut self) {
+    pub fn structures(&mut self) {
         let rn = self.base();
         let at = self.pointer[rn as usize];
         let post = self.r.below(2) as u32;
@@ -343,7 +345,7 @@ impl Writer<'_> {
 
     /// Neighbours that compilers write often, and that an implementation may run as one: register moves, sums,
     /// shifts, masks and constants without the odd operands that random fields have, loads and stores among them.
-    fn frequent(&mut self) {
+    pub fn frequent(&mut self) {
         for _ in 0..2 + self.r.below(3) {
             let (rd, rn, rm) = (self.free(), self.data(), self.data());
             let (sf, amount) = ((self.r.next() as u32 & 1) << 31, self.r.below(32) as u32);
@@ -421,7 +423,7 @@ impl Writer<'_> {
         }
     }
 
-    fn floating(&mut self) {
+    pub fn floating(&mut self) {
         let i = fp::any(self.r);
         // Results in general registers go where no address is.
         if !fp::writes_general(i) || i & 31 == 31 || (i & 31) < FREE as u32 {
@@ -430,7 +432,8 @@ impl Writer<'_> {
     }
 }
 
-fn request(r: &mut Random) -> Request {
+/// A state to begin with, and what its registers with addresses hold.
+pub fn state(r: &mut Random) -> (State, [u64; 32]) {
     let mut s = State::new();
     s.x = std::array::from_fn(|_| r.integer(64));
     s.v = std::array::from_fn(|_| r.vector());
@@ -449,6 +452,11 @@ fn request(r: &mut Random) -> Request {
         pointer[n] = s.x[n];
     }
     pointer[31] = s.sp;
+    (s, pointer)
+}
+
+fn request(r: &mut Random) -> Request {
+    let (s, pointer) = state(r);
     let length = 1 + r.below(11) as usize;
     let mut w = Writer { r, pointer, code: Vec::new() };
     while w.code.len() < length {
@@ -471,7 +479,7 @@ fn request(r: &mut Random) -> Request {
 }
 
 /// The shortest prefix that diverges.
-fn report(oracle: &mut Oracle, request: &Request) -> String {
+fn report(oracle: &mut Oracle, request: &Request, translation: Translation) -> String {
     let code = request.code();
     let listing: String = code.iter().map(|i| format!("  {i:#010x} {}\n", class_name(*i))).collect();
     for len in 1..=code.len() {
@@ -480,18 +488,18 @@ fn report(oracle: &mut Oracle, request: &Request) -> String {
         part.resize(code.len(), 0xd503_201f);
         let prefix = Request::new(request.state.clone(), &part);
         let theirs = &oracle.run(std::slice::from_ref(&prefix))[0];
-        let mine = Machine::new().run(&prefix);
+        let mine = Machine::new(translation).run(&prefix);
         if mine != *theirs {
             let i = code[len - 1];
             let mut part = code[..len - 1].to_vec();
             part.resize(code.len(), 0xd503_201f);
-            let before = Machine::new().run(&Request::new(request.state.clone(), &part));
+            let before = Machine::new(translation).run(&Request::new(request.state.clone(), &part));
             let x = |n: u32| match n {
                 31 => before.sp,
                 n => before.x.get(n as usize).copied().unwrap_or(0),
             };
             return format!(
-                "at {i:#010x} ({}), nzcv {:#x}, d {:#x}, n {:#x}, m {:#x}\n{}{listing}",
+                "{translation:?}, at {i:#010x} ({}), nzcv {:#x}, d {:#x}, n {:#x}, m {:#x}\n{}{listing}",
                 class_name(i),
                 before.nzcv,
                 x(i & 31),
@@ -506,7 +514,7 @@ fn report(oracle: &mut Oracle, request: &Request) -> String {
 
 fn sequences(seed: u64, count: usize) {
     let Some(mut oracle) = Oracle::start_or_skip("max") else { return };
-    let mut machine = Machine::new();
+    let mut machines = [Translation::Off, Translation::Always].map(|t| (t, Machine::new(t)));
     let mut r = Random(seed);
     let mut left = count;
     let mut failures = Vec::new();
@@ -516,8 +524,10 @@ fn sequences(seed: u64, count: usize) {
         left -= batch.len();
         for (request, theirs) in batch.iter().zip(oracle.run(&batch)) {
             completed += usize::from(theirs.signal == 0);
-            if machine.run(request) != theirs && failures.len() < 20 {
-                failures.push(report(&mut oracle, request));
+            for (translation, machine) in &mut machines {
+                if machine.run(request) != theirs && failures.len() < 20 {
+                    failures.push(report(&mut oracle, request, *translation));
+                }
             }
         }
     }

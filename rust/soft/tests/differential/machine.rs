@@ -4,9 +4,9 @@ use crate::oracle::{BASE, INSNS, MEMORY, Request, SIGILL, State};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use supermachine_soft::id::{Reg, SimdReg, SysReg};
-use supermachine_soft::{Exit, Protection, Vcpu, Vm, VmConfig};
+use supermachine_soft::{Exit, Protection, Translation, Vcpu, Vm, VmConfig};
 
-const CODE: u64 = 0x4000_0000;
+pub const CODE: u64 = 0x4000_0000;
 const CODE_LEN: usize = 4 << 20;
 /// Vectors at the start, the translation table after them, then slots of one sequence each.
 const TABLE: usize = 0x1000;
@@ -54,17 +54,29 @@ pub struct Machine {
     code: Pages,
     data: Pages,
     next: usize,
+    translation: Translation,
+}
+
+/// All that a run leaves behind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    pub exit: Exit,
+    pub registers: Vec<u64>,
+    pub system: Vec<u64>,
+    pub vectors: Vec<u128>,
+    pub instructions: u64,
+    pub memory: Vec<u8>,
 }
 
 impl Machine {
-    pub fn new() -> Self {
+    pub fn new(translation: Translation) -> Self {
         let (code, data) = (Pages::new(CODE_LEN), Pages::new(MEMORY));
         for vector in 0..16 {
             code.write(vector * 0x80, &VECTOR.to_le_bytes());
         }
         // One gibibyte at CODE, normal memory, accessed, executable.
         code.write(TABLE + 8, &(CODE | 1 << 10 | 3 << 8 | 1).to_le_bytes());
-        let vm = Vm::new(VmConfig::default()).expect("a machine");
+        let vm = Vm::new(VmConfig { translation, ..VmConfig::default() }).expect("a machine");
         // SAFETY: the memory outlives the machine, see `Machine`, and is referred to only in `Pages`' copies.
         unsafe {
             vm.map(code.0, CODE, CODE_LEN as u64, Protection::ReadWriteExecute).expect("free");
@@ -80,13 +92,13 @@ impl Machine {
         set(SysReg::CPACR_EL1, 3 << 20);
         // MMU, caches, and the bits that read as one.
         set(SysReg::SCTLR_EL1, 0x30d0_0800 & !(1 << 19) | 1 | 1 << 2 | 1 << 12);
-        Self { vcpu, _vm: vm, code, data, next: FIRST_SLOT }
+        Self { vcpu, _vm: vm, code, data, next: FIRST_SLOT, translation }
     }
 
     pub fn run(&mut self, request: &Request) -> State {
         if self.next + SLOT > CODE_LEN {
             // Code is decoded once: a slot is never written again.
-            *self = Self::new();
+            *self = Self::new(self.translation);
         }
         let slot = self.next;
         self.next += SLOT;
@@ -97,19 +109,9 @@ impl Machine {
         }
         self.code.write(slot, &bytes);
         self.data.write(0, &s.memory);
-        let v = &mut self.vcpu;
         let pc = CODE + slot as u64;
-        for n in 0..31 {
-            v.set_reg(Reg(n), s.x.get(n as usize).copied().unwrap_or(0)).expect("a register");
-        }
-        for n in 0..32 {
-            v.set_simd_reg(SimdReg(n), s.v[n as usize]).expect("a register");
-        }
-        v.set_reg(Reg::CPSR, s.nzcv | 0x3c5).expect("EL1h");
-        v.set_sys_reg(SysReg::SP_EL1, s.sp).expect("a register");
-        v.set_reg(Reg::FPCR, s.fpcr).expect("a register");
-        v.set_reg(Reg::FPSR, s.fpsr).expect("a register");
-        v.set_reg(Reg::PC, pc).expect("a register");
+        self.load(s, pc);
+        let v = &mut self.vcpu;
         match v.run().expect("runs") {
             Exit::Hvc { immediate: 0 } => {}
             Exit::Hvc { immediate: 1 } => {
@@ -139,5 +141,61 @@ impl Machine {
         out.fpsr = get(Reg::FPSR);
         self.data.read(&mut out.memory);
         out
+    }
+
+    /// Sets the vCPU's registers.
+    fn load(&mut self, s: &State, pc: u64) {
+        let v = &mut self.vcpu;
+        for n in 0..31 {
+            v.set_reg(Reg(n), s.x.get(n as usize).copied().unwrap_or(0)).expect("a register");
+        }
+        for n in 0..32 {
+            v.set_simd_reg(SimdReg(n), s.v[n as usize]).expect("a register");
+        }
+        v.set_reg(Reg::CPSR, s.nzcv | 0x3c5).expect("EL1h");
+        v.set_sys_reg(SysReg::SP_EL1, s.sp).expect("a register");
+        v.set_reg(Reg::FPCR, s.fpcr).expect("a register");
+        v.set_reg(Reg::FPSR, s.fpsr).expect("a register");
+        v.set_reg(Reg::PC, pc).expect("a register");
+    }
+
+    /// Runs a program of several pieces, which are put so many bytes behind the start of `pages` fresh pages, to whatever
+    /// ends it.
+    pub fn program(&mut self, s: &State, pages: usize, pieces: &[(usize, Vec<u32>)]) -> Outcome {
+        self.next = self.next.next_multiple_of(4096);
+        if self.next + pages * 4096 > CODE_LEN {
+            *self = Self::new(self.translation);
+        }
+        let first = self.next;
+        self.next += pages * 4096;
+        for (at, words) in pieces {
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            assert!(at + bytes.len() <= pages * 4096);
+            self.code.write(first + at, &bytes);
+        }
+        self.data.write(0, &s.memory);
+        self.load(s, CODE + first as u64);
+        let before = self.vcpu.instructions();
+        let exit = self.vcpu.run().expect("runs");
+        let v = &self.vcpu;
+        let start = CODE + first as u64;
+        // Two machines may have put a program in different places.
+        let place = |at: u64| if at >> 31 == 0 { at.wrapping_sub(start) } else { at };
+        let mut registers: Vec<u64> = (0..29).map(|n| v.reg(Reg(n)).expect("a register")).collect();
+        registers.extend([Reg(29), Reg(30), Reg::PC].map(|r| place(v.reg(r).expect("a register"))));
+        registers.extend([Reg::CPSR, Reg::FPCR, Reg::FPSR].map(|r| v.reg(r).expect("a register")));
+        let system = [SysReg::SP_EL1, SysReg::ESR_EL1, SysReg::FAR_EL1, SysReg::SPSR_EL1];
+        let mut system: Vec<u64> = system.map(|r| v.sys_reg(r).expect("a register")).into();
+        system.push(place(v.sys_reg(SysReg::ELR_EL1).expect("a register")));
+        let mut memory = vec![0; MEMORY];
+        self.data.read(&mut memory);
+        Outcome {
+            exit,
+            registers,
+            system,
+            vectors: (0..32).map(|n| v.simd_reg(SimdReg(n)).expect("a register")).collect(),
+            instructions: v.instructions() - before,
+            memory,
+        }
     }
 }

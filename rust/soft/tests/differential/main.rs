@@ -1,10 +1,12 @@
 //! The software CPU against QEMU's, instruction for instruction: random sequences from random states must leave the
-//! same registers, flags and memory.
+//! same registers, flags and memory, interpreted and translated. And whole programs, translated, against the
+//! interpreter.
 //!
 //! `SUPERMACHINE_DIFF_SEED` sets the seed of the random run (it is printed), `SUPERMACHINE_DIFF_COUNT` the number of
 //! sequences in each run.
 
 mod base;
+mod blocks;
 mod fp;
 mod machine;
 mod oracle;

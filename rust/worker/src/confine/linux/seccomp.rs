@@ -176,7 +176,7 @@ fn conditional(engine: Engine) -> Vec<(i64, Vec<Vec<Argument>>)> {
         (libc::SYS_clone, vec![vec![Whole(0, DETACHED, THREAD)]]),
         (libc::SYS_fcntl, fcntl.iter().map(|command| vec![Is(1, *command as u64)]).collect()),
         (libc::SYS_ioctl, ioctls),
-        // No engine makes code while it runs.
+        // Memory for the soft engine's code was mapped before, writable in one place and executable in another.
         (libc::SYS_mmap, not_executable.clone()),
         (libc::SYS_mprotect, not_executable),
         (libc::SYS_prctl, vec![vec![Is(0, libc::PR_SET_NAME as u64)]]),

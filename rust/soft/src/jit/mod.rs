@@ -1,0 +1,383 @@
+//! Machine code for blocks that run often, beside the interpreter.
+//!
+//! A block's machine code is one more handler of its first operation ([`enter`]), and keeps the interpreter's contract: at
+//! every way out all registers are in memory, and the interpreter goes on at the operation that could not be done. So
+//! whatever is not translated is simply interpreted, exceptions are precise, and code that the guest has changed goes as
+//! decoded operations do (see [`Jit::forget`]). Nothing of this is in a snapshot.
+//!
+//! What a block does is read from guest memory anew when it is translated ([`insn`]); its operations are decoded again
+//! with it, each by itself, for the ways out.
+
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "there is a back end for one kind of host")
+)]
+
+pub(crate) mod insn;
+pub(crate) mod memory;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use std::collections::HashMap;
+
+use crate::cpu::Cpu;
+use crate::decode::{Block, End};
+use crate::fp;
+use crate::op::{Handler, Op, P};
+use insn::Insn;
+use memory::Share;
+
+/// What one sample of the run loop weighs, and one entry from other machine code; and what makes a block worth
+/// translating.
+const SAMPLE: u16 = 64;
+const ENTRY: u16 = 1;
+const HOT: u16 = 3 * SAMPLE;
+/// Instructions that a vCPU runs before anything is translated: what a restored guest answers with runs once.
+const WARM: u64 = 4_000_000;
+/// Room that the code of one block may need.
+const BLOCK_BYTES: usize = 64 << 10;
+/// Blocks whose heat is known at a time.
+const HEATS: usize = 4096;
+
+/// Which code is translated to the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Translation {
+    /// None: the interpreter does everything.
+    Off,
+    /// What runs often.
+    Hot,
+    /// All, for tests.
+    Always,
+}
+
+impl Translation {
+    /// What `SUPERMACHINE_JIT` says: `0` for none, `always` for all; hot code else.
+    pub fn from_environment() -> Self {
+        match std::env::var("SUPERMACHINE_JIT").as_deref() {
+            Ok("0") => Self::Off,
+            Ok("always") => Self::Always,
+            _ => Self::Hot,
+        }
+    }
+}
+
+/// What machine code calls.
+pub(crate) struct Entries {
+    /// `extern "C" fn(cpu, op)`: the interpreter goes on at the operation.
+    pub exit: u64,
+    /// The same for the first operation of a block that has no machine code.
+    pub cold: u64,
+    /// `extern "C" fn(cpu, op) -> bool`: the operation alone is done; whether the block goes on.
+    pub call: u64,
+    /// `extern "C" fn(regs, insn, handler)`.
+    pub fp: u64,
+    /// The handler of operations that have machine code, whose address is in `imm` then.
+    pub compiled: u64,
+}
+
+/// A block to translate: an operation, an instruction and its word at each index.
+pub(crate) struct Input<'a> {
+    pub ops: &'a [Op],
+    pub insns: &'a [Insn],
+    pub words: &'a [u32],
+    /// Which operation is the check for the FP trap.
+    pub check: Option<usize>,
+    /// What the last operation is.
+    pub end: End,
+}
+
+impl Input<'_> {
+    /// The function that does operation `at`, if it is one of FP and SIMD data processing.
+    pub fn fp_handler(&self, at: usize) -> Option<u64> {
+        (self.words[at] >> 25 & 7 == 7 && at + 1 < self.ops.len()).then_some(self.ops[at].imm)
+    }
+}
+
+/// A jump to another block of the page: where its 32-bit distance is, and the target's offset.
+pub(crate) struct Link {
+    pub at: usize,
+    pub to: u16,
+}
+
+/// Machine code of a block, and the jumps in it that can go directly to other blocks.
+pub(crate) struct Code {
+    pub bytes: Vec<u8>,
+    pub links: Vec<Link>,
+}
+
+/// What makes machine code for a kind of host.
+pub(crate) trait Host: Sized {
+    /// Code that all blocks share, for the start of the code memory; `None` where this machine cannot run what would be
+    /// made.
+    fn new(entries: &Entries) -> Option<(Self, Vec<u8>)>;
+    /// Where `extern "C" fn(cpu, op, code)` is, which goes to machine code.
+    fn entry(&self) -> usize;
+    /// The code of a block at `origin` of the code memory.
+    fn translate(&self, block: &Input, origin: usize, entries: &Entries) -> Code;
+    /// The bytes of a jump's distance that make it go from `link` to `target`.
+    fn link(&self, link: &Link, target: usize) -> [u8; 4];
+}
+
+#[cfg(target_arch = "x86_64")]
+type ThisHost = x86_64::X86;
+
+#[cfg(not(target_arch = "x86_64"))]
+mod none {
+    use super::{Code, Entries, Host, Input, Link};
+
+    /// No back end.
+    pub(crate) enum NoHost {}
+
+    impl Host for NoHost {
+        fn new(_: &Entries) -> Option<(Self, Vec<u8>)> {
+            None
+        }
+        fn entry(&self) -> usize {
+            match *self {}
+        }
+        fn translate(&self, _: &Input, _: usize, _: &Entries) -> Code {
+            match *self {}
+        }
+        fn link(&self, _: &Link, _: usize) -> [u8; 4] {
+            match *self {}
+        }
+    }
+}
+#[cfg(not(target_arch = "x86_64"))]
+type ThisHost = none::NoHost;
+
+/// Machine code of a page.
+#[derive(Default)]
+struct Page {
+    /// Where blocks' code is, by their offset in the page.
+    blocks: HashMap<u16, usize>,
+    /// Jumps to blocks that have none yet.
+    waiting: HashMap<u16, Vec<Link>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Heat {
+    op: usize,
+    heat: u16,
+}
+
+/// One vCPU's machine code.
+pub(crate) struct Jit {
+    host: ThisHost,
+    entries: Entries,
+    share: Share,
+    always: bool,
+    /// Where blocks' code begins, and where the next block's goes.
+    first: usize,
+    next: usize,
+    /// By the identity of the page in the decoder's cache.
+    pages: HashMap<usize, Page>,
+    /// Operations that machine code goes on at.
+    ops: Vec<Box<[Op]>>,
+    /// Those of code that is gone: a handler may still be looking at one.
+    retired: Vec<Box<[Op]>>,
+    block: Block,
+    words: Vec<u32>,
+    insns: Vec<Insn>,
+    heat: Box<[Heat; HEATS]>,
+    /// An operation that runs by itself, and [`resume`].
+    single: Box<[Op; 2]>,
+}
+
+impl Jit {
+    pub fn new(mut share: Share, translation: Translation) -> Option<Box<Self>> {
+        let entries = Entries {
+            exit: exit as *const () as u64,
+            cold: cold as *const () as u64,
+            call: call as *const () as u64,
+            fp: call_fp as *const () as u64,
+            compiled: enter as *const () as u64,
+        };
+        let (host, shared) = ThisHost::new(&entries)?;
+        if translation == Translation::Off || share.len() < 2 * BLOCK_BYTES {
+            return None;
+        }
+        share.write(0, &shared);
+        let first = shared.len().next_multiple_of(64);
+        let resume = Op { f: resume, a: 0, b: 0, c: 0, d: 0, off: 0, n: 0, imm: 0 };
+        let heat = vec![Heat::default(); HEATS].into_boxed_slice();
+        Some(Box::new(Self {
+            host,
+            entries,
+            share,
+            always: translation == Translation::Always,
+            first,
+            next: first,
+            pages: HashMap::new(),
+            ops: Vec::new(),
+            retired: Vec::new(),
+            block: Block::default(),
+            words: Vec::new(),
+            insns: Vec::new(),
+            heat: heat.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
+            single: Box::new([resume; 2]),
+        }))
+    }
+
+    /// The address of the way into machine code.
+    pub fn entry(&self) -> u64 {
+        self.share.address(self.host.entry())
+    }
+
+    /// Whether another block might have no room.
+    pub fn is_full(&self) -> bool {
+        self.next + BLOCK_BYTES > self.share.len()
+    }
+
+    /// Makes a block warmer; whether it is hot.
+    fn warm(&mut self, op: P, by: u16) -> bool {
+        let key = op.address();
+        let slot = &mut self.heat[key / size_of::<Op>() % HEATS];
+        if slot.op != key {
+            *slot = Heat { op: key, heat: 0 };
+        }
+        slot.heat = slot.heat.saturating_add(by);
+        slot.heat >= HOT
+    }
+
+    /// Forgets the code of a page. It is not run any more: no block of another page jumps there directly.
+    pub fn forget(&mut self, page: usize) {
+        self.pages.remove(&page);
+    }
+
+    /// Forgets all code.
+    pub fn clear(&mut self) {
+        self.next = self.first;
+        self.pages.clear();
+        self.retired.append(&mut self.ops);
+        self.heat.fill(Heat::default());
+    }
+
+    /// Makes machine code of the block that begins with `head`, at this offset of a page whose memory is at `host`. No
+    /// handler of machine code's operations may be running.
+    pub fn compile(&mut self, head: P, page: usize, first: usize, host: *const u8) {
+        if self.is_full() {
+            return;
+        }
+        self.retired.clear();
+        let (words, block) = (&mut self.words, &mut self.block);
+        words.clear();
+        block.decode_plain(first, |off| {
+            // SAFETY: `host` is a mapped page of guest memory and `off` an aligned offset in it.
+            let word = u32::from_le(unsafe { host.add(off).cast::<u32>().read_volatile() });
+            words.push(word);
+            word
+        });
+        let ops: Box<[Op]> = block.ops.as_slice().into();
+        self.insns.clear();
+        let mut by_op = Vec::with_capacity(ops.len());
+        for op in &ops {
+            let word = words[(usize::from(op.off) - first) / 4];
+            by_op.push(word);
+            self.insns.push(insn::decode(word, op.off));
+        }
+        let input =
+            Input { ops: &ops, insns: &self.insns, words: &by_op, check: block.check, end: block.end };
+        let code = self.host.translate(&input, self.next, &self.entries);
+        if code.bytes.len() > BLOCK_BYTES {
+            return;
+        }
+        let at = self.next;
+        self.share.write(at, &code.bytes);
+        self.next = (at + code.bytes.len()).next_multiple_of(16);
+        self.ops.push(ops);
+        let known = self.pages.entry(page).or_default();
+        known.blocks.insert(first as u16, at);
+        for link in known.waiting.remove(&(first as u16)).unwrap_or_default() {
+            self.share.write(link.at, &self.host.link(&link, at));
+        }
+        for link in code.links {
+            match known.blocks.get(&link.to) {
+                Some(target) => self.share.write(link.at, &self.host.link(&link, *target)),
+                None => known.waiting.entry(link.to).or_default().push(link),
+            }
+        }
+        head.set_code(enter, self.share.address(at));
+    }
+}
+
+impl Cpu {
+    /// The run loop has come to the block `op` at PC; `tired` when the fuel was used up before it.
+    pub fn sample(&mut self, op: P, tired: bool) {
+        let warm = self.instructions() >= WARM;
+        let Some(jit) = &mut self.jit else { return };
+        if jit.always || tired && warm && jit.warm(op, SAMPLE) {
+            self.compile(op, self.pc);
+        }
+    }
+
+    /// Makes machine code of the block `op` at this address, unless it has some.
+    fn compile(&mut self, op: P, address: u64) {
+        if op.has(enter) {
+            return;
+        }
+        let Some(fetch) = self.fetched(address) else { return };
+        if let Some(jit) = &mut self.jit {
+            jit.compile(op, fetch.page.identity(), (address & 0xfff) as usize, fetch.host);
+        }
+    }
+}
+
+/// Whether an operation has machine code.
+pub(crate) fn is_compiled(op: P) -> bool {
+    op.has(enter)
+}
+
+/// The handler of operations with machine code.
+fn enter(c: &mut Cpu, o: P) {
+    // SAFETY: `enter` is the handler of an operation only while its `imm` is the address of machine code for it, and
+    // `code_entry` that of the way there, which takes these arguments and keeps to the C calling convention.
+    unsafe {
+        let way = std::mem::transmute::<usize, extern "C" fn(*mut Cpu, P, u64)>(c.code_entry as usize);
+        way(c, o, o.imm());
+    }
+}
+
+/// The interpreter goes on at `o`.
+extern "C" fn exit(c: *mut Cpu, o: P) {
+    // SAFETY: machine code gives back the CPU that it was given, and an operation that lives.
+    let c = unsafe { &mut *c };
+    crate::op::run(c, o);
+}
+
+/// The same where a block begins that has no machine code.
+extern "C" fn cold(c: *mut Cpu, o: P) {
+    // SAFETY: as in `exit`.
+    let c = unsafe { &mut *c };
+    if let Some(jit) = &mut c.jit
+        && jit.warm(o, ENTRY)
+    {
+        c.compile(o, c.page | o.off());
+    }
+    crate::op::run(c, o);
+}
+
+/// Does `o` alone; whether the block goes on after it.
+extern "C" fn call(c: *mut Cpu, o: P) -> bool {
+    // SAFETY: as in `exit`.
+    let c = unsafe { &mut *c };
+    let Some(jit) = &mut c.jit else { return false };
+    jit.single[0] = o.copy();
+    let handler: Handler = jit.single[0].f;
+    // SAFETY: the operation stays until the next call, and the one behind it ends the block.
+    let o = unsafe { P::new(jit.single.as_ptr()) };
+    c.resumed = false;
+    handler(c, o);
+    c.resumed
+}
+
+/// Stands behind the operation that `call` does.
+fn resume(c: &mut Cpu, _: P) {
+    c.resumed = true;
+}
+
+extern "C" fn call_fp(regs: *mut crate::Regs, insn: u32, f: usize) {
+    // SAFETY: the registers of the CPU that machine code was given, and the function that the decoder put into the
+    // operation.
+    unsafe { std::mem::transmute::<usize, fp::Handler>(f)(&mut *regs, insn) };
+}

@@ -1,0 +1,162 @@
+//! Loads and stores, by the software TLB.
+
+use super::asm::{Arith, Cc, R, RAX, RCX, RDX, Sh, X, at, indexed};
+use super::block::{NO_REG, Translator};
+use super::layout;
+use crate::jit::insn::{Access, Address, Reg};
+
+impl Translator<'_> {
+    /// The base register that an access writes.
+    fn written_base(address: Address) -> Option<Reg> {
+        match address {
+            Address::Pre(n, _) | Address::Post(n, _) => Some(n),
+            _ => None,
+        }
+    }
+
+    /// The address that the access is at into RAX.
+    fn address(&mut self, address: Address) {
+        match address {
+            Address::Offset(n, by) | Address::Pre(n, by) => {
+                let base = self.read(n);
+                if by == 0 {
+                    self.asm.mov(true, RAX, base);
+                } else {
+                    self.asm.lea(true, RAX, at(base, by as i32));
+                }
+            }
+            Address::Post(n, _) => {
+                let base = self.read(n);
+                self.asm.mov(true, RAX, base);
+            }
+            Address::Index(n, m, option, by) => {
+                let (base, mut index) = (self.read(n), self.read(m));
+                if option == 2 || option == 6 {
+                    self.asm.extend(2, option == 6, true, RAX, index);
+                    index = RAX;
+                }
+                if by <= 3 {
+                    self.asm.lea(true, RAX, indexed(base, index, by, 0));
+                } else {
+                    if index != RAX {
+                        self.asm.mov(true, RAX, index);
+                    }
+                    self.asm.shift_i(Sh::Shl, true, RAX, by);
+                    self.asm.arith(Arith::Add, true, RAX, base);
+                }
+            }
+            Address::Page(offset) => {
+                self.asm.load(3, false, true, RAX, layout::PAGE);
+                self.asm.lea(true, RAX, at(RAX, offset as i32));
+            }
+        }
+    }
+
+    /// Looks `bytes` at RAX up in the TLB: RAX becomes the host's address; what is not there goes aside by the jump.
+    fn translate(&mut self, store: bool, bytes: i32) -> super::asm::Jump {
+        let a = &mut self.asm;
+        a.mov(false, RCX, RAX);
+        a.shift_i(Sh::Shr, false, RCX, 7);
+        a.arith_i(Arith::And, false, RCX, 0x7fe0);
+        a.arith_m(Arith::Add, true, RCX, layout::TLB);
+        a.lea(true, RDX, at(RAX, bytes - 1));
+        a.arith_i(Arith::And, true, RDX, !0xfff);
+        a.arith_m(Arith::Or, true, RDX, layout::TAG);
+        let tag = if store { layout::TLB_WRITE } else { layout::TLB_READ };
+        a.arith_m(Arith::Cmp, true, RDX, at(RCX, tag));
+        let missing = a.jcc(Cc::NE);
+        a.arith_m(Arith::Add, true, RAX, at(RCX, layout::TLB_ADDEND));
+        missing
+    }
+
+    fn write_back(&mut self, address: Address) {
+        if let Address::Pre(n, by) | Address::Post(n, by) = address {
+            let base = self.update(n);
+            self.asm.lea(true, base, at(base, by as i32));
+        }
+    }
+
+    pub(super) fn memory(&mut self, access: Access, t: Reg, address: Address) {
+        self.transfer(access, &[t], address);
+    }
+
+    pub(super) fn pair(&mut self, access: Access, t: Reg, u: Reg, address: Address) {
+        self.transfer(access, &[t, u], address);
+    }
+
+    fn transfer(&mut self, access: Access, registers: &[Reg], address: Address) {
+        let base = Self::written_base(address);
+        if let Some(n) = base {
+            self.will_write(n);
+        }
+        let mut values = [RAX; 2];
+        for (r, value) in registers.iter().zip(&mut values) {
+            if access.store {
+                *value = self.read(*r);
+            } else {
+                self.will_write(*r);
+            }
+        }
+        self.address(address);
+        let before = self.cache;
+        let missing = self.translate(access.store, (registers.len() as i32) << access.size);
+        let place = |i: usize| at(RAX, (i as i32) << access.size);
+        let mut changed = [NO_REG, NO_REG, base.unwrap_or(NO_REG)];
+        if access.store {
+            for (i, value) in values.iter().enumerate().take(registers.len()) {
+                self.asm.store(access.size, place(i), *value);
+            }
+            self.write_back(address);
+        } else {
+            // A register that is loaded and the base too has what was loaded.
+            self.write_back(address);
+            for (i, r) in registers.iter().enumerate() {
+                changed[i] = *r;
+                let to: R = self.write_over(*r);
+                self.asm.load(access.size, access.signed, access.wide, to, place(i));
+            }
+        }
+        self.slow(missing, before, changed);
+    }
+
+    /// A register for a new value of `g`, be it one that the instruction reads or not: the address is made.
+    fn write_over(&mut self, g: Reg) -> R {
+        self.cache.unpin();
+        self.write(g)
+    }
+
+    pub(super) fn vector_memory(&mut self, store: bool, size: u8, t: Reg, u: Option<Reg>, address: Address) {
+        let base = Self::written_base(address);
+        if let Some(n) = base {
+            self.will_write(n);
+        }
+        self.address(address);
+        let before = self.cache;
+        let count = 1 + i32::from(u.is_some());
+        let missing = self.translate(store, count << size);
+        for (i, r) in std::iter::once(t).chain(u).enumerate() {
+            let (place, register, x) = (at(RAX, (i as i32) << size), layout::v(r), X(0));
+            match (store, size) {
+                (false, 4) => self.asm.movups(x, place),
+                (false, 2 | 3) => self.asm.mov_low(size == 3, x, place),
+                (false, _) => {
+                    self.asm.load(size, false, false, RCX, place);
+                    self.asm.mov_low_r(false, x, RCX);
+                }
+                (true, 4) => {
+                    self.asm.movups(x, register);
+                    self.asm.movups_to(place, x);
+                }
+                (true, _) => {
+                    self.asm.load(3, false, true, RCX, register);
+                    self.asm.store(size, place, RCX);
+                }
+            }
+            if !store {
+                self.asm.movups_to(register, x);
+            }
+        }
+        self.write_back(address);
+        self.slow(missing, before, [NO_REG, NO_REG, base.unwrap_or(NO_REG)]);
+    }
+}

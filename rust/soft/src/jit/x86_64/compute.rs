@@ -1,0 +1,585 @@
+//! Integer data processing, and the vector operations that have an equal here.
+
+use super::asm::{Arith, Cc, R, RAX, RCX, RDX, Sh, X, at, indexed, sse};
+use super::block::Translator;
+use super::flags::{Kind, Source, State, kind_of};
+use super::layout;
+use super::stubs::{nzcv_from_host, set_nzcv};
+use crate::Regs;
+use crate::jit::insn::{Alu, Insn, Lanes, Operand, Reg, Select, Shift, Unary};
+
+const ZERO: Reg = Regs::ZERO as Reg;
+const SINK: Reg = Regs::SINK as Reg;
+
+fn host(kind: Shift) -> Sh {
+    match kind {
+        Shift::Lsl => Sh::Shl,
+        Shift::Lsr => Sh::Shr,
+        Shift::Asr => Sh::Sar,
+        Shift::Ror => Sh::Ror,
+    }
+}
+
+fn arith(op: Alu) -> Arith {
+    match op {
+        Alu::Add => Arith::Add,
+        Alu::Sub => Arith::Sub,
+        Alu::And => Arith::And,
+        Alu::Orr => Arith::Or,
+        Alu::Eor => Arith::Xor,
+    }
+}
+
+/// An immediate as the host's instructions take it, or `None`.
+fn short(v: u64, wide: bool) -> Option<i32> {
+    if wide { i32::try_from(v as i64).ok() } else { Some(v as u32 as i32) }
+}
+
+/// A second operand where it is.
+#[derive(Clone, Copy)]
+enum Second {
+    Imm(i32),
+    /// Of this guest register.
+    Held(R, Reg),
+    /// In RCX.
+    Made,
+}
+
+impl Translator<'_> {
+    /// False when the interpreter must do it.
+    pub(super) fn compute(&mut self, insn: Insn) -> bool {
+        match insn {
+            Insn::Nop => {}
+            Insn::Const { d, value } => {
+                self.will_write(d);
+                let r = self.write(d);
+                self.asm.mov_i(r, value);
+                self.known[d as usize] = Some(value);
+            }
+            Insn::Movk { d, shift, value, wide } => self.movk(d, shift, value, wide),
+            Insn::Adr { d, offset } => {
+                self.will_write(d);
+                let r = self.write(d);
+                self.asm.load(3, false, true, r, layout::PAGE);
+                match i32::try_from(offset) {
+                    Ok(offset) => self.asm.lea(true, r, at(r, offset)),
+                    Err(_) => {
+                        self.asm.mov_i(RAX, offset as u64);
+                        self.asm.lea(true, r, indexed(r, RAX, 0, 0));
+                    }
+                }
+            }
+            Insn::Alu { op, wide, flags: true, invert, d, n, m } => self.alu_flags(op, wide, invert, d, n, m),
+            Insn::Alu { op, wide, invert, d, n, m, .. } => self.alu(op, wide, invert, d, n, m),
+            Insn::Adc { sub, wide, flags, d, n, m } => self.adc(sub, wide, flags, d, n, m),
+            Insn::Shift { kind, wide, d, n, by } => {
+                self.will_write(d);
+                let r = self.copy(wide, d, n);
+                if by == 0 && !wide {
+                    // No shift clears the upper half then.
+                    self.asm.mov(false, r, r);
+                }
+                self.asm.shift_i(host(kind), wide, r, by);
+            }
+            Insn::ShiftBy { kind, wide, d, n, m } => {
+                self.will_write(d);
+                let by = self.read(m);
+                self.asm.mov(true, RCX, by);
+                let r = self.copy(wide, d, n);
+                self.asm.shift_cl(host(kind), wide, r);
+            }
+            Insn::Field { signed, wide, d, n, from, to, width } => {
+                self.will_write(d);
+                if to == 0 && from == 0 && width.is_power_of_two() && width >= 8 {
+                    let s = self.read(n);
+                    let r = self.write(d);
+                    self.asm.extend(width.trailing_zeros() as u8 - 3, signed, wide, r, s);
+                } else {
+                    let r = self.copy(wide, d, n);
+                    self.field(signed, wide, r, from, to, width);
+                }
+            }
+            Insn::Insert { wide, d, n, from, to, width } => {
+                self.will_write(d);
+                let s = self.read(n);
+                self.asm.mov(wide, RAX, s);
+                self.field(false, wide, RAX, from, to, width);
+                let r = self.update(d);
+                let mask = !(u64::MAX >> (64 - width) << to);
+                match short(mask, wide) {
+                    Some(mask) => self.asm.arith_i(Arith::And, wide, r, mask),
+                    None => {
+                        self.asm.mov_i(RCX, mask);
+                        self.asm.arith(Arith::And, wide, r, RCX);
+                    }
+                }
+                self.asm.arith(Arith::Or, wide, r, RAX);
+            }
+            Insn::Extract { wide, d, n, m, from } => {
+                self.will_write(d);
+                let high = self.read(n);
+                let low = self.read(m);
+                let r = self.write(d);
+                self.asm.mov(wide, r, low);
+                if from != 0 {
+                    self.asm.shrd(wide, r, high, from);
+                }
+            }
+            Insn::Madd { wide, sub, d, n, m, a } => {
+                let (x, y) = (self.read(n), self.read(m));
+                self.asm.mov(wide, RAX, x);
+                self.asm.imul(wide, RAX, y);
+                self.accumulate(wide, sub, d, a);
+            }
+            Insn::Maddl { signed, sub, d, n, m, a } => {
+                let (x, y) = (self.read(n), self.read(m));
+                self.asm.extend(2, signed, true, RAX, x);
+                self.asm.extend(2, signed, true, RCX, y);
+                self.asm.imul(true, RAX, RCX);
+                self.accumulate(true, sub, d, a);
+            }
+            Insn::Mulh { signed, d, n, m } => {
+                self.will_write(d);
+                let (x, y) = (self.read(n), self.read(m));
+                self.asm.mov(true, RAX, x);
+                self.asm.mul_high(signed, y);
+                let r = self.write(d);
+                self.asm.mov(true, r, RDX);
+            }
+            Insn::Div { signed, wide, d, n, m } => self.div(signed, wide, d, n, m),
+            Insn::Unary { op, wide, d, n } => return self.unary(op, wide, d, n),
+            Insn::Select { kind, wide, d, n, m, cond } => self.select(kind, wide, d, n, m, cond),
+            Insn::Ccmp { add, wide, n, m, cond, nzcv } => self.ccmp(add, wide, n, m, cond, nzcv),
+            Insn::Lanes { op, size, full, d, n, m } => {
+                let (x, y) = (X(0), X(1));
+                self.asm.movups(x, layout::v(n));
+                self.asm.movups(y, layout::v(m));
+                match op {
+                    Lanes::Bic => {
+                        self.asm.vector(sse::PANDN, y, x);
+                        self.asm.movups_to_vector(full, layout::v(d), y);
+                        return true;
+                    }
+                    Lanes::And => self.asm.vector(sse::PAND, x, y),
+                    Lanes::Orr => self.asm.vector(sse::POR, x, y),
+                    Lanes::Eor => self.asm.vector(sse::PXOR, x, y),
+                    Lanes::Add => self.asm.vector(sse::PADD[size as usize], x, y),
+                    Lanes::Sub => self.asm.vector(sse::PSUB[size as usize], x, y),
+                }
+                self.asm.movups_to_vector(full, layout::v(d), x);
+            }
+            Insn::FromVector { wide, d, n } => {
+                self.will_write(d);
+                let r = self.write(d);
+                self.asm.load(if wide { 3 } else { 2 }, false, false, r, layout::v(n));
+            }
+            Insn::ToVector { wide, d, n } => {
+                let r = self.read(n);
+                self.asm.mov_low_r(wide, X(0), r);
+                self.asm.movups_to(layout::v(d), X(0));
+            }
+            Insn::Fmov { wide, d, n } => {
+                self.asm.mov_low(wide, X(0), layout::v(n));
+                self.asm.movups_to(layout::v(d), X(0));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// A register for `d` that starts out with the value of `n`.
+    fn copy(&mut self, wide: bool, d: Reg, n: Reg) -> R {
+        if d == n {
+            return self.update(d);
+        }
+        let s = self.read(n);
+        let r = self.write(d);
+        self.asm.mov(wide, r, s);
+        r
+    }
+
+    /// In place: takes the field out and puts it where it goes, with zeros or its sign above and zeros below.
+    fn field(&mut self, signed: bool, wide: bool, r: R, from: u8, to: u8, width: u8) {
+        let size = if wide { 64 } else { 32 };
+        self.asm.shift_i(Sh::Shl, wide, r, size - from - width);
+        let down = if to == 0 { size - width } else { size - width - to };
+        self.asm.shift_i(if signed { Sh::Sar } else { Sh::Shr }, wide, r, down);
+        if !wide && size == from + width && down == 0 {
+            // Nothing has cleared the upper half.
+            self.asm.mov(false, r, r);
+        }
+    }
+
+    fn movk(&mut self, d: Reg, shift: u8, value: u64, wide: bool) {
+        self.will_write(d);
+        let mask = !(0xffff << shift);
+        if let Some(old) = self.known[d as usize] {
+            let new = old & mask | value;
+            let new = if wide { new } else { new & 0xffff_ffff };
+            let r = self.write(d);
+            self.asm.mov_i(r, new);
+            self.known[d as usize] = Some(new);
+            return;
+        }
+        let r = self.update(d);
+        match short(mask, wide) {
+            Some(mask) => self.asm.arith_i(Arith::And, wide, r, mask),
+            None => {
+                self.asm.mov_i(RAX, mask);
+                self.asm.arith(Arith::And, wide, r, RAX);
+            }
+        }
+        match short(value, wide) {
+            Some(value) => self.asm.arith_i(Arith::Or, wide, r, value),
+            None => {
+                self.asm.mov_i(RAX, value);
+                self.asm.arith(Arith::Or, wide, r, RAX);
+            }
+        }
+    }
+
+    /// `d` becomes `a` plus or minus RAX.
+    fn accumulate(&mut self, wide: bool, sub: bool, d: Reg, a: Reg) {
+        self.will_write_keeping_rax(d);
+        if a == ZERO {
+            let r = self.write(d);
+            if sub {
+                self.asm.neg(wide, RAX);
+            }
+            self.asm.mov(wide, r, RAX);
+            return;
+        }
+        let r = self.copy(wide, d, a);
+        self.asm.arith(if sub { Arith::Sub } else { Arith::Add }, wide, r, RAX);
+    }
+
+    /// As `will_write` where RAX has a value.
+    fn will_write_keeping_rax(&mut self, g: Reg) {
+        if self.flags.depends_on(g) {
+            self.asm.mov(true, RDX, RAX);
+            self.store_flags();
+            self.asm.mov(true, RAX, RDX);
+        }
+    }
+
+    /// Makes a second operand ready; uses RCX alone.
+    fn second(&mut self, m: Operand, wide: bool, invert: bool) -> Second {
+        match m {
+            Operand::Imm(v) => match short(v, wide) {
+                Some(v) => return Second::Imm(v),
+                None => self.asm.mov_i(RCX, v),
+            },
+            Operand::Reg(m) if !invert => return Second::Held(self.read(m), m),
+            Operand::Reg(m) => {
+                let r = self.read(m);
+                self.asm.mov(wide, RCX, r);
+            }
+            Operand::Shifted(m, kind, by) => {
+                let r = self.read(m);
+                self.asm.mov(wide, RCX, r);
+                self.asm.shift_i(host(kind), wide, RCX, by);
+            }
+            Operand::Extended(m, option, by) => {
+                let r = self.read(m);
+                self.asm.extend(option & 3, option & 4 != 0, true, RCX, r);
+                self.asm.shift_i(Sh::Shl, true, RCX, by);
+            }
+        }
+        if invert {
+            self.asm.not(wide, RCX);
+        }
+        Second::Made
+    }
+
+    fn apply(&mut self, op: Arith, wide: bool, r: R, second: Second) {
+        match second {
+            Second::Imm(v) => self.asm.arith_i(op, wide, r, v),
+            Second::Held(s, _) => self.asm.arith(op, wide, r, s),
+            Second::Made => self.asm.arith(op, wide, r, RCX),
+        }
+    }
+
+    fn alu(&mut self, op: Alu, wide: bool, invert: bool, d: Reg, n: Reg, m: Operand) {
+        self.will_write(d);
+        match (op, m) {
+            (Alu::Orr, Operand::Reg(m)) if n == ZERO && !invert => {
+                let s = self.read(m);
+                let r = self.write(d);
+                return self.asm.mov(wide, r, s);
+            }
+            (Alu::Add | Alu::Sub, Operand::Imm(v)) if d != n => {
+                let v = if op == Alu::Add { v as i32 } else { -(v as i32) };
+                let s = self.read(n);
+                let r = self.write(d);
+                return self.asm.lea(wide, r, at(s, v));
+            }
+            (Alu::Add, Operand::Reg(m)) if d != n && d != m => {
+                let (x, y) = (self.read(n), self.read(m));
+                let r = self.write(d);
+                return self.asm.lea(wide, r, indexed(x, y, 0, 0));
+            }
+            (Alu::Add, Operand::Shifted(m, Shift::Lsl, by @ 1..=3)) => {
+                let (x, y) = (self.read(n), self.read(m));
+                let r = self.write(d);
+                return self.asm.lea(wide, r, indexed(x, y, by, 0));
+            }
+            _ => {}
+        }
+        // Here, as the operand may use it.
+        let second = self.second(m, wide, invert);
+        let op = arith(op);
+        if d == n {
+            let r = self.update(d);
+            return self.apply(op, wide, r, second);
+        }
+        if let Second::Held(r, m) = second
+            && m == d
+            && op != Arith::Sub
+        {
+            let x = self.read(n);
+            self.update(d);
+            return self.asm.arith(op, wide, r, x);
+        }
+        let x = self.read(n);
+        let r = self.write(d);
+        match second {
+            Second::Made if op != Arith::Sub => {
+                self.asm.mov(wide, r, RCX);
+                self.asm.arith(op, wide, r, x);
+            }
+            _ => {
+                self.asm.mov(wide, r, x);
+                self.apply(op, wide, r, second);
+            }
+        }
+    }
+
+    fn alu_flags(&mut self, op: Alu, wide: bool, invert: bool, d: Reg, n: Reg, m: Operand) {
+        // The old flags are nobody's any more: nothing can leave between here and the new ones.
+        self.flags = State::Memory;
+        let second = self.second(m, wide, invert);
+        let x = self.read(n);
+        let (kind, op) = match op {
+            Alu::Add => (Kind::Add, Arith::Add),
+            Alu::Sub => (Kind::Sub, Arith::Sub),
+            _ => (Kind::And, Arith::And),
+        };
+        let b = match second {
+            Second::Imm(v) => Some(Source::Imm(v)),
+            Second::Held(_, m) => Some(Source::Reg(m)),
+            Second::Made => None,
+        };
+        // Whether the operands are there afterwards.
+        let kept = d != n && b != Some(Source::Reg(d));
+        let pending = |b| State::Pending { kind, wide, a: Source::Reg(n), b };
+        match (b, kind) {
+            (Some(b), _) if kept => {
+                if d != SINK {
+                    let r = self.write(d);
+                    self.asm.mov(wide, r, x);
+                    self.apply(op, wide, r, second);
+                } else if kind == Kind::Add {
+                    self.asm.mov(wide, RAX, x);
+                    self.apply(op, wide, RAX, second);
+                } else if let (Kind::And, Source::Imm(v)) = (kind, b) {
+                    self.asm.test_i(wide, x, v);
+                } else if let (Kind::And, Second::Held(y, _)) = (kind, second) {
+                    self.asm.test(wide, x, y);
+                } else {
+                    self.apply(Arith::Cmp, wide, x, second);
+                }
+                self.set_flags(pending(b), kind);
+            }
+            (_, Kind::Sub) => {
+                self.asm.store(3, layout::COMPARED[0], x);
+                match second {
+                    Second::Imm(v) => self.asm.store_i(layout::COMPARED[1], v),
+                    Second::Held(y, _) => self.asm.store(3, layout::COMPARED[1], y),
+                    Second::Made => self.asm.store(3, layout::COMPARED[1], RCX),
+                }
+                self.asm.store_byte_i(layout::FLAGS, kind_of(wide));
+                self.into(Arith::Sub, wide, d, n, x, second);
+                self.set_flags(State::Compared(wide), Kind::Sub);
+            }
+            (_, Kind::And) if d != SINK => {
+                self.into(op, wide, d, n, x, second);
+                let result = Source::Reg(d);
+                self.set_flags(State::Pending { kind, wide, a: result, b: result }, kind);
+            }
+            _ => {
+                self.into(op, wide, d, n, x, second);
+                nzcv_from_host(&mut self.asm);
+                set_nzcv(&mut self.asm);
+                self.flags = State::Nzcv;
+                self.host_flags = None;
+            }
+        }
+    }
+
+    /// `d` becomes `n` (which is in `x`) and the second operand; the host's flags are those of it.
+    fn into(&mut self, op: Arith, wide: bool, d: Reg, n: Reg, x: R, second: Second) {
+        if d == n {
+            let r = self.update(d);
+            return self.apply(op, wide, r, second);
+        }
+        // Another than the operands are in.
+        let r = self.write(d);
+        self.asm.mov(wide, r, x);
+        self.apply(op, wide, r, second);
+    }
+
+    fn adc(&mut self, sub: bool, wide: bool, flags: bool, d: Reg, n: Reg, m: Reg) {
+        self.need_nzcv();
+        let (x, y) = (self.read(n), self.read(m));
+        let r = self.write(d);
+        self.asm.mov(wide, r, x);
+        self.asm.load(2, false, false, RAX, layout::NZCV);
+        self.asm.bt_i(false, RAX, 29);
+        if sub {
+            self.asm.cmc();
+        }
+        self.asm.arith(if sub { Arith::Sbb } else { Arith::Adc }, wide, r, y);
+        if flags {
+            if sub {
+                self.asm.cmc();
+            }
+            nzcv_from_host(&mut self.asm);
+            set_nzcv(&mut self.asm);
+        }
+    }
+
+    fn div(&mut self, signed: bool, wide: bool, d: Reg, n: Reg, m: Reg) {
+        self.will_write(d);
+        let (x, y) = (self.read(n), self.read(m));
+        let r = self.write(d);
+        self.asm.mov_i(r, 0);
+        self.asm.test(wide, y, y);
+        let zero = self.asm.jcc(Cc::E);
+        let mut negated = None;
+        if signed {
+            // The host faults where the quotient has no place.
+            self.asm.arith_i(Arith::Cmp, wide, y, -1);
+            let other = self.asm.jcc(Cc::NE);
+            self.asm.mov(wide, r, x);
+            self.asm.neg(wide, r);
+            negated = Some(self.asm.jmp());
+            self.asm.land(other);
+        }
+        self.asm.mov(wide, RAX, x);
+        if signed {
+            self.asm.cqo(wide);
+        } else {
+            self.asm.mov_i(RDX, 0);
+        }
+        self.asm.div(signed, wide, y);
+        self.asm.mov(wide, r, RAX);
+        if let Some(j) = negated {
+            self.asm.land(j);
+        }
+        self.asm.land(zero);
+    }
+
+    fn unary(&mut self, op: Unary, wide: bool, d: Reg, n: Reg) -> bool {
+        match (op, wide) {
+            (Unary::Clz, _) if self.has_lzcnt => {
+                self.will_write(d);
+                let s = self.read(n);
+                let r = self.write(d);
+                self.asm.lzcnt(wide, r, s);
+            }
+            (Unary::Rev, _) => {
+                self.will_write(d);
+                let r = self.copy(wide, d, n);
+                self.asm.bswap(wide, r);
+            }
+            (Unary::Rev16, false) | (Unary::Rev32, true) => {
+                self.will_write(d);
+                let r = self.copy(wide, d, n);
+                self.asm.bswap(wide, r);
+                self.asm.shift_i(Sh::Rol, wide, r, if wide { 32 } else { 16 });
+            }
+            (Unary::Rbit, _) => {
+                self.will_write(d);
+                let r = self.copy(wide, d, n);
+                self.asm.bswap(wide, r);
+                for (by, mask) in
+                    [(4, 0x0f0f_0f0f_0f0f_0f0f), (2, 0x3333_3333_3333_3333), (1, 0x5555_5555_5555_5555)]
+                {
+                    self.asm.mov_i(RCX, if wide { mask } else { mask & 0xffff_ffff });
+                    self.asm.mov(wide, RAX, r);
+                    self.asm.arith(Arith::And, wide, RAX, RCX);
+                    self.asm.shift_i(Sh::Shl, wide, RAX, by);
+                    self.asm.shift_i(Sh::Shr, wide, r, by);
+                    self.asm.arith(Arith::And, wide, r, RCX);
+                    self.asm.arith(Arith::Or, wide, r, RAX);
+                }
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn select(&mut self, kind: Select, wide: bool, d: Reg, n: Reg, m: Reg, cond: u8) {
+        self.will_write(d);
+        if cond >= 14 {
+            let s = self.read(n);
+            let r = self.write(d);
+            return self.asm.mov(wide, r, s);
+        }
+        if (kind, n, m) == (Select::Csinc, ZERO, ZERO) {
+            let cc = self.condition(cond);
+            self.asm.set_al(cc.not());
+            let r = self.write(d);
+            return self.asm.extend(0, false, false, r, RAX);
+        }
+        let (x, y) = (self.read(n), self.read(m));
+        let r = self.write(d);
+        match kind {
+            Select::Csel => self.asm.mov(wide, r, y),
+            Select::Csinc => self.asm.lea(wide, r, at(y, 1)),
+            Select::Csinv => {
+                self.asm.mov(wide, r, y);
+                self.asm.not(wide, r);
+            }
+            Select::Csneg => {
+                self.asm.mov(wide, r, y);
+                self.asm.neg(wide, r);
+                self.host_flags = None;
+            }
+        }
+        let cc = self.condition(cond);
+        self.asm.cmov(cc, wide, r, x);
+    }
+
+    fn ccmp(&mut self, add: bool, wide: bool, n: Reg, m: Operand, cond: u8, nzcv: u8) {
+        // Before the ways part.
+        let x = self.read(n);
+        let second = match m {
+            Operand::Imm(v) => Second::Imm(v as i32),
+            Operand::Reg(m) => Second::Held(self.read(m), m),
+            _ => unreachable!("there is no other form"),
+        };
+        let parted = (cond < 14).then(|| {
+            let cc = self.condition(cond);
+            let holds = self.asm.jcc(cc);
+            self.asm.mov_i(RAX, u64::from(nzcv) << 28);
+            let done = self.asm.jmp();
+            self.asm.land(holds);
+            done
+        });
+        if add {
+            self.asm.mov(wide, RAX, x);
+            self.apply(Arith::Add, wide, RAX, second);
+        } else {
+            self.apply(Arith::Cmp, wide, x, second);
+            self.asm.cmc();
+        }
+        nzcv_from_host(&mut self.asm);
+        if let Some(done) = parted {
+            self.asm.land(done);
+        }
+        set_nzcv(&mut self.asm);
+        self.flags = State::Nzcv;
+        self.host_flags = None;
+    }
+}

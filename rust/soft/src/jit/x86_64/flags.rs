@@ -1,0 +1,201 @@
+//! Condition flags inside a block: worked out only for who asks, and stored only where they must be seen.
+
+use super::asm::{Arith, Asm, Cc, R, RAX, RCX};
+use super::block::Translator;
+use super::cache::{Cache, home};
+use super::layout;
+use super::stubs::{nzcv_from_host, set_nzcv};
+use crate::exec::{Flags, HOLDS};
+
+/// An operand that can be had again later: a guest register that has not changed since, or a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Reg(u8),
+    Imm(i32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Add,
+    Sub,
+    And,
+}
+
+/// Where the flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// In memory, in whatever form.
+    Memory,
+    /// In memory as NZCV.
+    Nzcv,
+    /// In memory as a comparison of this width.
+    Compared(bool),
+    /// Nowhere yet: they are those of this operation.
+    Pending { kind: Kind, wide: bool, a: Source, b: Source },
+}
+
+impl State {
+    pub fn depends_on(self, g: u8) -> bool {
+        let is = |s| s == Source::Reg(g);
+        matches!(self, Self::Pending { a, b, .. } if is(a) || is(b))
+    }
+}
+
+pub(super) fn kind_of(wide: bool) -> u8 {
+    (if wide { Flags::Sub64 } else { Flags::Sub32 }) as u8
+}
+
+/// The register that holds `s`, or `spare` with it.
+fn source(asm: &mut Asm, cache: &Cache, s: Source, spare: R) -> R {
+    match s {
+        Source::Imm(v) => {
+            asm.mov_i(spare, i64::from(v) as u64);
+            spare
+        }
+        Source::Reg(g) => match cache.held(g) {
+            Some(r) => r,
+            None => {
+                asm.load(3, false, true, spare, home(g));
+                spare
+            }
+        },
+    }
+}
+
+/// Does the operation for its flags alone; uses RAX and RCX.
+fn operate(asm: &mut Asm, cache: &Cache, kind: Kind, wide: bool, a: Source, b: Source) {
+    let x = source(asm, cache, a, RAX);
+    match (kind, b) {
+        (Kind::Sub, Source::Imm(v)) => asm.arith_i(Arith::Cmp, wide, x, v),
+        (Kind::And, Source::Imm(v)) => asm.test_i(wide, x, v),
+        (Kind::Sub, _) => {
+            let y = source(asm, cache, b, RCX);
+            asm.arith(Arith::Cmp, wide, x, y);
+        }
+        (Kind::And, _) => {
+            let y = source(asm, cache, b, RCX);
+            asm.test(wide, x, y);
+        }
+        (Kind::Add, _) => {
+            let y = source(asm, cache, b, RCX);
+            if x != RAX {
+                asm.mov(true, RAX, x);
+            }
+            asm.arith(Arith::Add, wide, RAX, y);
+        }
+    }
+}
+
+/// Brings pending flags to memory; uses RAX, RCX and the host's flags.
+pub(super) fn store(asm: &mut Asm, cache: &Cache, state: State) -> State {
+    let State::Pending { kind, wide, a, b } = state else { return state };
+    if kind == Kind::Sub {
+        let x = source(asm, cache, a, RAX);
+        asm.store(3, layout::COMPARED[0], x);
+        match b {
+            Source::Imm(v) => asm.store_i(layout::COMPARED[1], v),
+            Source::Reg(_) => {
+                let y = source(asm, cache, b, RAX);
+                asm.store(3, layout::COMPARED[1], y);
+            }
+        }
+        asm.store_byte_i(layout::FLAGS, kind_of(wide));
+        return State::Compared(wide);
+    }
+    operate(asm, cache, kind, wide, a, b);
+    nzcv_from_host(asm);
+    set_nzcv(asm);
+    State::Nzcv
+}
+
+/// The host's condition for Arm's after a comparison, or another operation where the two agree.
+fn after(kind: Kind, cond: u8) -> Cc {
+    // Carry after an addition is the host's; after AND it is clear in both.
+    let (carry, higher) = match kind {
+        Kind::Sub => (Cc::AE, Cc::A),
+        Kind::Add | Kind::And => (Cc::B, Cc::B),
+    };
+    let cc = match cond >> 1 {
+        0 => Cc::E,
+        1 => carry,
+        2 => Cc::S,
+        3 => Cc::O,
+        4 => higher,
+        5 => Cc::GE,
+        _ => Cc::G,
+    };
+    if cond & 1 == 1 { cc.not() } else { cc }
+}
+
+impl Translator<'_> {
+    /// Flags that depend on a register go to memory before it changes.
+    pub(super) fn will_write(&mut self, g: u8) {
+        if self.flags.depends_on(g) {
+            self.store_flags();
+        }
+    }
+
+    pub(super) fn store_flags(&mut self) {
+        let lost = matches!(self.flags, State::Pending { kind: Kind::Add | Kind::And, .. });
+        self.flags = store(&mut self.asm, &self.cache, self.flags);
+        if lost {
+            self.host_flags = None;
+        }
+    }
+
+    /// The flags are those that the host has, of this operation.
+    pub(super) fn set_flags(&mut self, state: State, kind: Kind) {
+        self.flags = state;
+        self.host_flags = Some((self.at + 1, kind));
+    }
+
+    /// The flags come to memory as NZCV, and stay so until they change.
+    pub(super) fn need_nzcv(&mut self) {
+        self.store_flags();
+        if self.flags != State::Nzcv {
+            self.asm.call_to(self.stubs.flags);
+            self.flags = State::Nzcv;
+        }
+    }
+
+    /// The host's flags tell this condition by the one returned; 14 and 15 always hold and must not come here. Uses RAX
+    /// and RCX; what the host's flags were is lost unless they told already.
+    pub(super) fn condition(&mut self, cond: u8) -> Cc {
+        if let Some((at, kind)) = self.host_flags
+            && at == self.at
+            && (kind != Kind::Add || cond >> 1 != 4)
+        {
+            self.host_flags = Some((at + 1, kind));
+            return after(kind, cond);
+        }
+        if let State::Pending { kind, wide, a, b } = self.flags
+            && (kind != Kind::Add || cond >> 1 != 4)
+        {
+            operate(&mut self.asm, &self.cache, kind, wide, a, b);
+            self.host_flags = Some((self.at + 1, kind));
+            return after(kind, cond);
+        }
+        if let State::Compared(wide) = self.flags {
+            self.asm.load(3, false, true, RAX, layout::COMPARED[0]);
+            self.asm.arith_m(Arith::Cmp, wide, RAX, layout::COMPARED[1]);
+            self.host_flags = Some((self.at + 1, Kind::Sub));
+            return after(Kind::Sub, cond);
+        }
+        self.need_nzcv();
+        self.asm.load(2, false, false, RAX, layout::NZCV);
+        let bit = match cond >> 1 {
+            0 => 30,
+            1 => 29,
+            2 => 31,
+            3 => 28,
+            _ => {
+                self.asm.shift_i(super::asm::Sh::Shr, false, RAX, 28);
+                self.asm.mov_i(RCX, HOLDS[cond as usize].into());
+                self.asm.bt(false, RCX, RAX);
+                return Cc::B;
+            }
+        };
+        self.asm.test_i(false, RAX, (1_u32 << bit) as i32);
+        if cond & 1 == 1 { Cc::E } else { Cc::NE }
+    }
+}

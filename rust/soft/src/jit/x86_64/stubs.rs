@@ -1,0 +1,169 @@
+//! Code that all blocks share: the ways in and out.
+
+use super::asm::{
+    Arith, Asm, Cc, M, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, at, indexed,
+};
+use super::layout::{self, BIAS};
+use crate::exec::Flags;
+use crate::jit::Entries;
+
+/// Where each of them is, counted from the start of the code memory.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Stubs {
+    /// `extern "C" fn(cpu, op, code)`: goes to `code`.
+    pub enter: usize,
+    /// Back to the run loop.
+    pub leave: usize,
+    /// To the interpreter, at the operation in RSI.
+    pub exit: usize,
+    /// The same where a block begins.
+    pub cold: usize,
+    /// To the run loop, at offset RAX of the page.
+    pub out: usize,
+    /// On at the target of the near branch in RSI.
+    pub chain: usize,
+    /// On at the address in RAX; the sign flag says that there is no fuel left.
+    pub goto: usize,
+    /// Calls the handler of the operation in RSI; comes back when the block goes on.
+    pub call: usize,
+    /// Brings the flags into NZCV's form; uses RAX and RCX.
+    pub flags: usize,
+}
+
+/// The flags of an addition, or of a subtraction whose carry was turned round, to NZCV in EAX.
+pub(super) fn nzcv_from_host(a: &mut Asm) {
+    // Into AH go sign (bit 15 of RAX), zero (14) and carry (8), into AL the overflow (0).
+    a.lahf();
+    a.set_al(Cc::O);
+    a.arith_i(Arith::And, false, RAX, 0xc101);
+    // They come to bits 31, 30, 29 and 28; the other products are outside.
+    a.imul_i(RAX, RAX, 1 << 16 | 1 << 21 | 1 << 28);
+    a.arith_i(Arith::And, false, RAX, 0xf000_0000_u32 as i32);
+}
+
+/// Stores NZCV from EAX.
+pub(super) fn set_nzcv(a: &mut Asm) {
+    a.store(2, layout::NZCV, RAX);
+    a.store_byte_i(layout::FLAGS, Flags::Known as u8);
+}
+
+const SAVED: [super::asm::R; 6] = [RBX, RBP, R12, R13, R14, R15];
+
+fn restore(a: &mut Asm) {
+    a.arith_i(Arith::Add, true, RSP, 8);
+    for r in SAVED.into_iter().rev() {
+        a.pop(r);
+    }
+}
+
+impl Stubs {
+    pub fn emit(a: &mut Asm, entries: &Entries) -> Self {
+        let mut s = Self { enter: a.here(), ..Self::default() };
+        for r in SAVED {
+            a.push(r);
+        }
+        // Calls from here on find the stack aligned.
+        a.arith_i(Arith::Sub, true, RSP, 8);
+        a.lea(true, RBX, at(RDI, BIAS));
+        a.jmp_r(RDX);
+
+        s.leave = a.here();
+        restore(a);
+        a.ret();
+
+        s.exit = a.here();
+        a.lea(true, RDI, at(RBX, -BIAS));
+        restore(a);
+        a.mov_i(RAX, entries.exit);
+        a.jmp_r(RAX);
+
+        s.cold = a.here();
+        a.lea(true, RDI, at(RBX, -BIAS));
+        restore(a);
+        a.mov_i(RAX, entries.cold);
+        a.jmp_r(RAX);
+
+        s.out = a.here();
+        a.arith_m(Arith::Or, true, RAX, layout::PAGE);
+        a.store(3, layout::PC, RAX);
+        a.jmp_to(s.leave);
+
+        s.chain = a.here();
+        a.load(3, false, true, RAX, at(RSI, layout::OP_IMM));
+        a.test(true, RAX, RAX);
+        let known = a.jcc(Cc::NE);
+        a.store(3, layout::PATCH, RSI);
+        a.load(1, false, false, RAX, at(RSI, layout::OP_TARGET));
+        a.jmp_to(s.out);
+        a.land(known);
+        a.mov(true, RSI, RAX);
+        Self::go_on(a, &s, entries);
+
+        s.goto = a.here();
+        let empty = a.jcc(Cc::S);
+        a.mov(true, RCX, RAX);
+        a.shift_i(super::asm::Sh::Shr, true, RCX, 10);
+        a.arith(Arith::Xor, false, RCX, RAX);
+        a.arith_i(Arith::And, false, RCX, 0x3ffc);
+        a.load(3, false, true, RDX, layout::JUMPS);
+        a.lea(true, RDX, indexed(RDX, RCX, 2, 0));
+        a.mov(true, RCX, RAX);
+        a.arith_m(Arith::Xor, true, RCX, layout::KEY);
+        a.arith_m(Arith::Cmp, true, RCX, at(RDX, layout::JUMP_KEY));
+        let unknown = a.jcc(Cc::NE);
+        a.load(3, false, true, RSI, at(RDX, layout::JUMP_OP));
+        a.arith_i(Arith::And, true, RAX, !0xfff);
+        a.store(3, layout::PAGE, RAX);
+        Self::go_on(a, &s, entries);
+        a.land(empty);
+        a.land(unknown);
+        a.store(3, layout::PC, RAX);
+        a.jmp_to(s.leave);
+
+        s.call = a.here();
+        a.lea(true, RDI, at(RBX, -BIAS));
+        a.arith_i(Arith::Sub, true, RSP, 8);
+        a.mov_i(RAX, entries.call);
+        a.call(RAX);
+        a.arith_i(Arith::Add, true, RSP, 8);
+        a.test_al();
+        let ended = a.jcc(Cc::E);
+        a.ret();
+        a.land(ended);
+        a.arith_i(Arith::Add, true, RSP, 8);
+        a.jmp_to(s.leave);
+
+        s.flags = a.here();
+        Self::flags(a);
+        s
+    }
+
+    /// On at the operation in RSI: in its machine code if it has some, or in the interpreter.
+    fn go_on(a: &mut Asm, s: &Self, entries: &Entries) {
+        a.mov_i(RAX, entries.compiled);
+        a.arith_m(Arith::Cmp, true, RAX, at(RSI, layout::OP_HANDLER));
+        a.jcc_to(Cc::NE, s.cold);
+        a.load(3, false, true, RAX, at(RSI, layout::OP_IMM));
+        a.jmp_r(RAX);
+    }
+
+    fn flags(a: &mut Asm) {
+        a.cmp_byte(layout::FLAGS, Flags::Known as u8);
+        let known = a.jcc(Cc::E);
+        let [x, y]: [M; 2] = layout::COMPARED;
+        a.load(3, false, true, RAX, x);
+        a.load(3, false, true, RCX, y);
+        a.cmp_byte(layout::FLAGS, Flags::Sub32 as u8);
+        let wide = a.jcc(Cc::NE);
+        a.arith(Arith::Cmp, false, RAX, RCX);
+        let both = a.jmp();
+        a.land(wide);
+        a.arith(Arith::Cmp, true, RAX, RCX);
+        a.land(both);
+        a.cmc();
+        nzcv_from_host(a);
+        set_nzcv(a);
+        a.land(known);
+        a.ret();
+    }
+}
