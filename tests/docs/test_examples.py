@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Documents whose examples need something prepared for them, and the tests that do so.
-_ELSEWHERE = {"snapshot-format.md": "tests/snapshot/test_snapshot_docs.py"}
+_ELSEWHERE = {
+    "pytest.md": "tests/integrations/test_pytest_plugin.py",
+    "snapshot-format.md": "tests/snapshot/test_snapshot_docs.py",
+}
 
 
 def _program(document: Path) -> str:

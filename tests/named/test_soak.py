@@ -60,7 +60,12 @@ def kill(pid: int | None) -> None:
 
 @pytest.mark.parametrize("victim", ["client", "keeper", "worker"])
 def test_whatever_is_killed_ps_tells_the_truth(busybox: str, runtime: Path, victim: str) -> None:
-    sm("run", busybox, "true")
+    # How long an undisturbed start takes here says when one can be disturbed.
+    sm("run", "-m", "64m", busybox, "true")
+    began = time.monotonic()
+    sm("run", "-d", "--name", "first", "-m", "64m", busybox, "sleep", "1000")
+    took = time.monotonic() - began
+    sm("rm", "-f", "first")
     before = set(workers())
     chance = random.Random(f"{victim} {os.environ.get('SUPERMACHINE_TEST_SEED', '1')}")
     for moment in range(max(1, MOMENTS // 3)):
@@ -70,7 +75,7 @@ def test_whatever_is_killed_ps_tells_the_truth(busybox: str, runtime: Path, vict
         command = [*CLI, "run", "-d", "-q", "-m", "64m", "--name", name, *options, busybox, "sleep", "1000"]
         # In the background group of nobody, so that the kill is the client's alone.
         client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        delay = chance.uniform(0.0, 0.8)
+        delay = chance.uniform(0.0, 1.3 * took)
         time.sleep(delay)
         place = Registry(runtime).place(name)
         if victim == "client":

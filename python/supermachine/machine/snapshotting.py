@@ -102,13 +102,13 @@ def of_fork(settings: MachineSettings) -> MachineSettings:
 @contextlib.contextmanager
 def captured(guest: Guest, settings: MachineSettings, root: Root, *, timeout: float) -> Iterator[str]:
     """The path of a file that goes on where `guest` is now; it is there until the end of the block."""
-    with guest.capturing:
-        worker, image = guest.alive(), root.image
-        with capture.private(settings.memory) as (fd, path):
-            api = records.Record.of(image, settings, ports=guest.ports).encode() if image is not None else b""
-            digest = image.digest if image is not None else None
+    worker, image = guest.alive(), root.image
+    with capture.private(settings.memory) as (fd, path):
+        api = records.Record.of(image, settings, ports=guest.ports).encode() if image is not None else b""
+        digest = image.digest if image is not None else None
+        with guest.capturing:
             capture.write(worker, fd, image=digest, api=api, timeout=timeout)
-            yield path
+        yield path
 
 
 def fork(guest: Guest, settings: MachineSettings, root: Root, n: int, *, timeout: float) -> list[Guest]:

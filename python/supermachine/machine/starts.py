@@ -116,9 +116,9 @@ class Starter:
             guest.record_until_answer(kept)
         return guest
 
-    def fork(self, file: str) -> Callable[[], Guest]:
-        """Starts a worker that restores `file`, and gives what waits for its guest."""
-        worker = self._restoring([file], ())
+    def fork(self, file: str, ranges: launch.PageRanges = ()) -> Callable[[], Guest]:
+        """Starts a worker that restores `file`, and gives what waits for its guest. `ranges` are needed first."""
+        worker = self._restoring([file], ranges)
         self._pending = worker
         return lambda: self._attached(self._ready(worker, Origin(())))
 
