@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check-targets rust-test python-test tools bench soak guest-check guest-initramfs guest-kernels fuzz
+.PHONY: demo test test-fleet lint check-targets rust-test python-test tools bench soak guest-check guest-initramfs guest-kernels fuzz
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
@@ -41,6 +41,11 @@ python-test: $(VENV)/installed
 soak: $(VENV)/installed
 	SUPERMACHINE_SOAK_EVENTS=100000 $(BIN)/pytest tests/vm/test_soak.py -o faulthandler_timeout=14400
 	SUPERMACHINE_TEST_MOMENTS=100 SUPERMACHINE_TEST_MACHINES=200 $(BIN)/pytest tests/named -k "soak or twenty or killed"
+
+# Fleets under the engines of distribution, which are large and are not installed for the other tests.
+test-fleet: $(VENV)/installed
+	$(BIN)/pip install --quiet --require-hashes -r requirements-fleet.lock
+	$(BIN)/pytest tests/fleet -m engine
 
 # Measurements, not part of the tests; benches/README.md.
 bench: $(VENV)/installed

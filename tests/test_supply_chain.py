@@ -31,3 +31,10 @@ def test_development_tools_are_locked_with_hashes() -> None:
     assert wanted
     assert set(wanted) <= set(locked)
     assert all(re.search(r"==\S+", entry) and "--hash=sha256:" in entry for entry in locked.values() if entry.strip())
+
+
+def test_engines_of_fleets_are_locked_with_hashes() -> None:
+    entries = re.split(r"\n(?=\S)", (ROOT / "requirements-fleet.lock").read_text())
+    locked = {e.partition("==")[0]: e for e in entries if not e.startswith("#")}
+    assert {"ray", "distributed", "cloudpickle"} <= set(locked)
+    assert all("--hash=sha256:" in entry for entry in locked.values() if entry.strip())

@@ -234,6 +234,26 @@ class WorkerKilled(VMExited, HostShortage):
     default_code = "vm.killed"
 
 
+class HostLost(VMExited):
+    """The host of a fleet that a virtual machine was on is gone, or cannot be reached any more.
+
+    What ran there may have been done or not; nothing is repeated.
+    """
+
+    default_code = "fleet.host-lost"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: str = "host-lost",
+        console_tail: str = "",
+        cause: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason, console_tail=console_tail, cause=cause, hint=hint)
+
+
 class VMTimeout(SupermachineError, TimeoutError):
     """The virtual machine did not do something in the time it was given."""
 
@@ -374,6 +394,43 @@ class PoolTimeout(SupermachineError, TimeoutError):
 
     default_code = "pool.timeout"
     default_hint = "give it longer, or the pool a larger max="
+
+
+# Fleets.
+
+
+class FleetFull(SupermachineError, TimeoutError):
+    """No host of the fleet had room in the time given, or too many wait.
+
+    `retry_after` estimates the seconds until one has, ``None`` while nobody knows.
+    """
+
+    default_code = "fleet.full"
+    default_hint = "wait, give it longer, or add hosts"
+
+    def __init__(
+        self, message: str = "", *, retry_after: float | None = None, cause: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, cause=cause, hint=hint)
+        self.retry_after = retry_after
+
+
+class FleetClosed(SupermachineError, RuntimeError):
+    """The fleet has been closed."""
+
+    default_code = "fleet.closed"
+
+
+class FleetFailed(SupermachineError, ConnectionError):
+    """A host of a fleet could not be started or reached, or broke the protocol."""
+
+    default_code = "fleet.failed"
+
+
+class RemoteError(SupermachineError, RuntimeError):
+    """A function that ran in a virtual machine raised something that only exists there: `cause` is its traceback."""
+
+    default_code = "fleet.remote-error"
 
 
 class PortUnavailable(SupermachineError, OSError):

@@ -142,9 +142,7 @@ def restored(reference: str, **machine: Unpack[MachineOptions]) -> VM:
     Its image is taken from the cache or from the same repository. Raises ConfigurationError for settings that the
     snapshot has made already.
     """
-    from ..artifacts.pull import pull
     from ..settings.table import SETTINGS
-    from ..snapshots.records import Head
     from . import snapshotting
     from .vm import VM
 
@@ -156,10 +154,18 @@ def restored(reference: str, **machine: Unpack[MachineOptions]) -> VM:
             f"{reference} is a snapshot, which has its {said[0]} already", hint=f"leave {said[0]} out"
         )
     given.pop("bake", None)
+    plan = snapshotting.plan(fetched(reference, **machine), given)  # type: ignore[arg-type]
+    return VM._of(plan.reference, plan.settings, plan.root, plan.origin)
+
+
+def fetched(reference: str, **machine: Unpack[MachineOptions]) -> Path:
+    """The file of a snapshot in a registry, in the cache as its image is; of `machine`, how to fetch them."""
+    from ..artifacts.pull import pull
+    from ..snapshots.records import Head
+
     found = pull(reference, insecure=bool(machine.get("insecure")), progress=machine.get("progress"))
     _get_image(reference, Head.read(found.path), machine)
-    plan = snapshotting.plan(found.path, given)  # type: ignore[arg-type]
-    return VM._of(plan.reference, plan.settings, plan.root, plan.origin)
+    return found.path
 
 
 def _get_image(reference: str, head: Head, machine: MachineOptions) -> None:

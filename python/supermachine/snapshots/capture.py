@@ -92,7 +92,7 @@ def private(memory: int) -> Iterator[tuple[int, str]]:
 
     It is in memory where there is plenty, else in the cache.
     """
-    if hasattr(os, "memfd_create") and memory * 4 <= _available_memory():
+    if hasattr(os, "memfd_create") and memory * 4 <= available_memory():
         fd = os.memfd_create("supermachine-fork", os.MFD_CLOEXEC)
         try:
             yield fd, f"/proc/{os.getpid()}/fd/{fd}"
@@ -110,7 +110,7 @@ def private(memory: int) -> Iterator[tuple[int, str]]:
             os.close(fd)
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that the host could give without swapping, as far as it tells."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123

@@ -24,9 +24,13 @@ pub fn instance(
     make().unwrap_or_else(|error| error)
 }
 
-/// `VMExited`: the VM ended while something waited for it.
+/// The reason of a VM that was on a host which cannot be reached any more.
+pub const HOST_LOST: &str = "host-lost";
+
+/// `VMExited`, or `HostLost`, which is one: the VM ended while something waited for it.
 pub fn vm_exited(py: Python<'_>, exit: &Exit) -> PyErr {
-    instance(py, "VMExited", &exit.message, |k| {
+    let class = if exit.reason == HOST_LOST { "HostLost" } else { "VMExited" };
+    instance(py, class, &exit.message, |k| {
         k.set_item("reason", exit.reason)?;
         k.set_item("console_tail", &exit.console_tail)
     })

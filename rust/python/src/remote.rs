@@ -6,13 +6,13 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use crate::descriptors::Unshared;
-use crate::errors;
+use crate::errors::{self, HOST_LOST};
 use crate::state::{Exit, Shared};
 use crate::sys;
 use crate::worker::{Connected, Worker};
 
 /// What `Remote.ended` may say; anything else is "ended".
-const REASONS: [&str; 13] = [
+const REASONS: [&str; 14] = [
     "shutdown",
     "guest-power-off",
     "guest-reset",
@@ -26,6 +26,7 @@ const REASONS: [&str; 13] = [
     "unconfined",
     "killed",
     "crashed",
+    HOST_LOST,
 ];
 
 /// Stands for a worker wherever a connection to its guest is all that is needed.
