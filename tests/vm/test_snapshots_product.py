@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import supermachine
 from supermachine import VM, Pool, aio, errors
+from supermachine.machine.timings import Timings
 
 from ..processes import running
 from .guests import answer, refused, wait_for, was_restored
@@ -172,11 +174,20 @@ def cli(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "supermachine", *args], capture_output=True, text=True, timeout=120)
 
 
-def test_run_goes_on_from_what_is_baked_unless_told_not_to(busybox: str) -> None:
+def test_run_goes_on_from_what_is_baked_unless_told_not_to(busybox: str, tmp_path: Path) -> None:
     supermachine.bake(busybox)
     done = cli("run", "--timings", busybox, "--", "echo", "hi")
     assert (done.returncode, done.stdout) == (0, "hi\n")
     assert "ram_map" in done.stderr and "kernel" not in done.stderr
+    # Read by both ways, the short one and the one that knows all options.
+    for more in ((), ("-m512m",)):
+        page = tmp_path / f"start{len(more)}.html"
+        done = cli("run", f"--timings={page}", *more, busybox, "echo", "hi", "--timings=html")
+        assert (done.stdout, done.returncode) == ("hi --timings=html\n", 0), done.stderr
+        text = page.read_text()
+        assert f"supermachine run {busybox}" in text
+        assert all(f">{step}</text>" in text for step in ("image", "ram_map", "command", "end"))
+    assert cli("run", "--timings=nonsense", busybox, "true").returncode == 125
     done = cli("run", "--timings", "--no-snapshot", busybox, "echo", "hi")
     assert (done.returncode, done.stdout) == (0, "hi\n")
     assert "ram_map" not in done.stderr
@@ -205,3 +216,16 @@ def test_run_does_not_load_what_it_does_not_need(busybox: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, busybox], capture_output=True, text=True, timeout=120)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_picture_of_a_start(guest: VM, tmp_path: Path) -> None:
+    drawn = ElementTree.fromstring(guest.timings.plot(tmp_path / "start.svg", title="<a start> & more"))
+    assert (tmp_path / "start.svg").read_text() == guest.timings.plot(title="<a start> & more")
+    words = [element.text or "" for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    last = max(at for _, at in guest.timings)
+    assert words[0] == f"<a start> & more: {last / 1e6:.1f} ms"
+    assert {name for name, _ in guest.timings} <= set(words)
+    bars = list(drawn.iter("{http://www.w3.org/2000/svg}rect"))[1:]
+    assert len(bars) == len(guest.timings)
+    ElementTree.fromstring(Timings([("none", 0)]).plot())
+    assert Timings().plot(tmp_path / "none.html").startswith("<!doctype html>")

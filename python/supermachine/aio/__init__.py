@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..guest.processes import Args
     from ..images import ResolvedImage
     from ..machine.snapshot import Snapshot
+    from ..machine.timings import Timings
     from ..network.denials import GuestNetwork
     from ..settings.machine import MachineOptions
     from ..snapshots.baking import Warmup
@@ -238,7 +239,7 @@ class VM:
         return self._vm.network
 
     @property
-    def timings(self) -> list[tuple[str, int]]:
+    def timings(self) -> Timings:
         return self._vm.timings
 
     @property

@@ -10,7 +10,7 @@ from ..settings.table import WRITTEN, Setting
 from .completion import image_names, machine_names
 from .docker import register_docker
 from .format import human, table
-from .machines import HintingGroup, kept_options, register, run_kept, take_kept, without_keeper
+from .machines import HintingGroup, RunCommand, kept_options, register, run_kept, take_kept, without_keeper
 
 if TYPE_CHECKING:
     from .run.arguments import Arguments
@@ -62,7 +62,7 @@ def cli() -> None:
     """Run any OCI image as a microVM."""
 
 
-@cli.command(context_settings={"allow_interspersed_args": False})
+@cli.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
 @_machine_options
 @click.option("--env-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Variables, one a line.")
 @click.option("--entrypoint", metavar="PROGRAM", help="In place of the image's ENTRYPOINT and CMD.")
@@ -75,7 +75,8 @@ def cli() -> None:
     metavar="SECONDS",
     help="Kill it after this; the exit status is 124 then.",
 )
-@click.option("--timings", is_flag=True, help="Say on stderr how long each step took.")
+@click.option("--timings", is_flag=True, help="Say on stderr how long each step took; --timings=html draws a page.")
+@click.option("--timings-page", hidden=True)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @kept_options
 @click.argument("image", shell_complete=image_names)
@@ -88,6 +89,8 @@ def run(**given: Any) -> int:
     """
     from .run import fast
 
+    page = given.pop("timings_page")
+    given["timings"] = page or given["timings"]
     settings = {setting.name: given.pop(setting.name) for setting in WRITTEN}
     kept = take_kept(given)
     said = cast("Arguments", {**given, "settings": settings})

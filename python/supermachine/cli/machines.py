@@ -64,6 +64,27 @@ class HintingGroup(click.Group):
             raise
 
 
+class RunCommand(click.Command):
+    """Takes ``--timings`` with a value or without; the library knows options that have either."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from .run.arguments import is_page
+
+        flags = {name for p in self.params if isinstance(p, click.Option) and p.is_flag for name in p.opts}
+        flags |= {name for p in self.params if isinstance(p, click.Option) for name in p.secondary_opts}
+        words, at = list(args), 0
+        # As far as the image's name.
+        while at < len(words) and words[at].startswith("-") and words[at] != "--":
+            name, equals, value = words[at].partition("=")
+            if name == "--timings" and equals:
+                if not is_page(value):
+                    raise click.UsageError(f"--timings={value}: html, or a file NAME.html or NAME.svg", ctx)
+                words[at] = f"--timings-page={value}"
+            takes = not equals and name not in flags and (name.startswith("--") or len(name) == 2)
+            at += 2 if takes else 1
+        return super().parse_args(ctx, words)
+
+
 _KEPT_OPTIONS = [
     click.option("-d", "--detach", is_flag=True, help="Go on in the background, and print the machine's name."),
     click.option("--name", metavar="NAME", help="Name of the machine with -d; of the host in any case."),

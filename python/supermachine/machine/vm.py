@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..storage.shares import Mounts, Volumes
     from .snapshot import Snapshot
     from .starts import Root, Starter
+    from .timings import Timings
 
 __all__ = ["DEFAULT_BOOT_TIMEOUT", "DEFAULT_STOP_TIMEOUT", "SNAPSHOT_TIMEOUT", "VM", "RestoreOptions", "run"]
 
@@ -163,9 +164,11 @@ class VM:
         return GuestNetwork(self._running)
 
     @property
-    def timings(self) -> list[tuple[str, int]]:
-        """Steps of the last start: name, nanoseconds since the start of the worker process."""
-        return list(self._guest.timings) if self._guest is not None else []
+    def timings(self) -> Timings:
+        """Steps of the last start: name, nanoseconds since the start of the worker process. `plot` draws them."""
+        from .timings import Timings
+
+        return Timings(self._guest.timings if self._guest is not None else ())
 
     @property
     def running(self) -> bool:

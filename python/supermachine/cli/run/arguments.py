@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         no_stdin: bool
         tty: bool | None
         timeout: float | None
-        timings: bool
+        #: Whether to say them; or ``html``, or a file, to draw them.
+        timings: bool | str
         quiet: bool
 
 
@@ -76,6 +77,9 @@ def parse(words: list[str]) -> Arguments | None:
         if setting is not None and setting.kind == "flag" and not equals:
             settings[setting.name] = setting.value
             continue
+        if name == "--timings" and is_page(value):
+            found["timings"] = value
+            continue
         if name in ("-it", "-ti") and not equals:
             found["interactive"] = found["tty"] = True
             continue
@@ -98,6 +102,11 @@ def parse(words: list[str]) -> Arguments | None:
         return None
     found.update(settings=settings, image=words[at], command=tuple(words[at + 1 :]))
     return found  # type: ignore[return-value]
+
+
+def is_page(value: str) -> bool:
+    """Whether this, of `--timings`, is where to draw them."""
+    return value == "html" or value.endswith((".html", ".htm", ".svg"))
 
 
 def _set(settings: dict[str, Any], setting: Setting, value: str) -> bool:

@@ -289,7 +289,7 @@ def _short_way(said: Arguments) -> int | None:
     except foreground.Signalled as signalled:
         return 128 + signalled.number
     if said["timings"]:
-        steps.report()
+        steps.report(said["timings"], f"supermachine run {said['image']}")
     return code
 
 

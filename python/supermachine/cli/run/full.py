@@ -59,5 +59,5 @@ def whole_way(said: Arguments) -> int:
         except foreground.Signalled as signalled:
             return 128 + signalled.number
     if said["timings"]:
-        steps.report()
+        steps.report(said["timings"], f"supermachine run {said['image']}")
     return code

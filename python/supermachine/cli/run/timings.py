@@ -1,4 +1,4 @@
-"""``supermachine run --timings``: the steps of a start, on stderr."""
+"""``supermachine run --timings``: the steps of a start, on stderr or as a page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from ...host.warnings import say
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+#: Where `--timings=html` draws them.
+_PAGE = "supermachine-timings.html"
 
 
 class Steps:
@@ -27,7 +31,15 @@ class Steps:
         last = self._steps[-1][1]
         self._steps.extend([(name, last + at) for name, at in steps])
 
-    def report(self) -> None:
+    def report(self, where: str | bool, title: str) -> None:
+        """Says them on stderr, or draws a page: where is ``html`` or a file's name."""
+        if isinstance(where, str):
+            from ...machine.timings import Timings
+
+            path = _PAGE if where == "html" else where
+            Timings(self._steps).plot(path, title=title)
+            say(f"timings: {path}")
+            return
         last = 0
         for name, at in sorted(self._steps, key=lambda step: step[1]):
             say(f"{name:<24} {at / 1e6:10.1f} ms  +{(at - last) / 1e6:.1f}")
