@@ -47,6 +47,7 @@ class Worker:
         shares: Sequence[tuple[str, bool, str]] = (),
         environment: Sequence[tuple[str, str]] = (),
         network: _Network | None = None,
+        scratch: tuple[int, int] | None = None,
     ) -> Worker: ...
     @staticmethod
     def restore(
@@ -65,6 +66,7 @@ class Worker:
         shares: Sequence[tuple[str, bool, str]] = (),
         environment: Sequence[tuple[str, str]] = (),
         network: _Network | None = None,
+        scratch: tuple[int, Sequence[str]] | None = None,
     ) -> Worker: ...
     def capture(
         self,
@@ -74,6 +76,7 @@ class Worker:
         v8: bool = False,
         image: str | None = None,
         api: bytes = b"",
+        disk_elsewhere: bool = False,
         timeout: float | None = None,
     ) -> tuple[bytes, int, int, list[tuple[str, int]]] | None: ...
     def working_set(self, timeout: float | None = None) -> list[tuple[int, int, bool]] | None: ...
@@ -167,6 +170,7 @@ class _Snapshot(TypedDict):
     file_bytes: int
     disk_bytes: int
     ram_offset: int
+    disk: tuple[int, int] | None
     v8: _SnapshotV8 | None
     v9: _SnapshotV9 | None
 
@@ -200,6 +204,7 @@ def write_snapshot_v9(
     ram: bytes,
     present: Sequence[tuple[int, int]] | None,
     replace: bool,
+    disk: tuple[int, Sequence[tuple[int, int]], Sequence[tuple[int, int]], bytes] | None = None,
 ) -> str: ...
 def pack_part(
     path: str,

@@ -117,6 +117,24 @@ def _can_be(path: str) -> bool:
     return True
 
 
+def nameless_file() -> int:
+    """The descriptor of an empty file without a name, on the disk that the cache is on where that can be.
+
+    It ends with the last process that has it open.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(os.path.join(cache_directory(), "tmp"), flags | os.O_TMPFILE, 0o600)
+    except (AttributeError, OSError):
+        # A system or a file system that has no such files, or a cache that cannot be written to.
+        import tempfile
+
+        place = os.path.join(cache_directory(), "tmp")
+        fd, name = tempfile.mkstemp(dir=place if os.access(place, os.W_OK) else None)
+        os.unlink(name)  # noqa: PTH108
+        return fd
+
+
 def distrust(path: str | os.PathLike[str]) -> str | None:
     """Why what is at `path` could be another user's work, as the end of a sentence; ``None`` when it could not.
 

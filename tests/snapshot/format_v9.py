@@ -109,13 +109,13 @@ def decode(data: bytes) -> tuple[dict, bytes]:
         HEADER.unpack_from(data)
     )
     assert magic == b"SMSNAP\x09\0"
-    assert (flags, zeros) == (0, bytes(16))
+    assert (flags, zeros) == (minor, bytes(16))
     assert header == blake3(data[:128])
     body = data[HEADER.size : HEADER.size + length]
     assert of_sections == blake3(body)
     assert ram_offset == -(-(HEADER.size + length) // 65536) * 65536
     assert not any(data[HEADER.size + length : ram_offset])
-    ram = data[ram_offset:]
+    ram, held = data[ram_offset : ram_offset + memory_bytes], data[ram_offset + memory_bytes :]
     assert len(ram) == memory_bytes
     assert of_ram == ram_digest(ram)
 
@@ -132,6 +132,11 @@ def decode(data: bytes) -> tuple[dict, bytes]:
     assert at == len(body)
     identity = _identity(sections.pop(0)[4])
     present = _extents(sections.pop(0)[4]) if sections and sections[0][0] == "ram-extents" else None
+    assert (flags_of(data) == 1) == (bool(sections) and sections[0][0] == "disk")
+    if flags_of(data):
+        _check_disk(sections.pop(0)[4], held, whole=present is None)
+    else:
+        assert not held
     found = {
         "id": header.hex(),
         "minor": minor,
@@ -141,6 +146,42 @@ def decode(data: bytes) -> tuple[dict, bytes]:
         "present": present,
     }
     return found, ram
+
+
+def flags_of(data: bytes) -> int:
+    return HEADER.unpack_from(data)[6]
+
+
+def _check_disk(data: bytes, held: bytes, *, whole: bool) -> None:
+    size, digest, length = struct.unpack_from("<Q32sI", data)
+    present, zeros = _extents(data[44 : 44 + length]), _extents(data[44 + length :])
+    assert all(0 <= start < end <= size for start, end in (*present, *zeros))
+    assert not (whole and zeros)
+    assert len(held) == sum(end - start for start, end in present)
+    assert digest == blake3(held)
+
+
+def disk(files: list[bytes]) -> bytes:
+    """The disk of a chain."""
+    whole = bytearray()
+    for data in files:
+        _, _, count, length, ram_offset, memory_bytes, *_ = HEADER.unpack_from(data)
+        body, at = data[HEADER.size : HEADER.size + length], 0
+        for _ in range(count):
+            kind, _, _, size, _, _ = SECTION.unpack_from(body, at)
+            content = body[at + SECTION.size : at + SECTION.size + size]
+            at += SECTION.size + -(-size // 8) * 8
+            if kind.rstrip(b"\0") != b"disk":
+                continue
+            bytes_, _, listed = struct.unpack_from("<Q32sI", content)
+            whole = whole or bytearray(bytes_)
+            where = ram_offset + memory_bytes
+            for start, end in _extents(content[44 : 44 + listed]):
+                whole[start:end] = data[where : where + end - start]
+                where += end - start
+            for start, end in _extents(content[44 + listed :]):
+                whole[start:end] = bytes(end - start)
+    return bytes(whole)
 
 
 def identity(**changes) -> dict:

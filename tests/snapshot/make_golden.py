@@ -73,11 +73,22 @@ def make(directory: Path) -> None:
     _core.write_snapshot_v9(str(diff), identity, sections[:1], bytes(ram), [(0, page), (2 * page, 4 * page)], False)
     keep("v9.0-diff", diff)
 
+    held = bytes(range(256)) * 48
+    path, diff = directory / "disk-whole", directory / "disk-diff"
+    disk = (16 * page, [(page, 2 * page), (8 * page, 10 * page)], [], held)
+    whole = _core.write_snapshot_v9(str(path), format_v9.identity(), sections, bytes(4 * page), None, False, disk)
+    keep("v9.1-whole", path)
+    identity = format_v9.identity(parent=whole)
+    disk = (16 * page, [(0, page)], [(9 * page, 11 * page)], b"\x06" * page)
+    _core.write_snapshot_v9(str(diff), identity, sections[:1], bytes(4 * page), [], False, disk)
+    keep("v9.1-diff", diff)
+
     small = format_v8.encode(format_v8.small(), bytes(4096))
     seed("v8", "small", small)
-    for name in ("v8", "v9.0-whole", "v9.0-diff"):
+    for name in ("v8", "v9.0-whole", "v9.0-diff", "v9.1-whole"):
         seed("export", name, (GOLDEN / f"{name}.zst").read_bytes())
-    for name, file in (("whole", path), ("diff", diff)):
+    for name in ("whole", "diff"):
+        file = directory / name
         data = file.read_bytes()
         (length,) = struct.unpack_from("<Q", data, 16)
         body, records, at = data[160 : 160 + length], b"", 0
@@ -90,7 +101,7 @@ def make(directory: Path) -> None:
             at += 40 + -(-size // 8) * 8
         # The last byte says four pages of RAM.
         seed("v9", f"{name}-sections", b"\x02" + records + b"\xff\x03")
-    seed("v9", "header", b"\x01" + path.read_bytes()[:600])
+    seed("v9", "header", b"\x01" + (directory / "whole").read_bytes()[:600])
 
 
 if __name__ == "__main__":

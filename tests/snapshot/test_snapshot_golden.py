@@ -15,7 +15,7 @@ NAMES = sorted(path.stem for path in GOLDEN.glob("*.zst"))
 
 
 def test_there_are_golden_files():
-    assert {"v8", "v9.0-whole", "v9.0-diff"} <= set(NAMES)
+    assert {"v8", "v9.0-whole", "v9.0-diff", "v9.1-whole", "v9.1-diff"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,3 +46,18 @@ def test_the_golden_diff_builds_on_the_golden_whole(tmp_path: Path):
     assert found["present"] is None
     assert found["identity"]["parent"] is None
     assert found["sections"] == [("vcpu", 0, 1, True, bytes(range(200)))]
+
+
+def test_the_golden_disk_is_that_of_both_files(tmp_path: Path):
+    files = []
+    for name in ("v9.1-whole", "v9.1-diff"):
+        files.append(tmp_path / name)
+        snapshots.import_(GOLDEN / f"{name}.zst", files[-1])
+    page = format_v9.PAGE
+    held = bytes(range(256)) * 16
+    expected = b"\x06" * page + held + bytes(6 * page) + held + bytes(7 * page)
+    assert format_v9.disk([file.read_bytes() for file in files]) == expected
+    snapshots.flatten(files, tmp_path / "flat")
+    assert format_v9.disk([(tmp_path / "flat").read_bytes()]) == expected
+    info = snapshots.inspect(tmp_path / "flat")
+    assert (info.minor, info.root_disk_bytes, info.root_disk_held_bytes) == (1, 16 * page, 3 * page)

@@ -44,7 +44,7 @@ def recode(source: Path, target: Path, change: Callable[[dict[str, Any]], None] 
 @pytest.fixture(scope="module")
 def taken(busybox: str, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     """Of a guest on the soft engine with a file, and a process that counts."""
-    with VM(busybox, engine="soft", memory=MEMORY) as vm:
+    with VM(busybox, engine="soft", memory=MEMORY, disk=0) as vm:
         vm.path("/root/state").write_text("before")
         vm.run("(sleep 1; echo woke > /tmp/woke) > /dev/null 2>&1 &", shell=True, check=True)
         return vm.snapshot(tmp_path_factory.mktemp("v8") / "taken", format=8)
@@ -57,7 +57,7 @@ def test_guests_go_on_from_files_of_either_writer(
 ) -> None:
     if name == "hvf":
         request.getfixturevalue("hvf")
-    with VM(busybox, engine=name, vcpus=vcpus, memory=MEMORY) as vm:
+    with VM(busybox, engine=name, vcpus=vcpus, memory=MEMORY, disk=0) as vm:
         vm.path("/root/state").write_text("before")
         snapshot = vm.snapshot(tmp_path / "ours", format=8)
         assert (snapshot.format, snapshot.id, snapshot.parent) == (8, None, None)
@@ -126,7 +126,7 @@ def test_what_it_does_not_say_must_be_said(
 
 
 def test_what_the_format_cannot_hold_is_refused_and_leaves_nothing(busybox: str, tmp_path: Path) -> None:
-    with VM(busybox, engine="soft", memory=MEMORY) as vm:
+    with VM(busybox, engine="soft", memory=MEMORY, disk=0) as vm:
         with pytest.raises(errors.NotSupported, match="no diffs"):
             vm.snapshot(tmp_path / "diff", format=8, diff=True)
         with pytest.raises(errors.ConfigurationError, match="version 8 or 9"):
@@ -273,7 +273,7 @@ def test_a_guest_that_cannot_confirm_does_not_start(
 
 
 def test_a_guest_whose_image_is_not_known(taken: Snapshot, busybox: str, tmp_path: Path) -> None:
-    with VM(busybox, engine="soft", memory=MEMORY) as vm:
+    with VM(busybox, engine="soft", memory=MEMORY, disk=0) as vm:
         disk = vm.image.rootfs
     with restore(taken, disks=[disk]) as vm:
         assert output(vm, "cat /root/state") == "before"

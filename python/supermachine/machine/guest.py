@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import NotSupported, VMExited, VMTimeout
+from ..storage.scratch import Disk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +40,19 @@ class Origin(NamedTuple):
 class Guest:
     """A guest that is ready, until it ends."""
 
-    def __init__(self, worker: Worker, timings: Timings, origin: Origin | None, *, agent: bool = True) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        timings: Timings,
+        origin: Origin | None,
+        *,
+        agent: bool = True,
+        disk: Disk | None = None,
+    ) -> None:
         """`origin` is ``None`` for a guest that booted; `agent` is whether this package's agent runs in it."""
         self.worker = worker
+        #: The files that its root's disk is in.
+        self.disk = disk or Disk()
         #: Steps of the start: name, nanoseconds since the start of the worker process.
         self.timings = timings
         self.origin = origin
@@ -53,7 +64,10 @@ class Guest:
 
     @property
     def running(self) -> bool:
-        return self.worker.exit is None
+        if self.worker.exit is not None:
+            self.disk.close()
+            return False
+        return True
 
     def alive(self) -> Worker:
         """The worker. Raises VMExited when the guest has ended."""
@@ -115,6 +129,7 @@ class Guest:
         self._close()
 
     def _close(self) -> None:
+        self.disk.close()
         if self._bound is not None:
             self._bound.close()
 

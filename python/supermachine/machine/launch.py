@@ -42,9 +42,10 @@ def spawn(
     timeout: float,
     network: Network | None = None,
     shares: OpenShares = (),
+    scratch: tuple[int, int] | None = None,
 ) -> Worker:
     """A worker whose guest boots; `wait_ready` tells when it is ready. `timeout` is in seconds, and `shares` are what
-    its guest may mount.
+    its guest may mount. `scratch` is an empty file's descriptor and the bytes of the root's disk, where it is on one.
     """
     from .._core import Worker
 
@@ -69,6 +70,7 @@ def spawn(
             environment=_translation(),
             network=_told(network),
             shares=shares,
+            scratch=scratch,
         )
     except OSError as error:
         raise _not_started(error) from error
@@ -84,8 +86,12 @@ def spawn_restored(
     agent: bool = True,
     network: Network | None = None,
     shares: OpenShares = (),
+    scratch: tuple[int, Sequence[str]] | None = None,
 ) -> Worker:
     """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
+
+    `scratch` is for a root on a disk: the descriptor of an empty file, and the files that have the snapshot's disk
+    where that is not in the snapshot.
 
     Without an agent that is at once, and the guest is not told that it is another one now.
     """
@@ -108,6 +114,7 @@ def spawn_restored(
             environment=_translation(),
             network=_told(network),
             shares=shares,
+            scratch=scratch,
         )
     except OSError as error:
         raise _not_started(error) from error

@@ -19,6 +19,7 @@ from .starts import Root, Starter
 if TYPE_CHECKING:
     from .._core import _SnapshotV8
     from ..images import ResolvedImage
+    from ..storage.scratch import Disk
     from .guest import Guest
     from .vm import RestoreOptions
 
@@ -46,6 +47,10 @@ def take(
         from ..snapshots.legacy_v8 import check_writable
 
         check_writable(settings.engine, diff=diff)
+        if guest.disk:
+            raise NotSupported(
+                "a snapshot of version 8 cannot hold the disk of the root", hint="start the machine with disk=0"
+            )
     elif image is None:
         raise SnapshotFailed(
             "a snapshot of version 9 says which image its guest is of, and of this one that is not known",
@@ -92,7 +97,7 @@ def _kept(head: records.Head, directory: Path) -> records.Head:
 
 
 def _moved(head: records.Head, path: Path) -> records.Head:
-    return records.Head(path, head.id, head.parent, head.engine, head.memory, head.vcpus, head.api)
+    return records.Head(path, head.id, head.parent, head.engine, head.memory, head.disk, head.vcpus, head.api)
 
 
 def of_fork(settings: MachineSettings) -> MachineSettings:
@@ -100,14 +105,19 @@ def of_fork(settings: MachineSettings) -> MachineSettings:
 
 
 @contextlib.contextmanager
-def captured(guest: Guest, settings: MachineSettings, root: Root, *, timeout: float) -> Iterator[str]:
-    """The path of a file that goes on where `guest` is now; it is there until the end of the block."""
+def captured(
+    guest: Guest, settings: MachineSettings, root: Root, *, timeout: float, shared: Disk | None = None
+) -> Iterator[str]:
+    """The path of a file that goes on where `guest` is now; it is there until the end of the block.
+
+    Where the guest's disk is `shared` with who restores it, it is not in the file.
+    """
     worker, image = guest.alive(), root.image
     with capture.private(settings.memory) as (fd, path):
         api = records.Record.of(image, settings, ports=guest.ports).encode() if image is not None else b""
         digest = image.digest if image is not None else None
         with guest.capturing:
-            capture.write(worker, fd, image=digest, api=api, timeout=timeout)
+            capture.write(worker, fd, image=digest, api=api, disk_elsewhere=bool(shared), timeout=timeout)
         yield path
 
 
@@ -117,13 +127,14 @@ def fork(guest: Guest, settings: MachineSettings, root: Root, n: int, *, timeout
         raise ConfigurationError(f"fork() makes 0 or more machines, not {n}")
     clones: list[Guest] = []
     starters: list[Starter] = []
-    with captured(guest, settings, root, timeout=timeout) as path:
+    disk = guest.disk.shared()
+    with captured(guest, settings, root, timeout=timeout, shared=disk) as path:
         try:
             # All start before the first is waited for.
             waits = []
             for _ in range(n):
                 starters.append(Starter(settings, root))
-                waits.append(starters[-1].fork(path))
+                waits.append(starters[-1].fork(path, shared=disk))
             for wait in waits:
                 clones.append(wait())
                 clones[-1].publish(settings.ports)
@@ -170,6 +181,7 @@ def plan(path: Path, given: RestoreOptions) -> Plan:
             "user": said.user,
             **own,
             "memory": head.memory,
+            "disk": head.disk,
             "vcpus": head.vcpus,
             "engine": head.engine,
             "environment": {**said.environment, **parsing.environment(options.get("environment"))},
@@ -211,6 +223,7 @@ def _plan_v8(
     settings = MachineSettings.of(
         **options,
         memory=state["memory_bytes"],
+        disk=0,
         vcpus=len(state["vcpus"]),
         engine=engine.name,
         platform=f"linux/{legacy_v8.PLATFORM_ARCHITECTURE}",

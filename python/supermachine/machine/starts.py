@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
+from ..storage.scratch import Disk
 from . import launch
 from .guest import Guest, Origin
 
@@ -111,16 +112,27 @@ class Starter:
         wanted = bool(origin.id) and working_set.enabled(self._settings.prefault)
         kept = working_set.beside(Cache(), origin.id) if wanted else None
         ranges = working_set.load(kept) if kept is not None else []
-        guest = self._attached(self._ready(self._restoring(origin.files, ranges), origin))
+        disk = self._disk(origin.files)
+        guest = self._attached(self._ready(self._restoring(origin.files, disk, ranges), origin, disk=disk))
         if kept is not None and not ranges:
             guest.record_until_answer(kept)
         return guest
 
-    def fork(self, file: str, ranges: launch.PageRanges = ()) -> Callable[[], Guest]:
-        """Starts a worker that restores `file`, and gives what waits for its guest. `ranges` are needed first."""
-        worker = self._restoring([file], ranges)
+    def fork(
+        self, file: str, ranges: launch.PageRanges = (), shared: Disk | None = None
+    ) -> Callable[[], Guest]:
+        """Starts a worker that restores `file`, and gives what waits for its guest. `ranges` are needed first.
+
+        Where the disk is not in `file`, it is in the files of the one that is `shared`.
+        """
+        disk = self._disk(shared or [file])
+        worker = self._restoring([file], disk, ranges, shared=shared)
         self._pending = worker
-        return lambda: self._attached(self._ready(worker, Origin(())))
+        return lambda: self._attached(self._ready(worker, Origin(()), disk=disk))
+
+    def _disk(self, layers: Sequence[str | os.PathLike[str]] | Disk) -> Disk:
+        """The disk of a guest that is about to start, over these layers; nothing where it has none."""
+        return Disk.over(layers) if self._settings.disk else Disk()
 
     def _from_baked(self, baked: Baked) -> Guest | None:
         from ..snapshots import working_set
@@ -132,21 +144,35 @@ class Starter:
             if not there:
                 return None
             timeout = min(self._settings.boot_timeout, launch.RESTORE_TIMEOUT)
-            worker = self._restoring([baked.path], ranges, timeout)
-            guest = self._ready(worker, Origin([baked.path], baked=True), timeout)
+            disk = self._disk([baked.path])
+            worker = self._restoring([baked.path], disk, ranges, timeout)
+            guest = self._ready(worker, Origin([baked.path], baked=True), timeout, disk=disk)
         if guest is not None and prefault and not ranges:
             guest.record_until_answer(baked.working_set)
         return guest
 
     def _boot(self, image: ResolvedImage) -> Guest:
-        s = self._settings
+        s, disk = self._settings, self._disk(())
         worker = launch.spawn(
-            s.engine, image, s.memory, s.vcpus, s.hostname, s.boot_timeout, s.network, self._open_shares()
+            s.engine,
+            image,
+            s.memory,
+            s.vcpus,
+            s.hostname,
+            s.boot_timeout,
+            s.network,
+            self._open_shares(),
+            (disk.own, s.disk) if disk else None,
         )
-        return self._ready(worker, None)
+        return self._ready(worker, None, disk=disk)
 
     def _restoring(
-        self, files: Sequence[str | os.PathLike[str]], ranges: launch.PageRanges, timeout: float | None = None
+        self,
+        files: Sequence[str | os.PathLike[str]],
+        disk: Disk,
+        ranges: launch.PageRanges,
+        timeout: float | None = None,
+        shared: Disk | None = None,
     ) -> Worker:
         settings, root = self._settings, self._root
         timeout = timeout or settings.boot_timeout
@@ -160,6 +186,7 @@ class Starter:
             root.agent,
             settings.network,
             self._open_shares(),
+            (disk.own, shared.paths() if shared else ()) if disk else None,
         )
 
     def _open_shares(self) -> launch.OpenShares:
@@ -181,12 +208,12 @@ class Starter:
                 raise
         return guest
 
-    def _ready(self, worker: Worker, origin: Origin | None, timeout: float | None = None) -> Guest:
+    def _ready(self, worker: Worker, origin: Origin | None, timeout: float | None = None, *, disk: Disk) -> Guest:
         """Waits until the worker's guest is ready."""
         self._pending = worker
         try:
             timings = launch.wait_ready(worker, timeout or self._settings.boot_timeout)
-            return Guest(worker, timings, origin, agent=self._root.agent)
+            return Guest(worker, timings, origin, agent=self._root.agent, disk=disk)
         finally:
             self._pending = None
 
@@ -203,4 +230,11 @@ def baked_place(settings: MachineSettings, image: ResolvedImage) -> Baked | None
 
     context = [image.digest, settings.environment, settings.working_dir, settings.user]
     warmup = baking.warmup_key(settings.warmup, settings.warmup_key, context)
-    return baking.Baked.place(image, settings.engine, memory=settings.memory, vcpus=settings.vcpus, warmup=warmup)
+    return baking.Baked.place(
+        image,
+        settings.engine,
+        memory=settings.memory,
+        disk=settings.disk,
+        vcpus=settings.vcpus,
+        warmup=warmup,
+    )

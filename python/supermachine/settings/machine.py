@@ -25,6 +25,7 @@ class MachineOptions(TypedDict, total=False):
     """The keywords of :class:`supermachine.VM`."""
 
     memory: int | str
+    disk: int | str
     vcpus: int
     engine: str
     environment: Environment | None
@@ -53,6 +54,8 @@ class MachineSettings(NamedTuple):
     engine: Engine
     #: Bytes.
     memory: int
+    #: Bytes; 0 for none.
+    disk: int
     vcpus: int
     environment: dict[str, str]
     working_dir: str | None
@@ -119,6 +122,7 @@ def _shares(volumes: Volumes | None, mounts: Mounts | None) -> tuple[Mounted, ..
 _DEFAULTS = {setting.name: setting.default for setting in table.SETTINGS}
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "memory": parsing.memory_bytes,
+    "disk": parsing.disk_bytes,
     "environment": parsing.environment,
     "user": lambda value: None if value is None else str(value),
     "hostname": lambda value: None if value is None else parsing.hostname(value),

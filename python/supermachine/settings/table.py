@@ -54,6 +54,8 @@ class Setting:
 
 #: RAM of a virtual machine, in docker's notation. The host gives a page only when the guest touches it.
 DEFAULT_MEMORY = "512m"
+#: The root's disk, in the same notation. It takes no room before it is written to.
+DEFAULT_DISK = "64g"
 #: Seconds that a guest has to become ready.
 DEFAULT_BOOT_TIMEOUT = 60.0
 
@@ -65,6 +67,15 @@ SETTINGS = (
         options=("-m", "--memory"),
         metavar="SIZE",
         help="RAM, as 512m or 2g.  [default: 512m]",
+    ),
+    Setting(
+        "disk",
+        DEFAULT_DISK,
+        "Size of the disk that is written to as the root, in the notation of `memory`. The host gives room when it is "
+        "written to, and gets it back when files are removed. 0 is for none: half of the RAM can be written to then.",
+        options=("--disk",),
+        metavar="SIZE",
+        help="Size of the root's disk; 0 for none.  [default: 64g]",
     ),
     Setting(
         "vcpus",

@@ -1,8 +1,9 @@
 """Baked snapshots: the first start of an image boots and takes one, later starts go on from it.
 
 They live in the cache, a directory for each key, which is made of all that has gone into the guest's memory: the image,
-the guest's files, this release, the engine, memory, vCPUs and the warm-up. An environment, a user and a host name are
-given to each process or each restored guest, so they are no part of it, unless a warm-up has run with them::
+the guest's files, this release, the engine, memory, the size of the disk, vCPUs and the warm-up. An environment, a user
+and a host name are given to each process or each restored guest, so they are no part of it, unless a warm-up has run
+with them::
 
     snapshots/<key>/snapshot      the guest, ready, before anything of the user's has run
     snapshots/<key>/working-set   the pages that a clone touches up to its first answer
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 Warmup: TypeAlias = "Callable[[VM], object] | Sequence[str | Sequence[str]]"
 
 #: A change here makes every baked snapshot anew.
-_FORMAT = 3
+_FORMAT = 4
 #: Seconds that a start waits for another that bakes the same, before it boots without.
 _WAIT = 10.0
 _WAIT_WARMUP = 120.0
@@ -113,7 +114,7 @@ class Baked:
 
     @classmethod
     def place(
-        cls, image: ResolvedImage, engine: Engine, *, memory: int, vcpus: int, warmup: str | None
+        cls, image: ResolvedImage, engine: Engine, *, memory: int, disk: int, vcpus: int, warmup: str | None
     ) -> Baked | None:
         """``None`` for an image that is not in the cache: what its digest names could change."""
         from .._core import VERSION
@@ -130,7 +131,7 @@ class Baked:
             image.rootfs.stem,
             _guest_files(cache, engine.architecture),
         ]
-        key = json.dumps([*identity, memory, vcpus, warmup])
+        key = json.dumps([*identity, memory, disk, vcpus, warmup])
         return cls(cache, sha256(key.encode()))
 
     def exists(self) -> bool:

@@ -28,11 +28,24 @@ class Captured:
 
 
 def write(
-    worker: Worker, fd: int, *, image: str | None, api: bytes, timeout: float, diff: bool = False, v8: bool = False
+    worker: Worker,
+    fd: int,
+    *,
+    image: str | None,
+    api: bytes,
+    timeout: float,
+    diff: bool = False,
+    v8: bool = False,
+    disk_elsewhere: bool = False,
 ) -> Captured:
-    """Has the worker write a snapshot to an empty file. The guest goes on, whatever comes of it."""
+    """Has the worker write a snapshot to an empty file. The guest goes on, whatever comes of it.
+
+    With `disk_elsewhere` the root's disk is not in it, and stays in the files that the guest's worker has it in.
+    """
     try:
-        done = worker.capture(fd, diff=diff, v8=v8, image=image, api=api, timeout=timeout)
+        done = worker.capture(
+            fd, diff=diff, v8=v8, image=image, api=api, disk_elsewhere=disk_elsewhere, timeout=timeout
+        )
     except VMExited:
         raise
     except OSError as error:

@@ -70,6 +70,9 @@ class SnapshotInfo:
     ram_offset: int
     #: How much RAM a diff holds; ``None`` when it is whole.
     present_bytes: int | None
+    #: Length of the root's disk, and how much of it the file holds; ``None`` when the guest has none.
+    root_disk_bytes: int | None
+    root_disk_held_bytes: int | None
     created: datetime | None
     sections: tuple[Section, ...]
     #: Vsock ports that the guest listens on, as version 8 tells.
@@ -83,12 +86,19 @@ def inspect(path: str | os.PathLike[str]) -> SnapshotInfo:
     found = read_snapshot(os.fspath(path))
     file = (found["export"], found["file_bytes"], found["disk_bytes"], found["ram_offset"])
     if found["v9"] is not None:
-        return _info_v9(found["v9"], *file)
+        return _info_v9(found["v9"], found["disk"], *file)
     assert found["v8"] is not None
     return _info_v8(found["v8"], *file)
 
 
-def _info_v9(state: _SnapshotV9, exported: bool, file_bytes: int, disk_bytes: int, ram_offset: int) -> SnapshotInfo:
+def _info_v9(
+    state: _SnapshotV9,
+    disk: tuple[int, int] | None,
+    exported: bool,
+    file_bytes: int,
+    disk_bytes: int,
+    ram_offset: int,
+) -> SnapshotInfo:
     identity, present = state["identity"], state["present"]
     return SnapshotInfo(
         version=9,
@@ -111,6 +121,8 @@ def _info_v9(state: _SnapshotV9, exported: bool, file_bytes: int, disk_bytes: in
         ram_gpa=identity["ram_gpa"],
         ram_offset=ram_offset,
         present_bytes=None if present is None else sum(end - start for start, end in present),
+        root_disk_bytes=None if disk is None else disk[0],
+        root_disk_held_bytes=None if disk is None else disk[1],
         created=_EPOCH + timedelta(microseconds=identity["created_unix_ns"] // 1000),
         sections=tuple(
             Section(kind, index, version, required, len(data))
@@ -141,6 +153,8 @@ def _info_v8(state: _SnapshotV8, exported: bool, file_bytes: int, disk_bytes: in
         ram_gpa=state["ram_gpa"],
         ram_offset=ram_offset,
         present_bytes=None,
+        root_disk_bytes=None,
+        root_disk_held_bytes=None,
         created=None,
         sections=(),
         listeners=tuple(port for _, _, port, _, _ in state["listeners"]),

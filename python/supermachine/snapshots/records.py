@@ -239,6 +239,8 @@ class Head:
     parent: str | None
     engine: str
     memory: int
+    #: Bytes of the root's disk; 0 when it has none.
+    disk: int
     vcpus: int
     api: bytes
 
@@ -260,6 +262,7 @@ class Head:
             parent=identity["parent"],
             engine=identity["engine"],
             memory=identity["memory_bytes"],
+            disk=found["disk"][0] if found["disk"] is not None else 0,
             vcpus=identity["vcpus"],
             api=api,
         )

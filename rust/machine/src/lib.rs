@@ -18,6 +18,7 @@ pub use board::{Architecture, Map};
 pub use capture::{Paused, State};
 pub(crate) use machine::SharedWindow;
 pub use machine::{Config, Disk, Machine, Restore};
+pub use supermachine_devices::blk::Backing as DiskBacking;
 pub use supermachine_devices::fs::Server;
 #[cfg(target_os = "linux")]
 pub use supermachine_engine::kvm;

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
 use supermachine_engine::Engine;
-use supermachine_snapshot::v9::{self, Identity, Metadata, Section, Writer};
+use supermachine_snapshot::v9::{self, DiskContents, Identity, Metadata, Section, Writer};
 use supermachine_snapshot::{Digest32, ram};
 
 use crate::board::Architecture;
-use crate::capture::{Paused, State};
+use crate::capture::{self, Paused, State};
 use crate::memory::{Backing, Diff};
 use crate::pages::{self, PAGE, PageMap};
 use crate::{Error, assembly};
@@ -20,7 +21,8 @@ const INTERRUPT_CONTROLLER: &str = "gic";
 const VCPU: &str = "vcpu";
 const DEVICE: &str = "device";
 pub const API: &str = "api";
-const KNOWN: [&str; 5] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API];
+const DISK_ELSEWHERE: &str = "disk-elsewhere";
+const KNOWN: [&str; 6] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API, DISK_ELSEWHERE];
 /// Version of the sections' encodings.
 const VERSION: u32 = 1;
 
@@ -36,6 +38,33 @@ pub struct About {
     pub api: Vec<u8>,
 }
 
+/// The disk that belongs to a machine, at the moment of a capture.
+pub enum Disk {
+    /// The snapshot is to hold it.
+    Held(Box<dyn DiskContents>),
+    /// For clones that start at once: it stays where it is.
+    Elsewhere(Elsewhere),
+}
+
+/// A disk whose contents are in files that whoever restores it has open already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// Length of the disk.
+    pub bytes: u64,
+    /// Each file's device and inode.
+    pub files: Vec<(u64, u64)>,
+    /// In ascending order: bytes of the disk, the file that has them, and where they begin there.
+    pub pieces: Vec<(Range<u64>, u32, u64)>,
+}
+
+/// The disk of a machine that is restored. What is in no piece is zeros.
+pub struct OpenedDisk {
+    pub bytes: u64,
+    pub files: Vec<File>,
+    /// As in [`Elsewhere`], by the numbers of `files`.
+    pub pieces: Vec<(Range<u64>, usize, u64)>,
+}
+
 /// A chain of snapshot files, checked and ready for [`crate::Machine::restore`].
 pub struct Opened {
     pub engine: Engine,
@@ -43,6 +72,7 @@ pub struct Opened {
     pub backing: Backing,
     pub state: State,
     pub cpu_features: Vec<String>,
+    pub disk: Option<OpenedDisk>,
     pub origin: Origin,
 }
 
@@ -90,8 +120,9 @@ fn bad(error: supermachine_snapshot::Error) -> Error {
     Error::Snapshot(error)
 }
 
-/// Opens a chain: a whole snapshot, then the diffs that each build on the one before.
-pub fn open(files: Vec<File>) -> Result<Opened, Error> {
+/// Opens a chain: a whole snapshot, then the diffs that each build on the one before. `disks` are the files that have the
+/// disk of one that does not hold it.
+pub fn open(files: Vec<File>, disks: Vec<File>) -> Result<Opened, Error> {
     let snapshots = files.iter().map(v9::Snapshot::open).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let pieces = v9::layers(&snapshots.iter().collect::<Vec<_>>()).map_err(bad)?;
     let last = snapshots.last().ok_or(Error::NoSnapshot)?;
@@ -113,6 +144,10 @@ pub fn open(files: Vec<File>) -> Result<Opened, Error> {
         });
     }
     let state = state_of(last, identity.vcpus)?;
+    let disk = match last.section(DISK_ELSEWHERE, 0) {
+        Some(section) => Some(elsewhere(&section.data, disks)?),
+        None => held(&files, &snapshots)?,
+    };
     let mut kept = Vec::new();
     for (file, snapshot) in files.iter().zip(&snapshots) {
         let start = snapshot.ram_offset();
@@ -129,7 +164,44 @@ pub fn open(files: Vec<File>) -> Result<Opened, Error> {
         Diff { file, offset: snapshot.ram_offset(), extents: extents.collect() }
     });
     let backing = Backing { base, offset: snapshots[0].ram_offset(), diffs: diffs.collect() };
-    Ok(Opened { engine, memory_bytes, backing, state, cpu_features, origin })
+    Ok(Opened { engine, memory_bytes, backing, state, cpu_features, disk, origin })
+}
+
+/// The disk that a chain holds.
+fn held(files: &[File], snapshots: &[v9::Snapshot]) -> Result<Option<OpenedDisk>, Error> {
+    let Some((bytes, pieces)) = v9::disk_layers(&snapshots.iter().collect::<Vec<_>>()) else {
+        return Ok(None);
+    };
+    let files = files.iter().map(File::try_clone).collect::<Result<_, _>>()?;
+    let pieces = pieces.into_iter().map(|piece| (piece.disk, piece.layer, piece.at));
+    Ok(Some(OpenedDisk { bytes, files, pieces: pieces.collect() }))
+}
+
+/// The disk that is in other files, which are known by what the host knows them by.
+fn elsewhere(data: &[u8], files: Vec<File>) -> Result<OpenedDisk, Error> {
+    let said: Elsewhere = capture::decode(DISK_ELSEWHERE, data)?;
+    let known = files.iter().map(identity_of).collect::<Result<Vec<_>, _>>()?;
+    let number = |file: u32| {
+        let found = said.files.get(file as usize).and_then(|wanted| known.iter().position(|it| it == wanted));
+        found.ok_or_else(|| capture::refused(DISK_ELSEWHERE, "a file of the disk was not given"))
+    };
+    let pieces = said.pieces.iter().map(|(disk, file, at)| Ok((disk.clone(), number(*file)?, *at)));
+    let pieces = pieces.collect::<Result<Vec<_>, Error>>()?;
+    let mut end = 0;
+    for (disk, ..) in &pieces {
+        if disk.start < end || disk.end <= disk.start || disk.end > said.bytes {
+            return Err(capture::refused(DISK_ELSEWHERE, "its pieces are not in order"));
+        }
+        end = disk.end;
+    }
+    Ok(OpenedDisk { bytes: said.bytes, files, pieces })
+}
+
+/// What the host knows a file by; by the descriptor alone, so that a confined process may ask.
+pub fn identity_of(file: &File) -> std::io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(file)?;
+    #[allow(clippy::unnecessary_cast, reason = "the types differ between systems")]
+    Ok((stat.st_dev as u64, stat.st_ino as u64))
 }
 
 fn state_of(snapshot: &v9::Snapshot, vcpus: u32) -> Result<State, Error> {
@@ -160,6 +232,7 @@ pub fn write(
     about: About,
     page_map: Option<&PageMap>,
     scope: &Scope,
+    disk: Option<Disk>,
 ) -> Result<Writer, Error> {
     let state = paused.state()?;
     let parent = match scope {
@@ -197,7 +270,13 @@ pub fn write(
     sections.extend(state.vcpus.into_iter().enumerate().map(|(n, data)| section(VCPU, n, true, data)));
     sections.extend(state.devices.into_iter().enumerate().map(|(n, data)| section(DEVICE, n, true, data)));
     sections.push(section(API, 0, false, about.api));
+    if let Some(Disk::Elsewhere(disk)) = &disk {
+        sections.push(section(DISK_ELSEWHERE, 0, true, capture::encode(DISK_ELSEWHERE, disk)?));
+    }
     let mut writer = Writer::begin(file, &Metadata { identity, sections }).map_err(bad)?;
+    if let Some(Disk::Held(contents)) = disk {
+        writer.set_disk(contents).map_err(bad)?;
+    }
 
     let touched =
         page_map.map(|map| map.touched(memory.as_ptr() as u64, memory.len() as u64 / PAGE)).transpose()?;

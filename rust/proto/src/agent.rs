@@ -133,6 +133,8 @@ pub struct Configure {
     pub mounts: Vec<Mount>,
     /// The image's VOLUMEs: directories that are made where there are none, owned by root.
     pub volumes: Vec<String>,
+    /// The block device with an ext4 file system that the overlay's upper layer is on, in place of a tmpfs.
+    pub upper_device: Option<String>,
 }
 
 /// The root file system.

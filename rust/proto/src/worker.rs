@@ -15,8 +15,9 @@ use crate::agent::{Chunk, Configure, Identity};
 /// API to worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// For a guest with a network the link comes along: one end of a socket pair, whose other end is the policy process's
-    /// ([`crate::netd`]).
+    /// What comes along: for a guest with a disk of its own, an empty file, open for reading and writing
+    /// ([`Start::scratch`]); for one with a network the link, one end of a socket pair, whose other end is the policy
+    /// process's ([`crate::netd`]).
     Start(Box<Start>),
     /// One stream socket comes along with this message. A refused connection shows as an end of stream on it.
     Connect { port: u32 },
@@ -43,12 +44,24 @@ pub struct Start {
     /// Directories and files of the host that the guest may be given, in the order in which [`crate::agent::Attach`] names
     /// them.
     pub shares: Vec<Share>,
+    /// The disk of the guest's root. The file that its changes go to comes along with this message, before a link.
+    pub scratch: Option<Scratch>,
     /// Milliseconds from start to [`Event::Ready`]; the VM is ended after it.
     pub boot_timeout_ms: u64,
     /// Whether there is an agent to wait for. Without one [`Event::Ready`] comes as soon as the vCPUs run.
     pub agent: bool,
     /// Whether a system that has not everything to confine the worker with is refused.
     pub require_confinement: bool,
+}
+
+/// A disk that belongs to a guest: in its snapshots, and with every clone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scratch {
+    /// Bytes of the disk of a guest that boots; 0 for one that is restored, whose snapshot says it.
+    pub bytes: u64,
+    /// Files that have the disk of a snapshot that does not hold it ([`Capture::disk_elsewhere`]).
+    #[serde(with = "crate::path_bytes::list")]
+    pub files: Vec<PathBuf>,
 }
 
 /// What runs the guest's code.
@@ -105,6 +118,8 @@ pub struct Capture {
     pub api: Chunk,
     /// In version 8 of the format, which has no room for what is above.
     pub v8: bool,
+    /// The guest's disk stays where it is, in the files that its worker has it in: for clones that start at once.
+    pub disk_elsewhere: bool,
 }
 
 /// Bytes of RAM that a guest has at least and at most.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -33,15 +33,15 @@ pub struct Control {
 }
 
 impl Control {
-    /// Sends a command, with a descriptor if there is one. One that cannot be sent whole ends the VM: what follows would
-    /// be read as part of it.
-    pub fn send(&self, command: &Command, fd: Option<&dyn AsFd>) -> io::Result<()> {
+    /// Sends a command, with descriptors if there are any, two at most. One that cannot be sent whole ends the VM: what
+    /// follows would be read as part of it.
+    pub fn send(&self, command: &Command, fds: &[BorrowedFd]) -> io::Result<()> {
         let mut bytes = Vec::new();
         frame::encode(command, &mut bytes).map_err(io::Error::other)?;
         let _one = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = match fd {
-            Some(fd) => sys::send_with_fd(&self.socket, &bytes, &fd.as_fd()),
-            None => (&*self.socket).write_all(&bytes),
+        let sent = match fds {
+            [] => (&*self.socket).write_all(&bytes),
+            fds => sys::send_with_fds(&self.socket, &bytes, fds),
         };
         sent.map_err(|error| {
             if error.kind() != io::ErrorKind::WouldBlock {
@@ -89,7 +89,7 @@ pub fn launch(
     path: PathBuf,
     environment: Vec<(OsString, OsString)>,
     start: &Command,
-    link: Option<&dyn AsFd>,
+    fds: &[BorrowedFd],
 ) -> io::Result<Launched> {
     let shared = Arc::new(Shared::new()?);
     let (socket, mut child) = descriptors::pair_for(|theirs| {
@@ -122,7 +122,7 @@ pub fn launch(
         return Err(error);
     }
     // A worker that dies at once breaks the pipe; the monitor then tells why.
-    match launched.control.send(start, link) {
+    match launched.control.send(start, fds) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(launched),
     }

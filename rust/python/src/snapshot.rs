@@ -28,6 +28,8 @@ pub struct SnapshotDict {
     disk_bytes: u64,
     /// Where RAM begins, in the snapshot.
     ram_offset: u64,
+    /// Bytes of the disk that belongs to the machine, and how many of them the file holds.
+    disk: Option<(u64, u64)>,
     v8: Option<V8Dict>,
     v9: Option<V9Dict>,
 }
@@ -109,7 +111,7 @@ fn read(path: &Path) -> Result<SnapshotDict> {
         Some(export) => export,
         None => &file,
     };
-    let (mut old, mut new) = (None, None);
+    let (mut old, mut new, mut disk) = (None, None, None);
     let ram_offset = match Format::of(source)? {
         Format::V8 => {
             let (snapshot, ram_offset) = v8::Snapshot::read_with_ram_offset(source)?;
@@ -119,6 +121,7 @@ fn read(path: &Path) -> Result<SnapshotDict> {
         Format::V9 | Format::Export => {
             let snapshot = v9::Snapshot::read(source)?;
             new = Some(V9Dict::from(&snapshot));
+            disk = snapshot.disk().map(|disk| (disk.bytes, disk.held_bytes()));
             snapshot.ram_offset()
         }
     };
@@ -127,6 +130,7 @@ fn read(path: &Path) -> Result<SnapshotDict> {
         file_bytes: found.len(),
         disk_bytes: found.blocks() * 512,
         ram_offset,
+        disk,
         v8: old,
         v9: new,
     })
@@ -192,9 +196,44 @@ pub fn write_snapshot_v8(
         .map_err(|error| raise(py, &path, &error))
 }
 
-/// Writes a version 9 snapshot with this RAM; with `present`, byte ranges, a diff. Gives its id.
+/// The disk of a snapshot that tests write: its bytes, what is held and what is zeros, and what is held, one after another.
+type DiskTuple = (u64, Vec<(u64, u64)>, Vec<(u64, u64)>, Vec<u8>);
+
+struct WrittenDisk(DiskTuple);
+
+impl v9::DiskContents for WrittenDisk {
+    fn bytes(&self) -> u64 {
+        self.0.0
+    }
+
+    fn present(&self) -> v9::Extents {
+        self.0.1.iter().map(|(start, end)| *start..*end).collect()
+    }
+
+    fn zeros(&self) -> v9::Extents {
+        self.0.2.iter().map(|(start, end)| *start..*end).collect()
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let mut before = 0;
+        for (start, end) in &self.0.1 {
+            if (*start..*end).contains(&offset) {
+                before += offset - start;
+                break;
+            }
+            before += end - start;
+        }
+        let held = self.0.3.get(before as usize..).and_then(|rest| rest.get(..buffer.len()));
+        buffer.copy_from_slice(held.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// Writes a version 9 snapshot with this RAM; with `present`, byte ranges, a diff. `disk` are the bytes of a disk, the
+/// byte ranges of it that are held and those that are zeros, and what is held. Gives its id.
 #[pyfunction]
-#[pyo3(signature = (path, identity, sections, ram, present, replace))]
+#[pyo3(signature = (path, identity, sections, ram, present, replace, disk=None))]
+#[allow(clippy::too_many_arguments)] // as Python sees it
 pub fn write_snapshot_v9(
     py: Python<'_>,
     path: PathBuf,
@@ -203,12 +242,16 @@ pub fn write_snapshot_v9(
     ram: PyBackedBytes,
     present: Option<Vec<(u64, u64)>>,
     replace: bool,
+    disk: Option<DiskTuple>,
 ) -> PyResult<String> {
     let write = || {
         let sections = sections.into_iter().map(section).collect();
         let metadata = v9::Metadata { identity: identity.try_into()?, sections };
         publish(&path, replace, |file| {
             let mut writer = v9::Writer::begin(file, &metadata)?;
+            if let Some(disk) = disk {
+                writer.set_disk(Box::new(WrittenDisk(disk)))?;
+            }
             match present {
                 None => writer.write_ram(&ram)?,
                 Some(ranges) => {

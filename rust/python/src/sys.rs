@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -83,11 +83,15 @@ pub fn deadline(timeout: Option<f64>) -> Option<Instant> {
 }
 
 /// Sends `bytes`, and `fd` with the first of them, over a stream socket. Blocks while the socket is full.
-pub fn send_with_fd(mut socket: &UnixStream, bytes: &[u8], fd: &impl AsFd) -> io::Result<()> {
-    let fds = [fd.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+pub fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: &impl AsFd) -> io::Result<()> {
+    send_with_fds(socket, bytes, &[fd.as_fd()])
+}
+
+/// Sends all of `bytes` with up to two descriptors.
+pub fn send_with_fds(mut socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
+    control.push(SendAncillaryMessage::ScmRights(fds));
     #[cfg(target_os = "linux")]
     let flags = SendFlags::NOSIGNAL;
     #[cfg(not(target_os = "linux"))]

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use supermachine_netd::host::Search;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
 use supermachine_proto::worker::{
-    Boot, Capture, Command, Disk, Engine, PageRange, Restore, Share, ShareCache, Source, Start,
+    Boot, Capture, Command, Disk, Engine, PageRange, Restore, Scratch, Share, ShareCache, Source, Start,
 };
 
 use crate::descriptors::{self, Unshared};
@@ -21,6 +21,9 @@ use crate::monitor::{self, Control, Launched, REAP_GRACE};
 use crate::netd::{self, Netd};
 use crate::state::{Shared, State};
 use crate::sys;
+
+/// The guest's name for the first slot, which comes after the image's disk (`rust/machine/src/assembly.rs`).
+const FIRST_SLOT: &str = "/dev/vdb";
 
 fn engine_named(name: &str) -> PyResult<Engine> {
     match name {
@@ -55,7 +58,7 @@ impl Dialer {
     /// A stream to a guest's vsock port. A refused one ends at once.
     pub fn open(&self, port: u32) -> io::Result<Unshared<UnixStream>> {
         let (ours, theirs) = descriptors::pair()?;
-        self.control.send(&Command::Connect { port }, Some(&theirs))?;
+        self.control.send(&Command::Connect { port }, &[theirs.as_fd()])?;
         Ok(ours)
     }
 
@@ -75,7 +78,7 @@ impl Worker {
     }
 
     fn send(&self, command: &Command) -> io::Result<()> {
-        self.0.control.send(command, None)
+        self.0.control.send(command, &[])
     }
 
     /// A stream to a guest's vsock port. A refused one ends at once.
@@ -99,12 +102,15 @@ impl Worker {
         environment: Vec<(OsString, OsString)>,
         start: Start,
         network: Option<netd::Settings>,
+        own: Option<i32>,
     ) -> PyResult<Self> {
         descriptors::reserve_standard()?;
+        let own = own.map(sys::duplicate).transpose()?;
         py.detach(move || {
             let link = network.as_ref().map(|_| descriptors::pair()).transpose()?;
-            let theirs = link.as_ref().map(|(_, theirs)| theirs as &dyn AsFd);
-            let launched = monitor::launch(path, environment, &Command::Start(Box::new(start)), theirs)?;
+            let theirs = link.as_ref().map(|(_, theirs)| theirs.as_fd());
+            let fds: Vec<_> = own.as_ref().map(AsFd::as_fd).into_iter().chain(theirs).collect();
+            let launched = monitor::launch(path, environment, &Command::Start(Box::new(start)), &fds)?;
             // Beside the worker, which is busy by now.
             let network = match (network, link) {
                 (Some(settings), Some((link, _))) => Some(Netd::new(settings, link)?),
@@ -162,11 +168,12 @@ fn shares(shares: Vec<(PathBuf, bool, String)>) -> PyResult<Vec<Share>> {
 #[pymethods]
 impl Worker {
     /// Starts the executable `path` and sends it the description of a VM that boots. `shares` are `(path, read_only,
-    /// cache)` of directories and files of the host that the guest may mount (`attach_shares`).
+    /// cache)` of directories and files of the host that the guest may mount (`attach_shares`). `scratch` is for a root on
+    /// a disk: the descriptor of an empty file that its changes go to, and the disk's bytes.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
         root_fs, nameservers, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
-        agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(), network=None))]
+        agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(), network=None, scratch=None))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn spawn(
         py: Python<'_>,
@@ -191,6 +198,7 @@ impl Worker {
         shares: Vec<(PathBuf, bool, String)>,
         environment: Vec<(OsString, OsString)>,
         network: Option<netd::Wanted>,
+        scratch: Option<(i32, u64)>,
     ) -> PyResult<Self> {
         let network = network.map(netd::Settings::new).transpose()?;
         let root = match root_fs {
@@ -213,25 +221,28 @@ impl Worker {
                     upper_bytes,
                     mounts: Vec::new(),
                     volumes,
+                    upper_device: scratch.map(|_| FIRST_SLOT.into()),
                 },
             })),
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
             shares: self::shares(shares)?,
+            scratch: scratch.map(|(_, bytes)| Scratch { bytes, files: Vec::new() }),
             boot_timeout_ms,
             agent,
             require_confinement,
         };
-        Self::start(py, path, environment, start, network)
+        Self::start(py, path, environment, start, network, scratch.map(|(own, _)| own))
     }
 
     /// Starts the executable `path` and sends it the description of a VM that goes on where a snapshot was taken.
     ///
     /// `files` are a whole snapshot and the diffs after it; `working_set` is `(first page, pages, written)` of what
-    /// earlier clones touched.
+    /// earlier clones touched. `scratch` is for a snapshot with a disk: the descriptor of an empty file that changes to it
+    /// go to, and the paths of the files that have the disk where the snapshot does not.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
         boot_timeout_ms=60_000, agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(),
-        network=None))]
+        network=None, scratch=None))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn restore(
         py: Python<'_>,
@@ -249,8 +260,10 @@ impl Worker {
         shares: Vec<(PathBuf, bool, String)>,
         environment: Vec<(OsString, OsString)>,
         network: Option<netd::Wanted>,
+        scratch: Option<(i32, Vec<PathBuf>)>,
     ) -> PyResult<Self> {
         let network = network.map(netd::Settings::new).transpose()?;
+        let (own, disk_files) = scratch.unzip();
         let working_set = working_set.into_iter();
         let restore = Restore {
             files,
@@ -265,11 +278,12 @@ impl Worker {
             source: Source::Restore(Box::new(restore)),
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
             shares: self::shares(shares)?,
+            scratch: disk_files.map(|files| Scratch { bytes: 0, files }),
             boot_timeout_ms,
             agent,
             require_confinement,
         };
-        Self::start(py, path, environment, start, network)
+        Self::start(py, path, environment, start, network, own)
     }
 
     /// Process id of the worker.
@@ -353,9 +367,10 @@ impl Worker {
 
     /// Takes a snapshot into the file behind `fd`, which is empty and open for reading and writing; the guest goes on.
     /// `(id, bytes of RAM in the file, nanoseconds that the guest stood still, steps)`; `None` at the time-out
-    /// (seconds). With `v8` it is of version 8, whose id is empty and which keeps neither `image` nor `api`. Raises
-    /// OSError with what is wrong when no snapshot could be taken.
-    #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), timeout=None))]
+    /// (seconds). With `v8` it is of version 8, whose id is empty and which keeps neither `image` nor `api`. With
+    /// `disk_elsewhere` the disk is not in it but where it is. Raises OSError with what is wrong when no snapshot could be
+    /// taken.
+    #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, timeout=None))]
     #[allow(clippy::type_complexity, clippy::too_many_arguments)] // a tuple and keywords, as Python sees them
     fn capture(
         &self,
@@ -365,6 +380,7 @@ impl Worker {
         v8: bool,
         image: Option<String>,
         api: Vec<u8>,
+        disk_elsewhere: bool,
         timeout: Option<f64>,
     ) -> PyResult<Option<(Vec<u8>, u64, u64, Vec<(String, u64)>)>> {
         self.must_be_here(py)?;
@@ -375,8 +391,9 @@ impl Worker {
             return Ok(None);
         }
         self.0.shared.lock().captured = None;
-        let request = Command::Capture(Box::new(Capture { diff, image, api: Chunk(api), v8 }));
-        let sent = py.detach(|| self.0.control.send(&request, Some(&file)));
+        let request =
+            Command::Capture(Box::new(Capture { diff, image, api: Chunk(api), v8, disk_elsewhere }));
+        let sent = py.detach(|| self.0.control.send(&request, &[file.as_fd()]));
         if let Err(error) = sent {
             self.0.shared.update(|state| state.capturing = false);
             return Err(self.lost(py, &error));

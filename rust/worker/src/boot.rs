@@ -272,6 +272,7 @@ mod tests {
             upper_bytes: 0,
             mounts: vec![],
             volumes: vec![],
+            upper_device: None,
         })
     }
 

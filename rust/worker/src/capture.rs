@@ -12,7 +12,10 @@ use supermachine_proto::worker::{Capture, Captured};
 use supermachine_snapshot::v8::{Listener, Unfinished};
 use supermachine_snapshot::{Digest32, v9};
 
+use supermachine_storage::scratch::Scratch;
+
 use crate::boot::BootChannel;
+use crate::scratch;
 
 /// How long the agent may take to stop the guest's processes, or to let them go on.
 const AGENT: Duration = Duration::from_secs(10);
@@ -36,6 +39,8 @@ pub struct Subject {
     pub origin: Option<Origin>,
     /// What a snapshot of version 8 says of the ports that the guest listens on.
     pub listeners: Vec<Listener>,
+    /// The disk that belongs to the machine.
+    pub scratch: Option<Scratch>,
     /// Whether there is an agent that stops the guest's processes first.
     pub agent: bool,
 }
@@ -101,6 +106,10 @@ impl Subject {
                 part: "format".into(),
                 reason: "version 8 has no diffs; take a whole one".into(),
             }),
+            (true, false) if self.scratch.is_some() => Err(supermachine_machine::Error::State {
+                part: "format".into(),
+                reason: "version 8 cannot hold the root's disk; start the machine with disk=0".into(),
+            }),
             (true, false) => Ok(Form::V8),
             (false, diff) => Scope::of(self.origin.as_ref(), diff).map(Form::V9),
         }
@@ -114,6 +123,7 @@ impl Subject {
         request: Capture,
         file: &File,
     ) -> Result<Written, supermachine_machine::Error> {
+        let disk = request.disk_elsewhere;
         let about = About {
             kernel: self.kernel,
             initramfs: self.initramfs,
@@ -124,7 +134,12 @@ impl Subject {
         match form {
             Form::V8 => v8::write(&paused, &self.listeners, file).map(Written::V8),
             Form::V9(scope) => {
-                let written = snapshot::write(&paused, file, about, self.page_map.as_ref(), &scope);
+                let disk = self
+                    .scratch
+                    .as_ref()
+                    .map(|scratch| scratch::sealed(scratch, &scope, disk))
+                    .transpose()?;
+                let written = snapshot::write(&paused, file, about, self.page_map.as_ref(), &scope, disk);
                 written.map(|writer| Written::V9(Box::new(writer)))
             }
         }

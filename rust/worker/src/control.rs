@@ -10,10 +10,13 @@ use std::sync::Mutex;
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use supermachine_proto::frame::{self, Decoder};
-use supermachine_proto::worker::{Command, Event};
+use supermachine_proto::worker::{Command, Event, Start};
 
 /// Descriptors that one message may carry.
 const MAX_FDS: usize = 4;
+
+/// A start, and the descriptors that came along.
+pub type Started = (Box<Start>, Vec<OwnedFd>);
 
 /// Receives commands.
 pub struct Commands {
@@ -26,6 +29,17 @@ pub struct Commands {
 impl Commands {
     pub fn new(stream: UnixStream) -> Self {
         Self { stream, decoder: Decoder::default(), fds: VecDeque::new() }
+    }
+
+    /// The start, and the descriptors that came along. `None` when the API has closed its end, and for another command.
+    pub fn start(&mut self) -> Result<Option<Started>, frame::Error> {
+        match self.next()? {
+            Some((Command::Start(start), first)) => {
+                let more = usize::from(start.scratch.is_some() && first.is_some()).min(self.fds.len());
+                Ok(Some((start, first.into_iter().chain(self.fds.drain(..more).flatten()).collect())))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The next command, with the descriptor that came along when it is one that takes one. `None` when the API has

@@ -12,6 +12,7 @@ mod network;
 mod owner;
 #[cfg(target_os = "linux")]
 mod probe;
+mod scratch;
 mod session;
 mod shares;
 mod start;

@@ -84,15 +84,17 @@ pub fn run(control: UnixStream) -> io::Result<()> {
     }
     let events = Events::new(control.try_clone()?);
     let mut commands = Commands::new(control);
-    let (start, link) = match commands.next() {
-        Ok(Some((Command::Start(start), link))) => (start, link),
+    let (start, came) = match commands.start() {
+        Ok(Some(start)) => start,
         Ok(None) => return Ok(()),
-        Ok(Some(_)) => return Err(io::Error::other("the first command is not a start")),
         Err(error) => return Err(io::Error::other(error)),
     };
+    let mut came = came.into_iter();
+    let own = start.scratch.as_ref().and_then(|_| came.next()).map(File::from);
+    let link = came.next();
     let mut steps = Vec::new();
-    let built = start::build(&start, &mut |name| steps.push((name.to_owned(), nanoseconds(started))));
-    let Built { machine, page_map, kernel, initramfs, origin, listeners, leases } = match built {
+    let built = start::build(&start, own, &mut |name| steps.push((name.to_owned(), nanoseconds(started))));
+    let Built { machine, page_map, kernel, initramfs, origin, listeners, scratch, leases } = match built {
         Ok(built) => built,
         Err(Ended { reason, message }) => {
             events.send(&Event::Exited { reason, message, console_tail: String::new() });
@@ -105,7 +107,15 @@ pub fn run(control: UnixStream) -> io::Result<()> {
         machine: Arc::new(machine),
         // Not what its origin says: a file of version 8 is none that diffs build on.
         restored: matches!(start.source, Source::Restore(_)),
-        subject: Mutex::new(Subject { kernel, initramfs, page_map, origin, listeners, agent: start.agent }),
+        subject: Mutex::new(Subject {
+            kernel,
+            initramfs,
+            page_map,
+            origin,
+            listeners,
+            scratch,
+            agent: start.agent,
+        }),
         boot: BootChannel::default(),
         wall_clock: WallClock::default(),
         events,

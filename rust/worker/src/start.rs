@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use supermachine_machine::pages::PageMap;
@@ -14,9 +14,11 @@ use supermachine_proto::VERSION;
 use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Start};
 use supermachine_snapshot::Digest32;
 use supermachine_snapshot::v8::{self as v8_format, Listener};
+use supermachine_storage::scratch::Scratch;
 
 use crate::boot_files::{self, BootFile};
 use crate::confine;
+use crate::scratch;
 use crate::session::Ended;
 use crate::shares::Shares;
 
@@ -31,12 +33,16 @@ pub struct Built {
     pub origin: Option<Origin>,
     /// The listeners of a version 8 file, which a later one must have as well.
     pub listeners: Vec<Listener>,
+    /// The disk that belongs to the machine.
+    pub scratch: Option<Scratch>,
     /// Snapshot files in use: the lock on each lasts as long as it is open.
     pub leases: Vec<File>,
 }
 
 /// Makes the machine, saying after each step what has been done.
-pub fn build(start: &Start, step: &mut impl FnMut(&str)) -> Result<Built, Ended> {
+///
+/// `own` is the file for what the guest writes to its root's disk.
+pub fn build(start: &Start, own: Option<File>, step: &mut impl FnMut(&str)) -> Result<Built, Ended> {
     if start.version != VERSION {
         let message = format!("the worker speaks version {VERSION} and the API {}", start.version);
         return Err(Ended::bad(message));
@@ -56,10 +62,18 @@ pub fn build(start: &Start, step: &mut impl FnMut(&str)) -> Result<Built, Ended>
     };
     let confine = || self::confine(engine, &shares, start.require_confinement);
     engine.prepare().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
+    let wanted = match (&start.scratch, own) {
+        (None, _) => None,
+        (Some(wanted), Some(own)) => Some((wanted, own)),
+        (Some(_), None) => return Err(Ended::bad("the file for the root's disk did not come along")),
+    };
     let built = match &start.source {
-        Source::Boot(boot) => self::boot(engine, boot, disks, page_map, confine, step),
-        Source::Restore(restore) => self::restore(engine, restore, disks, page_map, confine, step),
+        Source::Boot(boot) => self::boot(engine, boot, disks, wanted, page_map, confine, step),
+        Source::Restore(restore) => self::restore(engine, restore, disks, wanted, page_map, confine, step),
     }?;
+    if let Some(scratch) = &built.scratch {
+        scratch::insert(scratch, &built.machine).map_err(|e| Ended::bad(e.to_string()))?;
+    }
     // Also without shares: what the guest and its server agree on when it boots is in every snapshot of it, and a guest
     // that is restored from one may have some. One of a version 8 file has no such device.
     if let Some(server) = shares.server() {
@@ -72,6 +86,7 @@ fn boot(
     engine: Engine,
     boot: &Boot,
     disks: Vec<Disk>,
+    wanted: Option<(&worker::Scratch, File)>,
     page_map: Option<PageMap>,
     confine: impl FnOnce() -> Result<(), Ended>,
     step: &mut impl FnMut(&str),
@@ -84,6 +99,7 @@ fn boot(
     let none = boot.initramfs.as_os_str().is_empty();
     let initramfs = if none { BootFile::default() } else { read(&boot.initramfs)? };
     confine()?;
+    let scratch = wanted.map(|(wanted, own)| scratch::make(own, wanted.bytes)).transpose()?;
     let (kernel, initramfs) =
         boot_files::contents(kernel, initramfs).map_err(|(path, e)| unreadable(&path, e))?;
     let machine = Machine::new(Config {
@@ -99,24 +115,27 @@ fn boot(
     step("machine");
     let (kernel, initramfs) = (kernel.digest, initramfs.digest);
     let (listeners, leases) = (Vec::new(), Vec::new());
-    Ok(Built { machine, page_map, kernel, initramfs, origin: None, listeners, leases })
+    Ok(Built { machine, page_map, kernel, initramfs, origin: None, listeners, scratch, leases })
 }
 
 fn restore(
     engine: Engine,
     restore: &worker::Restore,
     disks: Vec<Disk>,
+    wanted: Option<(&worker::Scratch, File)>,
     page_map: Option<PageMap>,
     confine: impl FnOnce() -> Result<(), Ended>,
     step: &mut impl FnMut(&str),
 ) -> Result<Built, Ended> {
-    let mut files = Vec::new();
-    for path in &restore.files {
+    let leased = |path: &PathBuf| {
         let file = File::open(path).map_err(|e| unreadable(path, e))?;
         lease(&file).map_err(|e| unreadable(path, e))?;
-        files.push(file);
-    }
-    let leases = files.iter().map(File::try_clone).collect::<io::Result<_>>();
+        Ok(file)
+    };
+    let mut files = restore.files.iter().map(leased).collect::<Result<Vec<_>, Ended>>()?;
+    let elsewhere = wanted.iter().flat_map(|(wanted, _)| &wanted.files).map(leased);
+    let elsewhere = elsewhere.collect::<Result<Vec<_>, Ended>>()?;
+    let leases = files.iter().chain(&elsewhere).map(File::try_clone).collect::<io::Result<_>>();
     let leases = leases.map_err(|e| Ended::bad(format!("a snapshot cannot be kept open: {e}")))?;
     confine()?;
     step("open");
@@ -135,9 +154,18 @@ fn restore(
         // The format does not say what its guest booted, and no diff builds on it. What the guest has not touched is the
         // file's all the same, so that a later snapshot must look at all of RAM.
         let (kernel, initramfs) = (Digest32::default(), Digest32::default());
-        return Ok(Built { machine, page_map: None, kernel, initramfs, origin: None, listeners, leases });
+        return Ok(Built {
+            machine,
+            page_map: None,
+            kernel,
+            initramfs,
+            origin: None,
+            listeners,
+            scratch: None,
+            leases,
+        });
     }
-    let opened = snapshot::open(files).map_err(refused)?;
+    let opened = snapshot::open(files, elsewhere).map_err(refused)?;
     if opened.engine != engine {
         let message = format!(
             "the snapshot was taken on the {} engine and cannot go on with {engine}; name its own engine",
@@ -145,6 +173,13 @@ fn restore(
         );
         return Err(Ended::new(ExitReason::BadSnapshot, message));
     }
+    let scratch = match (opened.disk, wanted) {
+        (None, _) => None,
+        (Some(disk), Some((_, own))) => Some(scratch::restored(own, disk)),
+        (Some(_), None) => {
+            return Err(Ended::bad("the snapshot has a disk, and no file came for what is written to it"));
+        }
+    };
     let (memory_bytes, memory, state) = (opened.memory_bytes, opened.backing, opened.state);
     let cpu_features = opened.cpu_features;
     let made = Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation };
@@ -152,7 +187,7 @@ fn restore(
     let origin = opened.origin;
     let (kernel, initramfs) = (origin.kernel, origin.initramfs);
     let listeners = Vec::new();
-    Ok(Built { machine, page_map, kernel, initramfs, origin: Some(origin), listeners, leases })
+    Ok(Built { machine, page_map, kernel, initramfs, origin: Some(origin), listeners, scratch, leases })
 }
 
 /// Whether a file is a version 8 snapshot, by how it begins.

@@ -139,9 +139,21 @@ class Start:
         ranges = working_set.load(self.working_set) if self.working_set else ()
         try:
             _used(self.image_record)
-            worker = launch.spawn_restored(
-                self.engine, [self.rootfs], [self.snapshot], None, timeout, ranges, network=network
-            )
+            # Whether it is needed is for the snapshot to say.
+            own = directories.nameless_file()
+            try:
+                worker = launch.spawn_restored(
+                    self.engine,
+                    [self.rootfs],
+                    [self.snapshot],
+                    None,
+                    timeout,
+                    ranges,
+                    network=network,
+                    scratch=(own, ()),
+                )
+            finally:
+                os.close(own)
             return worker, launch.wait_ready(worker, timeout)
         except HostShortage:
             raise  # the whole way would fail as well

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 
+use super::disk::{Flattened, disk_layers};
 use super::{Identity, Metadata, Snapshot, Summary, Verified, Writer, verify_watched};
 use crate::ram::{self, Piece, Watch};
 use crate::{Error, Result};
@@ -25,7 +26,9 @@ pub fn check_chain(chain: &[&Snapshot]) -> Result<()> {
             }
             None => return wrong(n + 1, "it is whole; only the first may be".into()),
         }
-        if let Some(what) = difference(base.identity(), diff.identity()) {
+        let sizes = [*base, *diff].map(|snapshot| snapshot.disk().map(|disk| disk.bytes));
+        let disk = (sizes[0] != sizes[1]).then_some("size of the disk");
+        if let Some(what) = difference(base.identity(), diff.identity()).or(disk) {
             return wrong(n + 1, format!("its {what} is not that of the first"));
         }
         before = diff;
@@ -75,6 +78,11 @@ pub fn flatten_watched(chain: &[&File], out: &File, watch: Watch) -> Result<Summ
         sections: last.sections().to_vec(),
     };
     let mut writer = Writer::begin(out, &metadata)?;
+    if let Some((bytes, pieces)) = disk_layers(&snapshots) {
+        let files = chain.iter().map(|file| file.try_clone()).collect::<std::io::Result<_>>();
+        let files = files.map_err(Error::io("keep"))?;
+        writer.set_disk(Box::new(Flattened { bytes, pieces, files }))?;
+    }
     writer.lay_out(metadata.identity.memory_bytes, None)?;
     for Piece { ram, layer } in pieces {
         let base = snapshots[layer].ram_offset();

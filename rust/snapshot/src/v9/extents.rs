@@ -16,13 +16,18 @@ const VERSION: u32 = 1;
 /// Extents, sorted and maximal, as a section.
 pub(super) fn encode(extents: &[Range<u64>]) -> Section {
     let mut data = vec![];
+    put(&mut data, extents);
+    Section { kind: KIND.into(), index: 0, version: VERSION, required: true, data }
+}
+
+/// Appends a list of sorted and maximal extents.
+pub(super) fn put(data: &mut Vec<u8>, extents: &[Range<u64>]) {
     let mut end = 0;
     for extent in extents {
-        put_varint(&mut data, (extent.start - end) / PAGE as u64);
-        put_varint(&mut data, (extent.end - extent.start) / PAGE as u64);
+        put_varint(data, (extent.start - end) / PAGE as u64);
+        put_varint(data, (extent.end - extent.start) / PAGE as u64);
         end = extent.end;
     }
-    Section { kind: KIND.into(), index: 0, version: VERSION, required: true, data }
 }
 
 /// Reads the data of a section that begins at `offset` of the file, of a guest with this much RAM.
@@ -34,19 +39,25 @@ pub(super) fn decode(section: &Section, offset: u64, memory_bytes: u64) -> Resul
             section.version
         )));
     }
-    let pages = memory_bytes / PAGE as u64;
+    take(&mut cursor, "section ram-extents 0", memory_bytes)
+}
+
+/// Reads a list of extents of so many bytes, up to the end of the data.
+pub(super) fn take(cursor: &mut Cursor, name: &str, bytes: u64) -> Result<Extents> {
+    let pages = bytes / PAGE as u64;
     let mut extents = Extents::new();
     let mut end = 0;
     while cursor.remaining() > 0 {
         let at = cursor.offset();
         let (distance, length) = (cursor.varint()?, cursor.varint()?);
         if length == 0 || distance == 0 && !extents.is_empty() {
-            return Err(Error::invalid("section ram-extents 0", at, "an extent is empty or not maximal"));
+            return Err(Error::invalid(name, at, "an extent is empty or not maximal"));
         }
         let start = u64::saturating_add(end, distance);
         end = start.saturating_add(length);
         if end > pages {
-            return Err(Error::invalid("section ram-extents 0", at, "an extent ends beyond RAM"));
+            let reason = "an extent ends beyond RAM, or beyond the disk";
+            return Err(Error::invalid(name, at, reason));
         }
         extents.push(start * PAGE as u64..end * PAGE as u64);
     }

@@ -8,7 +8,7 @@
 //! | 16 | u64 | bytes of sections |
 //! | 24 | u64 | offset of RAM |
 //! | 32 | u64 | bytes of RAM |
-//! | 40 | u64 | flags, 0 |
+//! | 40 | u64 | flags: bit 0 set if a disk follows RAM; others 0 |
 //! | 48 | 32 bytes | BLAKE3 of the sections |
 //! | 80 | 32 bytes | digest of RAM |
 //! | 112 | 16 bytes | zeros |
@@ -24,6 +24,8 @@ pub const MAGIC: [u8; 8] = *b"SMSNAP\x09\0";
 pub(super) const BYTES: usize = 160;
 const DIGESTED: usize = 128;
 const SECTION: &str = "the header";
+/// In the flags: a disk follows RAM.
+const DISK: u64 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -32,6 +34,8 @@ pub(super) struct Header {
     pub metadata_bytes: u64,
     pub ram_offset: u64,
     pub memory_bytes: u64,
+    /// Whether a disk follows RAM.
+    pub disk: bool,
     pub metadata: Digest32,
     pub ram: Digest32,
 }
@@ -51,7 +55,7 @@ impl Header {
         out.extend(self.metadata_bytes.to_le_bytes());
         out.extend(self.ram_offset.to_le_bytes());
         out.extend(self.memory_bytes.to_le_bytes());
-        out.extend(0_u64.to_le_bytes());
+        out.extend(if self.disk { DISK } else { 0 }.to_le_bytes());
         out.extend(self.metadata.0);
         out.extend(self.ram.0);
         out.extend([0; 16]);
@@ -78,17 +82,18 @@ impl Header {
             metadata_bytes: cursor.u64()?,
             ram_offset: cursor.u64()?,
             memory_bytes: cursor.u64()?,
-            metadata: {
-                let flags = cursor.u64()?;
-                if flags != 0 {
+            disk: match cursor.u64()? {
+                0 => false,
+                DISK => true,
+                flags => {
                     return Err(Error::invalid(
                         SECTION,
                         40,
                         format!("flags {flags:#x} are not known to this version of supermachine"),
                     ));
                 }
-                Digest32(cursor.array()?)
             },
+            metadata: Digest32(cursor.array()?),
             ram: Digest32(cursor.array()?),
         };
         let reserved = cursor.offset();

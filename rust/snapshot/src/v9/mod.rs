@@ -6,6 +6,7 @@
 //! | sections | `metadata_bytes` |
 //! | zeros | up to the next multiple of 64 KiB |
 //! | RAM | `memory_bytes` |
+//! | the disk's blocks, since minor version 1 | as section `disk` says |
 //!
 //! The header's own digest covers a digest of the sections and one of the RAM, so it names the whole snapshot: it is
 //! the snapshot's id, by which a diff names its parent.
@@ -52,6 +53,7 @@
 //! ```
 
 mod chain;
+mod disk;
 mod extents;
 mod header;
 mod identity;
@@ -64,14 +66,16 @@ mod writer;
 use std::ops::Range;
 
 pub use chain::{check_chain, flatten, flatten_watched, layers};
+pub use disk::{Disk, DiskContents, DiskPiece, disk_layers};
 pub use header::MAGIC;
 pub use reader::{Snapshot, Verified, verify, verify_watched};
 pub use writer::{Summary, Writer};
 
 use crate::Digest32;
 
-/// Minor version that this build writes. A minor version only ever adds: sections, and versions of sections.
-pub const MINOR: u32 = 0;
+/// Newest minor version that this build writes; a file has the oldest that knows what is in it. A minor version only ever
+/// adds: sections, versions of sections, and flags, which older readers refuse.
+pub const MINOR: u32 = 1;
 /// RAM begins at a multiple of this in the file, so that hosts of any page size can map it.
 pub const RAM_ALIGNMENT: u64 = 64 << 10;
 /// The most bytes of sections that a file may have.
@@ -122,7 +126,7 @@ pub struct Identity {
 /// A named piece of state; the file does not know what is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
-    /// 1 to 16 of `a-z 0-9 - . _`, such as `vcpu`. `identity` and `ram-extents` are the file's own.
+    /// 1 to 16 of `a-z 0-9 - . _`, such as `vcpu`. `identity`, `ram-extents` and `disk` are the file's own.
     pub kind: String,
     /// Tells apart sections of one kind.
     pub index: u32,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::disk::{self, Disk};
 use super::header::{self, Header};
 use super::{Extents, Identity, Section, extents, identity, section};
 use crate::ram::{self, PAGE, Watch};
@@ -15,6 +16,7 @@ pub struct Snapshot {
     id: Digest32,
     identity: Identity,
     present: Option<Extents>,
+    disk: Option<Disk>,
     sections: Vec<Section>,
     positions: HashMap<(String, u32), usize>,
 }
@@ -55,15 +57,27 @@ impl Snapshot {
                 available: length.saturating_sub(header.ram_offset),
             });
         }
-        if length > end {
+        if length > end && !header.disk {
             return Err(Error::invalid("RAM", end, format!("{} bytes follow its end", length - end)));
         }
-        Self::read_sections(source, header, id)
+        let snapshot = Self::read_sections(source, header, id)?;
+        let held = snapshot.disk.as_ref().map_or(0, Disk::held_bytes);
+        match length - end {
+            available if available < held => {
+                Err(Error::Cut { section: "the disk".into(), offset: end, needed: held, available })
+            }
+            available if available > held => Err(Error::invalid(
+                "the disk",
+                end + held,
+                format!("{} bytes follow its end", available - held),
+            )),
+            _ => Ok(snapshot),
+        }
     }
 
     fn read_sections(source: &dyn Source, header: Header, id: Digest32) -> Result<Self> {
         let mut metadata = Metadata::new(source, header.metadata_bytes);
-        let (mut own_identity, mut present) = (None, None);
+        let (mut own_identity, mut present, mut disk) = (None, None, None);
         let mut sections = vec![];
         let mut positions = HashMap::new();
         for number in 0..header.sections {
@@ -78,7 +92,11 @@ impl Snapshot {
                     present = Some(extents::decode(&section, at, header.memory_bytes)?);
                     false
                 }
-                identity::KIND | extents::KIND => true,
+                disk::KIND if number == 1 + u32::from(present.is_some()) && section.index == 0 => {
+                    disk = Some(Disk::decode(&section, at, present.is_none())?);
+                    false
+                }
+                identity::KIND | extents::KIND | disk::KIND => true,
                 _ => {
                     let position = sections.len();
                     sections.push(section);
@@ -107,7 +125,10 @@ impl Snapshot {
             (None, Some(_)) => return wrong("it names no parent, but there is a section ram-extents"),
             _ => {}
         }
-        Ok(Self { header, id, identity, present, sections, positions })
+        if header.disk != disk.is_some() {
+            return Err(Error::invalid("the header", 40, "its flags and the section disk do not fit"));
+        }
+        Ok(Self { header, id, identity, present, disk, sections, positions })
     }
 
     /// Names the whole of this snapshot: a digest over header, sections and (as recorded) RAM.
@@ -151,6 +172,11 @@ impl Snapshot {
     /// Which bytes of RAM a diff holds, in whole pages; `None` when this snapshot is whole.
     pub fn present_extents(&self) -> Option<&[Range<u64>]> {
         self.present.as_deref()
+    }
+
+    /// The disk that belongs to the machine, if one does.
+    pub fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
     }
 
     /// The digest of RAM that was recorded.
@@ -260,7 +286,7 @@ pub struct Verified {
     pub data_bytes: u64,
 }
 
-/// Checks everything, RAM included, which is read whole but for its holes.
+/// Checks everything, RAM, which is read whole but for its holes, and the disk included.
 pub fn verify<S: Source>(source: &S) -> Result<Verified> {
     verify_watched(source, &mut ram::patient)
 }
@@ -296,6 +322,7 @@ pub fn verify_watched(source: &dyn Source, watch: Watch) -> Result<Verified> {
     if found != snapshot.ram_digest() {
         return Err(Error::RamDigest { expected: snapshot.ram_digest(), found });
     }
+    disk::verify(source, &snapshot, watch)?;
     Ok(Verified { snapshot, data_bytes })
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use super::disk::{self, Disk, DiskContents};
 use super::header::{self, Header};
 use super::{Extents, Identity, MAX_METADATA, MAX_SECTIONS, MINOR, Metadata, extents, identity};
 use crate::ram;
@@ -21,7 +22,17 @@ pub struct Writer {
     /// Encoded; the file's own, which come first, are not among them.
     sections: Vec<u8>,
     section_count: u32,
+    disk: Option<Contents>,
     ram: Option<Ram>,
+}
+
+/// What the disk holds, and what the file says of it.
+struct Contents(Disk, Box<dyn DiskContents>);
+
+impl std::fmt::Debug for Contents {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// What was laid out when RAM was written.
@@ -29,6 +40,8 @@ pub struct Writer {
 struct Ram {
     metadata: Vec<u8>,
     section_count: u32,
+    /// Where in `metadata` the section of the disk is.
+    disk: Option<Range<usize>>,
     offset: u64,
     /// End of what was written last, counted from the start of RAM.
     written: u64,
@@ -60,7 +73,7 @@ impl Writer {
         let mut sections = vec![];
         for section in &metadata.sections {
             let name = (section.kind.as_str(), section.index);
-            if [identity::KIND, extents::KIND].contains(&name.0) {
+            if [identity::KIND, extents::KIND, disk::KIND].contains(&name.0) {
                 return Err(Error::unwritable(format!("the kind {:?} is the file's own", name.0)));
             }
             if !seen.insert(name) {
@@ -73,8 +86,25 @@ impl Writer {
             identity: metadata.identity.clone(),
             sections,
             section_count: u32::try_from(metadata.sections.len()).unwrap_or(u32::MAX),
+            disk: None,
             ram: None,
         })
+    }
+
+    /// Takes a disk that belongs to the machine, before RAM is written. It is read by [`Writer::finish`].
+    pub fn set_disk(&mut self, contents: Box<dyn DiskContents>) -> Result<()> {
+        if self.ram.is_some() {
+            return Err(Error::unwritable("RAM was written before the disk was named"));
+        }
+        let disk = Disk {
+            bytes: contents.bytes(),
+            present: contents.present(),
+            zeros: contents.zeros(),
+            digest: Digest32::default(),
+        };
+        disk.check()?;
+        self.disk = Some(Contents(disk, contents));
+        Ok(())
     }
 
     /// Writes the whole of RAM, zero pages as holes.
@@ -119,8 +149,18 @@ impl Writer {
         if let Some(present) = present {
             extents::encode(present).encode(&mut metadata)?;
         }
+        let mut disk_at = None;
+        if let Some(Contents(disk, _)) = &self.disk {
+            if present.is_none() && !disk.zeros.is_empty() {
+                return Err(Error::unwritable("the disk of a whole snapshot has zeros where it has nothing"));
+            }
+            let start = metadata.len();
+            disk.encode().encode(&mut metadata)?;
+            disk_at = Some(start..metadata.len());
+        }
         metadata.extend(std::mem::take(&mut self.sections));
-        let section_count = self.section_count.saturating_add(1 + u32::from(present.is_some()));
+        let own = 1 + u32::from(present.is_some()) + u32::from(disk_at.is_some());
+        let section_count = self.section_count.saturating_add(own);
         if metadata.len() as u64 > MAX_METADATA || section_count > MAX_SECTIONS {
             return Err(Error::unwritable(format!(
                 "{section_count} sections of {} bytes; {MAX_SECTIONS} of {MAX_METADATA} bytes in all is the most",
@@ -128,7 +168,7 @@ impl Writer {
             )));
         }
         let offset = Header::ram_offset(metadata.len() as u64);
-        self.ram = Some(Ram { metadata, section_count, offset, written: 0, data_bytes: 0 });
+        self.ram = Some(Ram { metadata, section_count, disk: disk_at, offset, written: 0, data_bytes: 0 });
         Ok(())
     }
 
@@ -155,9 +195,10 @@ impl Writer {
     /// Digests RAM, writes the rest, and waits until the disk has it. The header comes last, after the disk has what it
     /// vouches for.
     pub fn finish(self) -> Result<Summary> {
-        let Some(ram) = self.ram else { return Err(Error::unwritable("no RAM was written")) };
+        let Some(mut ram) = self.ram else { return Err(Error::unwritable("no RAM was written")) };
         let write = Error::io("write");
         let memory_bytes = self.identity.memory_bytes;
+        let has_disk = self.disk.is_some();
         if ram.written < memory_bytes {
             // Gives the file its length without a call that a confined process may lack.
             self.file.write_all_at(&[0], ram.offset + memory_bytes - 1).map_err(&write)?;
@@ -173,16 +214,27 @@ impl Writer {
             return Err(Error::WrittenDiffers { written: ram.data_bytes, found: data_bytes });
         }
         fault::point("digest");
+        let mut file_bytes = ram.offset + memory_bytes;
+        if let (Some(Contents(mut disk, contents)), Some(at)) = (self.disk, ram.disk.take()) {
+            disk.digest = disk::copy(&*contents, &disk, &self.file, file_bytes)?;
+            file_bytes += disk.held_bytes();
+            // As long as it was, for only the digest differs.
+            let mut section = Vec::with_capacity(at.len());
+            disk.encode().encode(&mut section)?;
+            ram.metadata[at].copy_from_slice(&section);
+            fault::point("disk");
+        }
         self.file.write_all_at(&ram.metadata, header::BYTES as u64).map_err(&write)?;
         fault::point("metadata");
         self.file.sync_data().map_err(&write)?;
         fault::point("data-synced");
         let header = Header {
-            minor: MINOR,
+            minor: if has_disk { MINOR } else { 0 },
             sections: ram.section_count,
             metadata_bytes: ram.metadata.len() as u64,
             ram_offset: ram.offset,
             memory_bytes,
+            disk: has_disk,
             metadata: Digest32::of(&ram.metadata),
             ram: ram_digest,
         };
@@ -191,12 +243,6 @@ impl Writer {
         fault::point("header");
         self.file.sync_all().map_err(&write)?;
         fault::point("header-synced");
-        Ok(Summary {
-            id,
-            ram_digest,
-            data_bytes,
-            ram_offset: ram.offset,
-            file_bytes: ram.offset + memory_bytes,
-        })
+        Ok(Summary { id, ram_digest, data_bytes, ram_offset: ram.offset, file_bytes })
     }
 }

@@ -110,9 +110,19 @@ impl Layout {
 /// Makes an empty file system of `bytes` in a file, whose contents it takes the place of; all that is not written is a
 /// hole. The caller syncs the file.
 pub fn make(file: &File, bytes: u64, identity: &Identity) -> Result<(), Error> {
-    let layout = Layout::new(bytes)?;
+    Layout::new(bytes)?;
     file.set_len(0)?;
     file.set_len(bytes)?;
+    write(bytes, identity, &mut |data, offset| file.write_all_at(data, offset))
+}
+
+/// As [`make`], on a disk of zeros that `write_at` writes to.
+pub fn write(
+    bytes: u64,
+    identity: &Identity,
+    write_at: &mut dyn FnMut(&[u8], u64) -> io::Result<()>,
+) -> Result<(), Error> {
+    let layout = Layout::new(bytes)?;
     let seed = structures::checksum(!0, &identity.uuid);
     let contents = Contents { layout: &layout, identity, seed };
 
@@ -135,18 +145,18 @@ pub fn make(file: &File, bytes: u64, identity: &Identity) -> Result<(), Error> {
     descriptors.extend(block_bitmap(&layout, 0));
     descriptors.extend(inode_bitmap);
     descriptors.extend(contents.first_inodes());
-    file.write_all_at(&descriptors, BLOCK)?;
+    write_at(&descriptors, BLOCK)?;
     if last > 0 {
-        file.write_all_at(&block_bitmap(&layout, last), layout.own(last) * BLOCK)?;
+        write_at(&block_bitmap(&layout, last), layout.own(last) * BLOCK)?;
     }
     let mut directories = contents.root();
     directories.extend(contents.lost_found());
     directories.extend(structures::journal_superblock(layout.journal.1, &identity.uuid));
-    file.write_all_at(&directories, layout.root * BLOCK)?;
+    write_at(&directories, layout.root * BLOCK)?;
 
     // Last, for without it there is no file system.
     let superblock = Superblock { layout: &layout, identity, journal_inode: contents.journal() };
-    file.write_all_at(&superblock.bytes(), 1024)?;
+    write_at(&superblock.bytes(), 1024)?;
     Ok(())
 }
 

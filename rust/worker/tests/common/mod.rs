@@ -49,6 +49,7 @@ pub fn boot() -> Boot {
             upper_bytes: 0,
             mounts: vec![],
             volumes: vec![],
+            upper_device: None,
         },
     }
 }
@@ -70,6 +71,7 @@ pub fn start() -> Start {
         source: Source::Boot(Box::new(boot())),
         disks: vec![],
         shares: vec![],
+        scratch: None,
         boot_timeout_ms: DEADLINE.as_millis() as u64,
         agent: true,
         require_confinement: false,

@@ -83,6 +83,7 @@ pub(super) fn forged(count: u32, sections: &[u8], memory_bytes: u64) -> File {
         metadata_bytes,
         ram_offset,
         memory_bytes,
+        disk: false,
         metadata: Digest32::of(sections),
         ram: Digest32::default(),
     };

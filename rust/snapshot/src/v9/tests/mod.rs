@@ -1,5 +1,6 @@
 //! What is written and read, alone and in chains.
 
+mod disk;
 mod hostile;
 mod random;
 

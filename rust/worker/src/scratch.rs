@@ -1,0 +1,115 @@
+//! The disk of the guest's root, between the device that the guest writes to, the file that this goes to, and snapshots.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use supermachine_machine::snapshot::{self, Disk, Elsewhere, OpenedDisk};
+use supermachine_machine::{DiskBacking, Machine};
+use supermachine_snapshot::v9::{DiskContents, Extents};
+use supermachine_storage::ext4;
+use supermachine_storage::scratch::{Below, Piece, Scope, Scratch, Sealed};
+
+use crate::session::Ended;
+
+/// The slot that it is in.
+const SLOT: usize = 0;
+
+/// A new disk with a file system, for a guest that boots.
+pub fn make(own: File, bytes: u64) -> Result<Scratch, Ended> {
+    let mut uuid = [0; 16];
+    // SAFETY: pointer and length are the array's.
+    if unsafe { libc::getentropy(uuid.as_mut_ptr().cast(), uuid.len()) } != 0 {
+        return Err(Ended::bad(io::Error::last_os_error().to_string()));
+    }
+    let created = crate::boot::now_ns() / 1_000_000_000;
+    let identity = ext4::Identity { uuid, created: u32::try_from(created).unwrap_or(u32::MAX) };
+    let scratch = Scratch::new(own, bytes, Below::default());
+    ext4::write(scratch.bytes(), &identity, &mut |data, offset| scratch.write(data, offset))
+        .map_err(|e| Ended::bad(format!("the root's disk cannot be made: {e}")))?;
+    Ok(scratch)
+}
+
+/// The disk that a snapshot has, over what it has of it.
+pub fn restored(own: File, opened: OpenedDisk) -> Scratch {
+    let pieces = opened.pieces.into_iter().map(|(disk, file, at)| Piece { disk, file, at });
+    let files = opened.files.into_iter().map(Arc::new).collect();
+    Scratch::new(own, opened.bytes, Below { pieces: pieces.collect(), files })
+}
+
+/// Puts it into the machine, before that starts.
+pub fn insert(scratch: &Scratch, machine: &Machine) -> Result<(), supermachine_machine::Error> {
+    let bytes = scratch.bytes();
+    machine.insert_disk(SLOT, Box::new(Device { scratch: scratch.clone(), bytes }), false)
+}
+
+/// The disk at this moment, in which nothing writes to it, for a snapshot that holds so much.
+pub fn sealed(scratch: &Scratch, scope: &snapshot::Scope, elsewhere: bool) -> io::Result<Disk> {
+    if !elsewhere {
+        let scope = match scope {
+            snapshot::Scope::Whole { .. } => Scope::Whole,
+            snapshot::Scope::Diff { .. } => Scope::Own,
+        };
+        return Ok(Disk::Held(Box::new(Contents(scratch.seal(scope, false)))));
+    }
+    let sealed = scratch.seal(Scope::Whole, true);
+    let files = sealed.files().iter().map(|file| snapshot::identity_of(file)).collect::<io::Result<_>>()?;
+    let pieces = sealed.pieces().iter().map(|piece| (piece.disk.clone(), piece.file as u32, piece.at));
+    Ok(Disk::Elsewhere(Elsewhere { bytes: sealed.bytes(), files, pieces: pieces.collect() }))
+}
+
+/// As the guest's device sees it.
+struct Device {
+    scratch: Scratch,
+    bytes: u64,
+}
+
+impl DiskBacking for Device {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.scratch.read(buffer, offset)
+    }
+
+    fn write(&mut self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        self.scratch.write(buffer, offset)
+    }
+
+    /// The file has no name, so it ends with this process: there is nothing to make last. A snapshot's own are synced.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
+        self.scratch.discard(offset, length);
+        Ok(())
+    }
+
+    fn write_zeroes(&mut self, offset: u64, length: u64, _free: bool) -> io::Result<()> {
+        self.scratch.zero(offset, length)
+    }
+}
+
+/// As a snapshot's writer sees it.
+struct Contents(Sealed);
+
+impl DiskContents for Contents {
+    fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    fn present(&self) -> Extents {
+        self.0.present()
+    }
+
+    fn zeros(&self) -> Vec<Range<u64>> {
+        self.0.zeros().to_vec()
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read(buffer, offset)
+    }
+}
