@@ -120,8 +120,11 @@ def _can_be(path: str) -> bool:
 def nameless_file() -> int:
     """The descriptor of an empty file without a name, on the disk that the cache is on where that can be.
 
-    It ends with the last process that has it open.
+    It ends with the last process that has it open, and is never one of the standard streams.
     """
+    from ._core import reserve_standard_streams
+
+    reserve_standard_streams()
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         return os.open(os.path.join(cache_directory(), "tmp"), flags | os.O_TMPFILE, 0o600)

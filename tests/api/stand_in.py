@@ -351,6 +351,8 @@ def main() -> None:
     while (command := CONTROL.receive()) is not None:
         kind = command.number()
         if kind == 0:
+            # What comes along with a start is for a disk.
+            CONTROL.fds.clear()
             CONTROL.send(b"\x00" + number(1) + blob(b"agent") + number(1_000_000))
         elif kind == 1:
             peer = Stream(socket.socket(fileno=CONTROL.fds.pop(0)))

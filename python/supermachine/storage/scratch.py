@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from .. import directories
+from .._core import reserve_standard_streams
 
 
 class _Kept:
@@ -30,6 +31,7 @@ class Disk:
         if isinstance(layers, Disk):
             below = list(layers._files)
         else:
+            reserve_standard_streams()
             below = [_Kept(os.open(layer, os.O_RDONLY | os.O_CLOEXEC)) for layer in layers]
         return cls([*below, _Kept(directories.nameless_file())])
 
