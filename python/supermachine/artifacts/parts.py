@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: The files of a snapshot, in the order of their numbers in the table of frames.
 FILES = ("snapshot",)
 #: The order in which parts are fetched is that of the table: what a guest needs first comes first.
-META, HOT, RAM = "meta", "ram.hot", "ram"
+META, HOT, RAM, DISK = "meta", "ram.hot", "ram", "disk"
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,15 @@ def of(found: _Snapshot, hot: Sequence[tuple[int, int]]) -> list[Part]:
         raise BadSnapshot("a snapshot of version 8 cannot be pushed", hint="snapshots of version 9 can")
     offset = found["ram_offset"]
     length = found["v9"]["identity"]["memory_bytes"]
-    return [
+    parts = [
         Part(META, 0, 0, offset),
         Part(HOT, 0, offset, length, order=hot),
         Part(RAM, 0, offset, length, without=hot, shares=True),
     ]
+    if found["disk"] is not None and found["disk"][1]:
+        # The blocks of the root's disk, behind RAM.
+        parts.append(Part(DISK, 0, offset + length, found["disk"][1]))
+    return parts
 
 
 @dataclass(frozen=True)

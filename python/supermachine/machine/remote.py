@@ -27,7 +27,7 @@ _PATIENCE = 5.0
 #: Seconds for the command of a machine that is started to see which pages it needs.
 _FIRST_COMMAND = 30.0
 #: Settings of a machine that a snapshot has said already.
-_SAID = ("memory", "vcpus", "engine", "platform", "warmup", "warmup_key")
+_SAID = ("memory", "disk", "vcpus", "engine", "platform", "warmup", "warmup_key")
 
 
 def push_baked(
