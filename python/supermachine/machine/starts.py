@@ -118,9 +118,7 @@ class Starter:
             guest.record_until_answer(kept)
         return guest
 
-    def fork(
-        self, file: str, ranges: launch.PageRanges = (), shared: Disk | None = None
-    ) -> Callable[[], Guest]:
+    def fork(self, file: str, ranges: launch.PageRanges = (), shared: Disk | None = None) -> Callable[[], Guest]:
         """Starts a worker that restores `file`, and gives what waits for its guest. `ranges` are needed first.
 
         Where the disk is not in `file`, it is in the files of the one that is `shared`.
