@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supermachine import VM, Network, aio
 from supermachine.cli.commands import run as run_command
+from supermachine.cli.commands import told
+from supermachine.cli.machines import without_keeper
 from supermachine.cli.run import arguments
 from supermachine.errors import (
     BadSnapshot,
@@ -26,7 +28,7 @@ from supermachine.errors import (
 from supermachine.images import ImageConfig
 from supermachine.network import ports
 from supermachine.settings.machine import MachineOptions, MachineSettings
-from supermachine.settings.table import SETTINGS, WRITTEN
+from supermachine.settings.table import SETTINGS
 from supermachine.snapshots import baking, capture, records, working_set
 
 
@@ -330,7 +332,8 @@ def test_ports_as_docker_publishes_them():
 
 words = st.sampled_from(
     [
-        *arguments._COMMAND_FLAGS, *arguments._SETTINGS, "--entrypoint", "--timeout",
+        *arguments._COMMAND_FLAGS, *arguments._SETTINGS, *arguments._HELD, "-d", "--name", "--timings=html",
+        "--entrypoint", "--timeout",
         "--cpus", "--pull", "--cpus=2", "--memory=1g", "-e", "A=1", "--env=B", "--env-file", "2", "1.5", "0", "nan",
         "inf", "1e400", "always", "-it", "-mx", "--help", "--", "-", "", "image", "echo", "--timeout=3", "--no-such",
         "--mem", "٣",
@@ -344,9 +347,9 @@ def test_a_plain_command_line_is_read_as_click_reads_it(argv):
     if plain is None:
         return
     context = run_command.make_context("run", list(argv))
-    params = dict(context.params)
-    settings = {setting.name: params.pop(setting.name) for setting in WRITTEN}
-    assert plain == {**params, "settings": settings}
+    said, kept = told(dict(context.params))
+    assert not kept["detach"]
+    assert plain == without_keeper(said, kept)
 
 
 def test_every_setting_has_a_type_and_a_place():

@@ -89,12 +89,17 @@ def run(**given: Any) -> int:
     """
     from .run import fast
 
+    said, kept = told(given)
+    return run_kept(said, kept) if kept["detach"] else fast.run(without_keeper(said, kept))
+
+
+def told(given: dict[str, Any]) -> tuple[Arguments, dict[str, Any]]:
+    """What was said of the command and its machine, and of machines with names."""
     page = given.pop("timings_page")
     given["timings"] = page or given["timings"]
     settings = {setting.name: given.pop(setting.name) for setting in WRITTEN}
     kept = take_kept(given)
-    said = cast("Arguments", {**given, "settings": settings})
-    return run_kept(said, kept) if kept["detach"] else fast.run(without_keeper(said, kept))
+    return cast("Arguments", {**given, "settings": settings}), kept
 
 
 @cli.command()

@@ -40,15 +40,14 @@ _COMMAND_FLAGS = {
     "-n": ("no_stdin", True),
     "--no-tty": ("tty", False),
     "-T": ("tty", False),
-    # docker's habits, which hold here without being asked for: nothing stays of it, and its first process reaps.
-    "--init": ("interactive", True),
-    "--rm": ("interactive", True),
     "--quiet": ("quiet", True),
     "-q": ("quiet", True),
     "--timings": ("timings", True),
     "--tty": ("tty", True),
     "-t": ("tty", True),
 }
+#: docker's habits, which hold here without being asked for: nothing stays of it, and its first process reaps.
+_HELD = ("--init", "--rm")
 _SETTINGS = {option: setting for setting in WRITTEN for option in setting.options}
 
 
@@ -70,6 +69,8 @@ def parse(words: list[str]) -> Arguments | None:
         name, equals, value = words[at].partition("=")
         at += 1
         setting = _SETTINGS.get(name)
+        if name in _HELD and not equals:
+            continue
         if name in _COMMAND_FLAGS and not equals:
             key, flag = _COMMAND_FLAGS[name]
             found[key] = flag
