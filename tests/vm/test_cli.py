@@ -115,6 +115,34 @@ def test_signals_are_the_guests(busybox: str, number: signal.Signals) -> None:
         assert process.wait(60) == 7
 
 
+#: The command line, which goes on after a command has started only when it is told so.
+SLOW = """
+import os, runpy, sys
+from supermachine.cli.run import foreground
+started, go_on = foreground.wait_started, int(sys.argv.pop(1))
+def wait_started(*words):
+    started(*words)
+    os.read(go_on, 1)
+foreground.wait_started = wait_started
+runpy.run_module("supermachine", run_name="__main__")
+"""
+
+
+def test_a_signal_while_a_command_starts_is_the_commands(busybox: str) -> None:
+    script = "trap 'echo caught; exit 7' USR1; echo ready; while :; do sleep 0.1; done"
+    go_on, tell = os.pipe()
+    pipe = subprocess.PIPE
+    words = [sys.executable, "-c", SLOW, str(go_on), "run", busybox, "sh", "-c", script]
+    with running(words, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=[go_on]) as process:
+        assert line(process) == b"ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert line(process) == b"caught\n"
+        os.write(tell, b"x")
+        assert process.wait(60) == 7
+    os.close(go_on)
+    os.close(tell)
+
+
 def test_a_signal_that_whoever_started_us_ignores_stays_ignored(busybox: str) -> None:
     """As in background jobs of shells without job control, and under nohup."""
     script = "trap 'echo caught' INT; echo ready; read x; echo read $x"

@@ -51,8 +51,9 @@ class Signals:
     """Within the block, signals are passed on to the command, once there is one, and before that raise `Signalled`."""
 
     def __init__(self) -> None:
-        #: The command, while it runs.
-        self.command: Exec | None = None
+        self._command: Exec | None = None
+        #: Signals that came while the command was being started, which may have said something by then.
+        self._held: list[int] | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -67,6 +68,16 @@ class Signals:
         for number, before in self._before.items():
             _signal.signal(number, before)
 
+    def hold(self) -> None:
+        """Keeps signals for the command that is about to be started."""
+        self._held = []
+
+    def pass_to(self, command: Exec | None) -> None:
+        """From now on signals are this command's, those that were held first."""
+        held, self._held, self._command = self._held, None, command
+        for number in held or ():
+            self._handle(number, None)
+
     def follow_size(self, command: Exec) -> None:
         """Tells the command of each new size of the terminal, until the end of the block."""
         self._take(_signal.SIGWINCH, lambda _number, _frame: command.resize(*_terminal_size()))
@@ -78,9 +89,12 @@ class Signals:
             return  # signals are the main thread's
 
     def _handle(self, number: int, _frame: object) -> None:
-        if self.command is None:
+        if self._command is not None:
+            self._command.send_signal(linux_signal(number))
+        elif self._held is not None:
+            self._held.append(number)
+        else:
             raise Signalled(number)
-        self.command.send_signal(linux_signal(number))
 
 
 def wants_terminal(tty: bool | None) -> bool:
@@ -109,8 +123,7 @@ def execute(
         variables["TERM"] = os.environ["TERM"]
     before = _raw_terminal() if terminal else None
     try:
-        command = _start(worker, context, argv, variables, terminal, no_stdin)
-        signals.command = command
+        command = _start(worker, context, argv, signals, variables, terminal, no_stdin)
         if terminal:
             signals.follow_size(command)
         code = command.wait(timeout)
@@ -119,7 +132,7 @@ def execute(
             command.wait(_KILL_GRACE)
             raise CommandTimeout(f"the command was killed: it still ran after {timeout:g} seconds")
     finally:
-        signals.command = None
+        signals.pass_to(None)
         if before is not None:
             _restore_terminal(before)
     if context.ended is not None:
@@ -131,12 +144,14 @@ def _start(
     worker: Worker | Remote,
     context: Context,
     argv: list[str],
+    signals: Signals,
     variables: dict[str, str],
     terminal: bool,
     no_stdin: bool,
 ) -> Exec:
     from ..._core import Exec
 
+    signals.hold()
     command = Exec.start(
         worker,
         [encode(word) for word in argv],
@@ -149,6 +164,7 @@ def _start(
         stderr="null" if terminal else 2,
     )
     try:
+        signals.pass_to(command)
         wait_started(command, argv)
     except BaseException as error:
         command.close()
