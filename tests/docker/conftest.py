@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import docker
 import pytest
 from docker import DockerClient
 
-from ..real import require
+from ..real import RealRegistry, require
 
 ROOT = Path(__file__).parents[2]
 BUSYBOX = ROOT / "demo" / "busybox.oci.tar"
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.vm
 class Session:
     """`supermachine docker serve`"""
 
-    def __init__(self, cache: Path, *options: str) -> None:
-        environment = {**os.environ, "SUPERMACHINE_CACHE": str(cache)}
+    def __init__(self, cache: Path, *options: str, **environment: str) -> None:
+        environment = {**os.environ, "SUPERMACHINE_CACHE": str(cache), **environment}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "supermachine", "docker", *options, "serve"],
             env=environment,
@@ -66,12 +66,12 @@ def docker_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sessions(docker_cache: Path) -> Callable[..., object]:
+def sessions(docker_cache: Path) -> Callable[..., AbstractContextManager[Session]]:
     """Sessions of a test's own, with the same cache."""
 
     @contextmanager
-    def started(*options: str) -> Iterator[Session]:
-        session = Session(docker_cache, "--image", f"{IMAGE}={BUSYBOX}", *options)
+    def started(*options: str, **environment: str) -> Iterator[Session]:
+        session = Session(docker_cache, "--image", f"{IMAGE}={BUSYBOX}", *options, **environment)
         try:
             yield session
         finally:
@@ -81,9 +81,17 @@ def sessions(docker_cache: Path) -> Callable[..., object]:
 
 
 @pytest.fixture(scope="session")
-def session(sessions: Callable[..., contextmanager[Session]]) -> Iterator[Session]:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
+    """Debian's registry, in which the session looks first for what it would ask the hub for."""
+    server = RealRegistry(tmp_path_factory.mktemp("registry") / "it")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def session(sessions: Callable[..., AbstractContextManager[Session]], registry: RealRegistry) -> Iterator[Session]:
     """The session that most tests share; it must end well."""
-    with sessions() as found:
+    with sessions(SUPERMACHINE_REGISTRY_MIRRORS=f"docker.io={registry.host}") as found:
         yield found
         workers = children(found.process.pid)
         assert found.end() == 0

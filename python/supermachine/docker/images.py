@@ -190,7 +190,7 @@ class Images:
         return await self._session.call(self._all)
 
     async def matching(self, filters: Filters) -> list[Image]:
-        """Images that match, and have a name or are asked for otherwise."""
+        """Images that match. Those that only a file of this host is a name of are shown when asked for as dangling."""
         wanted = [reference(text) for text in filters.values("reference") if not _is_pattern(text)]
         patterns = [text for text in filters.values("reference") if _is_pattern(text)]
 
@@ -207,7 +207,8 @@ class Images:
         return [
             image
             for image in await self.all()
-            if named(image)
+            if (image.names or image.digests or dangling)
+            and named(image)
             and filters.labels(image.labels)
             and (dangling is None or dangling == (not image.names and not image.digests))
         ]
@@ -325,7 +326,13 @@ class Images:
             return resolve(str(name), platform=wanted, pull="always", progress=news.tell)
 
         task = asyncio.ensure_future(self._session.call(work))
-        task.add_done_callback(lambda _: news.wake())
+
+        def ended(done: asyncio.Future[ResolvedImage]) -> None:
+            if not done.cancelled():
+                done.exception()  # a client that goes does not ask how it ended
+            news.wake()
+
+        task.add_done_callback(ended)
         await news.first()
         if task.done() and (error := task.exception()) is not None:
             if isinstance(error, ImageNotFound):

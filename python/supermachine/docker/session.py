@@ -116,6 +116,8 @@ class Session:
         """Ends all of it."""
         self.closing = True
         self.events.close()
+        # Without a word to their processes, which nobody waits for any more.
+        await asyncio.gather(*(c.drop_machine() for c in self.containers.all()))
         await asyncio.gather(*(c.remove(force=True, volumes=False) for c in self.containers.all()))
         for task in list(self._tasks):
             task.cancel()

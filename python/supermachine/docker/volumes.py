@@ -128,12 +128,13 @@ class Volumes:
         volume.filled = True
         if any(volume.path.iterdir()):
             return
+        copied = volume.path.with_name("copied")
         with machine as vm:
-            place = vm.path(target)
-            if not place.is_dir():
+            if not vm.path(target).is_dir():
                 return
-            for entry in place.iterdir():
-                vm.copy_out(entry, volume.path / entry.name, max_bytes=_MAX_COPIED)
+            vm.copy_out(target, copied, max_bytes=_MAX_COPIED)
+        # Over the directory that is there, which is empty.
+        copied.rename(volume.path)
 
 
 def _size(path: Path) -> int:
