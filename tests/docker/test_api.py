@@ -20,7 +20,8 @@ from docker import DockerClient
 from docker.errors import APIError, ContainerError, ImageNotFound, NotFound
 from docker.types import Healthcheck
 
-from .conftest import IMAGE, Session, children
+from ..real import RealRegistry
+from .conftest import BUSYBOX, IMAGE, Session, children
 
 pytestmark = pytest.mark.vm
 
@@ -249,3 +250,28 @@ def _lives(pid: int) -> bool:
 def test_the_socket_is_this_user_s_alone(session: Session) -> None:
     assert os.stat(session.socket.parent).st_mode & 0o777 == 0o700
     assert os.stat(session.socket).st_mode & 0o777 == 0o600
+
+
+def test_pulls_from_registries_that_want_a_login(client: DockerClient, tmp_path: Path) -> None:
+    registry = RealRegistry(tmp_path / "private", password=True)
+    try:
+        registry.push(f"oci-archive:{BUSYBOX}", "team/busybox:1", "--dest-creds=user:secret")
+        name = f"{registry.host}/team/busybox"
+        with pytest.raises(APIError):
+            client.images.pull(name, tag="1")
+        with pytest.raises(APIError, match="does not know"):
+            client.login("user", "wrong", registry=registry.host, reauth=True)
+        assert client.login("user", "secret", registry=registry.host, reauth=True)["Status"] == "Login Succeeded"
+        lines = list(client.api.pull(name, tag="1", stream=True, decode=True))
+        assert lines[-1]["status"] == f"Status: Downloaded newer image for {name}:1"
+        assert any("progressDetail" in line for line in lines)
+        image = client.images.get(f"{name}:1")
+        assert image.attrs["RepoDigests"][0].startswith(f"{name}@sha256:")
+        assert client.containers.run(image.id, ["echo", "pulled"], remove=True) == b"pulled\n"
+        with pytest.raises(NotFound):
+            client.images.pull(name, tag="2")
+        image.remove()
+        with pytest.raises(ImageNotFound):
+            client.images.get(f"{name}:1")
+    finally:
+        registry.close()

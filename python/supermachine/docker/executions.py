@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 #: Executions that are remembered, those that have ended included, and those that run at once in a container.
-MAX_EXECUTIONS = 4096
+MAX_EXECUTIONS = 1024
 _MAX_RUNNING = 256
 #: Seconds that the last output has to arrive after the end.
 _DRAIN_GRACE = 2.0

@@ -24,7 +24,7 @@ HEAD_TIMEOUT = 20.0
 #: Seconds that a connection may be idle between two requests.
 IDLE_TIMEOUT = 300.0
 #: Bytes of a body that is read as a whole, and the seconds that it may take.
-MAX_DOCUMENT = 4 << 20
+MAX_DOCUMENT = 1 << 20
 DOCUMENT_TIMEOUT = 60.0
 #: Seconds without a byte of a body that is passed on.
 STALL_TIMEOUT = 60.0

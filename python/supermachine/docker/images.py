@@ -19,8 +19,10 @@ from ..oci.archive import Archive, compression_of, decompress
 from ..oci.model import MAX_JSON, ImageConfig, parse_config
 from ..oci.platforms import Platform
 from ..oci.references import DEFAULT_TAG, RegistryReference, is_digest, parse_registry_reference
+from ..oci.transport import Transport
 from .errors import ApiError, BadRequest, Conflict, NotFound
 from .filters import Filters
+from .logins import Login
 from .logs import timestamp
 
 if TYPE_CHECKING:
@@ -314,8 +316,13 @@ class Images:
 
     # Pulling.
 
-    async def pull(self, name: RegistryReference, platform: str | None) -> AsyncIterator[bytes]:
-        """Lines of JSON that tell of a pull. Raises ApiError when it fails before there is anything to tell."""
+    async def pull(
+        self, name: RegistryReference, platform: str | None, login: Login | None = None
+    ) -> AsyncIterator[bytes]:
+        """Lines of JSON that tell of a pull. Raises ApiError when it fails before there is anything to tell.
+
+        A `login` is for the image's own registry, and no mirror of it.
+        """
         if is_reaper(name.familiar) or str(name) in self._sources:
             await self.find(name.familiar, platform)
             return _told([{"status": f"Status: Image is up to date for {name.familiar}"}])
@@ -323,7 +330,12 @@ class Images:
         wanted = platform or self._session.platform
 
         def work() -> ResolvedImage:
-            return resolve(str(name), platform=wanted, pull="always", progress=news.tell)
+            given = {login.domain or name.domain: login.credentials} if login is not None else None
+            transport = Transport(credentials=given)
+            try:
+                return resolve(str(name), platform=wanted, pull="always", progress=news.tell, transport=transport)
+            finally:
+                transport.close()
 
         task = asyncio.ensure_future(self._session.call(work))
 

@@ -44,7 +44,8 @@ class Authenticator:
     ) -> None:
         self._transport = transport
         self._host = host
-        self._scope = f"repository:{repository}:{'pull,push' if push else 'pull'}"
+        #: Nothing but the login where there is no repository.
+        self._scope = f"repository:{repository}:{'pull,push' if push else 'pull'}" if repository else ""
         self._find = find
         self._found: Found | None = None
         self._lock = Lock()

@@ -21,7 +21,7 @@ from ..errors import (
     SupermachineError,
 )
 from .authentication import Authenticator
-from .credentials import find_credentials
+from .credentials import Credentials, Found, find_credentials
 from .model import INDEXES, MANIFESTS, MAX_JSON, Descriptor, check_digest, digest_of, load_json
 from .references import DEFAULT_DOMAIN, RegistryReference, is_digest
 from .transport import Response, Transport
@@ -43,9 +43,11 @@ class Repository:
         self.host = _DEFAULT_HOST if reference.domain == DEFAULT_DOMAIN else reference.domain
         self.transport = transport
         transport.registry = self.host
-        self._authenticator = Authenticator(
-            transport, self.host, self._path, lambda: find_credentials(self._domain, self._path), push=push
-        )
+        self._authenticator = Authenticator(transport, self.host, self._path, self._credentials, push=push)
+
+    def _credentials(self) -> Found:
+        given = self.transport.credentials.get(self._domain)
+        return Found(given) if given is not None else find_credentials(self._domain, self._path)
 
     def manifest(self, target: str) -> tuple[bytes, str, str]:
         """Bytes, media type and digest of the manifest or index that a tag or a digest names."""
@@ -240,3 +242,21 @@ def _detail(response: Response) -> str:
     parts = [str(errors[0].get(key) or "") for key in ("code", "message")]
     text = ": ".join(filter(None, parts))[:300]
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def check_login(domain: str, credentials: Credentials, transport: Transport) -> None:
+    """Asks a registry whether it knows somebody. Raises RegistryUnauthorized."""
+    host = _DEFAULT_HOST if domain == DEFAULT_DOMAIN else domain
+    transport.registry = host
+    authenticator = Authenticator(transport, host, "", lambda: Found(credentials))
+    for _ in range(2):
+        sent = authenticator.header()
+        response = transport.request("GET", host, "/v2/", {} if sent is None else {"Authorization": sent})
+        try:
+            if response.status == 200:
+                return
+            if response.status != 401 or not authenticator.answer(response, sent):
+                break
+        finally:
+            response.close()
+    raise RegistryUnauthorized(f"{domain} does not know this user name with this password")

@@ -27,6 +27,8 @@ from ..errors import ConfigurationError, RegistryError, RegistryRateLimited, Reg
 if TYPE_CHECKING:
     import urllib3
 
+    from .credentials import Credentials
+
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({500, 502, 503, 504})
 _MAX_REDIRECTS = 10
@@ -138,11 +140,14 @@ class Transport:
         registry: str = "",
         limits: Limits | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        credentials: Mapping[str, Credentials] | None = None,
     ) -> None:
         self.insecure = insecure
         #: The registry's host, as its origin has it; what is not this host is one that it names.
         self.registry = registry
         self.limits = limits or Limits.from_environment()
+        #: By the name of a registry; they go before those of configuration files.
+        self.credentials = credentials or {}
         self._sleep = sleep
         self._managers: dict[tuple[str, bool], Any] = {}
         self._schemes: dict[str, str] = {}

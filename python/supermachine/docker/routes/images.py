@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from .. import logins
 from ..errors import NotImplementedHere
 from ..filters import Filters
 from ..http import Answer, Request, Response, Streamed, nothing, reply
@@ -32,7 +33,8 @@ async def create(session: Session, request: Request) -> Answer:
     if request.text("fromSrc"):
         raise NotImplementedHere("images are pulled and loaded here, not imported from a root file system")
     target = pull_target(request.text("fromImage"), request.text("tag"))
-    pieces = await session.images.pull(target, request.text("platform") or None)
+    login = logins.of_header(request.headers.get("x-registry-auth", ""))
+    pieces = await session.images.pull(target, request.text("platform") or None, login)
     return Streamed(pieces, headers={"Content-Type": "application/json"})
 
 

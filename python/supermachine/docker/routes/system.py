@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._core import VERSION
 from ...oci.platforms import Platform
+from .. import logins
 from ..errors import BadRequest, NotFound
 from ..filters import Filters
 from ..http import Answer, Request, Response, Streamed, nothing, reply
@@ -177,6 +178,15 @@ async def disk_usage(session: Session, _request: Request) -> Answer:
             "BuildCache": [],
         }
     )
+
+
+@routes.post("/auth")
+async def login(session: Session, request: Request) -> Answer:
+    found = logins.of_document(await request.document())
+    if found is None:
+        raise BadRequest("no credentials were given")
+    await session.call(found.check)
+    return reply({"Status": "Login Succeeded", "IdentityToken": ""})
 
 
 @routes.get("/plugins/{name:path}/json")
