@@ -15,8 +15,9 @@ MAX_WORKING_SET: int
 #: dev, ino, mode, nlink, uid, gid, rdev, size, blocks, (atime_ns, mtime_ns, ctime_ns)
 _Stat = tuple[int, int, int, int, int, int, int, int, int, tuple[int, int, int]]
 
-#: Executable of the policy process, preset, rules that allow, rules that deny, name servers.
-_Network = tuple[str, str, Sequence[str], Sequence[str], Sequence[str]]
+#: Executable of the policy process, preset, rules that allow, rules that deny, name servers; a descriptor of the audit log,
+#: with what names the machine in it.
+_Network = tuple[str, str, Sequence[str], Sequence[str], Sequence[str], tuple[int, str] | None]
 #: Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
 _Denial = tuple[str | None, str | None, int, str, str | None, str, str, int]
 
@@ -96,6 +97,7 @@ class Worker:
     def has_network(self) -> bool: ...
     def denials(self, start: int = 0, timeout: float | None = None) -> tuple[list[_Denial], int]: ...
     def wait_denial(self, number: int, timeout: float | None = None) -> bool: ...
+    def flows(self, timeout: float | None = None) -> list[tuple[str, int, str | None, str, int, int]] | None: ...
     def set_network_policy(self, preset: str, allow: Sequence[str], deny: Sequence[str]) -> None: ...
     def exit_fd(self) -> int: ...
 

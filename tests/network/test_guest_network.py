@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from supermachine import VM, Network
-from supermachine.errors import ConfigurationError
+from supermachine.errors import ConfigurationError, NotSupported
 
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
 DATA = random.Random(1).randbytes(8 << 20)
@@ -290,6 +290,68 @@ def test_name_servers_of_the_image_give_way_to_the_guests_own(before: str, tmp_p
         (fork,) = vm.fork(1)
         with fork:
             assert output(fork, "cat /etc/resolv.conf") == "nameserver 192.0.2.7\n"
+
+
+def test_rules_change_while_it_runs_and_what_they_no_longer_allow_is_reset(tmp_path: Path) -> None:
+    audit = tmp_path / "audit"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        VM(BUSYBOX, network=Network("none", audit=audit), allow=["host"], bake=False) as vm,
+    ):
+        port = server.getsockname()[1]
+        held = vm.popen(["sh", "-c", f"sleep 600 | nc host.docker.internal {port}"])
+        connection, _ = server.accept()
+        (flow,) = [flow for flow in vm.network.flows() if flow.protocol == "tcp"]
+        assert (flow.address, flow.port) == ("10.0.2.2", port)
+        vm.network.update(deny=[f"host:{port}"])
+        with connection, pytest.raises(ConnectionResetError):
+            connection.recv(1)
+        assert [flow for flow in vm.network.flows() if flow.protocol == "tcp"] == []
+        assert output(vm, "while pidof nc; do sleep 0.1; done").strip("0123456789\n") == ""
+        held.kill()
+        assert vm.run(["nc", "host.docker.internal", str(port)], timeout=60).returncode != 0
+        (denial,) = vm.network.denials()
+        assert (denial.port, denial.rule) == (port, f"host:{port}")
+        assert vm.network.policy == Network("none", allow=["host"], deny=[f"host:{port}"], audit=audit)
+        vm.network.update("none", allow=[f"host:{port}"])
+        again = vm.popen(["nc", "host.docker.internal", str(port)])
+        server.accept()[0].close()
+        again.wait(60)
+    events = [json.loads(line) for line in audit.read_text().splitlines()]
+    told = [(event["event"], event["protocol"], event["port"]) for event in events if event["port"] == port]
+    assert told[:3] == [("opened", "tcp", port), ("closed", "tcp", port), ("denied", "tcp", port)]
+    assert len({event["machine"] for event in events}) == 1
+
+
+def test_a_machine_without_a_network_gets_none_by_an_update() -> None:
+    with VM(BUSYBOX, network="none") as vm, pytest.raises(NotSupported):
+        vm.network.update("public")
+
+
+def test_the_command_line_says_what_is_allowed_and_denied(port: int) -> None:
+    def fetched(*options: str) -> subprocess.CompletedProcess[str]:
+        url = f"http://host.docker.internal:{port}/"
+        command = [
+            sys.executable,
+            "-m",
+            "supermachine",
+            "run",
+            *options,
+            str(BUSYBOX),
+            "wget",
+            "-q",
+            "-O",
+            "/dev/null",
+            url,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    refused = fetched()
+    assert refused.returncode == 1
+    assert f"--allow host:{port} lets it" in refused.stderr
+    assert fetched("--allow", f"host:{port}").returncode == 0
+    assert fetched("--allow", "host", "--deny", f"host:{port}").returncode == 1
+    assert "is not a rule" in fetched("--allow", "127.1").stderr
 
 
 @pytest.mark.parametrize("rule", ["127.1", "exa mple", "10.0.0.1/8", "host:0", "*"])

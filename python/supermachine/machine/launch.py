@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TypeAlias
 
-    from .._core import Worker
+    from .._core import Worker, _Network
     from ..host.engines import Engine
     from ..images import ResolvedImage
     from ..network.policy import Network
@@ -50,6 +50,8 @@ def spawn(
     from .._core import Worker
 
     machine_id = os.urandom(16)
+    hostname = hostname or machine_id.hex()[:12]
+    opened: list[int] = []
     try:
         return Worker.spawn(
             bundle.worker(),
@@ -59,7 +61,7 @@ def spawn(
             disks=[(str(image.rootfs), True)],
             memory_bytes=memory,
             vcpus=vcpus,
-            hostname=hostname or machine_id.hex()[:12],
+            hostname=hostname,
             machine_id=machine_id,
             entropy=os.urandom(64),
             root_fs="erofs",
@@ -68,12 +70,15 @@ def spawn(
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),
             environment=_translation(),
-            network=_told(network),
+            network=_told(network, hostname, opened),
             shares=shares,
             scratch=scratch,
         )
     except OSError as error:
         raise _not_started(error) from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def spawn_restored(
@@ -98,13 +103,15 @@ def spawn_restored(
     from .._core import Worker
 
     machine_id = os.urandom(16)
+    hostname = hostname or machine_id.hex()[:12]
+    opened: list[int] = []
     try:
         return Worker.restore(
             bundle.worker(),
             engine=engine,
             files=[os.fspath(file) for file in files],
             disks=[(disk, True) for disk in disks],
-            hostname=hostname or machine_id.hex()[:12],
+            hostname=hostname,
             machine_id=machine_id,
             entropy=os.urandom(64),
             working_set=working_set,
@@ -112,12 +119,15 @@ def spawn_restored(
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(None),
             environment=_translation(),
-            network=_told(network),
+            network=_told(network, hostname, opened),
             shares=shares,
             scratch=scratch,
         )
     except OSError as error:
         raise _not_started(error) from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _translation() -> list[tuple[str, str]]:
@@ -128,11 +138,16 @@ def _translation() -> list[tuple[str, str]]:
     return [(env.JIT, value)] if value else []
 
 
-def _told(network: Network | None) -> tuple[str, str, Sequence[str], Sequence[str], Sequence[str]] | None:
-    """What a worker is told of its guest's network; nothing where there is none."""
+def _told(network: Network | None, machine: str, opened: list[int]) -> _Network | None:
+    """What a worker is told of its guest's network; nothing where there is none. `opened` is closed by who calls."""
     if network is None or network.is_none:
         return None
-    return (bundle.policy_process(), network.preset, network.allow, network.deny, network.dns)
+    audit = None
+    if network.audit is not None:
+        log = os.open(network.audit, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        opened.append(log)
+        audit = (log, machine)
+    return (bundle.policy_process(), network.preset, network.allow, network.deny, network.dns, audit)
 
 
 def _not_started(error: OSError) -> OSError:

@@ -198,7 +198,9 @@ def plan(path: Path, given: RestoreOptions) -> Plan:
         raise ConfigurationError(f"ports is {published!r}; 'fresh', 'same' or a mapping is understood")
     image = said.image(str(path), pull=settings.pull, insecure=settings.insecure, progress=settings.progress)
     if said.network is not None and options.get("network") is None:
-        settings = settings._replace(network=settings.network.within(said.network))
+        # Rules that are given now are on top.
+        here = MachineSettings.of(network=None, engine=head.engine).network.within(said.network)
+        settings = settings._replace(network=here.also(options.get("allow", ()), options.get("deny", ())))
     return Plan(
         said.reference,
         settings._replace(ports=wanted),

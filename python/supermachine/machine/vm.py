@@ -48,6 +48,8 @@ class RestoreOptions(TypedDict, total=False):
     hostname: str | None
     ports: Ports | Literal["fresh", "same"]
     network: Network | str | None
+    allow: Sequence[str]
+    deny: Sequence[str]
     environment: Environment | None
     working_dir: str | None
     user: str | None
@@ -158,10 +160,13 @@ class VM:
 
     @property
     def network(self) -> GuestNetwork:
-        """Its network: what the policy has denied. Its methods raise VMExited when it does not run."""
+        """Its network: the policy, what that has denied, what is open. Methods raise VMExited when it does not run."""
         from ..network.denials import GuestNetwork
 
-        return GuestNetwork(self._running)
+        return GuestNetwork(self._running, lambda: self._settings.network, self._set_network)
+
+    def _set_network(self, network: Network) -> None:
+        self._settings = self._settings._replace(network=network)
 
     @property
     def timings(self) -> Timings:

@@ -193,7 +193,18 @@ class Keeper:
                 options["hostname"] = parsing.hostname(self.place.name)
         self.stop_signal = signal_number(self.policy.stop_signal) if self.policy.stop_signal else 0
         if spec.fork is not None:
-            kept = ("hostname", "environment", "working_dir", "user", "volumes", "mounts", "network", "boot_timeout")
+            kept = (
+                "hostname",
+                "environment",
+                "working_dir",
+                "user",
+                "volumes",
+                "mounts",
+                "network",
+                "allow",
+                "deny",
+                "boot_timeout",
+            )
             known = {name: options[name] for name in kept if options.get(name) is not None}
             self.vm = VM.restore(spec.fork.path, **known)
             self.main_pid, self.record.command = spec.fork.pid, spec.fork.command

@@ -1,14 +1,19 @@
-"""What the network's policy has denied."""
+"""The network of a machine that runs: its policy, what that has denied, what is open."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..errors import NotSupported, VMTimeout
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .._core import Worker
+    from .policy import Network
 
+#: Seconds that the policy process has for an answer.
+_ANSWER = 10.0
 #: Seconds that denials which are on their way are waited for.
 _ON_THE_WAY = 1.0
 
@@ -44,11 +49,63 @@ class NetworkDenied(NamedTuple):
         return f"{what}: {self.reason}" + (f" ({self.rule})" if self.rule else "")
 
 
+class Flow(NamedTuple):
+    """A connection of the guest's, or datagrams to one address."""
+
+    #: "tcp", "udp" or "icmp".
+    protocol: str
+    guest_port: int
+    #: The name under which the address was found.
+    name: str | None
+    address: str
+    port: int
+    #: Seconds since 1970.
+    since: float
+
+
 class GuestNetwork:
     """The network of a virtual machine that runs."""
 
-    def __init__(self, worker: Callable[[], Worker]) -> None:
-        self._worker = worker
+    def __init__(
+        self, worker: Callable[[], Worker], policy: Callable[[], Network], keep: Callable[[Network], None]
+    ) -> None:
+        self._worker, self._policy, self._keep = worker, policy, keep
+
+    @property
+    def policy(self) -> Network:
+        """What the guest may reach."""
+        return self._policy()
+
+    def update(
+        self, network: Network | str | None = None, *, allow: Sequence[str] = (), deny: Sequence[str] = ()
+    ) -> None:
+        """Sets another policy, or adds rules to the one that there is. What that does not allow is reset.
+
+        Forks that are made from now on have it as well. Raises `NotSupported` where the machine was started without a
+        network, and for other name servers or another audit log than it was started with.
+        """
+        from . import policy
+
+        worker, before = self._worker(), self._policy()
+        new = before.also(allow, deny) if network is None else policy.network(network, allow, deny)
+        if isinstance(network, str):
+            new = policy.Network(new.preset, allow=new.allow, deny=new.deny, dns=before.dns, audit=before.audit)
+        if not worker.has_network:
+            raise NotSupported(
+                "the virtual machine was started without a network, and gets none while it runs",
+                hint="start it with a network that allows little: Network('none', allow=['gateway'])",
+            )
+        if (new.dns, new.audit) != (before.dns, before.audit):
+            raise NotSupported("name servers and the audit log are those that the machine was started with")
+        worker.set_network_policy(new.preset, new.allow, new.deny)
+        self._keep(new)
+
+    def flows(self) -> list[Flow]:
+        """The connections that are open, and those that are being made."""
+        found = self._worker().flows(_ANSWER)
+        if found is None:
+            raise VMTimeout(f"the network's policy process did not answer within {_ANSWER:g} seconds")
+        return [Flow(*flow[:-1], flow[-1] / 1e9) for flow in found]
 
     def denials(self) -> list[NetworkDenied]:
         """What has been denied so far; of a great many the latest."""
@@ -74,6 +131,4 @@ def complaints(worker: Worker) -> Iterator[str]:
         if (line := str(denial)) in seen:
             continue
         seen.add(line)
-        yield f"the network's policy denied {line}" + (
-            f"; the rule {denial.remedy} in --network allows it" if denial.remedy else ""
-        )
+        yield f"the network's policy denied {line}" + (f"; --allow {denial.remedy} lets it" if denial.remedy else "")

@@ -22,11 +22,12 @@ class Network:
 
     `preset` holds where no rule matches. A rule is ``TARGET[:PORTS][/PROTOCOL]``; the target is a name, ``*.name``, an
     address, a network as ``10.0.0.0/8``, or a group: ``public``, ``private``, ``host``, ``meta``, ``any``. `deny` comes
-    before `allow`. `dns` are addresses of name servers in place of the host's, each with a port if need be. Raises
+    before `allow`. `dns` are addresses of name servers in place of the host's, each with a port if need be. `audit` is
+    a file to which each connection's begin and end and each denial are appended, one JSON object a line. Raises
     ConfigurationError for what is no rule.
     """
 
-    __slots__ = ("allow", "deny", "dns", "preset")
+    __slots__ = ("allow", "audit", "deny", "dns", "preset")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Network:
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
         dns: Sequence[str] = (),
+        audit: str | os.PathLike[str] | None = None,
     ) -> None:
         if preset not in PRESETS:
             raise ConfigurationError(f"{preset!r} is not a network; {', '.join(PRESETS)} are")
@@ -49,6 +51,15 @@ class Network:
         self.allow = tuple(allow)
         self.deny = tuple(deny)
         self.dns = tuple(dns)
+        self.audit = None if audit is None else os.fspath(audit)
+
+    def also(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> Network:
+        """This and more rules."""
+        if not allow and not deny:
+            return self
+        return Network(
+            self.preset, allow=[*self.allow, *allow], deny=[*self.deny, *deny], dns=self.dns, audit=self.audit
+        )
 
     @property
     def is_none(self) -> bool:
@@ -70,7 +81,7 @@ class Network:
         least = min(self.preset, recorded.preset, key=PRESETS.index)
         public = self.preset != "none"
         allow = [rule for rule in recorded.allow if rule in self.allow or (public and check_network_rule(rule))]
-        return Network(least, allow=allow, deny=[*self.deny, *recorded.deny], dns=self.dns)
+        return Network(least, allow=allow, deny=[*self.deny, *recorded.deny], dns=self.dns, audit=self.audit)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Network):
@@ -78,24 +89,24 @@ class Network:
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     def __hash__(self) -> int:
-        return hash((self.preset, self.allow, self.deny, self.dns))
+        return hash((self.preset, self.allow, self.deny, self.dns, self.audit))
 
     def __repr__(self) -> str:
         rules = "".join(
             f", {name}={list(getattr(self, name))}" for name in ("allow", "deny", "dns") if getattr(self, name)
-        )
+        ) + (f", audit={self.audit!r}" if self.audit else "")
         return f"Network({self.preset!r}{rules})"
 
 
-def network(value: Network | str | None) -> Network:
-    """The network that is asked for; by default what SUPERMACHINE_NETWORK says.
+def network(value: Network | str | None, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> Network:
+    """The network that is asked for, by default what SUPERMACHINE_NETWORK says, with further rules.
 
     A text is a preset's name, and after it, with spaces between them, rules that allow; a rule after "!" denies.
     """
     if isinstance(value, Network):
-        return value
+        return value.also(allow, deny)
     words = (value or os.environ.get(env.NETWORK) or DEFAULT).split()
     rules = words[1:]
-    allow = [rule for rule in rules if not rule.startswith("!")]
-    deny = [rule[1:] for rule in rules if rule.startswith("!")]
+    allow = [*(rule for rule in rules if not rule.startswith("!")), *allow]
+    deny = [*(rule[1:] for rule in rules if rule.startswith("!")), *deny]
     return Network(words[0] if words else DEFAULT, allow=allow, deny=deny)

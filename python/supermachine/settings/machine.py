@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from ..errors import ConfigurationError
@@ -35,6 +35,8 @@ class MachineOptions(TypedDict, total=False):
     require_hardware: bool | None
     ports: Ports | None
     network: Network | str | None
+    allow: Sequence[str]
+    deny: Sequence[str]
     volumes: Volumes | None
     mounts: Mounts | None
     platform: str | None
@@ -81,6 +83,7 @@ class MachineSettings(NamedTuple):
         if unknown := sorted(options.keys() - _DEFAULTS.keys()):
             raise TypeError(f"VM() got an unexpected keyword argument {unknown[0]!r}")
         said: dict[str, Any] = {**_DEFAULTS, **options}
+        said["network"] = _network(said["network"], said.pop("allow"), said.pop("deny"))
         said["shares"] = _shares(said.pop("volumes"), said.pop("mounts"))
         if said["boot_timeout"] <= 0:
             raise ConfigurationError(f"boot_timeout is {said['boot_timeout']}; a positive number of seconds is needed")
@@ -105,10 +108,10 @@ def _ports(value: Ports | None) -> Wanted:
     return parse(value)
 
 
-def _network(value: Network | str | None) -> Network:
+def _network(value: Network | str | None, allow: Sequence[str], deny: Sequence[str]) -> Network:
     from ..network import policy
 
-    return policy.network(value)
+    return policy.network(value, allow, deny)
 
 
 def _shares(volumes: Volumes | None, mounts: Mounts | None) -> tuple[Mounted, ...]:
@@ -127,5 +130,4 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "user": lambda value: None if value is None else str(value),
     "hostname": lambda value: None if value is None else parsing.hostname(value),
     "ports": _ports,
-    "network": _network,
 }

@@ -60,6 +60,11 @@ pub trait Broker {
     /// Asks for a flow; [`Stack::answer`] tells what came of it. `false` when there is nobody to ask.
     fn ask(&mut self, question: &Question) -> bool;
 
+    /// What the guest says first on a connection that [`Stack::judged`] is about; `ended` when it says no more.
+    ///
+    /// [`Stack::judged`]: crate::Stack::judged
+    fn first(&mut self, flow: u64, bytes: Vec<u8>, ended: bool);
+
     /// A flow that was asked for has ended.
     fn closed(&mut self, flow: u64);
 }

@@ -11,6 +11,8 @@ pub const RING: usize = 512 * 1024;
 /// Bytes of all flows that wait. Beyond it bytes from the guest are taken only as far as the socket takes them, and bytes
 /// for the guest are read only when none wait.
 pub const RINGS: usize = 64 << 20;
+/// Bytes of a connection that the broker is shown at once.
+pub const FIRST: usize = 16 * 1024;
 /// Datagrams that wait for the broker's answer, for each flow.
 pub const WAITING_DATAGRAMS: usize = 4;
 /// Bytes of a datagram.

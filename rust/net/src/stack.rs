@@ -305,6 +305,22 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         }
     }
 
+    /// The broker answers when it has seen what the guest says first on this connection, which is open to the guest.
+    pub fn judged(&mut self, id: u64, now: Instant) {
+        if let Some(Flow { kind: Kind::Tcp(connection), .. }) = self.flows.get_mut(&id) {
+            connection.judged();
+            self.settle(id, Fate::Lives, now);
+        }
+    }
+
+    /// The broker has not seen enough of it.
+    pub fn more_wanted(&mut self, id: u64, now: Instant) {
+        if let Some(Flow { kind: Kind::Tcp(connection), .. }) = self.flows.get_mut(&id) {
+            connection.more_wanted();
+            self.settle(id, Fate::Lives, now);
+        }
+    }
+
     /// Nobody answers any more: what is asked is refused, what is open goes on.
     pub fn broker_is_gone(&mut self) {
         let asking = |flow: &Flow| match &flow.kind {
@@ -384,6 +400,9 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             if fate == Fate::Lives {
                 let before = connection.kept();
                 fate = connection.pump(spare);
+                if let Some((bytes, ended)) = connection.first() {
+                    self.broker.first(id, bytes, ended);
+                }
                 self.kept = self.kept - before + connection.kept();
                 connection.watch_window(now);
             }

@@ -53,9 +53,19 @@ pub struct Out {
     pub scale: Option<u8>,
 }
 
+/// A connection without a socket, on which the broker waits for the guest's first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judging {
+    /// It has some to come.
+    Waits,
+    /// It has been given some, and has not said yet whether that is enough.
+    Looks,
+}
+
 pub struct Connection {
     state: State,
     socket: Option<OwnedFd>,
+    judging: Option<Judging>,
     /// Where the guest's sequence starts, what is expected next, and the end of the window that it was told of.
     irs: u32,
     rcv_nxt: u32,
@@ -99,6 +109,7 @@ impl Connection {
         Self {
             state: State::Asking,
             socket: None,
+            judging: None,
             irs: syn.seq,
             rcv_nxt: syn.seq.wrapping_add(1),
             rcv_edge: syn.seq.wrapping_add(1),
@@ -130,8 +141,36 @@ impl Connection {
         self.socket.as_ref()
     }
 
+    /// Whether the broker has not answered yet.
     pub fn is_asking(&self) -> bool {
-        self.state == State::Asking
+        self.state == State::Asking || self.judging.is_some()
+    }
+
+    /// The broker wants to see what the guest says first.
+    pub fn judged(&mut self) {
+        if self.state == State::Asking {
+            (self.state, self.deadline) = (State::Answered, None);
+            (self.judging, self.writable) = (Some(Judging::Waits), false);
+        }
+    }
+
+    /// The broker needs more than it has been given.
+    pub fn more_wanted(&mut self) {
+        if self.judging.is_some() {
+            self.judging = Some(Judging::Waits);
+        }
+    }
+
+    /// The next bytes for the broker, and whether they are the last.
+    pub fn first(&mut self) -> Option<(Vec<u8>, bool)> {
+        if self.judging != Some(Judging::Waits) || self.to_host.is_empty() && !self.guest_ended {
+            return None;
+        }
+        self.judging = Some(Judging::Looks);
+        let length = self.to_host.len().min(limits::FIRST);
+        let bytes = self.to_host.slices(0, length).concat();
+        self.to_host.consume(length);
+        Some((bytes, self.guest_ended && self.to_host.is_empty()))
     }
 
     pub fn mss(&self) -> u16 {
@@ -155,8 +194,11 @@ impl Connection {
 
     /// The broker has connected a socket.
     pub fn granted(&mut self, socket: OwnedFd) {
-        (self.state, self.socket) = (State::Answered, Some(socket));
-        (self.deadline, self.readable) = (None, true);
+        self.socket = Some(socket);
+        (self.readable, self.writable) = (true, true);
+        if self.judging.take().is_none() {
+            (self.state, self.deadline) = (State::Answered, None);
+        }
     }
 
     /// The end of the window as it could be told now. A window never shrinks.
@@ -267,9 +309,10 @@ impl Connection {
 
     /// Writes bytes of the guest's to the socket, and keeps what that does not take; how many bytes were taken.
     fn write(&mut self, bytes: Frame<'_>, spare: usize) -> io::Result<usize> {
-        let Some(socket) = &self.socket else { return Ok(0) };
         let mut taken = 0;
-        while self.to_host.is_empty() && self.writable && taken < bytes.len() {
+        while let (true, true, true, Some(socket)) =
+            (self.to_host.is_empty(), self.writable, taken < bytes.len(), &self.socket)
+        {
             match ring::send(socket.as_fd(), &bytes.part(taken, usize::MAX).spans()) {
                 Ok(n) => taken += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

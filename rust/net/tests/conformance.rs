@@ -80,6 +80,8 @@ struct Case {
     host_chunk: usize,
     guest_chunk: usize,
     queue: usize,
+    /// Bytes that the broker wants to see first; none for a connection that it grants at once.
+    judged: Option<usize>,
     seed: u64,
 }
 
@@ -88,8 +90,9 @@ fn cases() -> impl Strategy<Value = Case> {
     (
         (0..20_u32, 0..30_u32, any::<bool>(), 600..100_000_usize, 576..1500_usize),
         (sizes(), sizes(), 1..70_000_usize, 1..70_000_usize, 1..40_usize, any::<u64>()),
+        prop_oneof![Just(None), (1..40_000_usize).prop_map(Some)],
     )
-        .prop_map(|((loss, reorder, offloads, peer_buffer, segment), rest)| {
+        .prop_map(|((loss, reorder, offloads, peer_buffer, segment), rest, judged)| {
             let (from_guest, from_host, host_chunk, guest_chunk, queue, seed) = rest;
             Case {
                 loss,
@@ -102,6 +105,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 host_chunk,
                 guest_chunk,
                 queue,
+                judged,
                 seed,
             }
         })
@@ -202,7 +206,19 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
         }
         if let Some(question) = stack.broker().asked.pop_front() {
             prop_assert_eq!(question.destination, "192.0.2.1:80".parse().unwrap());
-            stack.answer(question.flow, Ok(ours.take().unwrap().into()), now);
+            match case.judged {
+                None => stack.answer(question.flow, Ok(ours.take().unwrap().into()), now),
+                Some(_) => stack.judged(question.flow, now),
+            }
+        }
+        for (flow, bytes, ended) in std::mem::take(&mut stack.broker().first) {
+            // The broker sends what it has seen itself.
+            at_host.extend(bytes);
+            if ended || Some(at_host.len()) >= case.judged {
+                stack.answer(flow, Ok(ours.take().unwrap().into()), now);
+            } else {
+                stack.more_wanted(flow, now);
+            }
         }
         // The server.
         if ours.is_none() {

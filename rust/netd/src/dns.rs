@@ -88,9 +88,18 @@ pub fn addresses(bytes: &[u8]) -> Vec<(IpAddr, Duration)> {
     read_addresses(bytes).unwrap_or_default()
 }
 
-fn read_addresses(bytes: &[u8]) -> Option<Vec<(IpAddr, Duration)>> {
-    let (mut wanted, at) = name(bytes, HEADER)?;
-    let (mut at, mut records) = (at + 4, Vec::new());
+struct Record<'a> {
+    owner: Vec<u8>,
+    kind: u16,
+    ttl: u32,
+    data: &'a [u8],
+    /// Where the data is.
+    at: usize,
+}
+
+/// The answers of a message, from `at` on.
+fn records(bytes: &[u8], mut at: usize) -> Option<Vec<Record<'_>>> {
+    let mut found = Vec::new();
     for _ in 0..be16(bytes, 6)?.min(512) {
         let Some((owner, end)) = name(bytes, at) else { break };
         let (Some(kind), Some(class), Some(length)) =
@@ -101,26 +110,47 @@ fn read_addresses(bytes: &[u8]) -> Option<Vec<(IpAddr, Duration)>> {
         let ttl = u32::from(be16(bytes, end + 4)?) << 16 | u32::from(be16(bytes, end + 6)?);
         let Some(data) = bytes.get(end + 10..end + 10 + usize::from(length)) else { break };
         if class == IN {
-            records.push((owner, kind, ttl, data, end + 10));
+            found.push(Record { owner, kind, ttl, data, at: end + 10 });
         }
         at = end + 10 + usize::from(length);
     }
-    for _ in 0..CHAIN {
-        let alias = records.iter().find(|(owner, kind, ..)| *owner == wanted && *kind == CNAME);
-        match alias.and_then(|(.., at)| name(bytes, *at)) {
-            Some((next, _)) => wanted = next,
+    Some(found)
+}
+
+/// The name that the question's leads to, through the aliases in the message, and the names on the way.
+fn follow(bytes: &[u8], records: &[Record<'_>]) -> Option<Vec<Vec<u8>>> {
+    let mut names = vec![name(bytes, HEADER)?.0];
+    while names.len() <= CHAIN {
+        let alias = records.iter().find(|record| names.last() == Some(&record.owner) && record.kind == CNAME);
+        match alias.and_then(|record| name(bytes, record.at)) {
+            Some((next, _)) => names.push(next),
             None => break,
         }
     }
-    let found =
-        records.iter().filter(|(owner, ..)| *owner == wanted).filter_map(|(_, kind, ttl, data, _)| {
-            let address = match *kind {
-                A => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(*data).ok()?)),
-                AAAA => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(*data).ok()?)),
-                _ => return None,
-            };
-            Some((address, Duration::from_secs((*ttl).into())))
-        });
+    Some(names)
+}
+
+/// Names that the question's is an alias of, by the message.
+pub fn aliases(bytes: &[u8]) -> Vec<String> {
+    let read = || {
+        let (_, at) = name(bytes, HEADER)?;
+        follow(bytes, &records(bytes, at + 4)?)
+    };
+    read().unwrap_or_default().iter().skip(1).filter_map(|name| text(name)).collect()
+}
+
+fn read_addresses(bytes: &[u8]) -> Option<Vec<(IpAddr, Duration)>> {
+    let (_, at) = name(bytes, HEADER)?;
+    let records = records(bytes, at + 4)?;
+    let wanted = follow(bytes, &records)?.pop()?;
+    let found = records.iter().filter(|record| record.owner == wanted).filter_map(|record| {
+        let address = match record.kind {
+            A => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(record.data).ok()?)),
+            AAAA => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(record.data).ok()?)),
+            _ => return None,
+        };
+        Some((address, Duration::from_secs(record.ttl.into())))
+    });
     Some(found.collect())
 }
 
@@ -163,6 +193,15 @@ pub fn answer(query: &[u8], question: &Question, code: u8, addresses: &[IpAddr])
         bytes[7] += 1;
     }
     bytes
+}
+
+/// The answer to the same question that there is no such name.
+pub fn denied(answer: &[u8], question: &Question) -> Vec<u8> {
+    // It has answered this question, so that far it is like the query.
+    match answer.get(..question.end) {
+        Some(_) => self::answer(answer, question, NO_SUCH_NAME, &[]),
+        None => Vec::new(),
+    }
 }
 
 #[cfg(test)]

@@ -10,12 +10,23 @@ use supermachine_proto::netd::{self, Preset, Protocol};
 use crate::address::Class;
 use crate::rules::{NotARule, Rule, Target};
 
+const HTTPS: u16 = 443;
+
 /// A policy whose rules have been read.
 #[derive(Debug)]
 pub struct Policy {
     preset: Preset,
     allow: Vec<Rule>,
     deny: Vec<Rule>,
+}
+
+/// By what a flow is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// By its address.
+    Address,
+    /// Only by a name that its address was found under.
+    Name,
 }
 
 /// Why something is not allowed.
@@ -42,7 +53,7 @@ impl Policy {
         names: &[&str],
         protocol: Protocol,
         port: u16,
-    ) -> Result<(), Denied> {
+    ) -> Result<Basis, Denied> {
         let remedy = || remedy(to, class, names, protocol, port);
         let denied = |rule: Option<&Rule>, reason, remedy| {
             Err(Denied { rule: rule.map(|rule| rule.text.clone()), reason, remedy })
@@ -51,7 +62,7 @@ impl Policy {
             return denied(Some(rule), "a rule denies it", String::new());
         }
         let special = matches!(class, Class::Metadata | Class::LinkLocal | Class::Host);
-        let mut by_name = false;
+        let (mut by_name, mut named) = (false, None);
         for rule in self.allow.iter().filter(|rule| rule.matches(to, class, names, protocol, port)) {
             match rule.target {
                 // Whoever serves a name says where it leads, so it leads to public addresses only.
@@ -60,36 +71,87 @@ impl Policy {
                 {
                     by_name = true;
                 }
+                Target::Name(_) | Target::Below(_) if class == Class::Public => {
+                    // Of a rule that says so, QUIC as well.
+                    named = Some(named == Some(true) || rule.protocol == Some(Protocol::Udp));
+                }
                 _ if special && !rule.means(class) => {}
-                _ => return Ok(()),
+                _ => return Ok(Basis::Address),
             }
         }
-        if by_name {
+        if let (Some(udp), true) = (named, self.preset == Preset::Nothing) {
+            return match protocol {
+                // It encrypts the name that it is for. Clients go back to TCP.
+                Protocol::Udp if port == HTTPS && !udp => {
+                    let remedy = names.first().map_or_else(String::new, |name| format!("{name}:{port}/udp"));
+                    denied(None, "rules for names are held by TCP alone, not by QUIC", remedy)
+                }
+                _ => Ok(Basis::Name),
+            };
+        }
+        if by_name && named.is_none() {
             return denied(None, "its name leads to an address that is not public", remedy());
         }
         match (self.preset, class) {
             (_, Class::Metadata | Class::LinkLocal) => {
                 denied(None, "metadata and link-local addresses must be named to be allowed", remedy())
             }
-            (Preset::All, _) | (Preset::Public, Class::Public) => Ok(()),
+            (Preset::All, _) | (Preset::Public, Class::Public) => Ok(Basis::Address),
             (Preset::Public, Class::Host) => denied(None, "it is the host", remedy()),
             (Preset::Public, _) => denied(None, "its address is not public", remedy()),
             (Preset::Nothing, _) => denied(None, "no rule allows it", remedy()),
         }
     }
 
+    /// The rule that denies all that has this name, as an error.
+    pub fn denied_name(&self, name: &str) -> Option<Denied> {
+        let denies = |rule: &&Rule| rule.names(name) && rule.ports.is_empty() && rule.protocol.is_none();
+        let rule = self.deny.iter().find(denies)?;
+        Some(Denied { rule: Some(rule.text.clone()), reason: "a rule denies it", remedy: String::new() })
+    }
+
     /// Whether this name may be looked up: who serves it learns of the question, so that is a flow as well.
     pub fn name(&self, name: &str) -> Result<(), Denied> {
-        let named = |rules: &[Rule]| rules.iter().find(|rule| rule.names(name)).cloned();
-        if let Some(rule) = named(&self.deny).filter(|rule| rule.ports.is_empty() && rule.protocol.is_none())
-        {
-            return Err(Denied { rule: Some(rule.text), reason: "a rule denies it", remedy: String::new() });
+        if let Some(denied) = self.denied_name(name) {
+            return Err(denied);
         }
+        let named = |rules: &[Rule]| rules.iter().find(|rule| rule.names(name)).cloned();
         let all = |rule: &Rule| matches!(rule.target, Target::Group(group) if group.holds(Class::Public));
         if self.preset != Preset::Nothing || named(&self.allow).is_some() || self.allow.iter().any(all) {
             return Ok(());
         }
         Err(Denied { rule: None, reason: "no rule allows the name", remedy: name.into() })
+    }
+
+    /// Whether a connection to this port that says it is for `name` may be; it was found under `pinned` names.
+    pub fn presents(
+        &self,
+        name: &str,
+        to: IpAddr,
+        class: Class,
+        pinned: &[&str],
+        basis: Basis,
+        port: u16,
+    ) -> Result<(), Denied> {
+        let denies = |rule: &&Rule| rule.names(name) && rule.concerns(Protocol::Tcp, port);
+        if let Some(rule) = self.deny.iter().find(denies) {
+            let rule = Some(rule.text.clone());
+            return Err(Denied { rule, reason: "a rule denies it", remedy: String::new() });
+        }
+        match basis {
+            Basis::Address => Ok(()),
+            Basis::Name if !pinned.contains(&name) => Err(Denied {
+                rule: None,
+                reason: "it is for a name that does not lead to this address",
+                remedy: String::new(),
+            }),
+            Basis::Name => self.flow(to, class, &[name], Protocol::Tcp, port).map(drop),
+        }
+    }
+
+    /// Whether some names are denied.
+    pub fn denies_names(&self) -> bool {
+        self.deny.iter().any(|rule| matches!(rule.target, Target::Name(_) | Target::Below(_)))
     }
 
     /// Whether names are a boundary: only some may be looked up.

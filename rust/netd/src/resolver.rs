@@ -282,6 +282,13 @@ impl Resolver {
         context: &mut Context<'_>,
         now: Instant,
     ) {
+        // What a denied name leads to is not given under another one that is an alias of it.
+        for alias in dns::aliases(answer) {
+            if let Some(denied) = context.policy.denied_name(&alias) {
+                context.denied.push((alias, denied));
+                return self.send(client, &dns::denied(answer, question));
+            }
+        }
         if let Some(name) = &question.name {
             for (address, ttl) in dns::addresses(answer) {
                 context.pins.add(address, name, ttl, now);

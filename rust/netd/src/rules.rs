@@ -93,7 +93,7 @@ impl Rule {
     }
 
     /// Whether it is about this port and protocol.
-    fn concerns(&self, protocol: Protocol, port: u16) -> bool {
+    pub fn concerns(&self, protocol: Protocol, port: u16) -> bool {
         // A port of no number stands for any: where names are looked up.
         self.protocol.is_none_or(|own| own == protocol)
             && (self.ports.is_empty() || self.ports.iter().any(|range| range.contains(&port)))

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, ipproto, socket, sockopt};
-use supermachine_proto::netd::{Command, Denial, Event, Protocol, Refusal, Reply, Request, Start};
+use supermachine_proto::netd::{Command, Denial, Event, Flow, Protocol, Refusal, Reply, Request, Start};
 
 use crate::address::{Class, class};
 use crate::channel::Channel;
 use crate::host::Host;
-use crate::policy::{Denied, Pins, Policy};
+use crate::judging::{HTTP, HTTPS, Judgements, Pending};
+use crate::policy::{Basis, Denied, Pins, Policy};
 use crate::resolver::{Context, Resolver};
 
 /// How long a server may take to accept a connection.
@@ -27,25 +28,50 @@ struct Connecting {
     flow: u64,
     socket: OwnedFd,
     deadline: Instant,
+    /// What it says first decides.
+    judged: Option<Basis>,
 }
 
 /// A flow that was granted.
-struct Granted {
+pub(crate) struct Granted {
     protocol: Protocol,
-    destination: SocketAddr,
-    names: Vec<String>,
+    source: SocketAddr,
+    pub destination: SocketAddr,
+    pub names: Vec<String>,
+    since_ns: u64,
 }
+
+impl Granted {
+    fn told(&self) -> Flow {
+        Flow {
+            protocol: self.protocol,
+            source: self.source,
+            destination: self.destination,
+            name: self.names.first().cloned(),
+            since_ns: self.since_ns,
+        }
+    }
+}
+
+/// Flows in one message.
+const FLOWS: usize = 256;
 
 pub struct Server {
     control: Channel,
-    link: Channel,
-    policy: Policy,
+    pub(crate) link: Channel,
+    pub(crate) policy: Policy,
     pins: Pins,
     resolver: Resolver,
     gateway: Vec<IpAddr>,
+    audit: bool,
     connecting: Vec<Connecting>,
-    granted: HashMap<u64, Granted>,
+    pub(crate) granted: HashMap<u64, Granted>,
+    pub(crate) judgements: Judgements,
+    dial: Dial,
 }
+
+/// Makes a socket for a flow, and whether it is connected already.
+pub type Dial = fn(Protocol, SocketAddr) -> Result<(OwnedFd, bool), Errno>;
 
 impl Server {
     /// For a policy whose rules make sense.
@@ -55,8 +81,25 @@ impl Server {
             host.servers = start.dns;
         }
         let resolver = Resolver::new(host, start.gateway.clone())?;
-        let (pins, connecting, granted) = (Pins::default(), Vec::new(), HashMap::new());
-        Ok(Self { control, link, policy, pins, resolver, gateway: start.gateway, connecting, granted })
+        Ok(Self {
+            control,
+            link,
+            policy,
+            pins: Pins::default(),
+            resolver,
+            gateway: start.gateway,
+            audit: start.audit,
+            connecting: Vec::new(),
+            granted: HashMap::new(),
+            judgements: Judgements::default(),
+            dial: connect,
+        })
+    }
+
+    /// Has another function make sockets: tests reach no public address.
+    #[must_use]
+    pub fn dialing(self, dial: Dial) -> Self {
+        Self { dial, ..self }
     }
 
     /// Serves until the API or the worker is gone.
@@ -68,6 +111,7 @@ impl Server {
             }
             let now = Instant::now();
             self.finish(now)?;
+            self.end_judgements(now)?;
             let mut denied = Vec::new();
             let mut context = Context { policy: &self.policy, pins: &mut self.pins, denied: &mut denied };
             self.resolver.serve(&mut context, now);
@@ -88,8 +132,8 @@ impl Server {
             vec![PollFd::new(&self.control, both(&self.control)), PollFd::new(&self.link, both(&self.link))];
         fds.extend(self.connecting.iter().map(|pending| PollFd::new(&pending.socket, PollFlags::OUT)));
         fds.extend(self.resolver.descriptors().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let deadline =
-            self.connecting.iter().map(|pending| pending.deadline).chain(self.resolver.deadline()).min();
+        let deadline = self.connecting.iter().map(|pending| pending.deadline).chain(self.resolver.deadline());
+        let deadline = deadline.chain(self.judgements.deadline()).min();
         let timeout = deadline.map(|at| {
             // Rounded up, so that the deadline has passed afterwards.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -113,6 +157,13 @@ impl Server {
                     self.revoke()?;
                 }
                 Command::Sync => self.control.send(&Event::Synced, None)?,
+                Command::Flows => {
+                    let flows: Vec<Flow> = self.granted.values().map(Granted::told).collect();
+                    for some in flows.chunks(FLOWS) {
+                        self.control.send(&Event::Flows(some.to_vec()), None)?;
+                    }
+                    self.control.send(&Event::Flows(Vec::new()), None)?;
+                }
             }
         }
         Ok(open)
@@ -122,16 +173,24 @@ impl Server {
         let open = self.link.receive()?;
         while let Some(request) = self.link.take::<Request>().map_err(io::Error::other)? {
             match request {
-                Request::Open { flow, protocol, destination, .. } => {
-                    self.open(flow, protocol, destination)?
+                Request::Open { flow, protocol, source, destination } => {
+                    self.open(flow, protocol, source, destination)?;
                 }
-                Request::Closed { flow } => {
-                    self.granted.remove(&flow);
-                    self.connecting.retain(|pending| pending.flow != flow);
-                }
+                Request::Closed { flow } => self.forget(flow)?,
+                Request::First { flow, bytes, ended } => self.hear_first(flow, &bytes.0, ended)?,
             }
         }
         Ok(open)
+    }
+
+    /// A flow has ended.
+    fn forget(&mut self, flow: u64) -> io::Result<()> {
+        self.connecting.retain(|pending| pending.flow != flow);
+        self.judgements.forget(flow);
+        match self.granted.remove(&flow) {
+            Some(granted) if self.audit => self.control.send(&Event::Closed(granted.told()), None),
+            _ => Ok(()),
+        }
     }
 
     fn is_gateway(&self, address: IpAddr) -> bool {
@@ -139,7 +198,13 @@ impl Server {
     }
 
     /// Decides about a flow and begins to connect it.
-    fn open(&mut self, flow: u64, protocol: Protocol, destination: SocketAddr) -> io::Result<()> {
+    fn open(
+        &mut self,
+        flow: u64,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> io::Result<()> {
         let gateway = self.is_gateway(destination.ip());
         if gateway && destination.port() == DNS && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
             return match self.resolver.connect(protocol == Protocol::Tcp) {
@@ -149,69 +214,80 @@ impl Server {
         }
         let names: Vec<String> =
             self.pins.names(destination.ip(), Instant::now()).into_iter().map(Into::into).collect();
-        if let Err(denied) = self.decide(protocol, destination, &names) {
-            self.tell(names.first().cloned(), Some(destination.ip()), destination.port(), protocol, denied)?;
-            return self.refuse(flow, Refusal::Denied);
-        }
+        let granted = Granted { protocol, source, destination, names, since_ns: now_ns() };
+        let web = protocol == Protocol::Tcp && !gateway && matches!(destination.port(), HTTP | HTTPS);
+        let basis = match self.decide(&granted) {
+            Ok(basis) => basis,
+            Err(denied) => {
+                let (name, to) = (granted.names.first().cloned(), destination.ip());
+                let readable = web && destination.port() == HTTP && name.is_some();
+                self.tell(name, Some(to), destination.port(), protocol, denied.clone())?;
+                if readable {
+                    self.granted.insert(flow, granted);
+                    return self.judge(flow, None, Pending::Denied(denied));
+                }
+                return self.refuse(flow, Refusal::Denied);
+            }
+        };
+        let judged = (web && (basis == Basis::Name || self.policy.denies_names())).then_some(basis);
         // The host's loopback, by its name on the guest's link.
         let target = match destination {
             SocketAddr::V4(_) if gateway => SocketAddr::from((Ipv4Addr::LOCALHOST, destination.port())),
             SocketAddr::V6(_) if gateway => SocketAddr::from((Ipv6Addr::LOCALHOST, destination.port())),
             _ => destination,
         };
-        match connect(protocol, target) {
+        match (self.dial)(protocol, target) {
             Ok((socket, true)) => {
-                self.grant(flow, protocol, destination, names, Some(socket))?;
+                self.granted.insert(flow, granted);
+                self.hand_over(flow, socket, judged)
             }
             Ok((socket, false)) if self.connecting.len() < CONNECTING => {
-                self.grant(flow, protocol, destination, names, None)?;
-                self.connecting.push(Connecting { flow, socket, deadline: Instant::now() + CONNECT });
+                self.granted.insert(flow, granted);
+                let deadline = Instant::now() + CONNECT;
+                self.connecting.push(Connecting { flow, socket, deadline, judged });
+                Ok(())
             }
-            Ok(_) => self.refuse(flow, Refusal::Unreachable)?,
+            Ok(_) => self.refuse(flow, Refusal::Unreachable),
             Err(Errno::ACCESS | Errno::PERM) if protocol == Protocol::Icmp => {
                 let denied = Denied {
                     rule: None,
                     reason: "the host lets this user send no ping (sysctl net.ipv4.ping_group_range)",
                     remedy: String::new(),
                 };
-                self.tell(names.first().cloned(), Some(destination.ip()), 0, protocol, denied)?;
-                self.refuse(flow, Refusal::Denied)?;
+                let name = granted.names.first().cloned();
+                self.tell(name, Some(destination.ip()), 0, protocol, denied)?;
+                self.refuse(flow, Refusal::Denied)
             }
-            Err(error) => self.refuse(flow, refusal(error))?,
+            Err(error) => self.refuse(flow, refusal(error)),
         }
-        Ok(())
     }
 
-    fn decide(&self, protocol: Protocol, destination: SocketAddr, names: &[String]) -> Result<(), Denied> {
-        let address = destination.ip();
-        let class = match class(address) {
+    pub(crate) fn class(&self, address: IpAddr) -> Class {
+        match class(address) {
             _ if self.is_gateway(address) => Class::Host,
-            class @ (Class::Public | Class::Private | Class::Special) if is_own(address) => {
-                let _ = class;
-                Class::Host
-            }
+            Class::Public | Class::Private | Class::Special if is_own(address) => Class::Host,
             class => class,
-        };
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        self.policy.flow(address, class, &names, protocol, destination.port())
-    }
-
-    fn grant(
-        &mut self,
-        flow: u64,
-        protocol: Protocol,
-        destination: SocketAddr,
-        names: Vec<String>,
-        socket: Option<OwnedFd>,
-    ) -> io::Result<()> {
-        self.granted.insert(flow, Granted { protocol, destination, names });
-        match socket {
-            Some(socket) => self.link.send(&Reply::Granted { flow }, Some(socket)),
-            None => Ok(()),
         }
     }
 
-    fn refuse(&mut self, flow: u64, refusal: Refusal) -> io::Result<()> {
+    fn decide(&self, granted: &Granted) -> Result<Basis, Denied> {
+        let to = granted.destination;
+        let names: Vec<&str> = granted.names.iter().map(String::as_str).collect();
+        self.policy.flow(to.ip(), self.class(to.ip()), &names, granted.protocol, to.port())
+    }
+
+    /// A connected socket is the worker's, unless what the guest says first decides.
+    fn hand_over(&mut self, flow: u64, socket: OwnedFd, judged: Option<Basis>) -> io::Result<()> {
+        if let (true, Some(granted)) = (self.audit, self.granted.get(&flow)) {
+            self.control.send(&Event::Opened(granted.told()), None)?;
+        }
+        match judged {
+            Some(basis) => self.judge(flow, Some(socket), Pending::Basis(basis)),
+            None => self.link.send(&Reply::Granted { flow }, Some(socket)),
+        }
+    }
+
+    pub(crate) fn refuse(&mut self, flow: u64, refusal: Refusal) -> io::Result<()> {
         self.granted.remove(&flow);
         self.link.send(&Reply::Refused { flow, refusal }, None)
     }
@@ -231,9 +307,9 @@ impl Server {
                 at += 1;
                 continue;
             };
-            let Connecting { flow, socket, .. } = self.connecting.swap_remove(at);
+            let Connecting { flow, socket, judged, .. } = self.connecting.swap_remove(at);
             match done {
-                Ok(()) => self.link.send(&Reply::Granted { flow }, Some(socket))?,
+                Ok(()) => self.hand_over(flow, socket, judged)?,
                 Err(why) => self.refuse(flow, why)?,
             }
         }
@@ -245,20 +321,17 @@ impl Server {
         let ended: Vec<u64> = self
             .granted
             .iter()
-            .filter(|(_, granted)| {
-                self.decide(granted.protocol, granted.destination, &granted.names).is_err()
-            })
+            .filter(|(_, granted)| self.decide(granted).is_err())
             .map(|(flow, _)| *flow)
             .collect();
         for flow in ended {
-            self.granted.remove(&flow);
-            self.connecting.retain(|pending| pending.flow != flow);
+            self.forget(flow)?;
             self.link.send(&Reply::Revoked { flow }, None)?;
         }
         Ok(())
     }
 
-    fn tell(
+    pub(crate) fn tell(
         &mut self,
         name: Option<String>,
         address: Option<IpAddr>,
@@ -266,12 +339,17 @@ impl Server {
         protocol: Protocol,
         denied: Denied,
     ) -> io::Result<()> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let Denied { rule, reason, remedy } = denied;
-        let time_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-        let denial = Denial { name, address, port, protocol, rule, reason: reason.into(), remedy, time_ns };
+        let reason = reason.into();
+        let denial = Denial { name, address, port, protocol, rule, reason, remedy, time_ns: now_ns() };
         self.control.send(&Event::Denied(denial), None)
     }
+}
+
+/// Nanoseconds since 1970.
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn refusal(error: Errno) -> Refusal {

@@ -8,6 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::Chunk;
+
 /// API to the policy process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -17,6 +19,8 @@ pub enum Command {
     SetPolicy(Policy),
     /// Answered by [`Event::Synced`], after every event before it.
     Sync,
+    /// Answered by [`Event::Flows`]s, the last of which is empty.
+    Flows,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +32,8 @@ pub struct Start {
     pub dns: Vec<SocketAddr>,
     /// Addresses of the guest's gateway, which is the host's loopback and a name server to it.
     pub gateway: Vec<IpAddr>,
+    /// Whether the API is told of each flow's begin and end.
+    pub audit: bool,
 }
 
 /// What the guest may reach. Rules are texts, as users write them.
@@ -52,10 +58,28 @@ pub enum Preset {
 pub enum Event {
     Denied(Denial),
     Synced,
+    /// Some of the flows that are open.
+    Flows(Vec<Flow>),
+    /// A flow was granted, or has ended; only where that was asked for.
+    Opened(Flow),
+    Closed(Flow),
     /// The last message: it cannot serve.
     Failed {
         message: String,
     },
+}
+
+/// A flow that was granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    pub protocol: Protocol,
+    /// The guest's end.
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// The name that the address was found under last.
+    pub name: Option<String>,
+    /// Nanoseconds since 1970.
+    pub since_ns: u64,
 }
 
 /// Something that the guest was not let do.
@@ -92,6 +116,9 @@ pub enum Request {
     Open { flow: u64, protocol: Protocol, source: SocketAddr, destination: SocketAddr },
     /// A flow that was granted has ended.
     Closed { flow: u64 },
+    /// The guest's next bytes of a flow that is [`Reply::Judged`]; `ended` when there will be no more. Answered by
+    /// [`Reply::More`], [`Reply::Granted`] or [`Reply::Refused`], before which no further ones are sent.
+    First { flow: u64, bytes: Chunk, ended: bool },
 }
 
 /// The policy process to the worker.
@@ -107,6 +134,14 @@ pub enum Reply {
     },
     /// The policy no longer allows it.
     Revoked {
+        flow: u64,
+    },
+    /// The guest is to be told that it is connected: what it says first decides. Those bytes are not the worker's to
+    /// send.
+    Judged {
+        flow: u64,
+    },
+    More {
         flow: u64,
     },
 }

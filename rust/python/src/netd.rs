@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use supermachine_netd::policy;
 use supermachine_proto::agent::Network;
 use supermachine_proto::frame::{self, Decoder};
-use supermachine_proto::netd::{Command, Denial, Event, Policy, Preset, Protocol, Start};
+use supermachine_proto::netd::{Command, Denial, Event, Flow, Policy, Preset, Protocol, Start};
 
 use crate::descriptors::{self, Unshared};
 use crate::sys::{self, Interest};
@@ -27,25 +27,36 @@ const KEPT: usize = 4096;
 /// How long the process may take to exit once it has been told to.
 const REAP: Duration = Duration::from_secs(2);
 
-/// What Python says of a network: executable, preset, rules that allow, rules that deny, name servers.
-pub type Wanted = (PathBuf, String, Vec<String>, Vec<String>, Vec<String>);
+/// What Python says of a network: executable, preset, rules that allow, rules that deny, name servers, and a descriptor of
+/// the audit log with what names the machine there.
+pub type Wanted = (PathBuf, String, Vec<String>, Vec<String>, Vec<String>, Option<(RawFd, String)>);
 
 /// A policy and its name servers, after its rules have been read.
 pub struct Settings {
     path: PathBuf,
     policy: Policy,
     dns: Vec<SocketAddr>,
+    audit: Option<Log>,
+}
+
+/// An audit log: one JSON object a line.
+struct Log {
+    file: Unshared<OwnedFd>,
+    machine: String,
 }
 
 impl Settings {
-    pub fn new((path, preset, allow, deny, dns): Wanted) -> PyResult<Self> {
+    pub fn new((path, preset, allow, deny, dns, audit): Wanted) -> PyResult<Self> {
+        let audit =
+            audit.map(|(fd, machine)| Unshared::new(|| sys::duplicate(fd)).map(|file| Log { file, machine }));
+        let audit = audit.transpose()?;
         let policy = policy_of(&preset, allow, deny)?;
         let dns = dns.iter().map(|text| {
             let port = |address| SocketAddr::new(address, 53);
             let server = text.parse().or_else(|_| text.parse().map(port));
             server.map_err(|_| PyValueError::new_err(format!("{text:?} is not the address of a name server")))
         });
-        Ok(Self { path, policy, dns: dns.collect::<Result<_, _>>()? })
+        Ok(Self { path, policy, dns: dns.collect::<Result<_, _>>()?, audit })
     }
 }
 
@@ -85,6 +96,11 @@ struct State {
     /// Questions whether all has been told: sent, and answered.
     asked: u64,
     answered: u64,
+    /// The same of questions for the flows that are open; of the last answer, and of the one that is coming in.
+    flows_asked: u64,
+    flows_answered: u64,
+    flows: Vec<Flow>,
+    coming: Vec<Flow>,
 }
 
 impl State {
@@ -129,6 +145,10 @@ impl Netd {
             forgotten: 0,
             asked: 0,
             answered: 0,
+            flows_asked: 0,
+            flows_answered: 0,
+            flows: Vec::new(),
+            coming: Vec::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let (bell, rings) = descriptors::pair()?;
@@ -181,6 +201,31 @@ impl Netd {
         sys::wait_for(py, sys::deadline(timeout), heard).map(drop)
     }
 
+    /// The flows that are open; none within `timeout` seconds.
+    pub fn flows(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<Open>>> {
+        let wanted = py.detach(|| {
+            let mut state = self.shared.lock();
+            let Process::Runs { control, .. } = &state.process else { return None };
+            let _ = send(control, &Command::Flows);
+            state.flows_asked += 1;
+            Some(state.flows_asked)
+        });
+        let Some(wanted) = wanted else { return Ok(Some(Vec::new())) };
+        let heard = |slice| {
+            let state = self.shared.lock();
+            let (state, _) = self
+                .shared
+                .changed
+                .wait_timeout_while(state, slice, |state| !state.is_over() && state.flows_answered < wanted)
+                .unwrap_or_else(PoisonError::into_inner);
+            if state.is_over() {
+                return Some(Vec::new());
+            }
+            (state.flows_answered >= wanted).then(|| state.flows.iter().map(open).collect())
+        };
+        sys::wait_for(py, sys::deadline(timeout), heard)
+    }
+
     /// The denials from this number on, of all that there were, and the number of the next.
     pub fn denials(&self, from: u64) -> (Vec<Told>, u64) {
         let state = self.shared.lock();
@@ -231,19 +276,23 @@ fn follow(shared: &Shared, link: Unshared<UnixStream>, bell: &UnixStream) {
         shared.changed.notify_all();
         return;
     }
+    let mut log = None;
     let started = {
         let mut state = shared.lock();
         match std::mem::replace(&mut state.process, Process::Over) {
-            Process::Wanted(settings) => start(settings, &link).map(|(control, reader, child)| {
-                state.process = Process::Runs { control, pid: child.id() };
-                Some((reader, child))
-            }),
+            Process::Wanted(mut settings) => {
+                log = settings.audit.take();
+                start(settings, &link, log.is_some()).map(|(control, reader, child)| {
+                    state.process = Process::Runs { control, pid: child.id() };
+                    Some((reader, child))
+                })
+            }
             _ => Ok(None),
         }
     };
     drop(link);
     let failure = match started {
-        Ok(Some((reader, child))) => hear(&reader, shared, child),
+        Ok(Some((reader, child))) => hear(&reader, shared, child, log),
         Ok(None) => None,
         Err(error) => Some(format!("its policy process cannot be started: {error}")),
     };
@@ -271,7 +320,7 @@ fn is_asked(link: &UnixStream, bell: &UnixStream) -> bool {
 
 type Started = (Unshared<UnixStream>, Unshared<UnixStream>, Child);
 
-fn start(settings: Settings, link: &UnixStream) -> io::Result<Started> {
+fn start(settings: Settings, link: &UnixStream, audit: bool) -> io::Result<Started> {
     let (control, child) = descriptors::pair_for(|theirs| {
         let mut command = std::process::Command::new(settings.path);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
@@ -283,6 +332,7 @@ fn start(settings: Settings, link: &UnixStream) -> io::Result<Started> {
         policy: settings.policy,
         dns: settings.dns,
         gateway: vec![Network::default().gateway.into()],
+        audit,
     }));
     let mut bytes = Vec::new();
     frame::encode(&start, &mut bytes).map_err(io::Error::other)?;
@@ -293,7 +343,7 @@ fn start(settings: Settings, link: &UnixStream) -> io::Result<Started> {
 }
 
 /// Hears the process out and reaps it; why it gave up, unless it was told to or its VM has ended.
-fn hear(mut reader: &UnixStream, shared: &Shared, mut child: Child) -> Option<String> {
+fn hear(mut reader: &UnixStream, shared: &Shared, mut child: Child, mut log: Option<Log>) -> Option<String> {
     let (mut decoder, mut buffer) = (Decoder::default(), [0; 16 * 1024]);
     let mut failure = None;
     'heard: while let Ok(n @ 1..) = reader.read(&mut buffer) {
@@ -301,10 +351,21 @@ fn hear(mut reader: &UnixStream, shared: &Shared, mut child: Child) -> Option<St
         loop {
             let Ok(event) = decoder.next::<Event>() else { break 'heard };
             let Some(event) = event else { break };
+            if let Some(error) = log.as_ref().and_then(|log| log.write(&event).err()) {
+                log = None;
+                let reason = format!("nothing, but the audit log cannot be written to: {error}");
+                shared.lock().add((None, None, 0, "any", None, reason, String::new(), now()));
+            }
             let mut state = shared.lock();
             match event {
                 Event::Denied(denial) => state.add(told(denial)),
                 Event::Synced => state.answered += 1,
+                Event::Flows(flows) if flows.is_empty() => {
+                    state.flows_answered += 1;
+                    state.flows = std::mem::take(&mut state.coming);
+                }
+                Event::Flows(flows) => state.coming.extend(flows),
+                Event::Opened(_) | Event::Closed(_) => continue,
                 Event::Failed { message } => {
                     failure = Some(format!("its policy process cannot serve: {message}"));
                     break 'heard;
@@ -336,16 +397,85 @@ fn now() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
-pub type Told = (Option<String>, Option<String>, u16, &'static str, Option<String>, String, String, u64);
+impl Log {
+    /// Appends what has happened, where it is of matter.
+    fn write(&self, event: &Event) -> io::Result<()> {
+        let line = match event {
+            Event::Denied(denial) => {
+                let address = denial.address.map(|address| address.to_string());
+                format!(
+                    r#""event": "denied", "protocol": "{}", "name": {}, "address": {}, "port": {}, "rule": {}, "reason": {}"#,
+                    protocol_name(denial.protocol),
+                    json(denial.name.as_deref()),
+                    json(address.as_deref()),
+                    denial.port,
+                    json(denial.rule.as_deref()),
+                    json(Some(&denial.reason)),
+                )
+            }
+            Event::Opened(flow) => format!(r#""event": "opened", {}"#, flow_json(flow)),
+            Event::Closed(flow) => format!(r#""event": "closed", {}"#, flow_json(flow)),
+            _ => return Ok(()),
+        };
+        let machine = json(Some(&self.machine));
+        // One call for each line: of a file that is open for appending none mixes with others'.
+        let line = format!("{{\"time_ns\": {}, \"machine\": {machine}, {line}}}\n", now());
+        match sys::write(&*self.file, line.as_bytes())? {
+            n if n == line.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+}
 
-fn told(denial: Denial) -> Told {
-    let protocol = match denial.protocol {
+fn flow_json(flow: &Flow) -> String {
+    format!(
+        r#""protocol": "{}", "name": {}, "address": "{}", "port": {}, "guest_port": {}"#,
+        protocol_name(flow.protocol),
+        json(flow.name.as_deref()),
+        flow.destination.ip(),
+        flow.destination.port(),
+        flow.source.port(),
+    )
+}
+
+fn json(text: Option<&str>) -> String {
+    let Some(text) = text else { return "null".into() };
+    let mut quoted = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            ' '..='~' => quoted.push(character),
+            _ => character
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .for_each(|unit| quoted += &format!("\\u{unit:04x}")),
+        }
+    }
+    quoted + "\""
+}
+
+fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
         Protocol::Icmp => "icmp",
         Protocol::Dns => "dns",
-    };
+    }
+}
+
+/// Protocol, the guest's port, name, address, port, nanoseconds since 1970.
+pub type Open = (&'static str, u16, Option<String>, String, u16, u64);
+
+fn open(flow: &Flow) -> Open {
+    let (address, port) = (flow.destination.ip().to_string(), flow.destination.port());
+    (protocol_name(flow.protocol), flow.source.port(), flow.name.clone(), address, port, flow.since_ns)
+}
+
+/// Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
+pub type Told = (Option<String>, Option<String>, u16, &'static str, Option<String>, String, String, u64);
+
+fn told(denial: Denial) -> Told {
+    let protocol = protocol_name(denial.protocol);
     let address = denial.address.map(|address| address.to_string());
     (denial.name, address, denial.port, protocol, denial.rule, denial.reason, denial.remedy, denial.time_ns)
 }

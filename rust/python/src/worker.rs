@@ -444,6 +444,13 @@ impl Worker {
         self.1.as_ref().map_or(Ok(false), |network| network.wait(py, number, timeout))
     }
 
+    /// The network's open flows: protocol, the guest's port, name, address, port, nanoseconds since 1970. `None` at the
+    /// time-out (seconds).
+    #[pyo3(signature = (timeout=None))]
+    fn flows(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<netd::Open>>> {
+        self.1.as_ref().map_or(Ok(Some(Vec::new())), |network| network.flows(py, timeout))
+    }
+
     /// Another policy from here on: preset, rules that allow, rules that deny.
     fn set_network_policy(
         &self,

@@ -73,6 +73,8 @@ impl Cable {
                     self.stack.answer(flow, Err(refusal), now);
                 }
                 (Reply::Revoked { flow }, _) => self.stack.revoke(flow, now),
+                (Reply::Judged { flow }, _) => self.stack.judged(flow, now),
+                (Reply::More { flow }, _) => self.stack.more_wanted(flow, now),
             }
         }
         if self.stack.broker().stream.is_none() {
@@ -304,6 +306,11 @@ impl Broker for Link {
         };
         let Question { flow, source, destination, .. } = *question;
         self.send(&Request::Open { flow, protocol, source, destination })
+    }
+
+    fn first(&mut self, flow: u64, bytes: Vec<u8>, ended: bool) {
+        // Where that cannot be sent the policy process gives the connection up in time.
+        self.send(&Request::First { flow, bytes: bytes.into(), ended });
     }
 
     fn closed(&mut self, flow: u64) {

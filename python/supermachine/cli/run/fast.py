@@ -270,7 +270,9 @@ def _short_way(said: Arguments) -> int | None:
     try:
         with foreground.Signals() as signals:
             steps("image")
-            started = start.worker(settings["boot_timeout"], network(settings["network"]))
+            started = start.worker(
+                settings["boot_timeout"], network(settings["network"], settings["allow"], settings["deny"])
+            )
             if started is None:
                 _forget(file)
                 return None

@@ -23,6 +23,8 @@ pub const ADDRESSES: Addresses = Addresses {
 pub struct Questions {
     pub asked: VecDeque<Question>,
     pub closed: Vec<u64>,
+    /// What was said first, by flow.
+    pub first: Vec<(u64, Vec<u8>, bool)>,
     pub gone: bool,
 }
 
@@ -30,6 +32,10 @@ impl Broker for Questions {
     fn ask(&mut self, question: &Question) -> bool {
         self.asked.push_back(*question);
         !self.gone
+    }
+
+    fn first(&mut self, flow: u64, bytes: Vec<u8>, ended: bool) {
+        self.first.push((flow, bytes, ended));
     }
 
     fn closed(&mut self, flow: u64) {
