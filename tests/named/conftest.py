@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -77,7 +76,3 @@ def until(condition: Callable[[], object], seconds: float = 60) -> bool:
 
 def gone(pids: list[int]) -> bool:
     return until(lambda: not any(alive(pid) for pid in pids), 20)
-
-
-def user_environment() -> dict[str, str]:
-    return {**os.environ}

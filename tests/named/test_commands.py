@@ -61,6 +61,7 @@ def test_a_machine_lives_until_it_is_stopped_and_is_listed_until_it_is_removed(b
     assert "there is a machine web already" in again.stderr
     assert "rm -f web" in again.stderr
     assert sm("rm", "web", check=False).returncode == 1
+    assert "supermachine rmi" in sm("rm", "busybox", check=False).stderr
     assert sm("stop", "-t", "1", "web").stdout == "web\n"
     assert listed()["web"]["status"] == "exited"
     assert listed()["web"]["exit_code"] == 128 + 15

@@ -218,9 +218,12 @@ def register(cli: click.Group) -> None:
         cli.add_command(command)
 
 
-def _each(names: tuple[str, ...], work: Any) -> int:
-    """Does something with each of the machines, and prints their names; what fails for one keeps no other from it."""
-    from ..errors import SupermachineError
+def _each(names: tuple[str, ...], work: Any, missing: str | None = None) -> int:
+    """Does something with each of the machines, and prints their names; what fails for one keeps no other from it.
+
+    `missing` is the hint for a name that no machine has.
+    """
+    from ..errors import NoSuchMachine, SupermachineError
     from ..host.warnings import say
     from ..named.client import attach
 
@@ -229,7 +232,7 @@ def _each(names: tuple[str, ...], work: Any) -> int:
         try:
             work(attach(name))
         except (SupermachineError, OSError) as error:
-            hint = getattr(error, "hint", None)
+            hint = missing if missing and isinstance(error, NoSuchMachine) else getattr(error, "hint", None)
             say(f"{error}" + (f" ({hint})" if hint else ""))
             status = 1
         else:
@@ -371,8 +374,12 @@ def kill(name: tuple[str, ...], signal: str) -> int:
 @click.option("-f", "--force", is_flag=True, help="End those that run.")
 @_names
 def rm(name: tuple[str, ...], force: bool) -> int:
-    """Remove machines that have ended, with their logs."""
-    return _each(name, lambda machine: machine.remove(force=force))
+    """Remove machines that have ended, with their logs; images are removed by `supermachine rmi`."""
+    return _each(
+        name,
+        lambda machine: machine.remove(force=force),
+        "`supermachine ps -a` lists machines; an image is removed with `supermachine rmi`",
+    )
 
 
 @click.command()
