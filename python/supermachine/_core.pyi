@@ -15,8 +15,8 @@ MAX_WORKING_SET: int
 #: dev, ino, mode, nlink, uid, gid, rdev, size, blocks, (atime_ns, mtime_ns, ctime_ns)
 _Stat = tuple[int, int, int, int, int, int, int, int, int, tuple[int, int, int]]
 
-#: Executable of the policy process, preset, rules that allow, rules that deny, name servers; a descriptor of the audit log,
-#: with what names the machine in it.
+#: Executable of the policy process, preset, rules that allow, rules that deny, name servers; a descriptor of the audit
+#: log, with what names the machine in it.
 _Network = tuple[str, str, Sequence[str], Sequence[str], Sequence[str], tuple[int, str] | None]
 #: Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
 _Denial = tuple[str | None, str | None, int, str, str | None, str, str, int]

@@ -124,6 +124,12 @@ def test_a_repository_without_the_image_takes_it_too(
     snapshot(tmp_path / "a", ram(50), environment={"TOKEN": "x", "HOME": "/"})
     done = push(tmp_path / "a", f"{registry.host}/team/other:v1", cache=cache)
     assert not done.linked
+    contents = ram(50)
+    contents[:4] = b"more"
+    snapshot(tmp_path / "b", contents, created=2)
+    second = push(tmp_path / "b", f"{registry.host}/team/other:v2", cache=cache)
+    assert second.base == done.digest and second.sent < done.sent / 2
+    assert pull(second.reference, cache=elsewhere).path.read_bytes() == (tmp_path / "b").read_bytes()
     assert done.environment == ("HOME", "TOKEN")
     assert pull(done.reference, cache=elsewhere).path.read_bytes() == (tmp_path / "a").read_bytes()
 

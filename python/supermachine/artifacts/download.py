@@ -48,23 +48,28 @@ class Download:
         self._progress = progress
         self._stop = Event()
         self._lock = Lock()
-        self._done = 0
+        self._done: dict[str, int] = {}
 
-    def part(self, number: int, blob: Descriptor, what: str) -> None:
-        """All frames of a part. Raises DigestMismatch when the registry sends what was not asked for."""
-        groups = self._unpacker.groups(number, _GROUP)
-        self._done = 0
-        if len(groups) > 1:
-            with contextlib.suppress(_NoRangesError):
-                return self._parallel(number, blob, groups, what)
-            self._done = 0
-        self._take(number, blob, groups, what, whole=True)
+    def parts(self, wanted: Sequence[tuple[int, Descriptor, str]]) -> None:
+        """All frames of these parts, the first ones first: number, blob, and what it is for errors.
 
-    def _parallel(self, number: int, blob: Descriptor, groups: Sequence[Group], what: str) -> None:
-        self._stop.clear()
-        executor = ThreadPoolExecutor(min(_PARALLEL, len(groups)), thread_name_prefix="supermachine-pull")
+        Raises DigestMismatch when the registry sends what was not asked for.
+        """
+        tasks: list[tuple[int, Descriptor, list[Group], str, bool]] = []
+        for number, blob, what in wanted:
+            groups = self._unpacker.groups(number, _GROUP)
+            # One that is all of its blob needs no ranges.
+            tasks += [(number, blob, [group], what, len(groups) == 1) for group in groups]
+        with contextlib.suppress(_NoRangesError):
+            return self._parallel(tasks)
+        for number, blob, what in wanted:
+            self._done.pop(blob.digest, None)
+            self._take(number, blob, self._unpacker.groups(number, _GROUP), what, True)
+
+    def _parallel(self, tasks: Sequence[tuple[int, Descriptor, list[Group], str, bool]]) -> None:
+        executor = ThreadPoolExecutor(max(1, min(_PARALLEL, len(tasks))), thread_name_prefix="supermachine-pull")
         try:
-            futures = [executor.submit(self._take, number, blob, [group], what, whole=False) for group in groups]
+            futures = [executor.submit(self._take, *task) for task in tasks]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             failures = [error for future in done if (error := future.exception()) is not None]
             real = [error for error in failures if not isinstance(error, _StoppedError)]
@@ -74,14 +79,15 @@ class Download:
         finally:
             self._stop.set()
             executor.shutdown(wait=True, cancel_futures=True)
+            self._stop.clear()
 
-    def _take(self, number: int, blob: Descriptor, groups: Sequence[Group], what: str, *, whole: bool) -> None:
+    def _take(self, number: int, blob: Descriptor, groups: Sequence[Group], what: str, whole: bool) -> None:
         """Adjacent groups, in order; after a break from the last group that is whole."""
         limits = self._repository.transport.limits
         failure: Exception | None = None
         attempt = taken = 0
         for _ in range(_MAX_RESUMES):
-            if self._stop.is_set() and not whole:
+            if self._stop.is_set():
                 raise _StoppedError
             if taken == len(groups):
                 return
@@ -123,7 +129,7 @@ class Download:
             skip = 0 if partial else start
             buffer, waiting = bytearray(), list(groups)
             for piece in response.pieces():
-                if self._stop.is_set() and not whole:
+                if self._stop.is_set():
                     raise _StoppedError
                 ignored = min(skip, len(piece))
                 skip -= ignored
@@ -142,5 +148,5 @@ class Download:
 
     def _told(self, blob: Descriptor, count: int) -> None:
         with self._lock:
-            self._done += count
-            self._progress(blob.digest, self._done, blob.size)
+            done = self._done[blob.digest] = self._done.get(blob.digest, 0) + count
+            self._progress(blob.digest, done, blob.size)

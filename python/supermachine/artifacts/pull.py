@@ -27,8 +27,8 @@ from .model import PART_TYPE, Config, Manifest
 
 #: Snapshots that one may build on, each on the next.
 _MAX_DEPTH = 64
-#: Bytes of a snapshot's file: RAM, and what comes before it.
-_MAX_BYTES = _core.MAX_MEMORY + (33 << 20)
+#: Bytes of a snapshot's file: RAM, what comes before it, and 64 GiB that were written to a disk.
+_MAX_BYTES = _core.MAX_MEMORY + (64 << 30) + (33 << 20)
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ class Puller:
         unpacker = _core.Unpacker(what, config.table, [fd], _MAX_BYTES)
         layers = {layer.media_type: layer for layer in manifest.layers}
         download = Download(self._repository, unpacker, lambda d, n, t: self._report("download", d, n, t))
+        wanted = []
         for number, (name, _, size, _, shared) in enumerate(unpacker.parts()):
             if shared:
                 if base is None:
@@ -196,7 +197,8 @@ class Puller:
                 offset = _core.read_snapshot(str(base.path))["ram_offset"]
                 unpacker.copy_base(number, str(base.path), offset)
             if size:
-                download.part(number, _layer(layers, name, size, what), f"the part {name} of {what}")
+                wanted.append((number, _layer(layers, name, size, what), f"the part {name} of {what}"))
+        download.parts(wanted)
         if unpacker.finish() != config.id:
             raise BadSnapshot(f"{what} is another one than its configuration says")
         self._check(config, fd, what)

@@ -164,6 +164,8 @@ class _Pusher:
         said = config.annotations()
         data = model.manifest(model.ARTIFACT_TYPE, own, packed.layers, subject, said)
         trust.put_referrer(self._repository, data, model.ARTIFACT_TYPE, said, subject.digest if subject else None, tag)
+        if head.parent is None and base is None:
+            self._sessions.note(head.id, model.descriptor(data, OCI_MANIFEST).digest)
         self.size = own.size + sum(layer.size for layer in packed.layers)
         self.base = base.manifest if base is not None else None
         self.linked = subject is not None
@@ -198,6 +200,8 @@ class _Pusher:
                 said = model.Manifest.decode(data, "what has the tag").annotations
                 if model.BASE not in said and model.ID in said:
                     there.setdefault(said[model.ID], digest)
+        for id_, digest in self._sessions.pushed().items():
+            there.setdefault(id_, digest)
         if not there or head.id in there:
             return None
         for path in candidates(head.path.parent):
@@ -205,5 +209,6 @@ class _Pusher:
                 other = Head.read(path)
                 like = (other.engine, other.memory, other.vcpus) == (head.engine, head.memory, head.vcpus)
                 if other.parent is None and other.id in there and like:
+                    self._repository.manifest(there[other.id])  # it may be gone
                     return model.Base(there[other.id], other.id), path
         return None

@@ -11,10 +11,12 @@ from pathlib import Path
 from .._core import sha256
 from ..cache.store import Cache
 from ..oci.model import Descriptor
+from ..oci.references import is_digest
 from ..oci.registry import Repository
 from ..oci.uploads import Sessions, push_blob
 
 _MAX_LOCATION = 8192
+_MAX_PUSHED = 64
 
 
 class Remembered(Sessions):
@@ -35,16 +37,32 @@ class Remembered(Sessions):
     def save(self, digest: str, location: str | None) -> None:
         """Keeps the address; ``None`` when the upload has ended."""
         path = self._path(digest)
+        if location is not None:
+            return self._write(path, location)
         with contextlib.suppress(OSError):
-            if location is None:
-                path.unlink(missing_ok=True)
-                return
+            path.unlink(missing_ok=True)
+
+    def pushed(self) -> dict[str, str]:
+        """The whole snapshots that went from here to the repository: id to manifest, the last first."""
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            data = json.loads(self._path("pushed").read_bytes())
+            if isinstance(data, dict):
+                return {str(id_): str(digest) for id_, digest in data.items() if is_digest(digest)}
+        return {}
+
+    def note(self, id_: str, digest: str) -> None:
+        """Remembers a whole snapshot that builds on no other."""
+        known = {id_: digest, **self.pushed()}
+        self._write(self._path("pushed"), dict(list(known.items())[:_MAX_PUSHED]))
+
+    def _write(self, path: Path, data: object) -> None:
+        with contextlib.suppress(OSError):
             self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}")
             with os.fdopen(
                 os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w"
             ) as file:
-                json.dump(location, file)
+                json.dump(data, file)
             temporary.replace(path)
 
     def _path(self, digest: str) -> Path:

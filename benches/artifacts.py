@@ -1,0 +1,109 @@
+"""Snapshots in registries: what a push sends, and how long a start from a registry takes over a shaped network.
+
+`python -m benches.artifacts [IMAGE]` prints JSON. The registry is that of the tests, in another process; each answer of
+it comes a round trip late, and all of them share the bandwidth. A real one adds its own time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import supermachine
+from supermachine import VM
+
+from .guests import ROOT
+
+#: Seconds of a round trip, bytes a second.
+DELAY, RATE = 0.02, 125e6
+
+
+def _serve(pipe: Any) -> None:
+    """A process: the registry, which does what it is told."""
+    from tests.artifacts.registry import Registry
+
+    registry = Registry()
+    image = json.dumps({"schemaVersion": 2}).encode()
+    registry.put("bench", image, "application/vnd.oci.image.manifest.v1+json")
+    pipe.send(registry.host)
+    while (said := pipe.recv()) is not None:
+        what, value = said
+        if what == "shape":
+            registry.delay, registry.rate = value
+        pipe.send((sum(registry.sent.values()), len(registry.requests)))
+    registry.close()
+
+
+def main() -> None:
+    """Prints what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image", nargs="?", default=str(ROOT / "demo" / "busybox.oci.tar"))
+    parser.add_argument("--command", nargs="+", default=["/bin/echo", "hello"])
+    parser.add_argument("--repeats", type=int, default=5)
+    said = parser.parse_args()
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=_serve, args=(there,), daemon=True)
+    server.start()
+    host = here.recv()
+
+    def ask(what: str, value: Any = None) -> tuple[int, int]:
+        here.send((what, value))
+        answer: tuple[int, int] = here.recv()
+        return answer
+
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        os.environ["SUPERMACHINE_CACHE"] = str(place / "cache")
+        supermachine.bake(said.image)
+        with VM(said.image) as vm:
+            vm.run(said.command, check=True)
+            first = vm.snapshot(place / "first")
+            vm.run(said.command, check=True)
+            second = vm.snapshot(place / "second")
+        pushed = [first.push(f"{host}/bench:first"), second.push(f"{host}/bench:second")]
+        images = place / "cache" / "rootfs"
+        ask("shape", (DELAY, RATE))
+        whole, fetched, asked, local = [], [], [], []
+        for number in range(said.repeats):
+            cache = place / f"cache-{number}"
+            (cache / "rootfs").mkdir(parents=True, mode=0o700)
+            for file in images.iterdir():
+                os.link(file, cache / "rootfs" / file.name)
+            os.environ["SUPERMACHINE_CACHE"] = str(cache)
+            before = ask("count")
+            began = time.perf_counter()
+            found = supermachine.pull(pushed[0].reference)
+            there_at = time.perf_counter()
+            with found.restore() as vm:
+                vm.run(said.command, check=True)
+                whole.append(time.perf_counter() - began)
+            local.append(time.perf_counter() - there_at)
+            after = ask("count")
+            fetched.append(after[0] - before[0])
+            asked.append(after[1] - before[1])
+    here.send(None)
+    server.join()
+    result = {
+        "first_push_bytes": pushed[0].sent,
+        "second_push_bytes": pushed[1].sent,
+        "second_of_first": round(pushed[1].sent / pushed[0].sent, 4),
+        "round_trip_s": DELAY,
+        "bytes_per_s": RATE,
+        "pull_restore_and_command_s": round(statistics.median(whole), 3),
+        "of_it_restore_and_command_s": round(statistics.median(local), 3),
+        "fastest_s": round(min(whole), 3),
+        "fetched_bytes": statistics.median(fetched),
+        "requests": statistics.median(asked),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
