@@ -1,5 +1,6 @@
 //! Small programs on the bare core, as its machine sees them. The words are what GNU as makes of the comments.
 
+#[path = "bare/mod.rs"]
 mod bare;
 
 use std::time::Duration;

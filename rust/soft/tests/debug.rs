@@ -1,6 +1,7 @@
 //! Software step, breakpoints, watchpoints and their registers, as EL1 sees them. The words are what GNU as makes of
 //! the comments.
 
+#[path = "bare/mod.rs"]
 mod bare;
 
 use bare::{Machine, RAM};

@@ -5,7 +5,12 @@
 use std::ptr::NonNull;
 
 use supermachine_soft::id::{Reg, SysReg};
-use supermachine_soft::{Protection, Vcpu, Vm, VmConfig};
+use supermachine_soft::{Protection, Translation, Vcpu, Vm, VmConfig};
+
+/// translated.rs has the tests of the other files, and all code translated.
+fn translation() -> Translation {
+    if env!("CARGO_CRATE_NAME") == "translated" { Translation::Always } else { Translation::Off }
+}
 
 pub const RAM: u64 = 0x4000_0000;
 pub const SIZE: usize = 4 << 20;
@@ -18,7 +23,7 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(vcpus: u32) -> Self {
-        let vm = Vm::new(VmConfig { vcpus, ..VmConfig::default() }).unwrap();
+        let vm = Vm::new(VmConfig { vcpus, translation: translation(), ..VmConfig::default() }).unwrap();
         let layout = std::alloc::Layout::from_size_align(SIZE, 4096).unwrap();
         // SAFETY: the layout is not empty. The memory is never freed, which a test can afford.
         let ram = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap();

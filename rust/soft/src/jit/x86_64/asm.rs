@@ -491,3 +491,190 @@ impl Asm {
         self.movups_to(m, s);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the code below is, as GNU as writes it (Intel syntax), and what it makes of that.
+    const EXPECTED: &str = "\
+add rax, rcx|cmp r9d, ebp|sub r15, 127|and rdx, -4096|or eax, [rbx-128]|xor rcx, [rbx+624]|\
+sub qword ptr [rbx+1000], 64|cmp byte ptr [rbx+4], 0|test rsi, rsi|test r8d, 0x40000000|test al, al|\
+mov r12, rsi|mov ebp, r11d|mov r10d, 0xffffffff|mov r13, -5|movabs rax, 0x123456789abcdef0|\
+movzx eax, byte ptr [r13]|movzx esi, word ptr [rax+2]|movsx rdi, byte ptr [r12+8]|movsx r9d, word ptr [rbp]|\
+movsxd rax, dword ptr [rax]|mov ecx, [rbx+rcx*4+16]|mov r15, [r14]|\
+movzx eax, bpl|movsx rcx, sil|movsxd rcx, r8d|\
+mov byte ptr [rax], bpl|mov byte ptr [rax+1], cl|mov word ptr [r12], r9w|mov [rax+4], edi|mov [r13+8], r13|\
+mov byte ptr [rbx+1], 2|mov qword ptr [rbx+8], -1|lea r8, [rsi+r15*1]|lea ebp, [r12+r13*8]|\
+shl eax, 5|sar r14, 63|ror ebx, 7|rol r9, 32|shr rdx, cl|shrd r8, rsi, 9|not rcx|neg ebp|imul r9, rax|\
+imul rax, rax, 0x10210000|mul rsi|imul r12|div r9|idiv ebp|cqo|cdq|bswap r10|bswap eax|lzcnt r11d, r9d|\
+bt ecx, eax|bt r12, 40|cmovne r8, r15|cmovb ebp, ecx|setge al|lahf|cmc|push r12|push rbx|pop rbp|ret|\
+call rax|jmp rdx|movups xmm0, [rbx+288]|movups [r12], xmm1|movq xmm0, qword ptr [rax]|movd xmm0, dword ptr [r9]|\
+movq xmm0, r8|movd xmm1, ecx|movq xmm1, xmm1|pandn xmm1, xmm0|paddd xmm0, xmm1|pxor xmm8, xmm9";
+
+    fn all() -> Vec<u8> {
+        let mut asm = Asm::default();
+        let a = &mut asm;
+        a.arith(Arith::Add, true, RAX, RCX);
+        a.arith(Arith::Cmp, false, R9, RBP);
+        a.arith_i(Arith::Sub, true, R15, 127);
+        a.arith_i(Arith::And, true, RDX, -4096);
+        a.arith_m(Arith::Or, false, RAX, at(RBX, -128));
+        a.arith_m(Arith::Xor, true, RCX, at(RBX, 624));
+        a.arith_mi(Arith::Sub, at(RBX, 1000), 64);
+        a.cmp_byte(at(RBX, 4), 0);
+        a.test(true, RSI, RSI);
+        a.test_i(false, R8, 0x4000_0000);
+        a.test_al();
+        a.mov(true, R12, RSI);
+        a.mov(false, RBP, R11);
+        a.mov_i(R10, 0xffff_ffff);
+        a.mov_i(R13, -5_i64 as u64);
+        a.mov_i(RAX, 0x1234_5678_9abc_def0);
+        a.load(0, false, false, RAX, at(R13, 0));
+        a.load(1, false, false, RSI, at(RAX, 2));
+        a.load(0, true, true, RDI, at(R12, 8));
+        a.load(1, true, false, R9, at(RBP, 0));
+        a.load(2, true, true, RAX, at(RAX, 0));
+        a.load(2, false, false, RCX, indexed(RBX, RCX, 2, 16));
+        a.load(3, false, true, R15, at(R14, 0));
+        a.extend(0, false, false, RAX, RBP);
+        a.extend(0, true, true, RCX, RSI);
+        a.extend(2, true, true, RCX, R8);
+        a.store(0, at(RAX, 0), RBP);
+        a.store(0, at(RAX, 1), RCX);
+        a.store(1, at(R12, 0), R9);
+        a.store(2, at(RAX, 4), RDI);
+        a.store(3, at(R13, 8), R13);
+        a.store_byte_i(at(RBX, 1), 2);
+        a.store_i(at(RBX, 8), -1);
+        a.lea(true, R8, indexed(RSI, R15, 0, 0));
+        a.lea(false, RBP, indexed(R12, R13, 3, 0));
+        a.shift_i(Sh::Shl, false, RAX, 5);
+        a.shift_i(Sh::Sar, true, R14, 63);
+        a.shift_i(Sh::Ror, false, RBX, 7);
+        a.shift_i(Sh::Rol, true, R9, 32);
+        a.shift_cl(Sh::Shr, true, RDX);
+        a.shrd(true, R8, RSI, 9);
+        a.not(true, RCX);
+        a.neg(false, RBP);
+        a.imul(true, R9, RAX);
+        a.imul_i(RAX, RAX, 0x1021_0000);
+        a.mul_high(false, RSI);
+        a.mul_high(true, R12);
+        a.div(false, true, R9);
+        a.div(true, false, RBP);
+        a.cqo(true);
+        a.cqo(false);
+        a.bswap(true, R10);
+        a.bswap(false, RAX);
+        a.lzcnt(false, R11, R9);
+        a.bt(false, RCX, RAX);
+        a.bt_i(true, R12, 40);
+        a.cmov(Cc::NE, true, R8, R15);
+        a.cmov(Cc::B, false, RBP, RCX);
+        a.set_al(Cc::GE);
+        a.lahf();
+        a.cmc();
+        a.push(R12);
+        a.push(RBX);
+        a.pop(RBP);
+        a.ret();
+        a.call(RAX);
+        a.jmp_r(RDX);
+        a.movups(X(0), at(RBX, 288));
+        a.movups_to(at(R12, 0), X(1));
+        a.mov_low(true, X(0), at(RAX, 0));
+        a.mov_low(false, X(0), at(R9, 0));
+        a.mov_low_r(true, X(0), R8);
+        a.mov_low_r(false, X(1), RCX);
+        a.low_half(X(1));
+        a.vector(sse::PANDN, X(1), X(0));
+        a.vector(sse::PADD[2], X(0), X(1));
+        a.vector(sse::PXOR, X(8), X(9));
+        asm.buf
+    }
+
+    /// The disassembler's words for some code, an instruction a line.
+    fn disassembled(code: &[u8]) -> Option<Vec<String>> {
+        let file = std::env::temp_dir().join(format!("supermachine-asm-{}", std::process::id()));
+        std::fs::write(&file, code).ok()?;
+        let out = std::process::Command::new("objdump")
+            .args(["-D", "-b", "binary", "-m", "i386:x86-64", "-M", "intel", "--no-show-raw-insn"])
+            .arg(&file)
+            .output();
+        let _ = std::fs::remove_file(&file);
+        let text = String::from_utf8(out.ok().filter(|o| o.status.success())?.stdout).ok()?;
+        let lines = text.lines().filter_map(|line| line.split_once(":\t"));
+        Some(lines.map(|(_, insn)| insn.to_owned()).collect())
+    }
+
+    /// Without what the two may write differently: white space, sizes that registers tell, bases of numbers.
+    fn plain(insn: &str) -> String {
+        let mut text = insn.split(" #").next().unwrap_or(insn).to_owned();
+        for word in [
+            "qword ptr",
+            "dword ptr",
+            "QWORD PTR",
+            "DWORD PTR",
+            "XMMWORD PTR",
+            "BYTE PTR",
+            "WORD PTR",
+            "byte ptr",
+            "word ptr",
+        ] {
+            text = text.replace(word, "");
+        }
+        let mut out = String::new();
+        let mut number = String::new();
+        for c in text.chars().filter(|c| !c.is_whitespace()).chain([' ']) {
+            let inside = out.ends_with(|p: char| p.is_alphanumeric());
+            if c.is_ascii_digit() && !inside || !number.is_empty() && c.is_ascii_alphanumeric() {
+                number.push(c);
+                continue;
+            }
+            if !number.is_empty() {
+                let value = match number.strip_prefix("0x") {
+                    Some(hex) => u64::from_str_radix(hex, 16).unwrap(),
+                    None => number.parse().unwrap(),
+                };
+                let negative = value as i64;
+                out = match out.pop() {
+                    Some('-') => format!("{out}+{}", negative.wrapping_neg() as u64),
+                    Some(p) => format!("{out}{p}{value}"),
+                    None => value.to_string(),
+                };
+                number.clear();
+            }
+            out.push(c);
+        }
+        let out = out.trim().replace("+0]", "]").replace(",+", ",");
+        // A 64-bit negative number, whether as one or not.
+        out.replace("[0+", "[")
+    }
+
+    #[test]
+    fn instructions_are_what_the_disassembler_says() {
+        let Some(found) = disassembled(&all()) else {
+            assert!(std::env::var_os("CI").is_none(), "objdump is missing");
+            return println!("SKIPPED: objdump is missing");
+        };
+        let wanted: Vec<&str> = EXPECTED.split('|').collect();
+        for (found, wanted) in found.iter().zip(&wanted) {
+            assert_eq!(plain(found), plain(wanted), "{found} / {wanted}");
+        }
+        assert_eq!(found.len(), wanted.len());
+    }
+
+    #[test]
+    fn forward_jumps_land_where_they_are_told_to() {
+        let mut a = Asm::default();
+        let over = a.jcc(Cc::E);
+        let end = a.jmp();
+        a.land(over);
+        a.ret();
+        a.land(end);
+        a.jmp_to(0);
+        assert_eq!(a.buf, [0x0f, 0x84, 5, 0, 0, 0, 0xe9, 1, 0, 0, 0, 0xc3, 0xe9, 0xef, 0xff, 0xff, 0xff]);
+    }
+}
