@@ -40,15 +40,16 @@ const LINE: usize = 64;
 /// none.
 type Line = [u32; LINE];
 
-/// A page's lines, each there from its first block on: most pages run in a few places only.
-type Page = [Option<Box<Line>>; 1024 / LINE];
+/// A page's lines, as one more than their index; 0 for none. Each is there from its first block on: most pages run in a
+/// few places only.
+type Page = [u32; 1024 / LINE];
 
 /// A page in the code cache.
 #[derive(Clone, Copy)]
-pub(crate) struct PageRef(*mut Page);
+pub(crate) struct PageRef(u32);
 
 impl PageRef {
-    pub const NONE: Self = Self(std::ptr::null_mut());
+    pub const NONE: Self = Self(u32::MAX);
 
     /// A number that no other page has while this one is there.
     pub fn identity(self) -> usize {
@@ -56,28 +57,48 @@ impl PageRef {
     }
 }
 
-/// Owns the page that references point at.
-struct OwnedPage(PageRef);
+/// Values by index, some of which are free. They are in one piece, which grows in large steps.
+struct Slab<T> {
+    values: Vec<T>,
+    free: Vec<u32>,
+}
 
-impl OwnedPage {
-    fn new() -> Self {
-        Self(PageRef(Box::into_raw(Box::default())))
+impl<T: Copy> Slab<T> {
+    fn new(capacity: usize) -> Self {
+        Self { values: Vec::with_capacity(capacity), free: Vec::new() }
+    }
+
+    fn add(&mut self, value: T) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.values[index as usize] = value;
+            return index;
+        }
+        self.values.push(value);
+        self.values.len() as u32 - 1
+    }
+
+    /// Those that are not free.
+    fn len(&self) -> usize {
+        self.values.len() - self.free.len()
+    }
+
+    fn clear(&mut self) {
+        self.values.clear();
+        self.free.clear();
     }
 }
 
-impl Drop for OwnedPage {
-    fn drop(&mut self) {
-        // SAFETY: the pointer is a box's, made in `new` and freed only here.
-        drop(unsafe { Box::from_raw(self.0.0) });
-    }
-}
+/// Lines and pages that there is room for at first: memory that is not written to costs nothing.
+const ROOM: usize = 2048;
 
 pub(crate) struct CodeCache {
     /// Never grows beyond its first capacity, so that pointers into it hold until `clear`.
     ops: Vec<Op>,
     capacity: usize,
     max_pages: usize,
-    pages: HashMap<u64, OwnedPage, BuildHasherDefault<PageHasher>>,
+    by_address: HashMap<u64, PageRef, BuildHasherDefault<PageHasher>>,
+    pages: Slab<Page>,
+    lines: Slab<Line>,
     block: Block,
     /// The instruction that runs by itself.
     single: Block,
@@ -93,7 +114,9 @@ impl CodeCache {
             ops,
             capacity,
             max_pages,
-            pages: HashMap::default(),
+            by_address: HashMap::default(),
+            pages: Slab::new(ROOM),
+            lines: Slab::new(ROOM),
             block: Block::default(),
             single: Block::default(),
         }
@@ -101,15 +124,16 @@ impl CodeCache {
 
     /// The page at physical address `pa`. The reference holds until the page is removed or all is cleared.
     pub fn page(&mut self, pa: u64) -> PageRef {
-        self.pages.entry(pa >> 12).or_insert_with(OwnedPage::new).0
+        let pages = &mut self.pages;
+        *self.by_address.entry(pa >> 12).or_insert_with(|| PageRef(pages.add([0; 1024 / LINE])))
     }
 
     /// The block at this address in its page.
     pub fn get(&self, page: PageRef, address: u64) -> Option<P> {
-        // SAFETY: by the contract of `page` it is in `pages` still, and nothing writes to it meanwhile.
-        let page = unsafe { &*page.0 };
         let instruction = (address >> 2) as usize & 1023;
-        let at = page[instruction / LINE].as_ref()?[instruction % LINE];
+        let line = self.pages.values[page.0 as usize][instruction / LINE];
+        let line = self.lines.values.get(line.checked_sub(1)? as usize)?;
+        let at = line[instruction % LINE];
         (at != 0).then(|| self.at(at as usize - 1))
     }
 
@@ -133,10 +157,11 @@ impl CodeCache {
         });
         let index = self.ops.len();
         self.ops.extend_from_slice(&self.block.ops);
-        // SAFETY: by the contract of `page` it is in `pages` still, and nothing else refers to it.
-        let page = unsafe { &mut *page.0 };
-        let line = page[(first >> 2) / LINE].get_or_insert_with(|| Box::new([0; LINE]));
-        line[(first >> 2) % LINE] = index as u32 + 1;
+        let line = &mut self.pages.values[page.0 as usize][(first >> 2) / LINE];
+        if *line == 0 {
+            *line = self.lines.add([0; LINE]) + 1;
+        }
+        self.lines.values[*line as usize - 1][(first >> 2) % LINE] = index as u32 + 1;
         self.at(index)
     }
 
@@ -153,11 +178,17 @@ impl CodeCache {
 
     /// Forgets a page; the identity of what there was.
     pub fn remove(&mut self, pa: u64) -> Option<usize> {
-        self.pages.remove(&(pa >> 12)).map(|page| page.0.identity())
+        let page = self.by_address.remove(&(pa >> 12))?;
+        let lines = self.pages.values[page.0 as usize].iter().filter_map(|line| line.checked_sub(1));
+        self.lines.free.extend(lines);
+        self.pages.free.push(page.0);
+        Some(page.identity())
     }
 
     pub fn clear(&mut self) {
         self.ops.clear();
+        self.by_address.clear();
         self.pages.clear();
+        self.lines.clear();
     }
 }

@@ -30,8 +30,8 @@ use memory::Share;
 /// What one sample of the run loop weighs, and one entry from other machine code; and what makes a block worth
 /// translating.
 const SAMPLE: u16 = 64;
-const ENTRY: u16 = 1;
-const HOT: u16 = 3 * SAMPLE;
+const ENTRY: u16 = 2;
+const HOT: u16 = SAMPLE;
 /// Instructions that a vCPU runs before anything is translated: what a restored guest answers with runs once.
 const WARM: u64 = 4_000_000;
 /// Room that the code of one block may need.
@@ -179,7 +179,8 @@ pub(crate) struct Jit {
     block: Block,
     words: Vec<u32>,
     insns: Vec<Insn>,
-    heat: Box<[Heat; HEATS]>,
+    /// Empty until something is warm.
+    heat: Vec<Heat>,
     /// An operation that runs by itself, and [`resume`].
     single: Box<[Op; 2]>,
 }
@@ -200,7 +201,6 @@ impl Jit {
         share.write(0, &shared);
         let first = shared.len().next_multiple_of(64);
         let resume = Op { f: resume, a: 0, b: 0, c: 0, d: 0, off: 0, n: 0, imm: 0 };
-        let heat = vec![Heat::default(); HEATS].into_boxed_slice();
         Some(Box::new(Self {
             host,
             entries,
@@ -214,7 +214,7 @@ impl Jit {
             block: Block::default(),
             words: Vec::new(),
             insns: Vec::new(),
-            heat: heat.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
+            heat: Vec::new(),
             single: Box::new([resume; 2]),
         }))
     }
@@ -232,6 +232,7 @@ impl Jit {
     /// Makes a block warmer; whether it is hot.
     fn warm(&mut self, op: P, by: u16) -> bool {
         let key = op.address();
+        self.heat.resize(HEATS, Heat::default());
         let slot = &mut self.heat[key / size_of::<Op>() % HEATS];
         if slot.op != key {
             *slot = Heat { op: key, heat: 0 };
@@ -250,7 +251,7 @@ impl Jit {
         self.next = self.first;
         self.pages.clear();
         self.retired.append(&mut self.ops);
-        self.heat.fill(Heat::default());
+        self.heat.clear();
     }
 
     /// Makes machine code of the block that begins with `head`, at this offset of a page whose memory is at `host`. No
