@@ -7,9 +7,13 @@ use std::ptr::NonNull;
 use supermachine_soft::id::{Reg, SysReg};
 use supermachine_soft::{Protection, Translation, Vcpu, Vm, VmConfig};
 
-/// translated.rs has the tests of the other files, and all code translated.
+/// translated.rs has the tests of the other files, and all code translated; bounded.rs too.
 fn translation() -> Translation {
-    if env!("CARGO_CRATE_NAME") == "translated" { Translation::Always } else { Translation::Off }
+    if matches!(env!("CARGO_CRATE_NAME"), "translated" | "bounded") {
+        Translation::Always
+    } else {
+        Translation::Off
+    }
 }
 
 pub const RAM: u64 = 0x4000_0000;
