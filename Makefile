@@ -50,6 +50,7 @@ test-fleet: $(VENV)/installed
 # Measurements, not part of the tests; benches/README.md.
 bench: $(VENV)/installed
 	$(BIN)/python -m benches
+	$(BIN)/python -m benches.storage
 
 # Whether the committed guest files are those that their sources give, by what guest/manifest.json tells of both.
 guest-check:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .network.denials import NetworkDenied
     from .network.policy import Network
     from .storage.shares import Share
+    from .storage.volumes import Volume
 
 _HOMES = {
     "CalledProcessError": "guest.processes",
@@ -55,6 +56,7 @@ _HOMES = {
     "VM": "machine.vm",
     "VMExited": "errors",
     "VMTimeout": "errors",
+    "Volume": "storage.volumes",
     "bake": "machine.image",
     "machines": "named.client",
     "pull": "machine.snapshot",
@@ -85,6 +87,7 @@ __all__ = [
     "TimeoutExpired",
     "VMExited",
     "VMTimeout",
+    "Volume",
     "__version__",
     "aio",
     "attach",

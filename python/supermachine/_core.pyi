@@ -49,6 +49,7 @@ class Worker:
         environment: Sequence[tuple[str, str]] = (),
         network: _Network | None = None,
         scratch: tuple[int, int] | None = None,
+        volume_disks: Sequence[tuple[int, int | None, int]] = (),
     ) -> Worker: ...
     @staticmethod
     def restore(
@@ -68,6 +69,7 @@ class Worker:
         environment: Sequence[tuple[str, str]] = (),
         network: _Network | None = None,
         scratch: tuple[int, Sequence[str]] | None = None,
+        volume_disks: Sequence[tuple[int, int | None, int]] = (),
     ) -> Worker: ...
     def capture(
         self,
@@ -78,6 +80,7 @@ class Worker:
         image: str | None = None,
         api: bytes = b"",
         disk_elsewhere: bool = False,
+        volume_mark: bytes = ...,
         timeout: float | None = None,
     ) -> tuple[bytes, int, int, list[tuple[str, int]]] | None: ...
     def working_set(self, timeout: float | None = None) -> list[tuple[int, int, bool]] | None: ...
@@ -187,6 +190,7 @@ class Publication:
 
 def attach_shares(
     worker: Worker,
+    volumes: Sequence[tuple[str, int, bytes, bool]],
     shares: Sequence[tuple[bytes, bool]],
     user: str,
     host_uid: int,
@@ -297,3 +301,6 @@ class Files:
 
 def decompress_archive(path: str, output: str, max_bytes: int) -> None: ...
 def reserve_standard_streams() -> None: ...
+def make_volume(fd: int, size: int, /) -> None: ...
+def look_at_volume(fd: int) -> tuple[int, int, bytes]: ...
+def lock_volume(fd: int, shared: bool) -> bool: ...

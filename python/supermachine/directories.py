@@ -117,6 +117,26 @@ def _can_be(path: str) -> bool:
     return True
 
 
+def data_directory() -> str:
+    """What cannot be made again: SUPERMACHINE_DATA, else where the system has its users' data.
+
+    For users without a home directory it is beside the cache.
+    """
+    explicit = os.environ.get(env.DATA)
+    if explicit:
+        return os.path.join(os.getcwd(), _expanded(explicit))
+    base = os.environ.get("XDG_DATA_HOME", "")
+    if sys.platform != "darwin" and os.path.isabs(base):
+        return os.path.join(base, "supermachine")
+    own = home()
+    if own is not None:
+        parts = ("Library", "Application Support") if sys.platform == "darwin" else (".local", "share")
+        usual = os.path.join(own, *parts, "supermachine")
+        if _can_be(usual):
+            return usual
+    return cache_directory() + "-data"
+
+
 def nameless_file() -> int:
     """The descriptor of an empty file without a name, on the disk that the cache is on where that can be.
 

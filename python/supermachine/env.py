@@ -10,6 +10,7 @@ import os
 from .errors import ConfigurationError
 
 CACHE = "SUPERMACHINE_CACHE"
+DATA = "SUPERMACHINE_DATA"
 DEBUG = "SUPERMACHINE_DEBUG"
 ENTITLEMENTS = "SUPERMACHINE_ENTITLEMENTS"
 INITRAMFS = "SUPERMACHINE_INITRAMFS"
@@ -32,6 +33,7 @@ WORKER = "SUPERMACHINE_WORKER"
 #: What each is for, and what holds without it.
 VARIABLES = {
     CACHE: ("Directory of images, baked snapshots and remembered starts.", "the user's cache directory"),
+    DATA: ("Directory of volumes.", "the user's data directory"),
     DEBUG: ("`1` prints the end of the guest's console with an error.", "off"),
     ENTITLEMENTS: ("File of the entitlements that the worker is signed with on macOS.", "the package's"),
     INITRAMFS: ("File that guests boot with.", "the package's"),

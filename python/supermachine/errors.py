@@ -534,6 +534,40 @@ class ShareNotFound(SupermachineError, FileNotFoundError):
     default_hint = "make the directory first, or correct its path"
 
 
+class VolumeNotFound(SupermachineError, FileNotFoundError):
+    """There is no volume of this name."""
+
+    default_code = "volume.not-found"
+    default_hint = "`supermachine volume ls` lists those that there are"
+
+
+class VolumeExists(SupermachineError, FileExistsError):
+    """There is a volume of this name already."""
+
+    default_code = "volume.exists"
+    default_hint = "use it, or remove it with `supermachine volume rm`"
+
+
+class VolumeInUse(SupermachineError, PermissionError):
+    """Another virtual machine has the volume; `holder` is its process, where that is known."""
+
+    default_code = "volume.in-use"
+    default_hint = "end that virtual machine first, or have both mount it read-only"
+
+    def __init__(
+        self, message: str = "", *, holder: int | None = None, cause: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, cause=cause, hint=hint)
+        self.holder = holder
+
+
+class VolumeChanged(SupermachineError, ValueError):
+    """A volume is not what it was when the snapshot was taken."""
+
+    default_code = "volume.changed"
+    default_hint = "restore without the volume (volumes=[]), or end a machine as soon as its snapshot is taken"
+
+
 class NotSupported(SupermachineError, NotImplementedError):
     """Something that this version cannot do yet."""
 

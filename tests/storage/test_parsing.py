@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from supermachine.errors import ConfigurationError, NotSupported, ShareNotFound
+from supermachine import Volume
+from supermachine.errors import ConfigurationError, ShareNotFound
 from supermachine.storage.shares import MAX_SHARES, Mounted, Share, parse
 
 
@@ -15,18 +16,30 @@ def test_docker_s_spellings_mean_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     path = str(tmp_path / "src")
     written = Mounted("/work", path, False, "auto")
     for volumes in (["./src:/work"], [f"{path}:/work:rw"], ["./src/../src:/work/"], {"./src": {"bind": "/work"}}):
-        assert parse(volumes, None) == (written,)
+        assert parse(volumes, None).shares == (written,)
     for volumes in (["./src:/work:ro"], {path: {"bind": "/work", "mode": "ro"}}):
-        assert parse(volumes, None) == (written._replace(read_only=True),)
+        assert parse(volumes, None).shares == (written._replace(read_only=True),)
     for mounts in ({"/work": "./src"}, {"/work": tmp_path / "src"}, {"/work": Share("src")}):
-        assert parse(None, mounts) == (written,)
-    assert parse(None, {"/work": Share("src", read_only=True, cache="none")}) == (Mounted("/work", path, True, "none"),)
-    assert parse(None, None) == ()
+        assert parse(None, mounts).shares == (written,)
+    said = parse(None, {"/work": Share("src", read_only=True, cache="none")})
+    assert said.shares == (Mounted("/work", path, True, "none"),)
+    assert parse(None, None) == ((), ())
+
+
+def test_what_is_no_path_is_a_volume(tmp_path: Path) -> None:
+    for said in (
+        parse(["data:/work", f"{tmp_path}:/host"], None),
+        parse([f"{tmp_path}:/host"], {"/work": Volume("data")}),
+    ):
+        (volume,), (share,) = said.volumes, said.shares
+        assert (volume.name, volume.target, volume.size, volume.slot) == ("data", "/work", 64 << 30, 1)
+        assert (volume.device, share.target) == ("/dev/vdc", "/host")
+    assert parse(["data:/work:ro"], None).volumes[0].read_only
 
 
 def test_what_lies_within_another_comes_after_it(tmp_path: Path) -> None:
     mounts = {"/a/b/c": tmp_path, "/a": tmp_path, "/a/b": tmp_path}
-    assert [mounted.target for mounted in parse(None, mounts)] == ["/a", "/a/b", "/a/b/c"]
+    assert [mounted.target for mounted in parse(None, mounts).shares] == ["/a", "/a/b", "/a/b/c"]
 
 
 @pytest.mark.parametrize(
@@ -51,9 +64,7 @@ def test_what_cannot_be_had_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShareNotFound, match="missing") as caught:
         parse([f"{tmp_path}/missing:/work"], None)
     assert isinstance(caught.value, FileNotFoundError) and caught.value.code == "share.not-found"
-    with pytest.raises(NotSupported, match="names a volume"):
-        parse(["data:/work"], None)
-    with pytest.raises(ConfigurationError, match="two shares"):
+    with pytest.raises(ConfigurationError, match="two shares or volumes"):
         parse([f"{tmp_path}:/work"], {"/work/": tmp_path})
     with pytest.raises(ConfigurationError, match="cache"):
         parse(None, {"/work": Share(tmp_path, cache="later")})  # type: ignore[arg-type]

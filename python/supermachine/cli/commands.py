@@ -11,6 +11,7 @@ from .completion import image_names, machine_names
 from .docker import register_docker
 from .format import human, table
 from .machines import HintingGroup, RunCommand, kept_options, register, run_kept, take_kept, without_keeper
+from .volumes import register_volumes
 
 if TYPE_CHECKING:
     from .run.arguments import Arguments
@@ -369,3 +370,4 @@ def doctor(as_json: bool) -> int:
 
 register(cli)
 register_docker(cli)
+register_volumes(cli)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Timings: TypeAlias = list[tuple[str, int]]
     #: Paths of the host that a guest may mount, whether read-only, and how long it trusts what it has seen.
     OpenShares: TypeAlias = Sequence[tuple[str, bool, str]]
+    #: Descriptors of volumes, of empty files for what is written to those that are only read, and slots.
+    OpenVolumes: TypeAlias = Sequence[tuple[int, int | None, int]]
     #: Pages to bring in before the guest asks: first page, pages, whether they are written to.
     PageRanges: TypeAlias = Sequence[tuple[int, int, bool]]
 
@@ -43,6 +45,7 @@ def spawn(
     network: Network | None = None,
     shares: OpenShares = (),
     scratch: tuple[int, int] | None = None,
+    volumes: OpenVolumes = (),
 ) -> Worker:
     """A worker whose guest boots; `wait_ready` tells when it is ready. `timeout` is in seconds, and `shares` are what
     its guest may mount. `scratch` is an empty file's descriptor and the bytes of the root's disk, where it is on one.
@@ -73,6 +76,7 @@ def spawn(
             network=_told(network, hostname, opened),
             shares=shares,
             scratch=scratch,
+            volume_disks=volumes,
         )
     except OSError as error:
         raise _not_started(error) from error
@@ -92,6 +96,7 @@ def spawn_restored(
     network: Network | None = None,
     shares: OpenShares = (),
     scratch: tuple[int, Sequence[str]] | None = None,
+    volumes: OpenVolumes = (),
 ) -> Worker:
     """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
 
@@ -122,6 +127,7 @@ def spawn_restored(
             network=_told(network, hostname, opened),
             shares=shares,
             scratch=scratch,
+            volume_disks=volumes,
         )
     except OSError as error:
         raise _not_started(error) from error

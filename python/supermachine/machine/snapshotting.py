@@ -12,6 +12,7 @@ from ..errors import BadSnapshot, ConfigurationError, NotSupported, SnapshotFail
 from ..network import ports
 from ..settings.machine import MachineSettings
 from ..snapshots import capture, records
+from ..storage import volumes
 from .guest import Origin
 from .snapshot import Snapshot
 from .starts import Root, Starter
@@ -56,6 +57,12 @@ def take(
             "a snapshot of version 9 says which image its guest is of, and of this one that is not known",
             hint="take one of version 8: format=8; or restore this machine with image=",
         )
+    if any(volume.read_only for volume in settings.volumes):
+        raise NotSupported(
+            "a machine with a volume that it only reads cannot be captured: what it has of it is nowhere else",
+            hint="mount the volume writable",
+        )
+    mark = os.urandom(16) if settings.volumes else b""
     with guest.capturing:
         worker = guest.alive()
         parents = _parents(guest.origin, path) if diff else []
@@ -63,8 +70,16 @@ def take(
             if image is None or version == 8:
                 done = capture.write(worker, fd, v8=True, image=None, api=b"", timeout=timeout)
             else:
-                api = records.Record.of(image, settings, ports=guest.ports, parents=parents).encode()
-                done = capture.write(worker, fd, diff=diff, image=image.digest, api=api, timeout=timeout)
+                record = records.Record.of(image, settings, ports=guest.ports, parents=parents, mark=mark)
+                done = capture.write(
+                    worker,
+                    fd,
+                    diff=diff,
+                    image=image.digest,
+                    api=record.encode(),
+                    volume_mark=mark,
+                    timeout=timeout,
+                )
     parent = parents[-1].id if parents else None
     return Snapshot(path, done.id or None, parent, done.data_bytes, done.pause, done.timings, version)
 
@@ -112,6 +127,11 @@ def captured(
 
     Where the guest's disk is `shared` with who restores it, it is not in the file.
     """
+    if settings.volumes:
+        raise NotSupported(
+            "a machine with a volume cannot be forked: two would write to the one file system, which neither survives",
+            hint="copy what is needed of it to the root, or take a snapshot and end this machine",
+        )
     worker, image = guest.alive(), root.image
     with capture.private(settings.memory) as (fd, path):
         api = records.Record.of(image, settings, ports=guest.ports).encode() if image is not None else b""
@@ -196,6 +216,7 @@ def plan(path: Path, given: RestoreOptions) -> Plan:
         wanted = ports.parse(published)
     else:
         raise ConfigurationError(f"ports is {published!r}; 'fresh', 'same' or a mapping is understood")
+    settings = settings._replace(volumes=_volumes_of(said, settings, given))
     image = said.image(str(path), pull=settings.pull, insecure=settings.insecure, progress=settings.progress)
     if said.network is not None and options.get("network") is None:
         # Rules that are given now are on top.
@@ -207,6 +228,33 @@ def plan(path: Path, given: RestoreOptions) -> Plan:
         Root(image),
         Origin([head.path for head in heads], id=head.id),
     )
+
+
+def _volumes_of(said: records.Record, settings: MachineSettings, given: RestoreOptions) -> tuple[volumes.Mounted, ...]:
+    """The volumes that a snapshot was taken with, unless its user says which there are to be.
+
+    A file system that the guest has in memory meets the volume as it was, or an empty slot, and never another volume.
+    """
+    known = {
+        name: volumes.Mounted(target, name, 0, read_only=False, slot=slot, mark=mark)
+        for name, target, slot, mark in said.volumes
+    }
+    if given.get("volumes") is None and given.get("mounts") is None:
+        return tuple(known.values())
+    taken = {volume.slot for volume in known.values()}
+    free = iter([slot for slot in volumes.SLOTS if slot not in taken])
+    placed = []
+    for volume in settings.volumes:
+        if (before := known.get(volume.name)) is not None and not volume.read_only:
+            placed.append(before._replace(target=volume.target))
+        elif (slot := next(free, None)) is not None:
+            placed.append(volume._replace(slot=slot))
+        else:
+            raise ConfigurationError(
+                f"there is no slot left for the volume {volume.name}: the snapshot's guest has had "
+                f"{', '.join(known)} in them"
+            )
+    return tuple(placed)
 
 
 def _plan_v8(

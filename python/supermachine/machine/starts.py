@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..images import ImageConfig, ResolvedImage
     from ..settings.machine import MachineSettings
     from ..snapshots.baking import Baked
+    from ..storage.volumes import Opened
 
 
 class Root:
@@ -51,8 +52,11 @@ class Starter:
         self._root = root
         #: A worker whose guest is not ready yet.
         self._pending: Worker | None = None
+        #: Open until the guest is ready, whose worker has them then.
+        self._volumes: Sequence[Opened] | None = None
 
     def kill(self) -> None:
+        self.close()
         if (pending := self._pending) is not None:
             pending.kill()
 
@@ -161,6 +165,7 @@ class Starter:
             s.network,
             self._open_shares(),
             (disk.own, s.disk) if disk else None,
+            self._open_volumes(),
         )
         return self._ready(worker, None, disk=disk)
 
@@ -185,6 +190,7 @@ class Starter:
             settings.network,
             self._open_shares(),
             (disk.own, shared.paths() if shared else ()) if disk else None,
+            self._open_volumes(),
         )
 
     def _open_shares(self) -> launch.OpenShares:
@@ -194,16 +200,35 @@ class Starter:
 
         return shares.opened(mounted)
 
+    def _open_volumes(self) -> launch.OpenVolumes:
+        if not (mounted := self._settings.volumes):
+            return ()
+        if self._volumes is None:
+            from ..storage import volumes
+
+            self._volumes = volumes.opened(mounted)
+        return [(disk.fd, disk.changes, disk.mounted.slot) for disk in self._volumes]
+
+    def close(self) -> None:
+        """Lets go what was opened for the start; it is over, one way or another."""
+        if opened := self._volumes:
+            from ..storage import volumes
+
+            self._volumes = None
+            volumes.close(opened)
+
     def _attached(self, guest: Guest) -> Guest:
-        """Mounts the shares in a guest that is ready."""
-        if mounted := self._settings.shares:
+        """Mounts shares and volumes in a guest that is ready."""
+        mounted, opened = self._settings.shares, self._volumes or ()
+        if mounted or opened:
             from ..storage import shares
 
             try:
-                shares.attach(guest.served(), mounted, self._settings.user or self._root.config.user)
+                shares.attach(guest.served(), mounted, self._settings.user or self._root.config.user, opened)
             except BaseException:
                 guest.worker.kill()
                 raise
+        self.close()
         return guest
 
     def _ready(self, worker: Worker, origin: Origin | None, timeout: float | None = None, *, disk: Disk) -> Guest:

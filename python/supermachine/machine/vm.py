@@ -211,6 +211,7 @@ class VM:
                 self._guest = None
                 raise
             finally:
+                starter.close()
                 self._starter = None
             return self
 
@@ -257,6 +258,9 @@ class VM:
         return self.start()
 
     def __exit__(self, *_exc: object) -> None:
+        if self._settings.volumes:
+            # What was written to them is not all on the host's disk yet.
+            self.stop()
         self.kill()
 
     def __repr__(self) -> str:

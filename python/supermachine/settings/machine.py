@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ..network.policy import Network
     from ..network.ports import Ports, Wanted
     from ..snapshots.baking import Warmup
-    from ..storage.shares import Mounted, Mounts, Volumes
+    from ..storage.shares import Mounted, Mounts, Parsed, Volumes
+    from ..storage.volumes import Mounted as MountedVolume
     from .parsing import Environment
 
 
@@ -66,6 +67,7 @@ class MachineSettings(NamedTuple):
     ports: Wanted
     network: Network
     shares: tuple[Mounted, ...]
+    volumes: tuple[MountedVolume, ...]
     platform: str | None
     pull: Pull
     insecure: bool
@@ -84,7 +86,7 @@ class MachineSettings(NamedTuple):
             raise TypeError(f"VM() got an unexpected keyword argument {unknown[0]!r}")
         said: dict[str, Any] = {**_DEFAULTS, **options}
         said["network"] = _network(said["network"], said.pop("allow"), said.pop("deny"))
-        said["shares"] = _shares(said.pop("volumes"), said.pop("mounts"))
+        said["shares"], said["volumes"] = _shares(said.pop("volumes"), said.pop("mounts"))
         if said["boot_timeout"] <= 0:
             raise ConfigurationError(f"boot_timeout is {said['boot_timeout']}; a positive number of seconds is needed")
         from ..host import engines
@@ -114,9 +116,9 @@ def _network(value: Network | str | None, allow: Sequence[str], deny: Sequence[s
     return policy.network(value, allow, deny)
 
 
-def _shares(volumes: Volumes | None, mounts: Mounts | None) -> tuple[Mounted, ...]:
+def _shares(volumes: Volumes | None, mounts: Mounts | None) -> Parsed | tuple[tuple[()], tuple[()]]:
     if not volumes and not mounts:
-        return ()
+        return (), ()
     from ..storage.shares import parse
 
     return parse(volumes, mounts)

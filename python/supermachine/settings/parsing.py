@@ -17,36 +17,20 @@ if TYPE_CHECKING:
 
 #: Bytes of a file of variables at most; a process's environment is smaller.
 _MAX_ENV_FILE = 4 << 20
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = r"(?i:(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?)"
-#: Bytes of a disk at least and at most (`rust/storage`).
-MIN_DISK, MAX_DISK = 16 << 20, 8 << 40
 _HOSTNAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?"
 
 
-def size_bytes(value: int | str, what: str) -> int:
-    """A number of bytes, or a text as docker writes it: "512m", "2g", "1.5GiB"."""
-    if not isinstance(value, str):
-        return value
-    import re
-
-    match = re.fullmatch(_SIZE, value.strip())
-    if match is None:
-        raise ConfigurationError(f"{value!r} is not {what}; write 512m or 2g")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
-
-
 def disk_bytes(value: int | str) -> int:
-    """Bytes of a disk, in whole MiB; 0 is for none."""
-    size = size_bytes(value, "the size of a disk")
-    if size and not MIN_DISK <= size <= MAX_DISK:
-        limits = f"{MIN_DISK >> 20} MiB to {MAX_DISK >> 40} TiB"
-        raise ConfigurationError(f"a disk of {value!r} is outside {limits}", hint="0 is for none")
-    return -(-size >> 20) << 20
+    """Bytes of the root's disk; 0 is for none."""
+    from ..storage import sizes
+
+    return sizes.disk_bytes(value)
 
 
 def memory_bytes(value: int | str) -> int:
     """Bytes of RAM: a number of bytes, or as docker writes it ("512m", "2g", "1.5GiB"), rounded up to 2 MiB."""
+    from ..storage.sizes import size_bytes
+
     size = size_bytes(value, "an amount of memory")
     from .._core import MAX_MEMORY, MIN_MEMORY
 

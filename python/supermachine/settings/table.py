@@ -180,17 +180,17 @@ SETTINGS = (
     Setting(
         "volumes",
         None,
-        'Directories and files of the host: ["./src:/work:ro"], or as docker-py writes them.',
+        'Directories and files of the host, and volumes: ["./src:/work:ro", "name:/data"], or as docker-py does.',
         options=("-v", "--volume"),
         kind="texts",
         metavar="SRC:DEST[:ro]",
-        help="Share a directory or a file of the host.",
+        help="Share a directory or a file of the host, or mount the volume SRC.",
         remembered="full",
     ),
     Setting(
         "mounts",
         None,
-        'The same by the guest\'s path: {"/work": "./src"}, or a Share, which says more.',
+        'The same by the guest\'s path: {"/work": "./src"}, or a Share or a Volume, which say more.',
         remembered="full",
     ),
     Setting(

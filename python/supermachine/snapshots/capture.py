@@ -37,14 +37,23 @@ def write(
     diff: bool = False,
     v8: bool = False,
     disk_elsewhere: bool = False,
+    volume_mark: bytes = b"",
 ) -> Captured:
     """Has the worker write a snapshot to an empty file. The guest goes on, whatever comes of it.
 
     With `disk_elsewhere` the root's disk is not in it, and stays in the files that the guest's worker has it in.
+    Volumes are known by `volume_mark` from then on, until they are written to.
     """
     try:
         done = worker.capture(
-            fd, diff=diff, v8=v8, image=image, api=api, disk_elsewhere=disk_elsewhere, timeout=timeout
+            fd,
+            diff=diff,
+            v8=v8,
+            image=image,
+            api=api,
+            disk_elsewhere=disk_elsewhere,
+            volume_mark=volume_mark or bytes(16),
+            timeout=timeout,
         )
     except VMExited:
         raise

@@ -36,6 +36,7 @@ _MAX_PORTS = 256
 #: Rules of its network at most.
 _MAX_RULES = 4096
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_MARK = re.compile(r"[0-9a-f]{32}\Z")
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -58,6 +59,8 @@ class Record:
     parents: list[tuple[str, str]]
     #: What it might reach; ``None`` where that is not said.
     network: Network | None = None
+    #: Volumes that were mounted: name, place in the guest, slot, and what each was known by.
+    volumes: Sequence[tuple[str, str, int, str]] = ()
 
     @classmethod
     def of(
@@ -68,6 +71,7 @@ class Record:
         ports: Wanted | None = None,
         parents: Sequence[Head] = (),
         bare: bool = False,
+        mark: bytes = b"",
     ) -> Record:
         """What a snapshot says of a machine; a `bare` one is without what only this machine was given."""
         return cls(
@@ -82,6 +86,7 @@ class Record:
             ports={} if bare else ports or settings.ports,
             parents=[(head.id, str(head.path)) for head in parents],
             network=None if bare else settings.network,
+            volumes=[] if bare else [(v.name, v.target, v.slot, mark.hex()) for v in settings.volumes],
         )
 
     def encode(self) -> bytes:
@@ -118,6 +123,7 @@ class Record:
                 "ports": self.ports,
                 "parents": self.parents,
                 "network": None if self.network is None else self.network.record(),
+                "volumes": self.volumes,
             }
         ).encode()
 
@@ -155,6 +161,7 @@ class Record:
                 ports=_ports(body["ports"]),
                 parents=[(_text(id_), _text(path)) for id_, path in body["parents"]][:_MAX_CHAIN],
                 network=_network(body.get("network")),
+                volumes=_volumes(body.get("volumes", [])),
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = str(error) if isinstance(error, (ConfigurationError, InvalidImage, ValueError)) else "malformed"
@@ -222,6 +229,19 @@ def _network(value: list[Any] | None) -> Network | None:
     if len(allow) + len(deny) > _MAX_RULES:
         raise ValueError(f"its network has more than {_MAX_RULES} rules")
     return Network(_text(preset), allow=[_text(rule) for rule in allow], deny=[_text(rule) for rule in deny])
+
+
+def _volumes(value: Sequence[tuple[str, str, int, str]]) -> list[tuple[str, str, int, str]]:
+    from ..storage.volumes import SLOTS, check_name
+
+    found = []
+    for name, target, slot, mark in value:
+        if slot not in SLOTS or not _text(target).startswith("/") or not _MARK.match(_text(mark)):
+            raise ValueError("a volume is none")
+        found.append((check_name(_text(name)), target, slot, mark))
+    if len({slot for _, _, slot, _ in found}) < len(found):
+        raise ValueError("two volumes are in one slot")
+    return found
 
 
 def _port(value: object) -> int:

@@ -1,4 +1,7 @@
-"""Directories and files of the host in the guest, written as docker and docker-py write them: ``./src:/work:ro``."""
+"""Directories and files of the host in the guest, written as docker and docker-py write them: ``./src:/work:ro``.
+
+What is written in the place of such a path and is the name of a volume is in `volumes`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from ..errors import ConfigurationError, NotSupported, ShareNotFound
+from ..errors import ConfigurationError, ShareNotFound
+from . import volumes as named
+from .sizes import disk_bytes
 
 if TYPE_CHECKING:
     from .._core import Worker
@@ -17,7 +22,7 @@ Cache: TypeAlias = Literal["auto", "none", "always"]
 #: As docker-py has volumes: a mapping of host paths, or texts as on docker's command line.
 Volumes: TypeAlias = "Mapping[str, Any] | Sequence[str]"
 #: By the guest's path.
-Mounts: TypeAlias = "Mapping[str, str | os.PathLike[str] | Share]"
+Mounts: TypeAlias = "Mapping[str, str | os.PathLike[str] | Share | named.Volume]"
 
 #: Shares of one machine at most; a directory that holds several is one.
 MAX_SHARES = 64
@@ -48,22 +53,35 @@ class Mounted(NamedTuple):
     cache: Cache
 
 
-def parse(volumes: Volumes | None, mounts: Mounts | None) -> tuple[Mounted, ...]:
-    """Checks what a user wrote. Raises ConfigurationError, ShareNotFound, and NotSupported for a named volume."""
+class Parsed(NamedTuple):
+    """What a machine is given beside its image; of each, what lies within another comes after it."""
+
+    shares: tuple[Mounted, ...]
+    volumes: tuple[named.Mounted, ...]
+
+
+def parse(volumes: Volumes | None, mounts: Mounts | None) -> Parsed:
+    """Checks what a user wrote. Raises ConfigurationError and ShareNotFound."""
     found = [*_volumes(volumes or ()), *(_mounted(target, share) for target, share in (mounts or {}).items())]
     targets = [mounted.target for mounted in found]
     if twice := next((target for target in targets if targets.count(target) > 1), None):
-        raise ConfigurationError(f"two shares are to be at {twice} in the guest")
-    if len(found) > MAX_SHARES:
-        raise ConfigurationError(
-            f"{len(found)} shares are asked for, and a machine has {MAX_SHARES} at most",
-            hint="share a directory that holds several",
-        )
-    # What lies within another comes after it, so that it is not covered.
-    return tuple(sorted(found, key=lambda mounted: mounted.target.count("/")))
+        raise ConfigurationError(f"two shares or volumes are to be at {twice} in the guest")
+    found.sort(key=lambda mounted: mounted.target.count("/"))
+    shares = tuple(mounted for mounted in found if isinstance(mounted, Mounted))
+    disks = [mounted for mounted in found if isinstance(mounted, named.Mounted)]
+    for what, count, most in (("shares", len(shares), MAX_SHARES), ("volumes", len(disks), len(named.SLOTS))):
+        if count > most:
+            raise ConfigurationError(
+                f"{count} {what} are asked for, and a machine has {most} at most",
+                hint="one directory may hold several",
+            )
+    if twice := next((disk.name for disk in disks if sum(disk.name == other.name for other in disks) > 1), None):
+        raise ConfigurationError(f"the volume {twice} is to be mounted twice")
+    placed = zip(named.SLOTS, disks, strict=False)
+    return Parsed(shares, tuple(disk._replace(slot=slot) for slot, disk in placed))
 
 
-def _volumes(volumes: Volumes) -> list[Mounted]:
+def _volumes(volumes: Volumes) -> list[Mounted | named.Mounted]:
     if isinstance(volumes, Mapping):
         return [_docker_py(source, said) for source, said in volumes.items()]
     if isinstance(volumes, str):
@@ -71,7 +89,7 @@ def _volumes(volumes: Volumes) -> list[Mounted]:
     return [_text(text) for text in volumes]
 
 
-def _docker_py(source: str, said: object) -> Mounted:
+def _docker_py(source: str, said: object) -> Mounted | named.Mounted:
     if not isinstance(said, Mapping) or "bind" not in said:
         raise ConfigurationError(
             f"{said!r}, for the volume {source!r}, says no place in the guest", hint='write {"bind": "/work"}'
@@ -79,7 +97,7 @@ def _docker_py(source: str, said: object) -> Mounted:
     return _bound(source, str(said["bind"]), str(said.get("mode", "rw")), f"{source!r}")
 
 
-def _text(text: str) -> Mounted:
+def _text(text: str) -> Mounted | named.Mounted:
     """``SOURCE:TARGET[:ro|rw]``"""
     source, *rest = text.split(":")
     if not 1 <= len(rest) <= 2 or not source:
@@ -87,21 +105,21 @@ def _text(text: str) -> Mounted:
     return _bound(source, rest[0], rest[1] if len(rest) == 2 else "rw", repr(text))
 
 
-def _bound(source: str, target: str, how: str, said: str) -> Mounted:
+def _bound(source: str, target: str, how: str, said: str) -> Mounted | named.Mounted:
     if how not in _HOWS:
         raise ConfigurationError(f"{how!r}, in the volume {said}, is neither ro nor rw")
     if not source.startswith((".", "/", "~")):
-        raise NotSupported(
-            f"{source!r}, in the volume {said}, names a volume, and this version has none",
-            hint=f"for a directory of the host write ./{source}",
-        )
+        return _mounted(target, named.Volume(source, read_only=_HOWS[how]))
     return _mounted(target, Share(source, read_only=_HOWS[how]))
 
 
-def _mounted(target: str, share: str | os.PathLike[str] | Share) -> Mounted:
-    share = share if isinstance(share, Share) else Share(share)
+def _mounted(target: str, share: str | os.PathLike[str] | Share | named.Volume) -> Mounted | named.Mounted:
     if not target.startswith("/") or "\0" in target or os.path.normpath(target) in ("/", "//"):
         raise ConfigurationError(f"{target!r} is no place for a share; an absolute path below / is needed")
+    if isinstance(share, named.Volume):
+        size = disk_bytes(share.size)
+        return named.Mounted(os.path.normpath(target), named.check_name(share.name), size, bool(share.read_only), 0)
+    share = share if isinstance(share, Share) else Share(share)
     if share.cache not in get_args(Cache):
         raise ConfigurationError(f"cache is {share.cache!r}; auto, none or always is needed")
     path = os.path.normpath(Path(share.path).expanduser().absolute())
@@ -115,13 +133,19 @@ def opened(shares: Sequence[Mounted]) -> list[tuple[str, bool, str]]:
     return [(share.path, share.read_only, share.cache) for share in shares]
 
 
-def attach(worker: Worker, shares: Sequence[Mounted], user: str | None) -> None:
-    """Has the guest mount shares that its worker was started with; what the host's user owns belongs to `user` there.
+def attach(worker: Worker, shares: Sequence[Mounted], user: str | None, volumes: Sequence[named.Opened] = ()) -> None:
+    """Has the guest mount what its worker was started with.
+
+    What the host's user owns in a share belongs to `user` there.
 
     Raises AgentError with the reason when one cannot be mounted.
     """
-    if shares:
+    if shares or volumes:
         from .._core import attach_shares
 
+        disks = [
+            (disk.mounted.device, disk.size, os.fsencode(disk.mounted.target), disk.mounted.read_only)
+            for disk in volumes
+        ]
         targets = [(os.fsencode(share.target), share.read_only) for share in shares]
-        attach_shares(worker, targets, user or "", os.geteuid(), os.getegid())
+        attach_shares(worker, disks, targets, user or "", os.geteuid(), os.getegid())

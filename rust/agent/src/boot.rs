@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, REQUEST_PORT};
 use supermachine_proto::{VERSION, frame};
 
-use crate::{connections, freeze, identity, init, limits, mounts, network, reaper, server, sys};
+use crate::{connections, freeze, identity, init, limits, mounts, network, reaper, server, sys, volumes};
 
 /// Between two attempts to reach a host that has just been restored.
 const RETRY: Duration = Duration::from_millis(5);
@@ -61,9 +61,11 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
             }
             BootCommand::Freeze => {
                 freeze::freeze().map_err(step("stopping the guest's processes"))?;
+                volumes::freeze();
                 frame::write(host, &BootEvent::Frozen)?;
             }
             BootCommand::Thaw => {
+                volumes::thaw();
                 freeze::thaw().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Thawed)?;
             }
@@ -75,6 +77,7 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 let _ = connections::end_all();
                 network::assume(new.network.as_ref(), true)
                     .map_err(step("taking the guest's place on its network"))?;
+                volumes::thaw();
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Renewed)?;
             }

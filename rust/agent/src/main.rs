@@ -5,6 +5,7 @@ mod connections;
 mod drain;
 mod exec;
 mod files;
+mod fill;
 mod forward;
 mod freeze;
 mod identity;
@@ -18,6 +19,7 @@ mod shares;
 mod spawn;
 mod sys;
 mod user;
+mod volumes;
 
 fn main() {
     let error = boot::run();

@@ -107,11 +107,11 @@ fn read_ahead(device: &str) {
     let _ = fs::write(format!("/sys/block/{name}/queue/read_ahead_kb"), READ_AHEAD_KIB.to_string());
 }
 
-/// What the file system of a root's disk is mounted with. What is removed gives its room back; block bitmaps are read when
-/// they are needed, for there is one for each 128 MiB of a disk that is mostly empty; and inode tables are zeros already. No
-/// crash of the guest is outlived by the disk, so nothing is written out for the sake of one.
-const DISK_OPTIONS: &str =
-    "discard,noinit_itable,no_prefetch_block_bitmaps,noauto_da_alloc,nobarrier,data=writeback";
+/// What disks' file systems are mounted with. What is removed gives its room back; block bitmaps are read when they are
+/// needed, for there is one for each 128 MiB of a disk that is mostly empty; and inode tables are zeros already.
+pub const EXT4_OPTIONS: &str = "discard,noinit_itable,no_prefetch_block_bitmaps";
+/// And that of the root's beside. No crash of the guest is outlived by that, so nothing is written out for the sake of one.
+const ROOT_OPTIONS: &str = "noauto_da_alloc,nobarrier,data=writeback";
 
 /// The read-only image below a writable disk or tmpfs, at /root.
 fn overlay(device: &str, fs: &str, configure: &Configure) -> Result<(), Error> {
@@ -122,7 +122,9 @@ fn overlay(device: &str, fs: &str, configure: &Configure) -> Result<(), Error> {
     let _ = sys::mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755");
     sys::mount(device, "/lower", fs, MS_RDONLY, "").map_err(named(device))?;
     let mounted = match (&configure.upper_device, configure.upper_bytes) {
-        (Some(device), _) => sys::mount(device, "/upper", "ext4", 0, DISK_OPTIONS),
+        (Some(device), _) => {
+            sys::mount(device, "/upper", "ext4", 0, &format!("{EXT4_OPTIONS},{ROOT_OPTIONS}"))
+        }
         (None, 0) => sys::mount("tmpfs", "/upper", "tmpfs", 0, "mode=0755"),
         (None, bytes) => sys::mount("tmpfs", "/upper", "tmpfs", 0, &format!("mode=0755,size={bytes}")),
     };

@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use libc::MS_NODEV;
 use supermachine_proto::agent::{Attach, AttachReply, SHARES_TAG, ShareMount};
 
-use crate::{sys, user};
+use crate::{sys, user, volumes};
 
 /// Where the session is mounted: in the initramfs, which the guest's root covers.
 const PLACE: &str = "/shares";
@@ -52,7 +52,7 @@ pub fn attach(wanted: &Attach) -> AttachReply {
     for target in attached.drain(..).rev() {
         let _ = detach(&target);
     }
-    match mount_all(wanted, &mut attached) {
+    match volumes::attach(&wanted.volumes).and_then(|()| mount_all(wanted, &mut attached)) {
         Ok(()) => AttachReply::Done,
         Err(message) => AttachReply::Failed { message },
     }
@@ -119,7 +119,8 @@ fn make_target(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     }
 }
 
-fn detach(target: &Path) -> io::Result<()> {
+/// Unmounts what is on top of a place.
+pub fn detach(target: &Path) -> io::Result<()> {
     let target = sys::c_string(target.as_os_str().as_bytes())?;
     // SAFETY: the string is NUL-terminated and outlives the call.
     sys::check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(drop)
@@ -130,7 +131,7 @@ fn returned(value: libc::c_long) -> io::Result<i32> {
 }
 
 /// A mount of its own of what a name in a directory stands for.
-fn open_tree(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+pub fn open_tree(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     let name = sys::c_string(name)?;
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
     // SAFETY: the string is NUL-terminated and outlives the call.
@@ -138,6 +139,11 @@ fn open_tree(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
         returned(unsafe { libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), name.as_ptr(), flags) })?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Nothing can be changed by way of this mount.
+pub fn make_read_only(tree: &OwnedFd) -> io::Result<()> {
+    set_attributes(tree, &MountAttributes { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns_fd: 0 })
 }
 
 fn set_attributes(tree: &OwnedFd, attributes: &MountAttributes) -> io::Result<()> {
@@ -155,7 +161,8 @@ fn set_attributes(tree: &OwnedFd, attributes: &MountAttributes) -> io::Result<()
     returned(done).map(drop)
 }
 
-fn move_mount(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+/// Mounts a tree.
+pub fn move_mount(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     let target = sys::c_string(target.as_os_str().as_bytes())?;
     // SAFETY: both paths are NUL-terminated and outlive the call.
     let done = unsafe {

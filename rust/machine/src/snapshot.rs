@@ -204,6 +204,11 @@ pub fn identity_of(file: &File) -> std::io::Result<(u64, u64)> {
     Ok((stat.st_dev as u64, stat.st_ino as u64))
 }
 
+/// Length of a file, in the same way.
+pub fn length_of(file: &File) -> std::io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or_default())
+}
+
 fn state_of(snapshot: &v9::Snapshot, vcpus: u32) -> Result<State, Error> {
     let section = |kind: &str, index: u32| {
         let refused = |reason: String| Error::State { part: format!("section {kind} {index}"), reason };

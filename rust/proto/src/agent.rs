@@ -62,7 +62,8 @@ pub enum BootEvent {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BootCommand {
     Configure(Configure),
-    /// Before a snapshot is taken: stops every process but the agent. Connections that break from here to
+    /// Before a snapshot is taken: stops every process but the agent, and the file systems of volumes, which have all that was
+    /// written to them then. Connections that break from here to
     /// [`BootCommand::Thaw`] or [`BootCommand::Renew`] leave their processes running, without a reader of their output.
     Freeze,
     /// After a snapshot has been taken, in the guest that goes on.
@@ -182,6 +183,20 @@ pub struct Attach {
     /// The host's user and group.
     pub host_uid: u32,
     pub host_gid: u32,
+    /// Mounted before the shares, in this order.
+    pub volumes: Vec<VolumeMount>,
+}
+
+/// A volume, and where it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// Its block device, "/dev/vdc".
+    pub device: String,
+    /// Of the disk: the kernel may still be told of it.
+    pub bytes: u64,
+    /// An absolute path; made when there is nothing. What the image has there is copied into a volume that is empty.
+    pub target: Chunk,
+    pub read_only: bool,
 }
 
 /// A share, and where it is mounted.

@@ -16,7 +16,7 @@ use crate::agent::{Chunk, Configure, Identity};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// What comes along: for a guest with a disk of its own, an empty file, open for reading and writing
-    /// ([`Start::scratch`]); for one with a network the link, one end of a socket pair, whose other end is the policy
+    /// ([`Start::scratch`]); a file for each of its volumes ([`Start::volumes`]); for one with a network the link, one end of a socket pair, whose other end is the policy
     /// process's ([`crate::netd`]).
     Start(Box<Start>),
     /// One stream socket comes along with this message. A refused connection shows as an end of stream on it.
@@ -46,6 +46,9 @@ pub struct Start {
     pub shares: Vec<Share>,
     /// The disk of the guest's root. The file that its changes go to comes along with this message, before a link.
     pub scratch: Option<Scratch>,
+    /// Disks that are put into slots. For each an open file that a lock is held on comes along after the root's, and for one
+    /// that is only read an empty file after that.
+    pub volumes: Vec<VolumeSlot>,
     /// Milliseconds from start to [`Event::Ready`]; the VM is ended after it.
     pub boot_timeout_ms: u64,
     /// Whether there is an agent to wait for. Without one [`Event::Ready`] comes as soon as the vCPUs run.
@@ -53,6 +56,25 @@ pub struct Start {
     /// Whether a system that has not everything to confine the worker with is refused.
     pub require_confinement: bool,
 }
+
+impl Start {
+    /// Descriptors that come along for the volumes.
+    pub fn volume_files(&self) -> usize {
+        self.volumes.iter().map(|volume| if volume.read_only { 2 } else { 1 }).sum()
+    }
+}
+
+/// A slot of the machine's that a volume is put into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSlot {
+    /// From 1 on: the first slot is for the root's disk.
+    pub slot: u32,
+    /// Whether the volume stays as it is: what the guest writes is gone with it.
+    pub read_only: bool,
+}
+
+/// The slots that volumes are put into.
+pub const VOLUME_SLOTS: [u32; 3] = [1, 2, 3];
 
 /// A disk that belongs to a guest: in its snapshots, and with every clone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +142,8 @@ pub struct Capture {
     pub v8: bool,
     /// The guest's disk stays where it is, in the files that its worker has it in: for clones that start at once.
     pub disk_elsewhere: bool,
+    /// What the guest's volumes are known by from this moment on, for as long as nobody writes to them; zeros to leave them.
+    pub volume_mark: [u8; 16],
 }
 
 /// Bytes of RAM that a guest has at least and at most.

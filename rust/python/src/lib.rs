@@ -21,6 +21,7 @@ mod signing;
 mod snapshot;
 mod state;
 mod sys;
+mod volumes;
 mod worker;
 
 use pyo3::pymodule;
@@ -56,6 +57,8 @@ mod _core {
         export_snapshot, flatten_snapshots, import_snapshot, read_snapshot, verify_snapshot,
         write_snapshot_v8, write_snapshot_v9,
     };
+    #[pymodule_export]
+    use crate::volumes::{lock_volume, look_at_volume, make_volume};
     #[pymodule_export]
     use crate::worker::Worker;
 

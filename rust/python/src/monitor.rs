@@ -33,7 +33,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Sends a command, with descriptors if there are any, two at most. One that cannot be sent whole ends the VM: what
+    /// Sends a command, with descriptors if there are any, eight at most. One that cannot be sent whole ends the VM: what
     /// follows would be read as part of it.
     pub fn send(&self, command: &Command, fds: &[BorrowedFd]) -> io::Result<()> {
         let mut bytes = Vec::new();

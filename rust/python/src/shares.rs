@@ -3,22 +3,25 @@
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use supermachine_proto::agent::{Attach, AttachReply, Chunk, REQUEST_PORT, Request, ShareMount};
+use supermachine_proto::agent::{Attach, AttachReply, Chunk, REQUEST_PORT, Request, ShareMount, VolumeMount};
 
 use crate::connection::Connection;
 use crate::errors;
 use crate::worker::Worker;
 
 /// How long the guest may take.
-const ANSWER: Duration = Duration::from_secs(30);
+///
+/// A volume may have to be filled.
+const ANSWER: Duration = Duration::from_secs(120);
 
-/// Has the guest mount shares, in place of those that it was told of before: `(target, read_only)` in the order in which
-/// the worker was given them. What the host's user owns belongs to `user` in the guest. Raises AgentError with the reason
+/// Has the guest mount volumes and shares, in place of those that it was told of before: `(device, bytes, target, read_only)`
+/// of each volume, and of shares `(target, read_only)` in the order in which the worker was given them. What the host's user owns belongs to `user` in the guest. Raises AgentError with the reason
 /// when one cannot be mounted.
 #[pyfunction]
 pub fn attach_shares(
     py: Python<'_>,
     worker: &Bound<'_, Worker>,
+    volumes: Vec<(String, u64, Vec<u8>, bool)>,
     shares: Vec<(Vec<u8>, bool)>,
     user: String,
     host_uid: u32,
@@ -32,7 +35,10 @@ pub fn attach_shares(
         read_only,
     };
     let shares = (0..).zip(shares).map(mount).collect();
-    connection.send(py, &Request::Attach(Attach { shares, user, host_uid, host_gid }))?;
+    let volume =
+        |(device, bytes, target, read_only)| VolumeMount { device, bytes, target: Chunk(target), read_only };
+    let volumes = volumes.into_iter().map(volume).collect();
+    connection.send(py, &Request::Attach(Attach { shares, user, host_uid, host_gid, volumes }))?;
     match connection.receive(py)? {
         AttachReply::Done => Ok(()),
         AttachReply::Failed { message } => Err(errors::agent(py, &message)),

@@ -87,9 +87,9 @@ pub fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: &impl AsFd) -> io::Re
     send_with_fds(socket, bytes, &[fd.as_fd()])
 }
 
-/// Sends all of `bytes` with up to two descriptors.
+/// Sends all of `bytes` with up to eight descriptors.
 pub fn send_with_fds(mut socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(fds));
     #[cfg(target_os = "linux")]

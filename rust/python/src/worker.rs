@@ -13,6 +13,7 @@ use supermachine_netd::host::Search;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
 use supermachine_proto::worker::{
     Boot, Capture, Command, Disk, Engine, PageRange, Restore, Scratch, Share, ShareCache, Source, Start,
+    VolumeSlot,
 };
 
 use crate::descriptors::{self, Unshared};
@@ -24,6 +25,20 @@ use crate::sys;
 
 /// The guest's name for the first slot, which comes after the image's disk (`rust/machine/src/assembly.rs`).
 const FIRST_SLOT: &str = "/dev/vdb";
+
+/// The descriptor of a volume, that of an empty file where it is not to be changed, and the slot.
+type VolumeTuple = (i32, Option<i32>, u32);
+
+fn slots_of(volumes: &[VolumeTuple]) -> Vec<VolumeSlot> {
+    volumes
+        .iter()
+        .map(|(_, changes, slot)| VolumeSlot { slot: *slot, read_only: changes.is_some() })
+        .collect()
+}
+
+fn descriptors_of(volumes: &[VolumeTuple]) -> impl Iterator<Item = i32> {
+    volumes.iter().flat_map(|(volume, changes, _)| std::iter::once(*volume).chain(*changes))
+}
 
 fn engine_named(name: &str) -> PyResult<Engine> {
     match name {
@@ -102,14 +117,14 @@ impl Worker {
         environment: Vec<(OsString, OsString)>,
         start: Start,
         network: Option<netd::Settings>,
-        own: Option<i32>,
+        own: Vec<i32>,
     ) -> PyResult<Self> {
         descriptors::reserve_standard()?;
-        let own = own.map(sys::duplicate).transpose()?;
+        let own = own.into_iter().map(sys::duplicate).collect::<io::Result<Vec<_>>>()?;
         py.detach(move || {
             let link = network.as_ref().map(|_| descriptors::pair()).transpose()?;
             let theirs = link.as_ref().map(|(_, theirs)| theirs.as_fd());
-            let fds: Vec<_> = own.as_ref().map(AsFd::as_fd).into_iter().chain(theirs).collect();
+            let fds: Vec<_> = own.iter().map(AsFd::as_fd).chain(theirs).collect();
             let launched = monitor::launch(path, environment, &Command::Start(Box::new(start)), &fds)?;
             // Beside the worker, which is busy by now.
             let network = match (network, link) {
@@ -169,11 +184,13 @@ fn shares(shares: Vec<(PathBuf, bool, String)>) -> PyResult<Vec<Share>> {
 impl Worker {
     /// Starts the executable `path` and sends it the description of a VM that boots. `shares` are `(path, read_only,
     /// cache)` of directories and files of the host that the guest may mount (`attach_shares`). `scratch` is for a root on
-    /// a disk: the descriptor of an empty file that its changes go to, and the disk's bytes.
+    /// a disk: the descriptor of an empty file that its changes go to, and the disk's bytes. `volume_disks` are `(descriptor, that of
+    /// an empty file or None, slot)`: a volume that has the latter is not changed, and what is written goes there.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
         root_fs, nameservers, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
-        agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(), network=None, scratch=None))]
+        agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(), network=None, scratch=None,
+        volume_disks=Vec::new()))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn spawn(
         py: Python<'_>,
@@ -199,6 +216,7 @@ impl Worker {
         environment: Vec<(OsString, OsString)>,
         network: Option<netd::Wanted>,
         scratch: Option<(i32, u64)>,
+        volume_disks: Vec<VolumeTuple>,
     ) -> PyResult<Self> {
         let network = network.map(netd::Settings::new).transpose()?;
         let root = match root_fs {
@@ -227,11 +245,13 @@ impl Worker {
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
             shares: self::shares(shares)?,
             scratch: scratch.map(|(_, bytes)| Scratch { bytes, files: Vec::new() }),
+            volumes: slots_of(&volume_disks),
             boot_timeout_ms,
             agent,
             require_confinement,
         };
-        Self::start(py, path, environment, start, network, scratch.map(|(own, _)| own))
+        let own = scratch.iter().map(|(own, _)| *own).chain(descriptors_of(&volume_disks)).collect();
+        Self::start(py, path, environment, start, network, own)
     }
 
     /// Starts the executable `path` and sends it the description of a VM that goes on where a snapshot was taken.
@@ -242,7 +262,7 @@ impl Worker {
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
         boot_timeout_ms=60_000, agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(),
-        network=None, scratch=None))]
+        network=None, scratch=None, volume_disks=Vec::new()))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn restore(
         py: Python<'_>,
@@ -261,6 +281,7 @@ impl Worker {
         environment: Vec<(OsString, OsString)>,
         network: Option<netd::Wanted>,
         scratch: Option<(i32, Vec<PathBuf>)>,
+        volume_disks: Vec<VolumeTuple>,
     ) -> PyResult<Self> {
         let network = network.map(netd::Settings::new).transpose()?;
         let (own, disk_files) = scratch.unzip();
@@ -279,10 +300,12 @@ impl Worker {
             disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
             shares: self::shares(shares)?,
             scratch: disk_files.map(|files| Scratch { bytes: 0, files }),
+            volumes: slots_of(&volume_disks),
             boot_timeout_ms,
             agent,
             require_confinement,
         };
+        let own = own.into_iter().chain(descriptors_of(&volume_disks)).collect();
         Self::start(py, path, environment, start, network, own)
     }
 
@@ -368,9 +391,10 @@ impl Worker {
     /// Takes a snapshot into the file behind `fd`, which is empty and open for reading and writing; the guest goes on.
     /// `(id, bytes of RAM in the file, nanoseconds that the guest stood still, steps)`; `None` at the time-out
     /// (seconds). With `v8` it is of version 8, whose id is empty and which keeps neither `image` nor `api`. With
-    /// `disk_elsewhere` the disk is not in it but where it is. Raises OSError with what is wrong when no snapshot could be
+    /// `disk_elsewhere` the disk is not in it but where it is. Volumes are known by `volume_mark` from then on, until somebody
+    /// writes to them. Raises OSError with what is wrong when no snapshot could be
     /// taken.
-    #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, timeout=None))]
+    #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, volume_mark=[0; 16], timeout=None))]
     #[allow(clippy::type_complexity, clippy::too_many_arguments)] // a tuple and keywords, as Python sees them
     fn capture(
         &self,
@@ -381,6 +405,7 @@ impl Worker {
         image: Option<String>,
         api: Vec<u8>,
         disk_elsewhere: bool,
+        volume_mark: [u8; 16],
         timeout: Option<f64>,
     ) -> PyResult<Option<(Vec<u8>, u64, u64, Vec<(String, u64)>)>> {
         self.must_be_here(py)?;
@@ -391,8 +416,14 @@ impl Worker {
             return Ok(None);
         }
         self.0.shared.lock().captured = None;
-        let request =
-            Command::Capture(Box::new(Capture { diff, image, api: Chunk(api), v8, disk_elsewhere }));
+        let request = Command::Capture(Box::new(Capture {
+            diff,
+            image,
+            api: Chunk(api),
+            v8,
+            disk_elsewhere,
+            volume_mark,
+        }));
         let sent = py.detach(|| self.0.control.send(&request, &[file.as_fd()]));
         if let Err(error) = sent {
             self.0.shared.update(|state| state.capturing = false);

@@ -4,3 +4,4 @@
 pub mod ext4;
 pub mod lock;
 pub mod scratch;
+pub mod volume;

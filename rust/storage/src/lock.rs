@@ -4,12 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// Takes the lock; `false` when another machine has it. Even one that only reads takes it alone: mounting a file system
-/// replays its journal.
-pub fn acquire(file: &File) -> io::Result<bool> {
+/// Takes the lock; `false` when another machine has it. Machines that only read share it.
+pub fn acquire(file: &File, shared: bool) -> io::Result<bool> {
     // SAFETY: all zeros is a valid flock: from the start, to the end.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as _;
+    lock.l_type = if shared { libc::F_RDLCK } else { libc::F_WRLCK } as _;
     lock.l_whence = libc::SEEK_SET as _;
     // SAFETY: the call reads `lock`, which outlives it.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
@@ -30,12 +29,16 @@ mod tests {
     fn one_at_a_time_and_gone_with_its_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (one, other) = (file.reopen().unwrap(), file.reopen().unwrap());
-        assert!(acquire(&one).unwrap());
-        assert!(!acquire(&other).unwrap());
+        assert!(acquire(&one, false).unwrap());
+        assert!(!acquire(&other, false).unwrap());
+        assert!(!acquire(&other, true).unwrap());
         let kept = one.try_clone().unwrap();
         drop(one);
-        assert!(!acquire(&other).unwrap());
+        assert!(!acquire(&other, false).unwrap());
         drop(kept);
-        assert!(acquire(&other).unwrap());
+        assert!(acquire(&other, true).unwrap());
+        let reader = file.reopen().unwrap();
+        assert!(acquire(&reader, true).unwrap());
+        assert!(!acquire(&reader, false).unwrap());
     }
 }

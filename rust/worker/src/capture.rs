@@ -16,6 +16,7 @@ use supermachine_storage::scratch::Scratch;
 
 use crate::boot::BootChannel;
 use crate::scratch;
+use crate::volumes::Volumes;
 
 /// How long the agent may take to stop the guest's processes, or to let them go on.
 const AGENT: Duration = Duration::from_secs(10);
@@ -41,6 +42,7 @@ pub struct Subject {
     pub listeners: Vec<Listener>,
     /// The disk that belongs to the machine.
     pub scratch: Option<Scratch>,
+    pub volumes: Volumes,
     /// Whether there is an agent that stops the guest's processes first.
     pub agent: bool,
 }
@@ -131,6 +133,9 @@ impl Subject {
             api: request.api.0,
         };
         let paused = machine.pause()?;
+        if request.volume_mark != [0; 16] {
+            self.volumes.set_mark(request.volume_mark)?;
+        }
         match form {
             Form::V8 => v8::write(&paused, &self.listeners, file).map(Written::V8),
             Form::V9(scope) => {

@@ -10,10 +10,10 @@ use std::sync::Mutex;
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use supermachine_proto::frame::{self, Decoder};
-use supermachine_proto::worker::{Command, Event, Start};
+use supermachine_proto::worker::{Command, Event, Source, Start};
 
 /// Descriptors that one message may carry.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = 8;
 
 /// A start, and the descriptors that came along.
 pub type Started = (Box<Start>, Vec<OwnedFd>);
@@ -35,7 +35,12 @@ impl Commands {
     pub fn start(&mut self) -> Result<Option<Started>, frame::Error> {
         match self.next()? {
             Some((Command::Start(start), first)) => {
-                let more = usize::from(start.scratch.is_some() && first.is_some()).min(self.fds.len());
+                let link = match &start.source {
+                    Source::Boot(boot) => boot.configure.identity.network.is_some(),
+                    Source::Restore(restore) => restore.identity.network.is_some(),
+                };
+                let said = usize::from(start.scratch.is_some()) + start.volume_files() + usize::from(link);
+                let more = said.saturating_sub(1).min(self.fds.len());
                 Ok(Some((start, first.into_iter().chain(self.fds.drain(..more).flatten()).collect())))
             }
             _ => Ok(None),

@@ -16,6 +16,7 @@ mod scratch;
 mod session;
 mod shares;
 mod start;
+mod volumes;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;

@@ -13,8 +13,8 @@ use supermachine_storage::scratch::{Below, Piece, Scope, Scratch, Sealed};
 
 use crate::session::Ended;
 
-/// The slot that it is in.
-const SLOT: usize = 0;
+/// The slot that the root's disk is in.
+pub const SLOT: usize = 0;
 
 /// A new disk with a file system, for a guest that boots.
 pub fn make(own: File, bytes: u64) -> Result<Scratch, Ended> {
@@ -38,10 +38,17 @@ pub fn restored(own: File, opened: OpenedDisk) -> Scratch {
     Scratch::new(own, opened.bytes, Below { pieces: pieces.collect(), files })
 }
 
-/// Puts it into the machine, before that starts.
-pub fn insert(scratch: &Scratch, machine: &Machine) -> Result<(), supermachine_machine::Error> {
+/// A disk that is as a file has it at first. The file is not changed: what is written goes to `own`, as does what a journal
+/// has for the file system.
+pub fn over(file: File, bytes: u64, own: File) -> Scratch {
+    let whole = Piece { disk: 0..bytes, file: 0, at: 0 };
+    Scratch::new(own, bytes, Below { pieces: vec![whole], files: vec![Arc::new(file)] })
+}
+
+/// Puts it into a slot of the machine, before that starts.
+pub fn insert(scratch: &Scratch, machine: &Machine, slot: usize) -> Result<(), supermachine_machine::Error> {
     let bytes = scratch.bytes();
-    machine.insert_disk(SLOT, Box::new(Device { scratch: scratch.clone(), bytes }), false)
+    machine.insert_disk(slot, Box::new(Device { scratch: scratch.clone(), bytes }), false)
 }
 
 /// The disk at this moment, in which nothing writes to it, for a snapshot that holds so much.

@@ -91,16 +91,19 @@ pub fn run(control: UnixStream) -> io::Result<()> {
     };
     let mut came = came.into_iter();
     let own = start.scratch.as_ref().and_then(|_| came.next()).map(File::from);
+    let volumes = came.by_ref().take(start.volume_files()).map(File::from).collect();
     let link = came.next();
     let mut steps = Vec::new();
-    let built = start::build(&start, own, &mut |name| steps.push((name.to_owned(), nanoseconds(started))));
-    let Built { machine, page_map, kernel, initramfs, origin, listeners, scratch, leases } = match built {
-        Ok(built) => built,
-        Err(Ended { reason, message }) => {
-            events.send(&Event::Exited { reason, message, console_tail: String::new() });
-            return Ok(());
-        }
-    };
+    let built =
+        start::build(&start, own, volumes, &mut |name| steps.push((name.to_owned(), nanoseconds(started))));
+    let Built { machine, page_map, kernel, initramfs, origin, listeners, scratch, volumes, leases } =
+        match built {
+            Ok(built) => built,
+            Err(Ended { reason, message }) => {
+                events.send(&Event::Exited { reason, message, console_tail: String::new() });
+                return Ok(());
+            }
+        };
     owner.end_with_it()?;
     let (waiting, to_connect) = mpsc::sync_channel(MAX_WAITING);
     let session = Arc::new(Session {
@@ -114,6 +117,7 @@ pub fn run(control: UnixStream) -> io::Result<()> {
             origin,
             listeners,
             scratch,
+            volumes,
             agent: start.agent,
         }),
         boot: BootChannel::default(),

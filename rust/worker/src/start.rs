@@ -21,6 +21,7 @@ use crate::confine;
 use crate::scratch;
 use crate::session::Ended;
 use crate::shares::Shares;
+use crate::volumes::Volumes;
 
 /// A machine that has not run yet, and what later snapshots of it need.
 pub struct Built {
@@ -35,14 +36,20 @@ pub struct Built {
     pub listeners: Vec<Listener>,
     /// The disk that belongs to the machine.
     pub scratch: Option<Scratch>,
+    pub volumes: Volumes,
     /// Snapshot files in use: the lock on each lasts as long as it is open.
     pub leases: Vec<File>,
 }
 
 /// Makes the machine, saying after each step what has been done.
 ///
-/// `own` is the file for what the guest writes to its root's disk.
-pub fn build(start: &Start, own: Option<File>, step: &mut impl FnMut(&str)) -> Result<Built, Ended> {
+/// `own` is the file for what the guest writes to its root's disk; `volumes` are the files of those.
+pub fn build(
+    start: &Start,
+    own: Option<File>,
+    volumes: Vec<File>,
+    step: &mut impl FnMut(&str),
+) -> Result<Built, Ended> {
     if start.version != VERSION {
         let message = format!("the worker speaks version {VERSION} and the API {}", start.version);
         return Err(Ended::bad(message));
@@ -67,13 +74,14 @@ pub fn build(start: &Start, own: Option<File>, step: &mut impl FnMut(&str)) -> R
         (Some(wanted), Some(own)) => Some((wanted, own)),
         (Some(_), None) => return Err(Ended::bad("the file for the root's disk did not come along")),
     };
-    let built = match &start.source {
+    let mut built = match &start.source {
         Source::Boot(boot) => self::boot(engine, boot, disks, wanted, page_map, confine, step),
         Source::Restore(restore) => self::restore(engine, restore, disks, wanted, page_map, confine, step),
     }?;
     if let Some(scratch) = &built.scratch {
-        scratch::insert(scratch, &built.machine).map_err(|e| Ended::bad(e.to_string()))?;
+        scratch::insert(scratch, &built.machine, scratch::SLOT).map_err(|e| Ended::bad(e.to_string()))?;
     }
+    built.volumes = Volumes::insert(&built.machine, &start.volumes, volumes)?;
     // Also without shares: what the guest and its server agree on when it boots is in every snapshot of it, and a guest
     // that is restored from one may have some. One of a version 8 file has no such device.
     if let Some(server) = shares.server() {
@@ -115,7 +123,17 @@ fn boot(
     step("machine");
     let (kernel, initramfs) = (kernel.digest, initramfs.digest);
     let (listeners, leases) = (Vec::new(), Vec::new());
-    Ok(Built { machine, page_map, kernel, initramfs, origin: None, listeners, scratch, leases })
+    Ok(Built {
+        machine,
+        page_map,
+        kernel,
+        initramfs,
+        origin: None,
+        listeners,
+        scratch,
+        volumes: Volumes::default(),
+        leases,
+    })
 }
 
 fn restore(
@@ -162,6 +180,7 @@ fn restore(
             origin: None,
             listeners,
             scratch: None,
+            volumes: Volumes::default(),
             leases,
         });
     }
@@ -187,7 +206,17 @@ fn restore(
     let origin = opened.origin;
     let (kernel, initramfs) = (origin.kernel, origin.initramfs);
     let listeners = Vec::new();
-    Ok(Built { machine, page_map, kernel, initramfs, origin: Some(origin), listeners, scratch, leases })
+    Ok(Built {
+        machine,
+        page_map,
+        kernel,
+        initramfs,
+        origin: Some(origin),
+        listeners,
+        scratch,
+        volumes: Volumes::default(),
+        leases,
+    })
 }
 
 /// Whether a file is a version 8 snapshot, by how it begins.

@@ -62,8 +62,14 @@ fn ready(start: Start) -> Worker {
 fn capture(worker: &mut Worker, path: &Path) -> Captured {
     let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
     let mut bytes = Vec::new();
-    let request =
-        Capture { diff: false, v8: false, image: None, api: Chunk::from(vec![]), disk_elsewhere: false };
+    let request = Capture {
+        diff: false,
+        v8: false,
+        image: None,
+        api: Chunk::from(vec![]),
+        disk_elsewhere: false,
+        volume_mark: [0; 16],
+    };
     frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
     send_with_fd(&worker.control, &bytes, &file).unwrap();
     match worker.event() {

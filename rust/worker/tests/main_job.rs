@@ -118,8 +118,14 @@ fn what_a_guest_computes_does_not_depend_on_where_it_was_captured() {
             let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
             let mut bytes = Vec::new();
             let v8 = generation % 2 == 1;
-            let request =
-                Capture { diff: false, image: None, api: Chunk::default(), v8, disk_elsewhere: false };
+            let request = Capture {
+                diff: false,
+                image: None,
+                api: Chunk::default(),
+                v8,
+                disk_elsewhere: false,
+                volume_mark: [0; 16],
+            };
             frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
             send_with_fd(&worker.control, &bytes, &file).unwrap();
             let event = worker.event();

@@ -14,8 +14,14 @@ use supermachine_proto::worker::{
 
 /// Takes a snapshot of a running guest into `path`.
 fn capture(worker: &mut Worker, path: &Path, diff: bool) -> Captured {
-    let request =
-        Capture { diff, image: None, api: Chunk::from(b"ours".to_vec()), v8: false, disk_elsewhere: false };
+    let request = Capture {
+        diff,
+        image: None,
+        api: Chunk::from(b"ours".to_vec()),
+        v8: false,
+        disk_elsewhere: false,
+        volume_mark: [0; 16],
+    };
     match captured(worker, path, request) {
         Event::Captured(captured) => captured,
         other => panic!("{other:?}"),
@@ -115,8 +121,14 @@ fn field_format(engine: Engine, vcpus: u32) {
     let source = Source::Boot(Box::new(Boot { vcpus, ..boot() }));
     let mut original = Worker::ready(Start { engine, source, ..start() });
     write(&mut original, "/state", "before");
-    let request =
-        Capture { diff: false, image: None, api: Chunk::default(), v8: true, disk_elsewhere: false };
+    let request = Capture {
+        diff: false,
+        image: None,
+        api: Chunk::default(),
+        v8: true,
+        disk_elsewhere: false,
+        volume_mark: [0; 16],
+    };
     assert!(matches!(captured(&mut original, &ours, request.clone()), Event::Captured(_)));
     let refused = captured(&mut original, &place.path().join("diff"), Capture { diff: true, ..request });
     assert!(matches!(&refused, Event::CaptureFailed { .. }), "{refused:?}");

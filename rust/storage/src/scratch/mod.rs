@@ -459,12 +459,12 @@ impl Drop for Sealed {
     }
 }
 
-/// Gives the room of these bytes of a file back, where the file system can.
-fn punch(file: &File, offset: u64, length: u64) {
+/// Gives the room of these bytes of a file back, where the file system can, which makes them zeros.
+pub(crate) fn punch(file: &File, offset: u64, length: u64) -> bool {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{FallocateFlags, fallocate};
-        let _ = fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length);
+        fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length).is_ok()
     }
     #[cfg(target_os = "macos")]
     {
@@ -476,8 +476,11 @@ fn punch(file: &File, offset: u64, length: u64) {
             fp_length: length as libc::off_t,
         };
         // SAFETY: the call reads the structure, which outlives it.
-        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_PUNCHHOLE, &raw const hole) };
+        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_PUNCHHOLE, &raw const hole) == 0 }
     }
     #[cfg(not(any(target_os = "linux", target_os = "macos")))]
-    let _ = (file, offset, length);
+    {
+        let _ = (file, offset, length);
+        false
+    }
 }

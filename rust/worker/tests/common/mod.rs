@@ -72,6 +72,7 @@ pub fn start() -> Start {
         disks: vec![],
         shares: vec![],
         scratch: None,
+        volumes: vec![],
         boot_timeout_ms: DEADLINE.as_millis() as u64,
         agent: true,
         require_confinement: false,

@@ -1,0 +1,117 @@
+//! Volumes: disks in slots of the machine, mounted when the host says so, stopped while a snapshot is taken.
+//!
+//! What is seen of one is a directory in its file system, so that nobody finds what a file system has at its top.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use supermachine_proto::agent::VolumeMount;
+
+use crate::{fill, mounts, shares, sys};
+
+/// What is seen of a volume, and what it is called while it is filled.
+const VISIBLE: &str = "volume";
+const UNFINISHED: &str = "volume.new";
+/// How long the kernel may take to see a disk that has come into a slot.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// include/uapi/linux/fs.h
+const FIFREEZE: libc::c_ulong = 0xc004_5877;
+const FITHAW: libc::c_ulong = 0xc004_5878;
+
+/// A volume that is mounted.
+struct Attached {
+    target: PathBuf,
+    top: File,
+}
+
+static ATTACHED: Mutex<Vec<Attached>> = Mutex::new(Vec::new());
+
+/// Mounts these, in place of those that there were.
+pub fn attach(wanted: &[VolumeMount]) -> Result<(), String> {
+    let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    for volume in attached.drain(..).rev() {
+        // The directory that is seen, and the file system below it.
+        let _ = shares::detach(&volume.target).and_then(|()| shares::detach(&volume.target));
+    }
+    for volume in wanted {
+        let target = PathBuf::from(std::ffi::OsStr::from_bytes(&volume.target.0));
+        let top = mount(volume, &target)
+            .map_err(|e| format!("a volume cannot be mounted at {}: {e}", target.display()))?;
+        attached.push(Attached { target, top });
+    }
+    Ok(())
+}
+
+fn mount(volume: &VolumeMount, target: &Path) -> io::Result<File> {
+    wait_for(&volume.device, volume.bytes)?;
+    fs::create_dir_all(target)?;
+    let image = File::open(target)?;
+    let place = target.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+    sys::mount(&volume.device, place, "ext4", 0, mounts::EXT4_OPTIONS)?;
+    let mounted = show(volume, target, &image);
+    if mounted.is_err() {
+        let _ = shares::detach(target);
+    }
+    mounted
+}
+
+/// Has the directory seen, filled with what the image has at its place if it is new.
+fn show(volume: &VolumeMount, target: &Path, image: &File) -> io::Result<File> {
+    let (visible, unfinished) = (target.join(VISIBLE), target.join(UNFINISHED));
+    if !visible.exists() {
+        // What somebody was killed amid is begun anew.
+        if unfinished.exists() {
+            fs::remove_dir_all(&unfinished)?;
+        }
+        fill::copy(&PathBuf::from(format!("/proc/self/fd/{}", image.as_raw_fd())), &unfinished)?;
+        sys::sync();
+        fs::rename(&unfinished, &visible)?;
+    }
+    let top = File::open(&visible)?;
+    let tree = shares::open_tree(&OwnedFd::from(File::open(target)?), VISIBLE)?;
+    if volume.read_only {
+        shares::make_read_only(&tree)?;
+    }
+    shares::move_mount(&tree, target)?;
+    Ok(top)
+}
+
+/// Waits until the kernel knows the disk by its size; it is told by an interrupt when the guest goes on.
+fn wait_for(device: &str, bytes: u64) -> io::Result<()> {
+    let path = format!("/sys/class/block/{}/size", device.trim_start_matches("/dev/"));
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let sectors = fs::read_to_string(&path)?;
+        if sectors.trim().parse() == Ok(bytes / 512) {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            let message = format!("{device} has {} sectors and not those of the volume", sectors.trim());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Has all that was written reach the volumes, and nothing more until [`thaw`]. One whose disk fails, or is gone, is left as
+/// it is: that is nothing to end the guest for.
+pub fn freeze() {
+    let attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    attached.iter().for_each(|volume| drop(control(volume, FIFREEZE)));
+}
+
+/// Lets them be written to again. One that was not stopped stays as it is, as does one whose disk is gone.
+pub fn thaw() {
+    let attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    attached.iter().for_each(|volume| drop(control(volume, FITHAW)));
+}
+
+fn control(volume: &Attached, request: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: these requests take no argument.
+    sys::check(unsafe { libc::ioctl(volume.top.as_raw_fd(), request as _, 0) }).map(drop)
+}
