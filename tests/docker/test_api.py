@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import docker
@@ -215,6 +216,41 @@ def test_networks_and_volumes(client: DockerClient) -> None:
         client.volumes.get("kept")
 
 
+def test_a_network_that_is_left_is_not_there_any_more(
+    sessions: Callable[..., contextlib.AbstractContextManager[Session]],
+) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    ask = ["wget", "-q", "-O", "/dev/null", f"http://host.docker.internal:{server.server_port}/"]
+    with sessions("--network", "all") as session:
+        client = docker.DockerClient(base_url=session.host, timeout=60)
+        container = client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+        assert container.exec_run(ask).exit_code == 0
+        apart = client.networks.create("apart", internal=True)
+        client.networks.get("bridge").disconnect(container)
+        assert container.exec_run(ask).exit_code != 0
+        apart.connect(container)
+        assert container.exec_run(ask).exit_code != 0
+        client.networks.get("bridge").connect(container)
+        assert container.exec_run(ask).exit_code == 0
+        alone = client.containers.run(IMAGE, ["sleep", "1000"], detach=True, network_mode="none")
+        assert alone.exec_run(ask).exit_code != 0
+        with pytest.raises(APIError, match="started without a network"):
+            apart.connect(alone)
+            client.networks.get("bridge").connect(alone)
+        client.close()
+    server.shutdown()
+    server.server_close()
+
+
 def test_what_is_not_there_says_so(client: DockerClient) -> None:
     with pytest.raises(APIError) as refused:
         client.containers.create(IMAGE, ["true"]).commit()
@@ -263,14 +299,16 @@ def test_pulls_from_registries_that_want_a_login(client: DockerClient, tmp_path:
             client.login("user", "wrong", registry=registry.host, reauth=True)
         assert client.login("user", "secret", registry=registry.host, reauth=True)["Status"] == "Login Succeeded"
         lines = list(client.api.pull(name, tag="1", stream=True, decode=True))
-        assert lines[-1]["status"] == f"Status: Downloaded newer image for {name}:1"
-        assert any("progressDetail" in line for line in lines)
+        assert lines[0]["status"] == "Pulling from team/busybox"
+        assert lines[-2]["status"].startswith("Digest: sha256:")
+        assert lines[-1]["status"].endswith(f" for {name}:1")
         image = client.images.get(f"{name}:1")
-        assert image.attrs["RepoDigests"][0].startswith(f"{name}@sha256:")
+        assert any(digest.startswith(f"{name}@sha256:") for digest in image.attrs["RepoDigests"])
+        assert f"{name}:1" in image.tags
         assert client.containers.run(image.id, ["echo", "pulled"], remove=True) == b"pulled\n"
         with pytest.raises(NotFound):
             client.images.pull(name, tag="2")
-        image.remove()
+        client.images.remove(f"{name}:1")
         with pytest.raises(ImageNotFound):
             client.images.get(f"{name}:1")
     finally:

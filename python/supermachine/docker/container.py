@@ -16,6 +16,7 @@ from ..errors import SupermachineError
 from ..guest.process_context import command as command_of
 from ..machine.starts import Root
 from ..machine.vm import VM
+from ..network import policy
 from ..network.ports import Bound
 from ..settings.machine import MachineSettings
 from ..storage.shares import Share
@@ -185,6 +186,8 @@ class Container:
             "network": self.session.policy(self.networks),
             "platform": str(resolved.platform),
         }
+        if wanted.disk:
+            options["disk"] = wanted.disk
         if wanted.working_dir:
             options["working_dir"] = wanted.working_dir
         if wanted.user:
@@ -197,6 +200,14 @@ class Container:
         if volume is not None and not volume.filled:
             with contextlib.suppress(SupermachineError, OSError):
                 await self.session.call(self.session.volumes.fill, volume, mount.target, self._new_machine([]))
+
+    async def change_networks(self, networks: dict[str, list[str]]) -> None:
+        """Has it in these networks from now on. Raises NotSupported for one that was started without any."""
+        before, after = self.session.policy(self.networks), self.session.policy(networks)
+        async with self._machine_lock:
+            if self._vm is not None and self._vm.running and before != after:
+                await self.session.call(self._vm.network.update, policy.network(after))
+            self.networks = networks
 
     async def drop_machine(self) -> None:
         """Ends the machine of a container that does not run; its files are gone then."""

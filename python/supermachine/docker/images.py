@@ -149,10 +149,9 @@ class Images:
     def _image(self, resolved: ResolvedImage) -> Image:
         record = Cache().image_record(resolved.digest, str(resolved.platform)) or {}
         image = _of_record(record, resolved.digest, str(resolved.platform), resolved)
-        key = (resolved.digest, str(resolved.platform))
-        own = [name for name, named in list(self._named.items()) if (named.digest, str(named.platform)) == key]
-        cached = [r for i in Cache().images() if (i.digest, i.platform) == key for r in i.references]
-        image.names, image.digests = self._shown(own, cached, resolved.digest)
+        for same in self._all():
+            if same.id == image.id:
+                image.names, image.digests = same.names, same.digests
         return image
 
     def _shown(self, own: list[str], cached: list[str], digest: str) -> tuple[list[str], list[str]]:
@@ -170,8 +169,8 @@ class Images:
         return sorted(names), sorted(digests)
 
     def _all(self) -> list[Image]:
-        """One for each id and platform, the last used first."""
-        found: dict[tuple[str, str], Image] = {}
+        """One for each id, the last used first. Several manifests may be of one, as compressions differ."""
+        found: dict[str, Image] = {}
         own: dict[tuple[str, str], list[str]] = {}
         for name, resolved in list(self._named.items()):
             own.setdefault((resolved.digest, str(resolved.platform)), []).append(name)
@@ -184,8 +183,10 @@ class Images:
             with contextlib.suppress(SupermachineError, ValueError):
                 image = _of_record(record, cached.digest, cached.platform, None)
                 image.size = cached.size
-                image.names, image.digests = self._shown(own.get(key, []), list(cached.references), cached.digest)
-                found[key] = image
+                names, digests = self._shown(own.get(key, []), list(cached.references), cached.digest)
+                image = found.setdefault(image.id, image)
+                image.names = sorted({*image.names, *names})
+                image.digests = sorted({*image.digests, *digests})
         return list(found.values())
 
     async def all(self) -> list[Image]:

@@ -102,14 +102,14 @@ class Networks:
         """The containers that run in it."""
         return [c for c in self._session.containers.all() if network.name in c.networks and c.alive]
 
-    def connect(self, network: Network, container: Container, endpoint: dict[str, Any]) -> None:
-        container.networks[network.name] = aliases(endpoint)
+    async def connect(self, network: Network, container: Container, endpoint: dict[str, Any]) -> None:
+        await container.change_networks({**container.networks, network.name: aliases(endpoint)})
         self._announce("connect", network, container)
 
-    def disconnect(self, network: Network, container: Container) -> None:
+    async def disconnect(self, network: Network, container: Container) -> None:
         if network.name not in container.networks:
             raise ApiError(403, f"container {container.id} is not connected to network {network.name}")
-        del container.networks[network.name]
+        await container.change_networks({n: called for n, called in container.networks.items() if n != network.name})
         self._announce("disconnect", network, container)
 
     def _announce(self, action: str, network: Network, container: Container) -> None:

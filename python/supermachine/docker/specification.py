@@ -21,7 +21,7 @@ DEFAULT_STOP_TIMEOUT = 10
 _MOST = 1024
 
 #: What HostConfig may say and a virtual machine has no use for: its kernel is its own.
-_IGNORED = ("Links", "VolumesFrom", "Ulimits", "Sysctls", "Dns", "DnsSearch", "DnsOptions")
+_IGNORED = ("Links", "VolumesFrom", "ReadonlyRootfs", "Ulimits", "Sysctls", "Dns", "DnsSearch", "DnsOptions")
 #: What HostConfig may not say, as the container would not be what was asked for.
 _REFUSED = {"Devices": "devices of the host", "DeviceRequests": "GPUs and other devices of the host"}
 
@@ -72,6 +72,8 @@ class Specification:
     no_health: bool
     memory: int
     vcpus: int
+    #: Of what is written to, as docker writes sizes; empty for the default.
+    disk: str
     #: "80/tcp" to addresses and ports of the host, 0 for any.
     ports: dict[str, list[tuple[str, int]]]
     publish_all: bool
@@ -126,6 +128,7 @@ def parse(body: Mapping[str, Any], platform: str) -> Specification:
         no_health=no_health,
         memory=_memory(_number(host, "Memory") or 0),
         vcpus=_vcpus(host),
+        disk=text(_object(host, "StorageOpt"), "size"),
         ports=_ports(_object(host, "PortBindings")),
         publish_all=bool(host.get("PublishAllPorts")),
         mounts=[*binds, *mounts],

@@ -50,7 +50,7 @@ async def connect(session: Session, request: Request, name: str) -> Answer:
     body = await request.document()
     network, container = session.networks.get(name), session.containers.get(str(body.get("Container") or ""))
     endpoint = body.get("EndpointConfig")
-    session.networks.connect(network, container, endpoint if isinstance(endpoint, dict) else {})
+    await session.networks.connect(network, container, endpoint if isinstance(endpoint, dict) else {})
     return nothing(200)
 
 
@@ -58,5 +58,5 @@ async def connect(session: Session, request: Request, name: str) -> Answer:
 async def disconnect(session: Session, request: Request, name: str) -> Answer:
     body = await request.document()
     container = session.containers.get(str(body.get("Container") or ""))
-    session.networks.disconnect(session.networks.get(name), container)
+    await session.networks.disconnect(session.networks.get(name), container)
     return nothing(200)
