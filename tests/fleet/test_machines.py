@@ -291,3 +291,59 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         Fleet(BUSYBOX, colour="green")  # type: ignore[call-arg]
     with Fleet(str(tmp_path / "none"), per_host=1) as fleet, pytest.raises(errors.SupermachineError, match="none"):
         fleet.acquire(timeout=30)
+
+
+def test_hosts_that_are_killed_at_any_moment_leave_nothing_and_nobody_waiting() -> None:
+    """While machines are made, forked, used and ended; FLEET_KILLS says how often."""
+    import random
+
+    source = random.Random(int(os.environ.get("FLEET_SEED", "1")))
+    options = {"hosts": 2}
+    ends: list[str] = []
+    stop = threading.Event()
+    slow: list[float] = []
+    lost_at = [0.0]
+
+    def work(fleet: Fleet) -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                with fleet.acquire(timeout=60) as vm:
+                    vm.path("/tmp/x").write_bytes(bytes(200_000))
+                    assert vm.run(["cat", "/tmp/x"]).stdout == bytes(200_000)
+                    for clone in vm.fork(1):
+                        assert clone.run(["echo", "x"], text=True).stdout == "x\n"
+                        clone.kill()
+                ends.append("done")
+            except errors.SupermachineError as error:
+                ends.append(type(error).__name__)
+                if isinstance(error, errors.HostLost):
+                    slow.append(time.monotonic() - max(lost_at[0], began))
+            except OSError as error:
+                ends.append(f"{type(error).__name__} {error}")
+
+    orphans: list[int] = []
+    with Fleet(BUSYBOX, driver="processes", per_host=4, driver_options=options, **SMALL) as fleet:
+        threads = [threading.Thread(target=work, args=(fleet,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(int(os.environ.get("FLEET_KILLS", "3"))):
+                deadline = time.monotonic() + 60
+                while sum(not host.lost for host in fleet.hosts) < 2:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                time.sleep(source.uniform(0.0, 1.0))
+                victim = source.choice([host for host in fleet.hosts if not host.lost])
+                orphans += workers_of(int(victim.labels["pid"]))
+                lost_at[0] = time.monotonic()
+                os.kill(int(victim.labels["pid"]), signal.SIGKILL)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(120)
+        assert not any(thread.is_alive() for thread in threads)
+    assert gone(orphans, 10)
+    assert set(ends) <= {"done", "HostLost", "FleetFull"}, set(ends)
+    assert "done" in ends
+    assert max(slow, default=0.0) < 5
