@@ -41,6 +41,7 @@ python-test: $(VENV)/installed
 soak: $(VENV)/installed
 	SUPERMACHINE_SOAK_EVENTS=100000 $(BIN)/pytest tests/vm/test_soak.py -o faulthandler_timeout=14400
 	SUPERMACHINE_TEST_MOMENTS=100 SUPERMACHINE_TEST_MACHINES=200 $(BIN)/pytest tests/named -k "soak or twenty or killed"
+	SUPERMACHINE_TEST_MOMENTS=100 $(BIN)/pytest tests/storage/test_volumes.py -k killed
 
 # Fleets under the engines of distribution, which are large and are not installed for the other tests.
 test-fleet: $(VENV)/installed

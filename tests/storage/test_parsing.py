@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from supermachine import Volume
-from supermachine.errors import ConfigurationError, ShareNotFound
+from supermachine.errors import ConfigurationError, NotSupported, ShareNotFound
 from supermachine.storage.shares import MAX_SHARES, Mounted, Share, parse
 
 
@@ -35,6 +35,23 @@ def test_what_is_no_path_is_a_volume(tmp_path: Path) -> None:
         assert (volume.name, volume.target, volume.size, volume.slot) == ("data", "/work", 64 << 30, 1)
         assert (volume.device, share.target) == ("/dev/vdc", "/host")
     assert parse(["data:/work:ro"], None).volumes[0].read_only
+
+
+def test_docker_s_long_form_means_the_same(tmp_path: Path) -> None:
+    long = [f"type=bind,src={tmp_path},dst=/host,readonly", "source=data,target=/work"]
+    assert parse(None, long) == parse([f"{tmp_path}:/host:ro", "data:/work"], None)
+    assert parse(None, ["type=volume,source=data,destination=/work,ro=true"]).volumes[0].read_only
+    assert not parse(None, ["type=volume,source=data,destination=/work,ro=false"]).volumes[0].read_only
+    with pytest.raises(NotSupported, match="tmpfs"):
+        parse(None, ["type=tmpfs,target=/tmp"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "type=bind,source=/tmp", "type=npipe,source=/tmp,target=/x", "target=/x", "source=a,target=/x,ro=no"]
+)
+def test_what_is_no_mount_is_said(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse(None, [text])
 
 
 def test_what_lies_within_another_comes_after_it(tmp_path: Path) -> None:

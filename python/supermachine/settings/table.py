@@ -190,7 +190,11 @@ SETTINGS = (
     Setting(
         "mounts",
         None,
-        'The same by the guest\'s path: {"/work": "./src"}, or a Share or a Volume, which say more.',
+        'The same by the guest\'s path: {"/work": "./src"}, a Share or a Volume; or a list in the form of "--mount".',
+        options=("--mount",),
+        kind="texts",
+        metavar="type=TYPE,src=SRC,dst=DEST[,ro]",
+        help="The same as docker's --mount: type bind or volume.",
         remembered="full",
     ),
     Setting(

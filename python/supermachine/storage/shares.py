@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from ..errors import ConfigurationError, ShareNotFound
+from ..errors import ConfigurationError, NotSupported, ShareNotFound
 from . import volumes as named
 from .sizes import disk_bytes
 
@@ -21,12 +21,20 @@ if TYPE_CHECKING:
 Cache: TypeAlias = Literal["auto", "none", "always"]
 #: As docker-py has volumes: a mapping of host paths, or texts as on docker's command line.
 Volumes: TypeAlias = "Mapping[str, Any] | Sequence[str]"
-#: By the guest's path.
-Mounts: TypeAlias = "Mapping[str, str | os.PathLike[str] | Share | named.Volume]"
+#: By the guest's path, or texts as docker's --mount has them.
+Mounts: TypeAlias = "Mapping[str, str | os.PathLike[str] | Share | named.Volume] | Sequence[str]"
 
 #: Shares of one machine at most; a directory that holds several is one.
 MAX_SHARES = 64
 _HOWS = {"rw": False, "ro": True}
+#: What docker calls the parts of a --mount.
+_FIELDS = {
+    "type": "type",
+    **dict.fromkeys(("source", "src"), "source"),
+    **dict.fromkeys(("target", "dst", "destination"), "target"),
+    **dict.fromkeys(("readonly", "ro"), "read_only"),
+}
+_SWITCH = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Parsed(NamedTuple):
 
 def parse(volumes: Volumes | None, mounts: Mounts | None) -> Parsed:
     """Checks what a user wrote. Raises ConfigurationError and ShareNotFound."""
-    found = [*_volumes(volumes or ()), *(_mounted(target, share) for target, share in (mounts or {}).items())]
+    found = [*_volumes(volumes or ()), *_mounts(mounts or ())]
     targets = [mounted.target for mounted in found]
     if twice := next((target for target in targets if targets.count(target) > 1), None):
         raise ConfigurationError(f"two shares or volumes are to be at {twice} in the guest")
@@ -87,6 +95,43 @@ def _volumes(volumes: Volumes) -> list[Mounted | named.Mounted]:
     if isinstance(volumes, str):
         raise ConfigurationError(f"volumes is the text {volumes!r}; a list of such texts is needed")
     return [_text(text) for text in volumes]
+
+
+def _mounts(mounts: Mounts) -> list[Mounted | named.Mounted]:
+    if isinstance(mounts, Mapping):
+        return [_mounted(target, share) for target, share in mounts.items()]
+    if isinstance(mounts, str):
+        raise ConfigurationError(f"mounts is the text {mounts!r}; a list of such texts is needed")
+    return [_long(text) for text in mounts]
+
+
+def _long(text: str) -> Mounted | named.Mounted:
+    """``type=bind,source=SOURCE,target=TARGET[,readonly]``, as docker's --mount."""
+    said: dict[str, str] = {}
+    for field in text.split(","):
+        key, _, value = field.partition("=")
+        name = _FIELDS.get(key.strip().lower())
+        if name is None:
+            raise ConfigurationError(
+                f"{field!r}, in the mount {text!r}, is not understood",
+                hint="write type=bind,source=./src,target=/work or type=volume,source=NAME,target=/data, and readonly",
+            )
+        said[name] = value
+    if "target" not in said:
+        raise ConfigurationError(f"the mount {text!r} names no target", hint="add target=/work")
+    kind, source = said.get("type", "volume"), said.get("source", "")
+    if kind == "tmpfs":
+        raise NotSupported(
+            f"the mount {text!r} is a tmpfs, which this version does not have",
+            hint="what is written to the root goes to a disk, and /dev/shm is memory",
+        )
+    if kind not in ("bind", "volume") or not source:
+        raise ConfigurationError(f"the mount {text!r} is neither a bind nor a volume with a source")
+    if (read_only := _SWITCH.get(said.get("read_only", "false"))) is None:
+        raise ConfigurationError(f"readonly, in the mount {text!r}, is neither true nor false")
+    if kind == "bind":
+        return _mounted(said["target"], Share(source, read_only=read_only))
+    return _mounted(said["target"], named.Volume(source, read_only=read_only))
 
 
 def _docker_py(source: str, said: object) -> Mounted | named.Mounted:
