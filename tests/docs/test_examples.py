@@ -39,7 +39,8 @@ def test_what_is_tested_elsewhere_is() -> None:
 def test_the_examples_run(document: Path, tmp_path: Path) -> None:
     # As a reader would run them: a program of its own, in a directory where the demo is.
     (tmp_path / "demo").symlink_to(ROOT / "demo")
-    environment = {**os.environ, "SUPERMACHINE_CACHE": str(tmp_path / "cache")}
+    places = {"SUPERMACHINE_CACHE": str(tmp_path / "cache"), "SUPERMACHINE_DATA": str(tmp_path / "data")}
+    environment = {**os.environ, **places}
     done = subprocess.run(
         [sys.executable, "-c", _program(document)],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
