@@ -20,7 +20,7 @@ from ..network import policy
 from ..network.ports import Bound
 from ..settings.machine import MachineSettings
 from ..storage.shares import Share
-from . import specification
+from . import guests, specification
 from .errors import ApiError, BadRequest, Conflict, NotModified, as_api_error
 from .health import Health
 from .logs import STDERR, STDOUT, Log
@@ -40,8 +40,6 @@ _DRAIN_GRACE = 2.0
 #: Seconds before a restart by policy: the first, and the longest.
 _RESTART_FIRST, _RESTART_MOST = 0.1, 60.0
 _SIGKILL = 9
-#: The control group of all that the agent starts in a guest.
-_GROUP = "/sys/fs/cgroup/supermachine"
 
 
 class Running(Protocol):
@@ -293,7 +291,7 @@ class Container:
             place = vm.path(target)
             place.mkdir(parents=True, exist_ok=True)
             place.chmod(0o1777)
-        hosts = [line for text in self.wanted.extra_hosts if (line := _host_line(text))]
+        hosts = [line for text in self.wanted.extra_hosts if (line := guests.host_line(text))]
         if hosts:
             with vm.path("/etc/hosts").open("a") as file:
                 file.write("".join(hosts))
@@ -333,7 +331,7 @@ class Container:
         vm = self._vm
         if vm is not None:
             with contextlib.suppress(SupermachineError, OSError):
-                await self.session.call(_end_processes, vm)
+                await self.session.call(guests.end_processes, vm)
         if pumps:
             await asyncio.wait(pumps, timeout=_DRAIN_GRACE)
         for pump in pumps:
@@ -441,14 +439,14 @@ class Container:
 
     async def pause(self) -> None:
         vm = self.there()
-        await self.session.call(_freeze, vm, True)
+        await self.session.call(guests.freeze, vm, True)
         self.status = "paused"
         self.announce("pause")
 
     async def unpause(self) -> None:
         if self.status != "paused" or self._vm is None:
             raise Conflict(f"Container {self.id} is not paused")
-        await self.session.call(_freeze, self._vm, False)
+        await self.session.call(guests.freeze, self._vm, False)
         self.status = "running"
         self.announce("unpause")
 
@@ -519,23 +517,3 @@ class _NotStarted(Exception):
         super().__init__(told.message)
         self.code = code
         self.told = told
-
-
-def _end_processes(vm: VM) -> None:
-    """Ends every process that is left in a guest, as the end of a container's first process does."""
-    if vm.running:
-        vm.path(_GROUP, "cgroup.kill").write_text("1")
-
-
-def _freeze(vm: VM, frozen: bool) -> None:
-    vm.path(_GROUP, "cgroup.freeze").write_text("1" if frozen else "0")
-
-
-def _host_line(text: str) -> str:
-    """``name:address`` as a line of /etc/hosts; the host itself is there already, as host.docker.internal."""
-    name, _, address = text.partition(":")
-    if not address:
-        name, _, address = text.partition("=")
-    if address == "host-gateway":
-        address = "10.0.2.2"
-    return f"{address.strip('[]')}\t{name}\n" if name and address and "\n" not in text else ""

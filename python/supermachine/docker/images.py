@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache.store import Cache
 from ..errors import ImageNotFound, InvalidReference, SupermachineError
-from ..images.progress import ProgressEvent
 from ..images.resolution import ResolvedImage, resolve
 from ..oci.archive import Archive, compression_of, decompress
 from ..oci.model import MAX_JSON, ImageConfig, parse_config
 from ..oci.platforms import Platform
 from ..oci.references import DEFAULT_TAG, RegistryReference, is_digest, parse_registry_reference
 from ..oci.transport import Transport
-from .errors import ApiError, BadRequest, Conflict, NotFound
+from .errors import BadRequest, Conflict, NotFound
 from .filters import Filters
 from .logins import Login
 from .logs import timestamp
+from .pulling import PACE, News, encoded, told
 
 if TYPE_CHECKING:
     from .session import Session
@@ -34,10 +34,6 @@ REAPER = "testcontainers/ryuk"
 MAX_NAMES = 10_000
 #: Images in one archive.
 _MAX_LOADED = 1000
-#: Seconds between two lines of progress.
-_PACE = 0.1
-
-_PHASES = {"wait": "Waiting", "download": "Downloading", "exists": "Already exists", "convert": "Extracting"}
 
 
 @dataclass
@@ -326,8 +322,8 @@ class Images:
         """
         if is_reaper(name.familiar) or str(name) in self._sources:
             await self.find(name.familiar, platform)
-            return _told([{"status": f"Status: Image is up to date for {name.familiar}"}])
-        news = _News()
+            return told([{"status": f"Status: Image is up to date for {name.familiar}"}])
+        news = News()
         wanted = platform or self._session.platform
 
         def work() -> ResolvedImage:
@@ -357,70 +353,26 @@ class Images:
         return self._pulled(name, task, news)
 
     async def _pulled(
-        self, name: RegistryReference, task: asyncio.Future[ResolvedImage], news: _News
+        self, name: RegistryReference, task: asyncio.Future[ResolvedImage], news: News
     ) -> AsyncIterator[bytes]:
-        yield _line({"status": f"Pulling from {name.path}", "id": name.tag or name.digest or ""})
+        yield encoded({"status": f"Pulling from {name.path}", "id": name.tag or name.digest or ""})
         while not task.done():
             for line in news.take():
-                yield _line(line)
-            await asyncio.wait([task], timeout=_PACE)
+                yield encoded(line)
+            await asyncio.wait([task], timeout=PACE)
         try:
             found = task.result()
         except (SupermachineError, OSError) as error:
-            yield _line({"errorDetail": {"message": str(error)}, "error": str(error)})
+            yield encoded({"errorDetail": {"message": str(error)}, "error": str(error)})
             return
         for line in news.take():
-            yield _line(line)
+            yield encoded(line)
         # What the name stood for in this session is replaced, as docker's pull does.
         self._named.pop(str(name), None)
-        yield _line({"status": f"Digest: {found.digest}"})
+        yield encoded({"status": f"Digest: {found.digest}"})
         what = "Downloaded newer image" if news.downloaded else "Image is up to date"
-        yield _line({"status": f"Status: {what} for {name.familiar}"})
+        yield encoded({"status": f"Status: {what} for {name.familiar}"})
         self._session.events.publish("image", "pull", name.familiar, {"name": name.familiar})
-
-
-class _News:
-    """The last that each layer had to tell, from the threads that pull to the client."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._first = asyncio.Event()
-        self._latest: dict[str, ProgressEvent] = {}
-        self.downloaded = False
-
-    def tell(self, event: ProgressEvent) -> None:
-        if event.phase in _PHASES:
-            self._latest[event.digest] = event
-            self.downloaded |= event.phase in ("download", "convert")
-            self._loop.call_soon_threadsafe(self._first.set)
-
-    def wake(self) -> None:
-        self._first.set()
-
-    async def first(self) -> None:
-        await self._first.wait()
-
-    def take(self) -> list[dict[str, Any]]:
-        latest, self._latest = self._latest, {}
-        return [_progress(event) for event in latest.values()]
-
-
-def _progress(event: ProgressEvent) -> dict[str, Any]:
-    line: dict[str, Any] = {"status": _PHASES[event.phase], "id": event.digest.partition(":")[2][:12] or event.digest}
-    if event.total:
-        line["progressDetail"] = {"current": event.done, "total": event.total}
-        if event.done >= event.total:
-            line["status"] = "Download complete" if event.phase == "download" else "Pull complete"
-    return line
-
-
-def _line(value: object) -> bytes:
-    return json.dumps(value).encode() + b"\r\n"
-
-
-async def _told(lines: list[dict[str, Any]]) -> AsyncIterator[bytes]:
-    for line in lines:
-        yield _line(line)
 
 
 def reference(text: str) -> RegistryReference:
@@ -543,17 +495,3 @@ def _unix(text: str) -> int:
         return int(datetime.fromisoformat(text[:19] + "+00:00").timestamp())
     except ValueError:
         return 0
-
-
-def pull_target(source: str, tag: str) -> RegistryReference:
-    """What ``POST /images/create`` names. Raises BadRequest."""
-    if not source:
-        raise ApiError(501, "images are pulled here, not imported: fromImage is needed")
-    separator = "@" if is_digest(tag) else ":"
-    try:
-        given = parse_registry_reference(source)
-        if tag:
-            given = parse_registry_reference(f"{source}{separator}{tag}")
-        return given.with_default_tag()
-    except InvalidReference as error:
-        raise BadRequest(f"invalid reference format: {error}") from None

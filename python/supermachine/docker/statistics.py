@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .guests import GROUP
 from .logs import timestamp
 
 if TYPE_CHECKING:
     from ..machine.vm import VM
     from .container import Container
 
-_GROUP = "/sys/fs/cgroup/supermachine"
 #: Processes that one look shows.
 _MAX_PROCESSES = 4096
 #: proc(5), /proc/PID/stat, counted after the name in parentheses.
@@ -83,7 +83,7 @@ def processes(vm: VM) -> list[list[str]]:
 def _groups(vm: VM) -> list[list[int]]:
     """Process ids of the control group and of those below it, which an init makes."""
     found: list[list[int]] = []
-    todo = [vm.path(_GROUP)]
+    todo = [vm.path(GROUP)]
     while todo and len(found) < _MAX_PROCESSES:
         group = todo.pop()
         try:

@@ -9,7 +9,7 @@ from .. import logins
 from ..errors import NotImplementedHere
 from ..filters import Filters
 from ..http import Answer, Request, Response, Streamed, nothing, reply
-from ..images import pull_target
+from ..pulling import pull_target
 from ..routing import Routes
 
 if TYPE_CHECKING:
