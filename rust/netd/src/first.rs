@@ -47,11 +47,20 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Bytes of the message that begins like this; most, as long as that is not known.
+fn length_of(message: &[u8]) -> usize {
+    match message {
+        [_, high, middle, low, ..] => 4 + u32::from_be_bytes([0, *high, *middle, *low]) as usize,
+        _ => usize::MAX,
+    }
+}
+
 /// What a TLS client says first.
 pub fn hello(bytes: &[u8]) -> Seen {
     // The message may lie in several records.
     let (mut records, mut message) = (Reader(bytes), Vec::new());
-    while !records.0.is_empty() {
+    // What follows the message, as early data does, is not looked at.
+    while !records.0.is_empty() && message.len() < length_of(&message) {
         let head = records.0;
         if head[0] != HANDSHAKE || head.get(1).is_some_and(|major| *major != 3) {
             return Seen::Other;
@@ -62,20 +71,12 @@ pub fn hello(bytes: &[u8]) -> Seen {
         }
         message.extend(fragment.0);
     }
-    match message[..] {
-        [] => return Seen::Incomplete,
-        [kind, ..] if kind != CLIENT_HELLO => return Seen::Other,
-        [_, high, middle, low, ..] => {
-            let length = 4 + u32::from_be_bytes([0, high, middle, low]) as usize;
-            if length > MOST {
-                return Seen::Other;
-            }
-            if message.len() < length {
-                return Seen::Incomplete;
-            }
-            message.truncate(length);
-        }
-        _ => return Seen::Incomplete,
+    let length = length_of(&message);
+    match message.first() {
+        Some(kind) if *kind != CLIENT_HELLO => return Seen::Other,
+        _ if message.len() >= 4 && length > MOST => return Seen::Other,
+        _ if message.len() < length => return Seen::Incomplete,
+        _ => message.truncate(length),
     }
     name_in(&message[4..]).unwrap_or(Seen::Other)
 }
@@ -234,6 +235,9 @@ mod tests {
         assert_eq!(of(&[sni("a.test"), sni("b.test")].concat()), Seen::Other);
         assert_eq!(of(&sni("a b")), Seen::Other);
         assert_eq!(of(&sni("a.test\0.b.test")), Seen::Other);
+        // Early data may follow at once.
+        let early = [records(&message(&sni("a.test")), 90), vec![20, 3, 3, 0, 1, 1, 23, 3, 3, 0, 9]].concat();
+        assert_eq!(hello(&early), Seen::Name("a.test".into()));
         assert_eq!(hello(b"SSH-2.0-x\r\n"), Seen::Other);
         assert_eq!(hello(&[22, 3, 1, 0, 0]), Seen::Other);
         assert_eq!(hello(&[22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff]), Seen::Other);
