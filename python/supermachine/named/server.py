@@ -117,7 +117,8 @@ class Server:
         context = keeper.context() if keeper.vm.running else None
         return {
             "record": asdict(keeper.record),
-            "phase": keeper.phase,
+            # Its end may be known here before the keeper's own thread has come to it.
+            "phase": keeper.phase if keeper.vm.running or keeper.phase != "running" else "stopping",
             "main_pid": keeper.main_pid,
             "ports": keeper.vm.ports,
             "worker": keeper.vm.pid,
