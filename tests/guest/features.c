@@ -9,14 +9,19 @@
 #include <linux/fs.h>
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
+#include <linux/inet_diag.h>
 #include <linux/io_uring.h>
 #include <linux/netlink.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
+#include <linux/perf_event.h>
+#include <linux/pkt_sched.h>
 #include <linux/rtnetlink.h>
 #include <linux/seccomp.h>
+#include <linux/sock_diag.h>
 #include <mqueue.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -267,6 +272,62 @@ static void network(void) {
     report("bridges are filtered", access("/proc/sys/net/bridge/bridge-nf-call-iptables", F_OK) == 0);
 }
 
+// tc qdisc add dev lo root KIND
+static int queueing(const char *kind, uint32_t parent) {
+    char buffer[256] = {0};
+    struct nlmsghdr *message = (struct nlmsghdr *)buffer;
+    struct tcmsg *tc = NLMSG_DATA(message);
+    message->nlmsg_len = NLMSG_LENGTH(sizeof *tc);
+    message->nlmsg_type = RTM_NEWQDISC;
+    message->nlmsg_flags = NLM_F_CREATE | NLM_F_REPLACE;
+    tc->tcm_ifindex = if_nametoindex("lo");
+    tc->tcm_parent = parent;
+    add(message, TCA_KIND, kind, strlen(kind) + 1);
+    return acknowledged(NETLINK_ROUTE, message);
+}
+
+// ss --kill of a connection that there is not.
+static int ends_connections(void) {
+    char buffer[256] = {0};
+    struct nlmsghdr *message = (struct nlmsghdr *)buffer;
+    struct inet_diag_req_v2 *request = NLMSG_DATA(message);
+    message->nlmsg_len = NLMSG_LENGTH(sizeof *request);
+    message->nlmsg_type = SOCK_DESTROY;
+    *request = (struct inet_diag_req_v2){.sdiag_family = AF_INET, .sdiag_protocol = IPPROTO_TCP, .idiag_states = -1};
+    request->id = (struct inet_diag_sockid){.idiag_cookie = {-1, -1}};
+    return !acknowledged(NETLINK_SOCK_DIAG, message) && errno == ENOENT;
+}
+
+static int performance_event(void) {
+    struct perf_event_attr what = {
+        .type = PERF_TYPE_SOFTWARE, .size = sizeof what, .config = PERF_COUNT_SW_CPU_CLOCK};
+    return syscall(SYS_perf_event_open, &what, 0, -1, -1, 0) >= 0;
+}
+
+// What container runtimes, debuggers and network tools ask for beyond that.
+static void tools(void) {
+    for (const char **kind = (const char *[]){"dummy", "wireguard", "ifb", NULL}; *kind; kind++)
+        report(*kind, new_link(*kind));
+    for (const char **kind = (const char *[]){"fq_codel", "fq", NULL}; *kind; kind++)
+        report(*kind, queueing(*kind, TC_H_ROOT));
+    report("clsact", queueing("clsact", TC_H_CLSACT));
+    report("connections are ended", ends_connections());
+    report("performance events", performance_event());
+    report("crypto sockets", socket(AF_ALG, SOCK_SEQPACKET, 0) >= 0);
+    report("configuration", access("/proc/config.gz", R_OK) == 0);
+    report("swap", access("/proc/swaps", R_OK) == 0);
+    report("zram", access("/sys/class/zram-control/hot_add", R_OK) == 0);
+    report("device mapper", access("/dev/mapper/control", F_OK) == 0);
+    report("further iptables", iptables(AF_INET, "mangle") && iptables(AF_INET, "raw"));
+    report("further ip6tables", iptables(AF_INET6, "mangle") && iptables(AF_INET6, "raw"));
+    errno = ENODEV;
+    report("bbr", strstr(contents("/proc/sys/net/ipv4/tcp_available_congestion_control"), "bbr") != NULL);
+    for (const char **type = (const char *[]){"squashfs", "vfat", "iso9660", "hugetlbfs", NULL}; *type; type++) {
+        errno = ENODEV;
+        report(*type, strstr(contents("/proc/filesystems"), *type) != NULL);
+    }
+}
+
 #ifdef __x86_64__
 static int getpid_of_32_bits(void) {
     long result;
@@ -301,6 +362,7 @@ int main(void) {
     report("namespaces", in_child(new_namespaces));
     report("user namespaces for all", in_child(new_user_as_nobody));
     network();
+    tools();
     old_programs();
     printf("processors: %ld\n", sysconf(_SC_NPROCESSORS_ONLN));
     printf("that is all\n");
