@@ -333,8 +333,10 @@ class VM:
     ) -> Snapshot:
         return await _call(self._vm.snapshot, path, diff=diff, format=format, timeout=timeout)
 
-    async def fork(self, n: int = 1, *, timeout: float = _vm.SNAPSHOT_TIMEOUT) -> list[VM]:
-        forks = await _call(self._vm.fork, n, timeout=timeout, abandon=_kill_all)
+    async def fork(
+        self, n: int = 1, *, volumes: Literal["refuse", "copy"] = "refuse", timeout: float = _vm.SNAPSHOT_TIMEOUT
+    ) -> list[VM]:
+        forks = await _call(self._vm.fork, n, volumes=volumes, timeout=timeout, abandon=_kill_all)
         return [VM._of(vm) for vm in forks]
 
     @classmethod

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import BadSnapshot, ConfigurationError, NotSupported, SnapshotFailed
+from ..errors import BadSnapshot, ConfigurationError, NotSupported, SnapshotFailed, VolumeChanged
 from ..network import ports
 from ..settings.machine import MachineSettings
 from ..snapshots import capture, records
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .guest import Guest
     from .vm import RestoreOptions
 
+#: How often volumes are captured and copied until nobody has written to them meanwhile.
+_COPY_ATTEMPTS = 5
 #: Keywords of `VM.restore` for what a snapshot of version 8 does not say, with their defaults.
 _UNSAID: Mapping[str, Any] = {"image": None, "disks": (), "engine": "auto", "agent": True}
 
@@ -57,11 +59,7 @@ def take(
             "a snapshot of version 9 says which image its guest is of, and of this one that is not known",
             hint="take one of version 8: format=8; or restore this machine with image=",
         )
-    if any(volume.read_only for volume in settings.volumes):
-        raise NotSupported(
-            "a machine with a volume that it only reads cannot be captured: what it has of it is nowhere else",
-            hint="mount the volume writable",
-        )
+    _check_volumes(settings)
     mark = os.urandom(16) if settings.volumes else b""
     with guest.capturing:
         worker = guest.alive()
@@ -115,46 +113,78 @@ def _moved(head: records.Head, path: Path) -> records.Head:
     return records.Head(path, head.id, head.parent, head.engine, head.memory, head.disk, head.vcpus, head.api)
 
 
+def _check_volumes(settings: MachineSettings) -> None:
+    if any(volume.read_only for volume in settings.volumes):
+        raise NotSupported(
+            "a machine with a volume that it only reads cannot be captured: what it has of it is nowhere else",
+            hint="mount the volume writable",
+        )
+    if not all(volume.name for volume in settings.volumes):
+        raise NotSupported("a fork with a copy of a volume cannot be captured: the copy ends with it")
+
+
 def of_fork(settings: MachineSettings) -> MachineSettings:
     return settings.of_restored()._replace(ports=ports.fresh(settings.ports))
 
 
 @contextlib.contextmanager
 def captured(
-    guest: Guest, settings: MachineSettings, root: Root, *, timeout: float, shared: Disk | None = None
+    guest: Guest,
+    settings: MachineSettings,
+    root: Root,
+    *,
+    timeout: float,
+    shared: Disk | None = None,
+    mark: bytes = b"",
 ) -> Iterator[str]:
     """The path of a file that goes on where `guest` is now; it is there until the end of the block.
 
-    Where the guest's disk is `shared` with who restores it, it is not in the file.
+    Where the guest's disk is `shared` with who restores it, it is not in the file. Volumes get the `mark`, for who
+    copies them; without one a machine that has any is refused.
     """
-    if settings.volumes:
+    if settings.volumes and not mark:
         raise NotSupported(
             "a machine with a volume cannot be forked: two would write to the one file system, which neither survives",
-            hint="copy what is needed of it to the root, or take a snapshot and end this machine",
+            hint='give each fork a copy: vm.fork(volumes="copy")',
         )
+    _check_volumes(settings)
     worker, image = guest.alive(), root.image
     with capture.private(settings.memory) as (fd, path):
         api = records.Record.of(image, settings, ports=guest.ports).encode() if image is not None else b""
         digest = image.digest if image is not None else None
         with guest.capturing:
-            capture.write(worker, fd, image=digest, api=api, disk_elsewhere=bool(shared), timeout=timeout)
+            capture.write(
+                worker, fd, image=digest, api=api, disk_elsewhere=bool(shared), volume_mark=mark, timeout=timeout
+            )
         yield path
 
 
-def fork(guest: Guest, settings: MachineSettings, root: Root, n: int, *, timeout: float) -> list[Guest]:
-    """`n` guests with these settings that go on where `guest` is."""
+def fork(
+    guest: Guest, settings: MachineSettings, root: Root, n: int, *, timeout: float, copies: bool = False
+) -> list[Guest]:
+    """`n` guests with these settings that go on where `guest` is; with `copies` each has its own of the volumes."""
     if n < 0:
         raise ConfigurationError(f"fork() makes 0 or more machines, not {n}")
+    for attempt in range(_COPY_ATTEMPTS):
+        try:
+            return _fork(guest, settings, root, n, timeout, os.urandom(16) if copies and settings.volumes else b"")
+        except VolumeChanged:
+            # The guest was quicker than the copying.
+            if attempt + 1 == _COPY_ATTEMPTS:
+                raise
+    raise AssertionError
+
+
+def _fork(guest: Guest, settings: MachineSettings, root: Root, n: int, timeout: float, mark: bytes) -> list[Guest]:
     clones: list[Guest] = []
     starters: list[Starter] = []
     disk = guest.disk.shared()
-    with captured(guest, settings, root, timeout=timeout, shared=disk) as path:
+    with captured(guest, settings, root, timeout=timeout, shared=disk, mark=mark) as path:
+        copied = volumes.copies(settings.volumes, mark, n) if mark else [None] * n
+        starters += [Starter(settings, root, own) for own in copied]
         try:
             # All start before the first is waited for.
-            waits = []
-            for _ in range(n):
-                starters.append(Starter(settings, root))
-                waits.append(starters[-1].fork(path, shared=disk))
+            waits = [starter.fork(path, shared=disk) for starter in starters]
             for wait in waits:
                 clones.append(wait())
                 clones[-1].publish(settings.ports)
@@ -165,6 +195,11 @@ def fork(guest: Guest, settings: MachineSettings, root: Root, n: int, *, timeout
                 starter.kill()
             raise
     return clones
+
+
+def copied(mounted: Sequence[volumes.Mounted]) -> tuple[volumes.Mounted, ...]:
+    """The volumes of a fork that has copies."""
+    return tuple(volumes.nameless(volume) for volume in mounted)
 
 
 class Plan(NamedTuple):

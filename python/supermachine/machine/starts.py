@@ -47,13 +47,14 @@ class Root:
 class Starter:
     """Starts a guest, once; `kill` ends a start from another thread."""
 
-    def __init__(self, settings: MachineSettings, root: Root) -> None:
+    def __init__(self, settings: MachineSettings, root: Root, volumes: Sequence[Opened] | None = None) -> None:
+        """`volumes` are those of the settings, where they are open already."""
         self._settings = settings
         self._root = root
         #: A worker whose guest is not ready yet.
         self._pending: Worker | None = None
         #: Open until the guest is ready, whose worker has them then.
-        self._volumes: Sequence[Opened] | None = None
+        self._volumes = volumes
 
     def kill(self) -> None:
         self.close()

@@ -419,17 +419,27 @@ class VM:
             timeout=timeout,
         )
 
-    def fork(self: Self, n: int = 1, *, timeout: float = SNAPSHOT_TIMEOUT) -> list[Self]:
+    def fork(
+        self: Self,
+        n: int = 1,
+        *,
+        volumes: Literal["refuse", "copy"] = "refuse",
+        timeout: float = SNAPSHOT_TIMEOUT,
+    ) -> list[Self]:
         """`n` running machines that go on where this one is now, each with an identity of its own.
 
-        They share the memory that none of them writes to. Published ports are on fresh ports of the host.
+        They share the memory that none of them writes to. Published ports are on fresh ports of the host. A machine
+        that has volumes is refused (`NotSupported`), unless with ``volumes="copy"`` each fork gets a copy of them,
+        which ends with it; `VolumeChanged` when they are written to faster than they are copied.
         """
         from . import snapshotting
 
         settings, root = snapshotting.of_fork(self._settings), self._disks()
+        forked = snapshotting.fork(self._started(), settings, root, n, timeout=timeout, copies=volumes == "copy")
+        own = settings._replace(volumes=snapshotting.copied(settings.volumes))
         clones: list[Self] = []
-        for guest in snapshotting.fork(self._started(), settings, root, n, timeout=timeout):
-            clone = self._of(self._reference, settings, root, Origin(()))
+        for guest in forked:
+            clone = self._of(self._reference, own, root, Origin(()))
             clone._guest = guest
             clones.append(clone)
         return clones
