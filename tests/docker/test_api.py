@@ -59,6 +59,21 @@ def test_fields_that_clients_rely_on(client: DockerClient) -> None:
     assert not container.attrs["NetworkSettings"]["Ports"]
 
 
+def test_memory_and_disk_have_the_size_that_is_said(client: DockerClient) -> None:
+    shown = client.containers.run(
+        IMAGE,
+        ["sh", "-c", "df -m / | tail -n 1; head -n 1 /proc/meminfo"],
+        remove=True,
+        mem_limit="300m",
+        storage_opt={"size": "1g"},
+    ).decode()
+    words = shown.split()
+    assert 800 < int(words[1]) <= 1024
+    assert 200 << 10 < int(words[-2]) <= 300 << 10
+    with pytest.raises(APIError, match="not the size of a disk"):
+        client.containers.create(IMAGE, storage_opt={"size": "tiny"})
+
+
 def test_exec_streams(client: DockerClient) -> None:
     container = client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
     assert container.exec_run(["sh", "-c", "echo $A; id -u"], environment={"A": "b"}).output == b"b\n0\n"
