@@ -131,7 +131,7 @@ def test_what_cannot_be_done_says_so():
     with pytest.raises(NotSupported):
         supermachine.VM("x", ports={"53/udp": 5353})
     with pytest.raises(NotSupported):
-        supermachine.VM("x", volumes=["a-volume-with-a-name:/tmp"])
+        supermachine.VM("x", mounts=["type=tmpfs,target=/tmp"])
 
 
 def all_errors():
