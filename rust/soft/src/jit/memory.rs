@@ -2,11 +2,13 @@
 //! ever both.
 
 use std::io;
+#[cfg(target_os = "linux")]
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Mutex;
 
 /// Bytes reserved; they cost nothing before they are written to.
+#[cfg(target_os = "linux")]
 const SIZE: usize = 16 << 20;
 
 /// Code memory of one machine.
