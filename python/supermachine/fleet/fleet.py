@@ -184,7 +184,8 @@ class Fleet:
                 if self._closed:
                     raise FleetClosed("the fleet has been closed")
                 fit = [h for h in self._hosts.values() if _has(h.address.labels, labels)]
-                if not fit:
+                # Without any host at the moment, those that were lost may come back.
+                if not fit and self._hosts:
                     raise ConfigurationError(f"no host of the fleet has the labels {dict(labels or {})}")
                 alive = [h for h in fit if h.lost is None]
                 free = [h for h in alive if h.free > 0 and h.address.name not in refused]

@@ -123,7 +123,9 @@ def connect(address: Address, timeout: float = GREETING) -> Wire:
             raise ConnectionResetError("the host has closed the connection")
         connection.sendall(own + _proof(address.secret, b"client", theirs, own))
         answer = _exactly(connection, 32)
-        if answer is None or not hmac.compare_digest(answer, _proof(address.secret, b"host", own, theirs)):
+        if answer is None:
+            raise ConnectionResetError("the host has closed the connection")
+        if not hmac.compare_digest(answer, _proof(address.secret, b"host", own, theirs)):
             raise FleetFailed(f"what answers at {address.host}:{address.port} is not the host {address.name}")
     except BaseException:
         connection.close()
