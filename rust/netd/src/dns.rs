@@ -73,7 +73,10 @@ pub fn question(bytes: &[u8]) -> Option<Question> {
     if flags & 0xf800 != 0 || be16(bytes, 4)? != 1 || be16(bytes, 6)? != 0 {
         return None;
     }
-    asked(bytes)
+    // Its name is written out: there is nothing before it that it could point to.
+    let (found, end) = name(bytes, HEADER)?;
+    let length = if found.is_empty() { 1 } else { found.len() + 2 };
+    if end != HEADER + length { None } else { asked(bytes) }
 }
 
 fn asked(bytes: &[u8]) -> Option<Question> {
@@ -239,6 +242,9 @@ mod tests {
         let mut bytes = query("a", A);
         bytes[12..14].copy_from_slice(&[0xc0, 12]);
         assert_eq!(question(&bytes), None);
+        // Nor is one that points behind itself a question.
+        let behind = [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 18, 0, 1, 0, 1, 0];
+        assert_eq!(question(&behind), None);
         for length in 0..query("example.org", A).len() {
             assert_eq!(question(&query("example.org", A)[..length]), None);
         }
