@@ -7,7 +7,7 @@ packages=(
     rustc-web libstd-rust-web-dev:arm64 e2fsprogs kmod
     cargo-web rust-web-clippy rust-web-src
     umoci skopeo buildah docker-registry erofs-utils mmdebstrap fakeroot cpio zstd
-    docker.io docker-compose
+    docker.io docker-compose redis-server
 )
 
 missing=()
