@@ -21,6 +21,7 @@ lint: $(VENV)/installed guest-check check-targets
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict python/supermachine
 	PYTHONPATH=python $(BIN)/lint-imports
+	$(BIN)/python -m mypy.stubtest supermachine._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
 
 # What ships to Macs (docs/macos.md), and what is for arm64 hosts alone.
 check-targets:

@@ -1,7 +1,9 @@
 """The extension module; see rust/python."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, final
+
+from typing_extensions import Self
 
 PROTOCOL_VERSION: int
 VERSION: str
@@ -23,6 +25,7 @@ _Denial = tuple[str | None, str | None, int, str, str | None, str, str, int]
 
 def check_network_rule(rule: str) -> bool: ...
 
+@final
 class Worker:
     @staticmethod
     def spawn(
@@ -39,17 +42,17 @@ class Worker:
         entropy: bytes,
         root_fs: str | None,
         nameservers: Sequence[str],
-        volumes: Sequence[str] = (),
+        volumes: Sequence[str] = ...,
         upper_bytes: int = 0,
-        cmdline: str = "",
+        cmdline: str = ...,
         boot_timeout_ms: int = 60_000,
         agent: bool = True,
         require_confinement: bool = False,
-        shares: Sequence[tuple[str, bool, str]] = (),
-        environment: Sequence[tuple[str, str]] = (),
+        shares: Sequence[tuple[str, bool, str]] = ...,
+        environment: Sequence[tuple[str, str]] = ...,
         network: _Network | None = None,
         scratch: tuple[int, int] | None = None,
-        volume_disks: Sequence[tuple[int, int | None, int]] = (),
+        volume_disks: Sequence[tuple[int, int | None, int]] = ...,
     ) -> Worker: ...
     @staticmethod
     def restore(
@@ -61,15 +64,15 @@ class Worker:
         hostname: str,
         machine_id: bytes,
         entropy: bytes,
-        working_set: Sequence[tuple[int, int, bool]] = (),
+        working_set: Sequence[tuple[int, int, bool]] = ...,
         boot_timeout_ms: int = 60_000,
         agent: bool = True,
         require_confinement: bool = False,
-        shares: Sequence[tuple[str, bool, str]] = (),
-        environment: Sequence[tuple[str, str]] = (),
+        shares: Sequence[tuple[str, bool, str]] = ...,
+        environment: Sequence[tuple[str, str]] = ...,
         network: _Network | None = None,
         scratch: tuple[int, Sequence[str]] | None = None,
-        volume_disks: Sequence[tuple[int, int | None, int]] = (),
+        volume_disks: Sequence[tuple[int, int | None, int]] = ...,
     ) -> Worker: ...
     def capture(
         self,
@@ -78,7 +81,7 @@ class Worker:
         diff: bool = False,
         v8: bool = False,
         image: str | None = None,
-        api: bytes = b"",
+        api: bytes = ...,
         disk_elsewhere: bool = False,
         volume_mark: bytes = ...,
         timeout: float | None = None,
@@ -104,14 +107,16 @@ class Worker:
     def set_network_policy(self, preset: str, allow: Sequence[str], deny: Sequence[str]) -> None: ...
     def exit_fd(self) -> int: ...
 
+@final
 class Remote:
     """Stands for a worker of another process's; `dial` gives a socket of a port of the guest."""
 
-    def __init__(self, dial: Callable[[int], Any]) -> None: ...
+    def __new__(cls, dial: Callable[[int], Any]) -> Self: ...
     @property
     def exit(self) -> tuple[str, str, str] | None: ...
     def ended(self, reason: str, message: str, console_tail: str) -> None: ...
 
+@final
 class Forward:
     @staticmethod
     def start(worker: Worker, guest_port: int, host: str, port: int, *, vsock: bool = False) -> Forward: ...
@@ -179,10 +184,11 @@ class _Snapshot(TypedDict):
     v8: _SnapshotV8 | None
     v9: _SnapshotV9 | None
 
+@final
 class Publication:
     """A new file beside `path`, which gets that name by `commit` or, at the end of the block, not at all."""
 
-    def __init__(self, path: str) -> None: ...
+    def __new__(cls, path: str) -> Self: ...
     def fileno(self) -> int: ...
     def commit(self) -> None: ...
     def __enter__(self) -> Publication: ...
@@ -221,23 +227,25 @@ def pack_part(
     origin: int,
     length: int,
     order: Sequence[tuple[int, int]] | None = None,
-    without: Sequence[tuple[int, int]] = (),
+    without: Sequence[tuple[int, int]] = ...,
     base: tuple[str, int] | None = None,
 ) -> tuple[bytes, int, str, int]: ...
 def public_key(secret: bytes) -> bytes: ...
 def sign(secret: bytes, message: bytes) -> bytes: ...
 def verify_signature(public: bytes, message: bytes, signature: bytes) -> bool: ...
 
+@final
 class Unpacker:
     """Puts a snapshot's files together from the frames of its parts."""
 
-    def __init__(self, path: str, table: bytes, files: Sequence[int], max_bytes: int) -> None: ...
+    def __new__(cls, path: str, table: bytes, files: Sequence[int], max_bytes: int) -> Self: ...
     def parts(self) -> list[tuple[str, int, int, int, int]]: ...
     def groups(self, part: int, most: int) -> list[tuple[int, int, int]]: ...
     def frames(self, part: int, first: int, data: bytes) -> int: ...
     def copy_base(self, part: int, base: str, origin: int) -> None: ...
     def finish(self) -> str | None: ...
 
+@final
 class Exec:
     @staticmethod
     def start(
@@ -245,8 +253,8 @@ class Exec:
         args: Sequence[bytes],
         *,
         env: Sequence[bytes],
-        cwd: bytes = b"",
-        user: str = "",
+        cwd: bytes = ...,
+        user: str = ...,
         tty: tuple[int, int] | None = None,
         stdin: bytes | int | str | None = None,
         stdout: int | str | None = None,
@@ -265,6 +273,7 @@ class Exec:
     def close(self) -> None: ...
     def done_fd(self) -> int: ...
 
+@final
 class Files:
     @staticmethod
     def open(worker: Worker | Remote, timeout: float = 180.0) -> Files: ...
@@ -299,8 +308,14 @@ class Files:
     def chown(self, path: bytes, uid: int, gid: int, follow: bool) -> None: ...
     def set_times(self, path: bytes, atime_ns: int, mtime_ns: int) -> None: ...
 
+def convert_image(
+    layers: Sequence[tuple[str, int, int | None, str | None, str | None, str | None]],
+    output: str,
+    max_bytes: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]: ...
 def decompress_archive(path: str, output: str, max_bytes: int) -> None: ...
 def reserve_standard_streams() -> None: ...
-def make_volume(fd: int, size: int, /) -> None: ...
+def make_volume(fd: int, size: int) -> None: ...
 def look_at_volume(fd: int) -> tuple[int, int, bytes]: ...
 def lock_volume(fd: int, shared: bool) -> bool: ...

@@ -13,7 +13,7 @@ use crate::sys;
 
 /// Makes a volume of so many bytes in the empty file behind `fd`. Raises ValueError for a size that cannot be.
 #[pyfunction]
-pub fn make_volume(py: Python<'_>, fd: RawFd, bytes: u64) -> PyResult<()> {
+pub fn make_volume(py: Python<'_>, fd: RawFd, size: u64) -> PyResult<()> {
     let file = File::from(sys::duplicate(fd)?);
     let mut uuid = [0; 16];
     // SAFETY: pointer and length are the array's.
@@ -22,7 +22,7 @@ pub fn make_volume(py: Python<'_>, fd: RawFd, bytes: u64) -> PyResult<()> {
     }
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let identity = ext4::Identity { uuid, created: u32::try_from(created).unwrap_or(u32::MAX) };
-    match py.detach(|| volume::make(&file, bytes, &identity)) {
+    match py.detach(|| volume::make(&file, size, &identity)) {
         Ok(()) => Ok(()),
         Err(ext4::Error::Io(error)) => Err(error.into()),
         Err(error) => Err(PyValueError::new_err(error.to_string())),
