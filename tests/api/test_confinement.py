@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from supermachine import VM
 from supermachine.errors import ConfinementRequired, EngineUnavailable, VMExited
 from supermachine.host import confinement, doctor
 from supermachine.machine import launch
@@ -55,6 +56,17 @@ def test_it_is_required_by_argument_or_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SUPERMACHINE_REQUIRE_CONFINEMENT", "1")
     assert confinement.required(None)
     assert not confinement.required(False)
+
+
+@pytest.mark.parametrize("said", [None, True, False])
+def test_a_machine_that_is_told_so_requires_it(
+    stand_in: object, monkeypatch: pytest.MonkeyPatch, said: bool | None
+) -> None:
+    asked: list[bool | None] = []
+    monkeypatch.setattr(confinement, "required", lambda required: asked.append(required) or False)
+    with VM("stand-in", require_confinement=said) as vm:
+        assert vm.running
+    assert asked == [said]
 
 
 def test_a_worker_that_may_not_run_unconfined_is_a_typed_error() -> None:

@@ -30,6 +30,7 @@ from supermachine.network import ports
 from supermachine.settings.machine import MachineOptions, MachineSettings
 from supermachine.settings.table import SETTINGS
 from supermachine.snapshots import baking, capture, records, working_set
+from supermachine.storage.volumes import SLOTS
 
 
 def members(kind) -> set[str]:
@@ -132,6 +133,13 @@ some_records = st.builds(
         allow=st.lists(st.sampled_from(["host", "*.example.org:443", "10.0.0.0/8"]), max_size=2),
         deny=st.lists(st.just("meta"), max_size=1),
     ),
+    volumes=st.lists(
+        st.tuples(
+            st.sampled_from(["data", "a-b"]), st.just("/data"), st.sampled_from(SLOTS), digits.map(lambda d: d[:32])
+        ),
+        max_size=2,
+        unique_by=lambda volume: volume[2],
+    ).map(tuple),
 )
 
 
@@ -356,8 +364,8 @@ def test_every_setting_has_a_type_and_a_place():
     names = {setting.name for setting in SETTINGS}
     assert set(MachineOptions.__annotations__) == names
     checked = set(MachineSettings._fields)
-    # These are used up when the settings are checked; the last two make the shares.
-    assert names - checked == {"require_hardware", "volumes", "mounts"}
+    # These are used up when the settings are checked: the rules make the network, mounts the shares and volumes.
+    assert names - checked == {"require_hardware", "allow", "deny", "mounts"}
     assert checked - names == {"shares"}
 
 

@@ -11,7 +11,18 @@ from tests.hosts.fixtures import unavailable
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["supermachine-worker", "supermachine-python", "supermachine-agent"]
-FREE = {"Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "Unicode-3.0", "Unlicense", "Zlib"}
+FREE = {
+    "Apache-2.0",
+    "MIT",
+    "MIT-0",
+    "BSD-1-Clause",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "CC0-1.0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+}
 LINE = re.compile(r"^(\S+) (\d\S*): (.+)$", re.MULTILINE)
 
 

@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def run(pytester: pytest.Pytester, test: str, *options: str, conftest: str = "") -> pytest.RunResult:
     pytester.makeconftest(f"IMAGE = {str(BUSYBOX)!r}\nSERVE = {SERVE!r}\n{conftest}")
     pytester.makepyfile(
-        "import pytest, socket, supermachine\nfrom conftest import *\n"
+        "import pytest, socket, supermachine, time\nfrom conftest import *\n"
         "from supermachine.integrations.waits import *\n"
         f"IMAGE = {str(BUSYBOX)!r}\n{test}"
     )
@@ -91,8 +91,15 @@ def test_with_xdist_each_process_has_its_own(pytester: pytest.Pytester) -> None:
 
 SERVICE = """
 def ask(service):
-    with socket.create_connection(service.address(80), timeout=30) as connection:
-        return connection.makefile("rb").read()
+    # Between one connection and the next nobody listens.
+    for _ in range(1000):
+        with socket.create_connection(service.address(80), timeout=30) as connection:
+            try:
+                if answer := connection.makefile("rb").read():
+                    return answer
+            except ConnectionResetError:
+                pass
+        time.sleep(0.02)
 
 def prepare(service):
     with open("prepared", "a") as file:

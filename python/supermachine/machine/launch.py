@@ -46,6 +46,7 @@ def spawn(
     shares: OpenShares = (),
     scratch: tuple[int, int] | None = None,
     volumes: OpenVolumes = (),
+    require_confinement: bool | None = None,
 ) -> Worker:
     """A worker whose guest boots; `wait_ready` tells when it is ready. `timeout` is in seconds, and `shares` are what
     its guest may mount. `scratch` is an empty file's descriptor and the bytes of the root's disk, where it is on one.
@@ -71,7 +72,7 @@ def spawn(
             nameservers=[],
             volumes=image.config.volumes,
             boot_timeout_ms=_milliseconds(timeout),
-            require_confinement=confinement.required(None),
+            require_confinement=confinement.required(require_confinement),
             environment=_translation(),
             network=_told(network, hostname, opened),
             shares=shares,
@@ -97,6 +98,7 @@ def spawn_restored(
     shares: OpenShares = (),
     scratch: tuple[int, Sequence[str]] | None = None,
     volumes: OpenVolumes = (),
+    require_confinement: bool | None = None,
 ) -> Worker:
     """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
 
@@ -122,7 +124,7 @@ def spawn_restored(
             working_set=working_set,
             agent=agent,
             boot_timeout_ms=_milliseconds(timeout),
-            require_confinement=confinement.required(None),
+            require_confinement=confinement.required(require_confinement),
             environment=_translation(),
             network=_told(network, hostname, opened),
             shares=shares,

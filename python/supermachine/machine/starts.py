@@ -167,6 +167,7 @@ class Starter:
             self._open_shares(),
             (disk.own, s.disk) if disk else None,
             self._open_volumes(),
+            s.require_confinement,
         )
         return self._ready(worker, None, disk=disk)
 
@@ -192,6 +193,7 @@ class Starter:
             self._open_shares(),
             (disk.own, shared.paths() if shared else ()) if disk else None,
             self._open_volumes(),
+            settings.require_confinement,
         )
 
     def _open_shares(self) -> launch.OpenShares:

@@ -54,6 +54,7 @@ class RestoreOptions(TypedDict, total=False):
     working_dir: str | None
     user: str | None
     require_hardware: bool | None
+    require_confinement: bool | None
     pull: Pull
     insecure: bool
     progress: Progress | None
@@ -451,11 +452,11 @@ class VM:
         Before anything of the user's runs in it, the clock is set, the kernel's random state is fed from the host, and
         host name and machine-id are new; a guest that does not confirm that is ended (`RenewFailed`). Keywords are
         those of :class:`VM` that can still be chosen: `hostname`, `environment`, `working_dir`, `user`,
-        `require_hardware`, `pull`, `insecure`, `progress`, `boot_timeout`, `prefault`; `volumes` and `mounts`, as a
-        snapshot says nothing of the host's directories, and opens none; `ports`, which are those that were published,
-        on ``"fresh"`` ports of the host (the default) or on the ``"same"``, or as given; and `network`, by default what
-        both the snapshot's machine could reach and a new one here could. The image must be in the cache, unless `pull`
-        allows to get it (default: ``"never"``).
+        `require_hardware`, `require_confinement`, `pull`, `insecure`, `progress`, `boot_timeout`, `prefault`;
+        `volumes` and `mounts`, as a snapshot says nothing of the host's directories, and opens none; `ports`, which
+        are those that were published, on ``"fresh"`` ports of the host (the default) or on the ``"same"``, or as
+        given; and `network`, by default what both the snapshot's machine could reach and a new one here could. The
+        image must be in the cache, unless `pull` allows to get it (default: ``"never"``).
 
         Four more are for snapshots of version 8, which do not say it themselves: the `image` whose root file system
         was the guest's first disk; files that were its further `disks`, or all of them without an image, which are not

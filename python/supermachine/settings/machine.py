@@ -34,6 +34,7 @@ class MachineOptions(TypedDict, total=False):
     user: str | int | None
     hostname: str | None
     require_hardware: bool | None
+    require_confinement: bool | None
     ports: Ports | None
     network: Network | str | None
     allow: Sequence[str]
@@ -64,6 +65,7 @@ class MachineSettings(NamedTuple):
     working_dir: str | None
     user: str | None
     hostname: str | None
+    require_confinement: bool | None
     ports: Wanted
     network: Network
     shares: tuple[Mounted, ...]

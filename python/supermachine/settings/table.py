@@ -138,6 +138,15 @@ SETTINGS = (
         help="Refuse isolation in software.",
     ),
     Setting(
+        "require_confinement",
+        None,
+        "Refuse a host that cannot confine the worker (default: SUPERMACHINE_REQUIRE_CONFINEMENT).",
+        options=("--require-confinement",),
+        kind="flag",
+        help="Refuse a host that cannot confine the guest's process.",
+        remembered="full",
+    ),
+    Setting(
         "ports",
         None,
         'Ports to publish: {"80/tcp": 8080}, None for any free port of the host, (address, port), or a list of these.',

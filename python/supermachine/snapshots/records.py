@@ -60,7 +60,7 @@ class Record:
     #: What it might reach; ``None`` where that is not said.
     network: Network | None = None
     #: Volumes that were mounted: name, place in the guest, slot, and what each was known by.
-    volumes: Sequence[tuple[str, str, int, str]] = ()
+    volumes: tuple[tuple[str, str, int, str], ...] = ()
 
     @classmethod
     def of(
@@ -86,7 +86,7 @@ class Record:
             ports={} if bare else ports or settings.ports,
             parents=[(head.id, str(head.path)) for head in parents],
             network=None if bare else settings.network,
-            volumes=[] if bare else [(v.name, v.target, v.slot, mark.hex()) for v in settings.volumes],
+            volumes=() if bare else tuple((v.name, v.target, v.slot, mark.hex()) for v in settings.volumes),
         )
 
     def encode(self) -> bytes:
@@ -231,7 +231,7 @@ def _network(value: list[Any] | None) -> Network | None:
     return Network(_text(preset), allow=[_text(rule) for rule in allow], deny=[_text(rule) for rule in deny])
 
 
-def _volumes(value: Sequence[tuple[str, str, int, str]]) -> list[tuple[str, str, int, str]]:
+def _volumes(value: Sequence[tuple[str, str, int, str]]) -> tuple[tuple[str, str, int, str], ...]:
     from ..storage.volumes import SLOTS, check_name
 
     found = []
@@ -241,7 +241,7 @@ def _volumes(value: Sequence[tuple[str, str, int, str]]) -> list[tuple[str, str,
         found.append((check_name(_text(name)), target, slot, mark))
     if len({slot for _, _, slot, _ in found}) < len(found):
         raise ValueError("two volumes are in one slot")
-    return found
+    return tuple(found)
 
 
 def _port(value: object) -> int:
