@@ -42,7 +42,8 @@ def again(pushed: Pushed, cache: Cache, transport: Transport) -> Pulled:
 
 
 @pytest.mark.parametrize("ranges", ["honour", "ignore"])
-@pytest.mark.parametrize("cuts", [0, 6])
+# One piece may meet all of these, and gives up at the fifth.
+@pytest.mark.parametrize("cuts", [0, 4])
 def test_breaks_and_ignored_ranges_only_cost_time(
     registry: Registry, pushed: Pushed, tmp_path: Path, elsewhere: Cache, transport: Transport, ranges: str, cuts: int
 ) -> None:
