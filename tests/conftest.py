@@ -12,7 +12,12 @@ __all__ = ["c_program", "host", "hosts"]
 hypothesis.settings.register_profile("supermachine", deadline=None)
 hypothesis.settings.load_profile("supermachine")
 
-# A shell without job control has its background jobs ignore these two, and so would every process that a test starts.
-for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+# A shell without job control has its background jobs ignore the first two, nohup the third; and so would every process
+# that a test starts.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)

@@ -74,7 +74,9 @@ class Signals:
 
     def pass_to(self, command: Exec | None) -> None:
         """From now on signals are this command's, those that were held first."""
-        held, self._held, self._command = self._held, None, command
+        # In this order: a signal may come between any two of these.
+        self._command = command
+        held, self._held = self._held, None
         for number in held or ():
             self._handle(number, None)
 
