@@ -143,7 +143,7 @@ def test_snapshots_of_earlier_versions_go_on(site: Site) -> None:
 
 def test_scalable_vectors_and_signed_pointers_survive(scalable: Site, c_program: Callable[[Path, str], Path]) -> None:
     scalable.host.put(c_program(JOB.with_name("sve.c"), "aarch64"), "/root/sve")
-    found = scalable.job("disturbed", "sve", "300")
+    found = scalable.job("disturbed", "sve", "1000")
     assert found["expected"].startswith("held ") and found["expected"].endswith(" bytes, signed\n"), found
     assert found["original"] == found["restored"] == found["expected"], found
     assert found["captures"] > 0, found

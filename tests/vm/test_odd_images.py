@@ -96,8 +96,9 @@ def test_a_guest_without_memory_left_ends_a_process_and_goes_on(busybox: str) ->
         assert vm.run(["echo", "still here"], timeout=60).stdout == b"still here\n"
 
 
-def test_a_full_root_is_an_error_in_the_guest_only(busybox: str) -> None:
-    with VM(busybox, memory="96m") as vm:
+@pytest.mark.parametrize("disk", [0, "256m"])
+def test_a_full_root_is_an_error_in_the_guest_only(busybox: str, disk: int | str) -> None:
+    with VM(busybox, memory="96m", disk=disk) as vm:
         done = vm.run(["dd", "if=/dev/zero", "of=/root/fill", "bs=64k"], timeout=120, text=True)
         assert done.returncode == 1
         assert "No space left on device" in done.stderr

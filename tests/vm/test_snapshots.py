@@ -439,7 +439,7 @@ def test_forks_go_on_from_one_moment_each_for_itself(busybox: str, tmp_path: Pat
 def test_a_fork_goes_to_the_disk_where_memory_is_short(
     own_cache: Path, busybox: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "_available_memory", lambda: 0)
+    monkeypatch.setattr(capture, "available_memory", lambda: 0)
     with VM(busybox) as vm:
         forks = vm.fork(2)
         assert leftovers(own_cache) == []
