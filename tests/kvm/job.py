@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from supermachine import VM, VMExited
+from supermachine.errors import RenewFailed
 from supermachine.host import engines
 
 #: How often in a row a running program is captured.
@@ -24,6 +25,19 @@ PATIENCE = 300
 
 IMAGE = "/root/image"
 SNAPSHOT = "/root/taken"
+
+
+def restored_from(snapshot: str | os.PathLike[str]) -> VM:
+    """A machine that goes on from a snapshot.
+
+    In an emulated arm64 host two restores of some seventy did not come to a ready guest, by a cause that is not known
+    yet. It is said, and tried once more.
+    """
+    try:
+        return VM.restore(snapshot, boot_timeout=30)
+    except RenewFailed as error:
+        print(f"{snapshot} is restored once more: {error}", file=sys.stderr)
+        return VM.restore(snapshot)
 
 
 def exits(machine: VM) -> dict[str, int]:
@@ -66,7 +80,7 @@ def capture() -> Any:
 
 def clones() -> Any:
     found = []
-    machines = [VM.restore(SNAPSHOT) for _ in range(2)]
+    machines = [restored_from(SNAPSHOT) for _ in range(2)]
     for machine in machines:
         with machine:
             counted = exits(machine)
@@ -101,7 +115,7 @@ def large() -> Any:
         booted = total(machine)
         machine.snapshot("/root/large")
     size = Path("/root/large").stat().st_blocks * 512
-    with VM.restore("/root/large") as machine:
+    with restored_from("/root/large") as machine:
         return {"booted": booted, "restored": total(machine), "size": size}
 
 
@@ -133,12 +147,12 @@ def disturbed(name: str, rounds: str) -> Any:
         last = original.snapshot(directory / f"{name}-0")
         on_its_own = finished(original, name)
     for n in range(1, CAPTURES):
-        with last.restore() as clone:
+        with restored_from(last.path) as clone:
             time.sleep(random.uniform(0, taken / CAPTURES / 2))
             # Whole ones and diffs: pages that only the guest has written to must be known as written.
             last = clone.snapshot(directory / f"{name}-{n}", diff=n % 2 == 1)
             captures += not clone.path(f"{program}.out").exists()
-    with last.restore() as clone:
+    with restored_from(last.path) as clone:
         restored = finished(clone, name)
     return {"expected": expected, "original": on_its_own, "restored": restored, "captures": captures, "seconds": taken}
 
@@ -162,7 +176,7 @@ def processors(count: str) -> Any:
     with VM(IMAGE, bake=False, vcpus=int(count)) as machine:
         counted, booted = exits(machine), seen(machine)
         machine.snapshot(path)
-    with VM.restore(path) as machine:
+    with restored_from(path) as machine:
         return {"booted": booted, "restored": seen(machine), "exits": counted}
 
 
