@@ -39,7 +39,7 @@ def cache_directory() -> str:
     """
     explicit = os.environ.get(env.CACHE)
     if explicit:
-        return os.path.join(os.getcwd(), _expanded(explicit))
+        return os.path.join(os.getcwd(), _expanded(explicit, env.CACHE))
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The base directory specification: a relative path is to be ignored.
     if sys.platform != "darwin" and os.path.isabs(base):
@@ -94,7 +94,7 @@ def keys_directory() -> str:
     return os.path.join(own, *parts, "supermachine", "keys")
 
 
-def _expanded(path: str, variable: str = env.CACHE) -> str:
+def _expanded(path: str, variable: str) -> str:
     if not path.startswith("~"):
         return path
     name, slash, rest = path.partition("/")
@@ -124,7 +124,7 @@ def data_directory() -> str:
     """
     explicit = os.environ.get(env.DATA)
     if explicit:
-        return os.path.join(os.getcwd(), _expanded(explicit))
+        return os.path.join(os.getcwd(), _expanded(explicit, env.DATA))
     base = os.environ.get("XDG_DATA_HOME", "")
     if sys.platform != "darwin" and os.path.isabs(base):
         return os.path.join(base, "supermachine")

@@ -298,3 +298,11 @@ def test_what_a_start_is_remembered_to_be_is_in_the_cache(field: str, tmp_path: 
         assert not start(**{field: outside}).is_of(str(cache.directory)), outside
     baked.chmod(0o777)
     assert not start().is_of(str(cache.directory))
+
+
+@pytest.mark.parametrize("name", ["cache", "data", "keys", "runtime"])
+def test_the_variable_that_names_nobodys_home_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    variable = f"SUPERMACHINE_{name.upper()}"
+    monkeypatch.setenv(variable, "~nobody-of-this-name/x")
+    with pytest.raises(errors.ConfigurationError, match=f"{variable} is .* nobody's home directory"):
+        getattr(directories, f"{name}_directory")()
