@@ -13,6 +13,7 @@ mod exec;
 pub mod fp;
 pub mod gic;
 pub mod id;
+mod isa;
 mod jit;
 mod mem;
 mod mmu;

@@ -5,7 +5,7 @@
 //! whatever is not translated is simply interpreted, exceptions are precise, and code that the guest has changed goes as
 //! decoded operations do (see [`Jit::forget`]). Nothing of this is in a snapshot.
 //!
-//! What a block does is read from guest memory anew when it is translated ([`insn`]); its operations are decoded again
+//! What a block does is read from guest memory anew when it is translated ([`crate::isa`]); its operations are decoded again
 //! with it, each by itself, for the ways out.
 
 #![cfg_attr(
@@ -13,7 +13,6 @@
     allow(dead_code, reason = "there is a back end for one kind of host")
 )]
 
-pub(crate) mod insn;
 pub(crate) mod memory;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -23,8 +22,8 @@ use std::collections::HashMap;
 use crate::cpu::Cpu;
 use crate::decode::{Block, End};
 use crate::fp;
+use crate::isa::insn::{self, Insn};
 use crate::op::{Handler, Op, P};
-use insn::Insn;
 use memory::Share;
 
 /// What one sample of the run loop weighs, and one entry from other machine code; and what makes a block worth

@@ -3,7 +3,7 @@
 use super::asm::{Arith, Cc, R, RAX, RCX, RDX, Sh, X, at, indexed};
 use super::block::{NO_REG, Translator};
 use super::layout;
-use crate::jit::insn::{Access, Address, Reg};
+use crate::isa::insn::{Access, Address, Reg};
 
 impl Translator<'_> {
     /// The base register that an access writes.

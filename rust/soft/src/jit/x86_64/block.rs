@@ -7,7 +7,7 @@ use super::layout;
 use super::stubs::Stubs;
 use crate::Regs;
 use crate::decode::End;
-use crate::jit::insn::{Insn, Reg};
+use crate::isa::insn::{Insn, Reg};
 use crate::jit::{Code, Entries, Input, Link};
 
 /// Code behind the block's straight way.

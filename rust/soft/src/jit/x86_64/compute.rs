@@ -6,7 +6,7 @@ use super::flags::{Kind, Source, State, kind_of};
 use super::layout;
 use super::stubs::{nzcv_from_host, set_nzcv};
 use crate::Regs;
-use crate::jit::insn::{Alu, Insn, Lanes, Operand, Reg, Select, Shift, Unary};
+use crate::isa::insn::{Alu, Insn, Lanes, Operand, Reg, Select, Shift, Unary};
 
 const ZERO: Reg = Regs::ZERO as Reg;
 const SINK: Reg = Regs::SINK as Reg;
