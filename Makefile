@@ -23,7 +23,7 @@ lint: $(VENV)/installed guest-check check-targets
 	PYTHONPATH=python $(BIN)/lint-imports
 	$(BIN)/python -m mypy.stubtest supermachine._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
 
-# What ships to Macs (docs/macos.md), and what is for arm64 hosts alone.
+# What ships to Macs (docs/concepts/macos.md), and what is for arm64 hosts alone.
 check-targets:
 	./tests/check_target.sh aarch64-apple-darwin
 	./tests/check_target.sh aarch64-unknown-linux-gnu

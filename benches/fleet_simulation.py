@@ -3,7 +3,7 @@
 `python -m benches.fleet_simulation` prints JSON; `--plot FILE` draws queue, registry and losses over the day as SVG.
 The times of one machine are measured ones of this project; loads, popularity and hardware are assumptions, each an
 option. It says what the design's rules come to (the host with the most room, a cache of snapshots on each node, nothing
-repeated), and nothing of what this package's code would do with so many connections: see docs/fleet.md.
+repeated), and nothing of what this package's code would do with so many connections: see docs/how-to/fleet.md.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lints for a target that this machine is not: what ships to Macs for aarch64-apple-darwin (docs/macos.md says what that
+# Lints for a target that this machine is not: what ships to Macs for aarch64-apple-darwin (docs/concepts/macos.md says what that
 # proves), and for aarch64-unknown-linux-gnu the crates that have code for arm64 hosts alone. With Debian's rustc and
 # clippy, and on top of the sources of the standard library for Macs; where rustup has the target (rustup target add),
 # that toolchain does the same.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves on a Mac what cannot be proved elsewhere (docs/macos.md): everything runs, and the last line says how it went.
+# Proves on a Mac what cannot be proved elsewhere (docs/concepts/macos.md): everything runs, and the last line says how it went.
 # Needs Apple silicon, macOS 15 or newer on bare metal, Xcode's command line tools, Rust and Python 3.10 or newer.
 set -uo pipefail
 cd "$(dirname "$0")/.."

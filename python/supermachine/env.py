@@ -1,4 +1,4 @@
-"""Every variable of the environment that this package reads; ``docs/environment.md`` is generated from here.
+"""Every variable of the environment that this package reads; ``docs/reference/environment.md`` is generated from here.
 
 On the way of every `supermachine run`: nothing here loads a module that takes long.
 """
@@ -73,7 +73,7 @@ def page() -> str:
     rows = "\n".join(f"| `{name}` | {what} | {default} |" for name, (what, default) in sorted(VARIABLES.items()))
     return f"""# Variables of the environment
 
-Generated from `python/supermachine/env.py`: `python -m supermachine.env > docs/environment.md`.
+Generated from `python/supermachine/env.py`: `python -m supermachine.env > docs/reference/environment.md`.
 
 | variable | is | without it |
 |---|---|---|

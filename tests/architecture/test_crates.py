@@ -1,4 +1,4 @@
-"""Arrows between Rust crates run one way: the table of docs/architecture.md is what Cargo builds, and has no circle."""
+"""Arrows between Rust crates run one way: the table of architecture.md is what Cargo builds, and has no circle."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _built() -> dict[str, set[str]]:
 
 
 def _documented() -> dict[str, set[str]]:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "concepts" / "architecture.md").read_text(encoding="utf-8")
     crates = text[text.index("## Crates") : text.index("python/supermachine/ is thin")]
     return {name: set(re.findall(r"`([\w-]+)`", needs)) for name, needs in _ROW.findall(crates)}
 

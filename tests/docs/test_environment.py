@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_page_is_the_modules():
-    assert (ROOT / "docs" / "environment.md").read_text() == env.page()
+    assert (ROOT / "docs" / "reference" / "environment.md").read_text() == env.page()
 
 
 def test_no_module_names_a_variable_of_its_own():

@@ -24,7 +24,7 @@ def _program(document: Path) -> str:
     return "\n".join(_BLOCK.findall(document.read_text(encoding="utf-8")))
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_what_is_tested_elsewhere_is() -> None:
@@ -32,9 +32,22 @@ def test_what_is_tested_elsewhere_is() -> None:
         assert name in (ROOT / test).read_text(encoding="utf-8")
 
 
+def test_every_link_leads_to_a_file() -> None:
+    pages = [*ROOT.glob("*.md"), *DOCUMENTS]
+    missing = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert not missing
+
+
 @pytest.mark.vm
 @pytest.mark.parametrize(
-    "document", [d for d in DOCUMENTS if d.name not in _ELSEWHERE and _program(d)], ids=lambda d: d.name
+    "document",
+    [d for d in DOCUMENTS if d.name not in _ELSEWHERE and _program(d)],
+    ids=lambda d: d.relative_to(ROOT).as_posix(),
 )
 def test_the_examples_run(document: Path, tmp_path: Path) -> None:
     # As a reader would run them: a program of its own, in a directory where the demo is.

@@ -1,4 +1,4 @@
-"""docs/getting-started.md: each command says what the page says that it does."""
+"""docs/getting-started/tour.md: each command says what the page says that it does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "getting-started.md"
+PAGE = ROOT / "docs" / "getting-started" / "tour.md"
 
 
 def steps(text: str) -> list[tuple[str, str]]:

@@ -217,8 +217,8 @@ def test_the_directory_of_the_snapshots_can_be_chosen(pytester: pytest.Pytester,
 
 
 def test_the_examples_of_the_documentation(pytester: pytest.Pytester) -> None:
-    """docs/pytest.md, as one file of tests; the ones before vm_template have a marker and so are none of its forks."""
-    text = (ROOT / "docs" / "pytest.md").read_text(encoding="utf-8")
+    """docs/how-to/pytest.md as one file; the tests before vm_template have a marker and so are none of its forks."""
+    text = (ROOT / "docs" / "how-to" / "pytest.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (pytester.path / "demo").symlink_to(ROOT / "demo")
     pytester.makepyfile("\n\n".join(blocks))

@@ -1,4 +1,4 @@
-"""Version 9 of the snapshot file, read by nothing but docs/snapshot-format.md, `struct` and a slow BLAKE3."""
+"""Version 9 of the snapshot file, read by nothing but docs/reference/snapshot-format.md, `struct` and a slow BLAKE3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/snapshot-format.md shows works, and what it says in numbers is so."""
+"""What docs/reference/snapshot-format.md shows works, and what it says in numbers is so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import format_v9
 import pytest
 from supermachine import _core
 
-PAGE = Path(__file__).parents[2] / "docs" / "snapshot-format.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "snapshot-format.md"
 
 
 def test_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -139,7 +139,7 @@ def test_the_disk_of_a_snapshot_is_sound(tmp_path: Path) -> None:
 
 
 def disk_of(snapshot: Path, image: Path) -> None:
-    """Unpacks the disk of a whole snapshot, by docs/snapshot-format.md alone."""
+    """Unpacks the disk of a whole snapshot, by docs/reference/snapshot-format.md alone."""
     data = snapshot.read_bytes()
     sections, ram, memory = (int.from_bytes(data[at : at + 8], "little") for at in (16, 24, 32))
     at = 160

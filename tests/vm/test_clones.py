@@ -1,6 +1,6 @@
 """Clones are safe: what two guests of one snapshot share and what they must not, and that the guest's work goes on.
 
-docs/clones.md lists the hazards and names these tests.
+docs/concepts/clones.md lists the hazards and names these tests.
 """
 
 from __future__ import annotations

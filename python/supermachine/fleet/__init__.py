@@ -1,4 +1,4 @@
-"""Virtual machines on several hosts, under an engine that exists: see ``docs/fleet.md``.
+"""Virtual machines on several hosts, under an engine that exists: see ``docs/how-to/fleet.md``.
 
 Names load on first use: the engines of distribution are no part of a fleet on this host.
 """

@@ -1,4 +1,4 @@
-"""A pytest plugin: a fresh virtual machine, or a fresh service, for each test; see docs/pytest.md.
+"""A pytest plugin: a fresh virtual machine, or a fresh service, for each test; see docs/how-to/pytest.md.
 
 `vm` is of ``@pytest.mark.supermachine(image, **options)``, or a fork of the machine that `vm_template` gives.
 `service` makes machines in which an image's program runs and is ready.

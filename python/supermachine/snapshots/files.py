@@ -1,7 +1,7 @@
 """Snapshot files: what is in one, whether it is whole, and how it travels.
 
-``docs/snapshot-format.md`` describes the files. All functions take snapshots of version 9, which this package writes,
-and of version 8; those that read take exports of either as well.
+``docs/reference/snapshot-format.md`` describes the files. All functions take snapshots of version 9, which this package
+writes, and of version 8; those that read take exports of either as well.
 """
 
 from __future__ import annotations

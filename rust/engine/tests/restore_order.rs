@@ -1,6 +1,6 @@
 //! The order in which a vCPU's state goes back, on the software framework: the right one brings back what was saved,
 //! and every step that is left out or out of place shows. On a Mac these tests ask Apple's framework whether it is what
-//! the software one assumes of it; docs/macos.md.
+//! the software one assumes of it; docs/concepts/macos.md.
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! The devices of every machine, in bus order: the one table that the machine, both snapshot formats and the API go by.
-//! Part of the snapshot's contract, as docs/snapshot-versioning.md has it.
+//! Part of the snapshot's contract, as docs/concepts/snapshot-versioning.md has it.
 
 use std::sync::{Arc, Mutex};
 
@@ -209,7 +209,7 @@ fn shared<D: Device>(
 mod tests {
     use super::*;
 
-    /// A guest that was captured finds its devices by their place. When this fails, read docs/snapshot-versioning.md.
+    /// A guest that was captured finds its devices by their place. When this fails, read docs/concepts/snapshot-versioning.md.
     #[test]
     fn places_of_captured_guests_stay() {
         use Kind::*;

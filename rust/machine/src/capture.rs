@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     /// What is in files stays readable. When this no longer compiles, or fails, a saved structure has changed: read
-    /// docs/snapshot-versioning.md before you change the expectation.
+    /// docs/concepts/snapshot-versioning.md before you change the expectation.
     #[test]
     fn the_encoding_of_a_device_stays() {
         let queue = QueueState {
