@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from supermachine import VM, Network, aio
 from supermachine.cli.commands import run as run_command
 from supermachine.cli.commands import told
-from supermachine.cli.machines import without_keeper
-from supermachine.cli.run import arguments
+from supermachine.cli.run import arguments, kept
 from supermachine.errors import (
     BadSnapshot,
     ConfigurationError,
@@ -107,6 +106,11 @@ configs = st.fixed_dictionaries(
         "user": texts,
         "exposed_ports": st.lists(texts, max_size=2, unique=True).map(tuple),
         "labels": st.dictionaries(texts, texts, max_size=2),
+        "stop_signal": texts,
+        "healthcheck": st.none()
+        | st.fixed_dictionaries(
+            {"Test": st.lists(texts, max_size=3)}, optional={"Interval": st.integers(0, 1 << 40), "Retries": st.just(2)}
+        ),
     }
 ).map(lambda fields: ImageConfig(**fields))
 digits = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -355,9 +359,9 @@ def test_a_plain_command_line_is_read_as_click_reads_it(argv):
     if plain is None:
         return
     context = run_command.make_context("run", list(argv))
-    said, kept = told(dict(context.params))
-    assert not kept["detach"]
-    assert plain == without_keeper(said, kept)
+    said, of_names = told(dict(context.params))
+    assert not kept.wanted(of_names)
+    assert plain == said
 
 
 def test_every_setting_has_a_type_and_a_place():

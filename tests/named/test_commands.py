@@ -107,7 +107,7 @@ def test_a_made_up_name_can_be_a_host_name(busybox: str) -> None:
 
 
 def test_rm_option_leaves_nothing(busybox: str, runtime: Path) -> None:
-    start(busybox, "--rm", command="sleep 0.3; exit 4")
+    start(busybox, "--rm", command="sleep 3; exit 4")
     assert sm("wait", "web").stdout == "4\n"
     assert until(lambda: [p.name for p in (runtime / "machines").iterdir()] == [".lock"])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supermachine import VM
 from supermachine.integrations.services import Services
 from supermachine.integrations.waits import healthy
 from supermachine.named.health import check_of
@@ -64,6 +65,14 @@ def test_the_images_stop_signal_and_health_check(tmp_path: Path) -> None:
     assert log[-1]["Output"] == "ill\n"
     sm("exec", "web", "touch", "/tmp/ok")
     assert until(lambda: listed()["web"]["health"] == "healthy")
+    # What is restored from its snapshot has both, and a fork is looked after like its parent.
+    sm("snapshot", "create", "web", str(tmp_path / "web.snapshot"))
+    with VM.restore(tmp_path / "web.snapshot") as vm:
+        assert vm._disks().config.healthcheck == check
+        assert vm._disks().config.stop_signal == "SIGUSR2"
+    sm("fork", "web")
+    assert until(lambda: listed()["web-1"]["health"] == "healthy")
+    sm("rm", "-f", "web-1")
     sm("stop", "web")
     assert listed()["web"]["exit_code"] == 8
     assert "told" in sm("logs", "web").stdout

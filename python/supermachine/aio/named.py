@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +55,15 @@ class Machine:
     async def stats(self) -> dict[str, Any]:
         return await call(self._machine.stats)
 
-    async def logs(self, *, tail: int | None = None, follow: bool = False) -> AsyncIterator[Entry]:
-        entries = self._machine.logs(tail=tail, follow=follow)
+    async def logs(
+        self,
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> AsyncIterator[Entry]:
+        entries = self._machine.logs(tail=tail, follow=follow, since=since, until=until)
         while (entry := await call(next, entries, None)) is not None:
             yield entry
 
@@ -65,6 +72,18 @@ class Machine:
 
     async def stop(self, timeout: float | None = None) -> int | None:
         return await call(self._machine.stop, timeout)
+
+    async def restart(self, timeout: float | None = None) -> None:
+        await call(self._machine.restart, timeout)
+
+    async def pause(self) -> None:
+        await call(self._machine.pause)
+
+    async def unpause(self) -> None:
+        await call(self._machine.unpause)
+
+    async def top(self) -> list[dict[str, str]]:
+        return await call(self._machine.top)
 
     async def kill(self, signal: int | str = "KILL") -> None:
         await call(self._machine.kill, signal)
@@ -86,6 +105,17 @@ class Machine:
         from . import Popen
 
         return Popen(await call(self._machine.popen, args, **options))
+
+    async def spawn(
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+    ) -> int:
+        return await call(self._machine.spawn, args, env=env, cwd=cwd, user=user, tty=tty)
 
     def path(self, *parts: str | os.PathLike[str]) -> GuestPath:
         from . import GuestPath
@@ -125,6 +155,7 @@ async def start(
     restart: str = "no",
     stop_signal: str = "",
     stop_timeout: float = STOP_TIMEOUT,
+    labels: Mapping[str, str] | None = None,
     **machine: Unpack[MachineOptions],
 ) -> Machine:
     """See :func:`supermachine.start`."""
@@ -138,6 +169,7 @@ async def start(
         restart=restart,
         stop_signal=stop_signal,
         stop_timeout=stop_timeout,
+        labels=labels,
         **machine,
     )
     return Machine(made)

@@ -9,11 +9,15 @@ import click
 from ..settings.table import WRITTEN, Setting
 from .completion import image_names, machine_names
 from .docker import register_docker
-from .format import human, table
-from .machines import HintingGroup, RunCommand, kept_options, register, run_kept, take_kept, without_keeper
+from .format import ago, human, table
+from .instead import HintingGroup, RunCommand
+from .machines import register
+from .run import kept as kept_machines
+from .templates import show
 from .volumes import register_volumes
 
 if TYPE_CHECKING:
+    from ..cache.store import CachedImage
     from .run.arguments import Arguments
 
 _IMAGE_OPTIONS = [
@@ -79,19 +83,20 @@ def cli() -> None:
 @click.option("--timings", is_flag=True, help="Say on stderr how long each step took; --timings=html draws a page.")
 @click.option("--timings-page", hidden=True)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-@kept_options
+@kept_machines.options
 @click.argument("image", shell_complete=image_names)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(**given: Any) -> int:
     """Run a command, or the image's own, in a fresh virtual machine.
 
     The exit status is the command's, 128+N when signal N ended it, 124 when --timeout did, 125 for failures of
-    supermachine itself. With -d the machine goes on by itself: see `supermachine ps`.
+    supermachine itself. With -d the machine goes on by itself: see `supermachine ps`. With --name it is listed there,
+    in the foreground too.
     """
     from .run import fast
 
     said, kept = told(given)
-    return run_kept(said, kept) if kept["detach"] else fast.run(without_keeper(said, kept))
+    return kept_machines.run(said, kept) if kept_machines.wanted(kept) else fast.run(said)
 
 
 def told(given: dict[str, Any]) -> tuple[Arguments, dict[str, Any]]:
@@ -99,7 +104,7 @@ def told(given: dict[str, Any]) -> tuple[Arguments, dict[str, Any]]:
     page = given.pop("timings_page")
     given["timings"] = page or given["timings"]
     settings = {setting.name: given.pop(setting.name) for setting in WRITTEN}
-    kept = take_kept(given)
+    kept = kept_machines.take(given)
     return cast("Arguments", {**given, "settings": settings}), kept
 
 
@@ -192,12 +197,18 @@ def key_rm(name: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
-def images(as_json: bool) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Only digests.")
+@click.option("--format", "form", default="table", metavar="table|json|TEMPLATE", help="As '{{.Repository}}:{{.Tag}}'.")
+def images(as_json: bool, quiet: bool, form: str) -> None:
     """List the images in the cache."""
     from ..images import Cache
 
     found = Cache().images()
-    if as_json:
+    if quiet:
+        for image in found:
+            click.echo(image.digest)
+        return
+    if as_json or form == "json":
         import json
 
         rows = [
@@ -213,6 +224,9 @@ def images(as_json: bool) -> None:
         ]
         click.echo(json.dumps(rows, indent=2))
         return
+    if form != "table":
+        show(form, [row for image in found for row in image_rows(image)])
+        return
     lines = [("REFERENCE", "DIGEST", "PLATFORM", "SIZE")]
     for image in found:
         digest = image.digest.partition(":")[2][:12]
@@ -220,9 +234,32 @@ def images(as_json: bool) -> None:
     click.echo(table(lines))
 
 
+def image_rows(image: CachedImage) -> list[dict[str, str]]:
+    """What docker's templates call it, a row for each of its names."""
+    import time
+
+    rows = []
+    for name in image.references or ("<none>",):
+        repository, colon, tag = name.rpartition(":")
+        tagged = bool(colon) and "/" not in tag and "@" not in name
+        rows.append(
+            {
+                "Repository": repository if tagged else name,
+                "Tag": tag if tagged else "<none>",
+                "ID": image.digest.partition(":")[2][:12],
+                "Digest": image.digest,
+                "Platform": image.platform,
+                "Size": human(image.size),
+                "LastUsed": f"{ago(time.time() - image.last_used)} ago",
+            }
+        )
+    return rows
+
+
 @cli.command()
+@click.option("-f", "--force", is_flag=True, help="Accepted for docker's sake: what runs keeps its files.")
 @click.argument("image", nargs=-1, required=True, shell_complete=image_names)
-def rmi(image: tuple[str, ...]) -> None:
+def rmi(image: tuple[str, ...], force: bool) -> None:  # noqa: ARG001
     """Remove images from the cache, by reference or digest."""
     from ..errors import ImageNotFound
     from ..images import Cache, RegistryReference, parse_reference
@@ -249,7 +286,8 @@ def _is_digest(name: str) -> bool:
 
 @cli.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Every image, not only what nothing needs.")
-def prune(everything: bool) -> None:
+@click.option("-f", "--force", is_flag=True, help="Accepted for docker's sake: nothing is asked.")
+def prune(everything: bool, force: bool) -> None:  # noqa: ARG001
     """Free disk space: what no image needs, and snapshots in the cache that no virtual machine runs from; say what."""
     from ..artifacts.pull import prune as prune_artifacts
     from ..images import Cache

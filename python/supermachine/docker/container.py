@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import SupermachineError
+from ..guest import group
 from ..guest.process_context import command as command_of
 from ..machine.starts import Root
 from ..machine.vm import VM
@@ -439,14 +440,14 @@ class Container:
 
     async def pause(self) -> None:
         vm = self.there()
-        await self.session.call(guests.freeze, vm, True)
+        await self.session.call(group.freeze, vm, True)
         self.status = "paused"
         self.announce("pause")
 
     async def unpause(self) -> None:
         if self.status != "paused" or self._vm is None:
             raise Conflict(f"Container {self.id} is not paused")
-        await self.session.call(guests.freeze, self._vm, False)
+        await self.session.call(group.freeze, self._vm, False)
         self.status = "running"
         self.announce("unpause")
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..guest import group
+
 if TYPE_CHECKING:
     from ..machine.vm import VM
-
-#: The control group of all that the agent starts in a guest.
-GROUP = "/sys/fs/cgroup/supermachine"
 
 
 def end_processes(vm: VM) -> None:
     """Ends every process that is left in a guest, as the end of a container's first process does."""
     if vm.running:
-        vm.path(GROUP, "cgroup.kill").write_text("1")
-
-
-def freeze(vm: VM, frozen: bool) -> None:
-    vm.path(GROUP, "cgroup.freeze").write_text("1" if frozen else "0")
+        group.kill(vm)
 
 
 def host_line(text: str) -> str:

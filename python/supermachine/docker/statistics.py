@@ -1,4 +1,4 @@
-"""``docker stats`` and ``docker top``."""
+"""``docker stats``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .guests import GROUP
 from .logs import timestamp
 
 if TYPE_CHECKING:
-    from ..machine.vm import VM
     from .container import Container
 
-#: Processes that one look shows.
-_MAX_PROCESSES = 4096
 #: proc(5), /proc/PID/stat, counted after the name in parentheses.
-_PPID, _TTY, _UTIME, _STIME, _STARTED = 1, 4, 11, 12, 19
-_GUEST_TICKS = 100
+_UTIME, _STIME = 11, 12
 
 
 def sample(container: Container, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -68,63 +63,3 @@ def _of_host() -> int:
         return sum(int(field) for field in fields) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return time.monotonic_ns() * (os.cpu_count() or 1)
-
-
-TITLES = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
-
-
-def processes(vm: VM) -> list[list[str]]:
-    """The processes of the user's in a guest, as ``ps -ef`` shows them. Blocks."""
-    ids = sorted({pid for group in _groups(vm) for pid in group})
-    boot = _boot_time(vm)
-    return [row for pid in ids[:_MAX_PROCESSES] if (row := _row(vm, pid, boot)) is not None]
-
-
-def _groups(vm: VM) -> list[list[int]]:
-    """Process ids of the control group and of those below it, which an init makes."""
-    found: list[list[int]] = []
-    todo = [vm.path(GROUP)]
-    while todo and len(found) < _MAX_PROCESSES:
-        group = todo.pop()
-        try:
-            text = (group / "cgroup.procs").read_text()
-            todo.extend(entry for entry in group.iterdir() if entry.is_dir())
-        except OSError:
-            continue
-        found.append([int(word) for word in text.split() if word.isdecimal()])
-    return found
-
-
-def _boot_time(vm: VM) -> int:
-    for line in vm.path("/proc/stat").read_text().splitlines():
-        if line.startswith("btime "):
-            return int(line.split()[1])
-    return 0
-
-
-def _row(vm: VM, pid: int, boot: int) -> list[str] | None:
-    place = vm.path("/proc", str(pid))
-    try:
-        name, _, rest = (place / "stat").read_text(errors="replace").rpartition(")")
-        words = (place / "cmdline").read_bytes().split(b"\0")
-        owner = place.lstat().st_uid
-        fields = rest.split()
-        ticks = int(fields[_UTIME]) + int(fields[_STIME])
-        started = time.localtime(boot + int(fields[_STARTED]) // _GUEST_TICKS)
-        tty, parent = fields[_TTY], fields[_PPID]
-    except (OSError, ValueError, IndexError):
-        return None  # it has gone
-    command = b" ".join(words).strip().decode("utf-8", "replace") or f"[{name.partition('(')[2]}]"
-    seconds = ticks // _GUEST_TICKS
-    spent = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    user = "root" if owner == 0 else str(owner)
-    return [
-        user,
-        str(pid),
-        parent,
-        "0",
-        time.strftime("%H:%M", started),
-        "?" if tty == "0" else "pts/0",
-        spent,
-        command,
-    ]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, KeeperLost, MachineNotRunning, NoSuchMachine, VMExited
-from ..guest.process_context import Context
+from ..guest.process_context import START_TIMEOUT, Context
 from ..host.boots import boot_id
 from . import logs, protocol
 from .records import Record
@@ -42,7 +42,7 @@ class State:
 
     name: str
     id: str
-    #: "starting", "running", "restarting", "stopping", "exited", or "dead": keeper killed, or host restarted.
+    #: "starting", "running", "paused", "restarting", "stopping", "exited", or "dead": keeper killed, or host restarted.
     status: str
     image: str
     command: list[str]
@@ -58,11 +58,12 @@ class State:
     health: str
     restarts: int
     ports: dict[str, list[tuple[str, int]]]
+    labels: dict[str, str]
 
     @property
     def running(self) -> bool:
         """Whether there is a virtual machine, or is about to be."""
-        return self.status in ("starting", "running", "restarting", "stopping")
+        return self.status in ("starting", "running", "paused", "restarting", "stopping")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,6 +93,7 @@ class Machine:
         self._remote: Remote | None = None
         self._said: _Said | None = None
         self._filesystem: FileSystem | None = None
+        self._paused = False
 
     @property
     def name(self) -> str:
@@ -123,10 +125,11 @@ class Machine:
     def inspect(self) -> dict[str, Any]:
         """All that is known of it, for people and JSON; what it is called may change between versions."""
         record = self._place.record()
-        said: dict[str, Any] = {**self.state.as_dict()}
+        state = self.state
+        said: dict[str, Any] = {**state.as_dict(), "running": state.running}
         if record is not None:
             said |= {"options": record.options, "policy": record.policy, "keeper": record.keeper}
-        if said["status"] in ("running", "stopping", "restarting"):
+        if said["status"] in ("running", "paused", "stopping", "restarting"):
             live = self._ask({"ask": "inspect"})
             names = ("worker", "main_pid", "engine", "isolation", "health", "context", "dropped")
             said |= {name: live[name] for name in names}
@@ -146,9 +149,26 @@ class Machine:
             "exits": said["exits"],
         }
 
-    def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[Entry]:
-        """What its main process has written, line by line; with `follow`, until the machine has ended."""
-        return logs.read(self._place.log, tail=tail, follow=self._place.kept if follow else None)
+    def top(self) -> list[dict[str, str]]:
+        """Its processes, without those of the guest's system: columns of ``ps -ef`` by their titles."""
+        from ..guest.process_table import TITLES, processes
+
+        return [dict(zip(TITLES, row, strict=True)) for row in processes(self)]
+
+    def logs(
+        self,
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> Iterator[Entry]:
+        """What its main process has written, line by line; with `follow`, until the machine has ended.
+
+        `since` and `until` are seconds since 1970; of what is between them, `tail` takes the last lines.
+        """
+        follow_while = self._place.kept if follow else None
+        return logs.read(self._place.log, tail=tail, follow=follow_while, since=since, until=until)
 
     # Its life.
 
@@ -164,6 +184,22 @@ class Machine:
         or 10), and waits for its end. Does nothing when it has ended.
         """
         return self._until_over({"ask": "stop", "timeout": timeout}, None)
+
+    def restart(self, timeout: float | None = None) -> None:
+        """Ends its main process as `stop` does, and starts it again in the same guest, whose files are as they were.
+
+        Raises MachineNotRunning when the machine has ended, and NotSupported for a fork.
+        """
+        stop = STOP_TIMEOUT if timeout is None else timeout
+        self._ask({"ask": "restart", "timeout": timeout}, timeout=stop + protocol.ANSWER)
+
+    def pause(self) -> None:
+        """Stops all its processes where they are. Raises MachineNotRunning when they do already."""
+        self._ask({"ask": "freeze", "frozen": True})
+
+    def unpause(self) -> None:
+        """Lets them go on. Raises MachineNotRunning when they are not paused."""
+        self._ask({"ask": "freeze", "frozen": False})
 
     def kill(self, signal: int | str = "KILL") -> None:
         """Sends a signal to its main process, and for SIGKILL waits for its end."""
@@ -241,6 +277,22 @@ class Machine:
 
         return Popen(self._context(), args, **options)
 
+    def spawn(
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+    ) -> int:
+        """Starts a process that goes on when this program has ended, without its output; its pid in the guest.
+
+        It ends with the machine. Raises what :meth:`popen` does.
+        """
+        request = {"ask": "exec", "command": list(args), "env": dict(env or {}), "cwd": cwd, "user": user, "tty": tty}
+        return int(self._ask(request, timeout=START_TIMEOUT + protocol.ANSWER)["pid"])
+
     def path(self, *parts: str | os.PathLike[str]) -> GuestPath:
         """A path in the guest, with the interface of `pathlib.Path`."""
         from ..guest.paths import FileSystem, GuestPath
@@ -279,6 +331,10 @@ class Machine:
     def _context(self, user: str | None = None, working_dir: str | None = None) -> Context:
         self._reach()
         assert self._said is not None
+        if self._paused:
+            raise MachineNotRunning(
+                f"the machine {self.name} is paused", hint=f"let it go on: supermachine unpause {self.name}"
+            )
         return Context(self._reach, self._said, environment={}, working_dir=working_dir, user=user)
 
     # Its keeper.
@@ -363,6 +419,7 @@ class Machine:
             said = self._ask({"ask": "inspect"})
             if said["context"] is None:
                 raise MachineNotRunning(f"the machine {self.name} is {said['phase']}", hint="try again")
+            self._paused = said["phase"] == "paused"
             self._said = _Said(said["context"])
             channel = self._open(protocol.ANSWER)
             channel._socket.settimeout(None)
@@ -443,6 +500,7 @@ def state_of(place: Place) -> State | None:
         health=health,
         restarts=record.restarts,
         ports=ports,
+        labels={str(name): str(value) for name, value in dict(record.policy.get("labels") or {}).items()},
     )
 
 
@@ -470,6 +528,7 @@ def start(
     restart: str = "no",
     stop_signal: str = "",
     stop_timeout: float = STOP_TIMEOUT,
+    labels: Mapping[str, str] | None = None,
     **machine: Unpack[MachineOptions],
 ) -> Machine:
     """Starts a machine that outlives this program, as ``supermachine run -d`` does: ENTRYPOINT with `args` or CMD.
@@ -485,7 +544,7 @@ def start(
         names.check(name)
     if stop_signal:
         signal_number(stop_signal)
-    policy = Policy(remove=remove, stop_signal=stop_signal, stop_timeout=stop_timeout)
+    policy = Policy(remove=remove, stop_signal=stop_signal, stop_timeout=stop_timeout, labels=dict(labels or {}))
     policy.restart, policy.restart_max = restart_policy(restart)
     words = [args] if isinstance(args, str) else list(args or ())
     own = None if entrypoint is None else list(entrypoint)

@@ -71,6 +71,8 @@ class Health:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self.status = "starting"
+        #: Set while the guest's processes stand still: nothing is checked then.
+        self.paused = False
         self._failing = 0
         self._log: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
@@ -93,6 +95,8 @@ class Health:
             starting = self.status == "starting" and time.monotonic() - began < check.start_period
             if self._over.wait(min(check.start_interval, check.interval) if starting else check.interval):
                 return
+            if self.paused:
+                continue
             at, (code, output) = time.time(), self._once()
             if self._over.is_set():
                 return

@@ -9,11 +9,12 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .._core import Worker
     from ..guest.process_context import Context
     from ..guest.processes import Popen
     from ..machine.vm import VM
@@ -28,6 +29,8 @@ _LAST_WORDS = 2.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _LONG_ENOUGH = 0.1, 60.0, 10.0
 #: Seconds in which a killed main process is gone, or its virtual machine is killed.
 _KILL_GRACE = 5.0
+#: Processes of `exec -d` that may run at once.
+MAX_DETACHED = 1024
 #: Rows and columns of a terminal that nobody looks at.
 _TERMINAL = (24, 80)
 
@@ -104,10 +107,29 @@ class Report:
         self._descriptor = -1
 
 
+class Foreground(Protocol):
+    """The program that keeps a machine itself, at a terminal, rather than leave it to a process in the background."""
+
+    #: Rows and columns, if the main process is given a terminal.
+    terminal: tuple[int, int] | None
+    #: What the main process reads: a descriptor, or `subprocess.DEVNULL`.
+    stdin: int
+
+    def starting(self) -> None:
+        """The main process is about to be started."""
+
+    def started(self, main: Popen) -> None:
+        """It runs."""
+
+    def ended(self, worker: Worker, code: int | None) -> None:
+        """It has ended, and its virtual machine has not."""
+
+
 class Keeper:
     """One machine, from its first start to its end."""
 
-    def __init__(self, spec: Spec, report: Report) -> None:
+    def __init__(self, spec: Spec, report: Report | None = None) -> None:
+        """Without a report the machine is kept in the foreground, by `keep_here`."""
         from .. import directories, env
         from ..host import boots
         from .records import Record, process_start
@@ -143,11 +165,44 @@ class Keeper:
         self.vm: VM
         self._main: Popen | None = None
         self._main_over = threading.Event()
+        self._restart_asked, self._restarted = threading.Event(), threading.Event()
+        self._freezing = threading.Lock()
+        self._foreground: Foreground | None = None
+        #: Processes that nobody waits for.
+        self._detached: list[Popen] = []
         self._stop_asked = threading.Event()
         self._pumps: list[threading.Thread] = []
 
     def keep(self) -> None:
-        """The whole of a machine's life."""
+        """The whole of a machine's life, in a process of its own."""
+        report = self._report
+        assert report is not None
+        try:
+            self._begin()
+            signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=self.stop, daemon=True).start())
+            os.chdir("/")
+            report.started({"name": self.place.name, "id": self.record.id})
+        except BaseException as error:
+            report.failed(error)
+            return
+        self._finish(*self._live())
+
+    def keep_here(self, foreground: Foreground) -> tuple[int | None, str]:
+        """The same in this process, whose own streams are the main process's: its exit code, and what ended it if not
+        its main process.
+        """
+        self._foreground = foreground
+        self._begin()
+        code, error = None, "the program that kept it was interrupted"
+        try:
+            code, error = self._live()
+            if self.vm.running:
+                foreground.ended(self.vm._running(), code)
+        finally:
+            self._finish(code, error)
+        return code, error
+
+    def _begin(self) -> None:
         from dataclasses import asdict
 
         from .logs import LogWriter
@@ -161,21 +216,16 @@ class Keeper:
             self._write()
             self.logs = LogWriter(self.place.log, self.policy.log_bytes)
             self._first_start()
-            if self._report.abandoned():
+            if self._report is not None and self._report.abandoned():
                 raise ConnectionError("nobody waits for this machine any more")
             self.record.started = time.time()
             self.phase = "running"
             self._note()
             self._server = Server(self).start()
-            signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=self.stop, daemon=True).start())
-            os.chdir("/")
-            self._report.started({"name": self.place.name, "id": self.record.id})
-        except BaseException as error:
+        except BaseException:
             self._end_vm()
             self._registry.discard(self.place)
-            self._report.failed(error)
-            return
-        self._finish(*self._live())
+            raise
 
     # Its starts.
 
@@ -228,17 +278,23 @@ class Keeper:
     def _start_main(self) -> None:
         from ..guest.processes import DEVNULL, PIPE
 
-        tty = self.policy.tty
+        here = self._foreground
+        terminal = here.terminal if here is not None else _TERMINAL if self.policy.tty else None
+        term = os.environ.get("TERM") if here is not None else None
         self._main_over.clear()
+        if here is not None:
+            here.starting()
         main = self.vm.popen(
             self.record.command,
-            stdin=PIPE if self.policy.interactive else DEVNULL,
+            stdin=here.stdin if here is not None else PIPE if self.policy.interactive else DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
-            tty=_TERMINAL if tty else None,
-            env={"TERM": "xterm"} if tty else None,
+            tty=terminal,
+            env={"TERM": term or "xterm"} if terminal else None,
         )
         self._main, self.main_pid = main, main.pid
+        if here is not None:
+            here.started(main)
         self._pumps = [
             threading.Thread(target=self._pump, args=(name, stream), name=name, daemon=True)
             for name, stream in (("stdout", main.stdout), ("stderr", main.stderr))
@@ -263,10 +319,16 @@ class Keeper:
         self._write()
 
     def _pump(self, name: str, stream: Any) -> None:
-        """A thread: notes what a stream says until its end."""
+        """A thread: notes what a stream says until its end, and in the foreground passes it on."""
+        shown = -1 if self._foreground is None else 2 if name == "stderr" else 1
         with contextlib.suppress(ValueError, OSError):
             while data := stream.read1(1 << 16):
                 self.logs.write(name, data)
+                while shown >= 0 and data:
+                    data = data[os.write(shown, data) :]
+        with contextlib.suppress(OSError):
+            # Where nobody reads here any more, nobody does there.
+            stream.close()
 
     def _write(self) -> None:
         """Replaces the record. A full disk ends no machine: what is read then is older."""
@@ -290,13 +352,14 @@ class Keeper:
             if not self._wants_restart(code):
                 return code, error
             self.phase = "restarting"
-            self.record.restarts += 1
             self.record.exit_code, self.record.error = code, error
-            self._write()
-            pause = _FIRST_PAUSE if time.monotonic() - began > _LONG_ENOUGH else pause
-            if self._stop_asked.wait(pause):
-                return code, error
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            if not self._restart_asked.is_set():
+                self.record.restarts += 1
+                self._write()
+                pause = _FIRST_PAUSE if time.monotonic() - began > _LONG_ENOUGH else pause
+                if self._stop_asked.wait(pause):
+                    return code, error
+                pause = min(pause * 2, _LONGEST_PAUSE)
             try:
                 self._join_pumps()
                 if not self.vm.running:
@@ -306,6 +369,8 @@ class Keeper:
             except Exception as failure:
                 return 125, f"the restart failed: {failure}"
             self.phase = "running"
+            self._restart_asked.clear()
+            self._restarted.set()
             self._note()
 
     def _follow(self) -> tuple[int | None, str]:
@@ -343,16 +408,19 @@ class Keeper:
 
     def _wants_restart(self, code: int | None) -> bool:
         policy = self.policy
-        if self._stop_asked.is_set() or policy.restart == "no":
+        if self._stop_asked.is_set():
             return False
-        if policy.restart == "always":
+        if self._restart_asked.is_set() or policy.restart == "always":
             return True
+        if policy.restart == "no":
+            return False
         return code != 0 and (policy.restart_max is None or self.record.restarts < policy.restart_max)
 
     def stop(self, timeout: float | None = None) -> None:
         """Ends the machine: the stop signal to its main process, SIGKILL after `timeout` seconds."""
         grace = self.policy.stop_timeout if timeout is None else timeout
         self._stop_asked.set()
+        self._thaw()
         if self.phase == "running":
             self.phase = "stopping"
         main = self._main
@@ -365,12 +433,68 @@ class Keeper:
             if not self._main_over.wait(_KILL_GRACE):
                 self.vm.kill()
 
+    def restart(self, timeout: float | None = None) -> None:
+        """Ends the main process as `stop` does, and starts it again in the same guest.
+
+        Raises NotSupported for a fork's, and MachineNotRunning where it has ended for good meanwhile.
+        """
+        from ..errors import MachineNotRunning, NotSupported
+
+        main = self._main
+        if main is None:
+            raise NotSupported(
+                f"{self.place.name} is a fork, whose main process is not started again",
+                hint=f"remove it, and fork {self.spec.fork.parent if self.spec.fork else 'its parent'} again",
+            )
+        self._restarted.clear()
+        self._restart_asked.set()
+        self._thaw()
+        main._exec.send_signal(self.stop_signal)
+        if not self._restarted.wait(self.policy.stop_timeout if timeout is None else timeout):
+            main._exec.send_signal(9)
+        while not self._restarted.wait(_KILL_GRACE):
+            if self.over.is_set() or self._stop_asked.is_set():
+                raise MachineNotRunning(f"the machine {self.place.name} was stopped while it was restarted")
+
+    def freeze(self, frozen: bool) -> None:
+        """Stops all processes of the guest where they are, or lets them go on."""
+        from ..errors import MachineNotRunning
+        from ..guest import group
+
+        before, after = ("running", "paused") if frozen else ("paused", "running")
+        with self._freezing:
+            if self.phase != before:
+                raise MachineNotRunning(f"the machine {self.place.name} is {self.phase}, and not {before}")
+            group.freeze(self.vm, frozen)
+            self.phase = after
+            if self.health is not None:
+                self.health.paused = frozen
+
+    def _thaw(self) -> None:
+        """A process that stands still takes no signal."""
+        if self.phase == "paused":
+            self.freeze(False)
+
+    def execute(self, command: list[str], **given: Any) -> int:
+        """Starts a process that nobody waits for; its pid in the guest. It ends with the machine."""
+        from ..errors import ConfigurationError
+        from ..guest.processes import DEVNULL
+
+        self._detached = [process for process in self._detached if process.poll() is None]
+        if len(self._detached) >= MAX_DETACHED:
+            raise ConfigurationError(f"{self.place.name} has {MAX_DETACHED} detached processes; that is the limit")
+        tty = _TERMINAL if given.pop("tty", False) else None
+        process = self.vm.popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, tty=tty, **given)
+        self._detached.append(process)
+        return process.pid
+
     def signal(self, number: int) -> None:
         """Sends a signal to the main process. Raises NotSupported for that of a fork."""
         from ..errors import NotSupported
 
         if number in (9, self.stop_signal):
             self._stop_asked.set()
+            self._thaw()
         if self._main is not None:
             self._main._exec.send_signal(number)
         elif number == 9:

@@ -107,21 +107,47 @@ def _cut(line: bytes) -> Iterator[bytes]:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return _text(time.time())
 
 
-def read(directory: Path, *, tail: int | None = None, follow: Callable[[], bool] | None = None) -> Iterator[Entry]:
-    """The entries so far, or the last `tail` of them; with `follow`, further ones for as long as it says true."""
+def _text(moment: float) -> str:
+    """Seconds since 1970 as RFC 3339 has them. Raises ValueError for what no calendar has."""
+    try:
+        at = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+    except (OverflowError, OSError, ValueError):
+        raise ValueError(f"{moment:g} is no time in seconds since 1970") from None
+    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def read(
+    directory: Path,
+    *,
+    tail: int | None = None,
+    follow: Callable[[], bool] | None = None,
+    since: float | None = None,
+    until: float | None = None,
+) -> Iterator[Entry]:
+    """The entries so far, or the last `tail` of them; with `follow`, further ones for as long as it says true.
+
+    None is before `since` or after `until`, in seconds since 1970.
+    """
+    first = "" if since is None else _text(since)
+    last = None if until is None else _text(until)
+
+    def wanted(entries: Iterator[Entry]) -> Iterator[Entry]:
+        # Times of one length and zone are in the order of their texts.
+        return (entry for entry in entries if entry.time >= first and (last is None or entry.time <= last))
+
     files = _Files(directory)
     try:
-        found: Iterator[Entry] | deque[Entry] = files.entries()
+        found: Iterator[Entry] | deque[Entry] = wanted(files.entries())
         if tail is not None:
             found = deque(found, maxlen=tail)
         yield from found
-        while follow is not None:
+        while follow is not None and (until is None or time.time() <= until):
             # Asked before the look, so that the last words of a machine that ends meanwhile are seen.
             goes_on = follow()
-            yield from files.entries()
+            yield from wanted(files.entries())
             if not goes_on:
                 return
             time.sleep(_LOOK)

@@ -36,6 +36,9 @@ class Server:
             "inspect": self._inspect,
             "stats": self._stats,
             "stop": self._stop,
+            "restart": self._restart,
+            "freeze": self._freeze,
+            "exec": self._exec,
             "signal": self._signal,
             "wait": self._wait,
             "watch": self._watch,
@@ -146,6 +149,19 @@ class Server:
         timeout = request.get("timeout")
         self._keeper.stop(None if timeout is None else max(0.0, float(timeout)))
         return self._wait(request)
+
+    def _restart(self, request: dict[str, Any]) -> dict[str, Any]:
+        timeout = request.get("timeout")
+        self._keeper.restart(None if timeout is None else max(0.0, float(timeout)))
+        return {}
+
+    def _freeze(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._keeper.freeze(bool(request["frozen"]))
+        return {}
+
+    def _exec(self, request: dict[str, Any]) -> dict[str, Any]:
+        given = {name: request[name] for name in ("env", "cwd", "user", "tty") if request.get(name)}
+        return {"pid": self._keeper.execute([str(word) for word in request["command"]], **given)}
 
     def _signal(self, request: dict[str, Any]) -> dict[str, Any]:
         self._keeper.signal(int(request["signal"]))

@@ -34,6 +34,8 @@ class Policy:
     interactive: bool = False
     #: Docker's HEALTHCHECK as an image has it, before the image's own; ``{"Test": ["NONE"]}`` for none.
     health: dict[str, Any] | None = None
+    #: What whoever started it calls it by, beside its name.
+    labels: dict[str, str] = field(default_factory=dict)
     log_bytes: int = logs.MAX_BYTES
 
 

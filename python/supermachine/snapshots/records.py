@@ -113,6 +113,7 @@ class Record:
                             "Volumes": {volume: {} for volume in config.volumes},
                             "StopSignal": config.stop_signal,
                             "Labels": dict(config.labels),
+                            **({"Healthcheck": dict(config.healthcheck)} if config.healthcheck is not None else {}),
                         },
                         "rootfs": {"type": "layers", "diff_ids": config.diff_ids},
                     },

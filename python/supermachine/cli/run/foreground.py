@@ -82,7 +82,7 @@ class Signals:
 
     def follow_size(self, command: Exec) -> None:
         """Tells the command of each new size of the terminal, until the end of the block."""
-        self._take(_signal.SIGWINCH, lambda _number, _frame: command.resize(*_terminal_size()))
+        self._take(_signal.SIGWINCH, lambda _number, _frame: command.resize(*terminal_size()))
 
     def _take(self, number: int, handler: Any) -> None:
         try:
@@ -123,7 +123,9 @@ def execute(
     variables = dict(context.env)
     if terminal and os.environ.get("TERM"):
         variables["TERM"] = os.environ["TERM"]
-    before = _raw_terminal() if terminal else None
+    raw = Terminal()
+    if terminal:
+        raw.make_raw()
     try:
         command = _start(worker, context, argv, signals, variables, terminal, no_stdin)
         if terminal:
@@ -135,8 +137,7 @@ def execute(
             raise CommandTimeout(f"the command was killed: it still ran after {timeout:g} seconds")
     finally:
         signals.pass_to(None)
-        if before is not None:
-            _restore_terminal(before)
+        raw.restore()
     if context.ended is not None:
         context.ended()
     return code
@@ -160,7 +161,7 @@ def _start(
         env=[encode(f"{name}={value}") for name, value in variables.items()],
         cwd=encode(context.cwd),
         user=context.user,
-        tty=_terminal_size() if terminal else None,
+        tty=terminal_size() if terminal else None,
         stdin="null" if no_stdin else 0,
         stdout=1,
         stderr="null" if terminal else 2,
@@ -180,7 +181,7 @@ def _start(
     return command
 
 
-def _terminal_size() -> tuple[int, int]:
+def terminal_size() -> tuple[int, int]:
     """Rows and columns of the terminal itself: COLUMNS and LINES in the environment do not change with it."""
     for descriptor in (0, 1, 2):
         try:
@@ -192,29 +193,36 @@ def _terminal_size() -> tuple[int, int]:
     return _USUAL_SIZE
 
 
-def _restore_terminal(before: list[Any]) -> None:
-    import termios
+class Terminal:
+    """The terminal at stdin, if there is one, which `make_raw` has give every key to the guest, until `restore`."""
 
-    # Not to wait for output that nobody takes any more is better than to leave the terminal as it is.
-    for when in (termios.TCSADRAIN, termios.TCSANOW):
-        try:
-            termios.tcsetattr(sys.stdin.fileno(), when, before)
-        except (termios.error, OSError, ValueError):
-            continue  # it has hung up, or was closed
-        return
+    def __init__(self) -> None:
+        self._before: list[Any] | None = None
 
+    def make_raw(self) -> None:
+        if sys.stdin is None or not sys.stdin.isatty():
+            return
+        import termios
+        import tty
 
-def _raw_terminal() -> list[Any] | None:
-    """From now on the terminal gives every key to the guest; what it was like, or ``None`` where there is none."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        return None
-    import termios
-    import tty
+        descriptor = sys.stdin.fileno()
+        self._before = termios.tcgetattr(descriptor)
+        tty.setraw(descriptor, termios.TCSANOW)
 
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    tty.setraw(descriptor, termios.TCSANOW)
-    return before
+    def restore(self) -> None:
+        """As it was. Does nothing the second time."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        import termios
+
+        # Not to wait for output that nobody takes any more is better than to leave the terminal as it is.
+        for when in (termios.TCSADRAIN, termios.TCSANOW):
+            try:
+                termios.tcsetattr(sys.stdin.fileno(), when, before)
+            except (termios.error, OSError, ValueError):
+                continue  # it has hung up, or was closed
+            return
 
 
 def explain(worker: Worker, code: int) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from ...guest import process_table
 from .. import documents, statistics
 from ..containers import FILTERS
 from ..errors import BadRequest, NotImplementedHere
@@ -144,8 +145,8 @@ async def remove(session: Session, request: Request, name: str) -> Answer:
 @routes.get("/containers/{name}/top")
 async def top(session: Session, _request: Request, name: str) -> Answer:
     container = session.containers.get(name)
-    rows = await session.call(statistics.processes, container.there())
-    return reply({"Titles": statistics.TITLES, "Processes": rows})
+    rows = await session.call(process_table.processes, container.there())
+    return reply({"Titles": process_table.TITLES, "Processes": rows})
 
 
 @routes.get("/containers/{name}/stats")

@@ -1,0 +1,121 @@
+"""What docker's users type and this command line has not, and what does it here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+#: Commands.
+_COMMANDS = {
+    "attach": "`supermachine logs -f NAME` shows its output, `supermachine exec -it NAME sh` gives a shell in it",
+    "build": "build with docker, buildah or umoci, then `supermachine run oci:DIRECTORY` or `docker-archive:FILE`",
+    "commit": "`supermachine snapshot create NAME FILE` keeps all of it, running processes included",
+    "compose": "start each service with `supermachine run -d --name SERVICE IMAGE`",
+    "container": "leave the word out: `supermachine ps`, `supermachine rm NAME`",
+    "create": "`supermachine run -d IMAGE` creates and starts it",
+    "diff": "look inside: `supermachine exec NAME COMMAND`",
+    "events": "`supermachine wait NAME` tells of its end, `supermachine logs -f NAME` of its output",
+    "export": "`supermachine cp NAME:/ DIRECTORY`",
+    "history": "`supermachine inspect IMAGE`",
+    "image": "leave the word out: `supermachine images`, `supermachine pull IMAGE`, `supermachine rmi IMAGE`",
+    "import": "`supermachine run oci-archive:FILE` runs an archive as it is",
+    "info": "`supermachine doctor`",
+    "load": "`supermachine run docker-archive:FILE` runs an archive as it is",
+    "login": "registries are logged in to with docker, podman or skopeo, whose credentials are used",
+    "logout": "registries are logged out of with docker, podman or skopeo, whose credentials are used",
+    "network": "a machine's network is a policy: `supermachine run --network none|public|all`, `--allow`, `--deny`",
+    "rename": "a name stays: stop it, and run it again with --name",
+    "save": "`skopeo copy docker://IMAGE docker-archive:FILE`",
+    "search": "registries have web pages for that",
+    "start": "a machine that has ended is not started again: `supermachine rm NAME`, and run it again",
+    "system": "`supermachine prune`, `supermachine doctor`",
+    "tag": "images keep the names that they were pulled by",
+    "update": "stop it, and run it again with other options",
+    "version": "`supermachine --version`",
+}
+
+_OWN_KERNEL = "leave it out: the kernel is the machine's own, in which root may do all, and nothing of it is the host's"
+_NO_NAMESPACES = "leave it out: a machine has no namespaces in common with the host or with another"
+_NETWORK = "what a guest may reach is said with --network, --allow and --deny"
+_MEMORY = "-m sets the RAM of a machine, which is all that it can use"
+#: Options of `run`.
+_RUN = {
+    **dict.fromkeys(
+        (
+            "--cap-add",
+            "--cap-drop",
+            "--privileged",
+            "--security-opt",
+            "--userns",
+            "--cgroupns",
+            "--sysctl",
+            "--runtime",
+        ),
+        _OWN_KERNEL,
+    ),
+    **dict.fromkeys(("--pid", "--ipc", "--uts", "--cgroup-parent"), _NO_NAMESPACES),
+    **dict.fromkeys(("--net", "--network-alias", "--ip", "--ip6", "--mac-address", "--link"), _NETWORK),
+    **dict.fromkeys(("--memory-swap", "--memory-reservation", "--memory-swappiness", "--kernel-memory"), _MEMORY),
+    **dict.fromkeys(("-c", "--cpu-shares", "--cpu-quota", "--cpu-period", "--cpuset-cpus"), "--cpus N sets the vCPUs"),
+    "--add-host": "`supermachine exec NAME sh -c 'echo ADDRESS NAME >> /etc/hosts'`, once it runs",
+    "--cidfile": "`supermachine run -d` prints the name, which --name sets",
+    "--device": "devices of the host are not passed on; -v shares files and directories",
+    "--dns": "guests ask the resolver of this host",
+    "--gpus": "GPUs are not passed on",
+    "--label-file": "--label NAME=VALUE, once for each",
+    "--log-driver": "logs are files; `supermachine logs NAME` reads them",
+    "--log-opt": "logs are files of 16 MiB at most",
+    "--pids-limit": "a guest's processes are bounded by its memory: -m",
+    "--publish-all": "-p PORT publishes a port at a free one of the host, once for each",
+    "-P": "-p PORT publishes a port at a free one of the host, once for each",
+    "--shm-size": "the guest's shared memory is bounded by its RAM: -m",
+    "--ulimit": "`sh -c 'ulimit …; exec COMMAND'`",
+    "--sysctl": "`supermachine exec NAME sysctl -w …`, once it runs",
+    "--volumes-from": "name the same volumes with -v NAME:DIR",
+    "-a": "both outputs are shown in the foreground; with -d, `supermachine logs`",
+    "--attach": "both outputs are shown in the foreground; with -d, `supermachine logs`",
+    "--detach-keys": "a machine in the foreground is not left: start it with -d, and look at it with `logs -f`",
+    "--expose": "-p publishes a port",
+    "--stop-grace-period": "--stop-timeout SECONDS",
+}
+
+
+class HintingGroup(click.Group):
+    """Says of docker's commands that there are not what does it here."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            if (instead := _COMMANDS.get(args[0])) is not None:
+                raise click.UsageError(f"There is no command '{args[0]}' here: {instead}.", ctx) from None
+            raise
+
+
+class RunCommand(click.Command):
+    """Takes ``--timings`` with a value or without; the library knows options that have either. Says of docker's
+    options that there are not what does it here.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from .run.arguments import is_page
+
+        flags = {name for p in self.params if isinstance(p, click.Option) and p.is_flag for name in p.opts}
+        flags |= {name for p in self.params if isinstance(p, click.Option) for name in p.secondary_opts}
+        words, at = list(args), 0
+        # As far as the image's name.
+        while at < len(words) and words[at].startswith("-") and words[at] != "--":
+            name, equals, value = words[at].partition("=")
+            if name == "--timings" and equals:
+                if not is_page(value):
+                    raise click.UsageError(f"--timings={value}: html, or a file NAME.html or NAME.svg", ctx)
+                words[at] = f"--timings-page={value}"
+            takes = not equals and name not in flags and (name.startswith("--") or len(name) == 2)
+            at += 2 if takes else 1
+        try:
+            return super().parse_args(ctx, words)
+        except click.NoSuchOption as error:
+            if (instead := _RUN.get(error.option_name)) is not None:
+                raise click.UsageError(f"There is no option '{error.option_name}' here: {instead}.", ctx) from None
+            raise

@@ -1,0 +1,39 @@
+"""Times as docker's users write them."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+
+import click
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+
+def duration(text: str) -> float:
+    """Seconds of a time as Go writes it: 1m30s, 500ms, 1.5h. Raises UsageError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise click.UsageError(f"{text!r} is not a time: write 30s, 1m30s or 500ms")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def moment(text: str | None) -> float | None:
+    """Seconds since 1970 of RFC 3339, of such seconds, or of a time before now, as 10m. Raises UsageError."""
+    if text is None:
+        return None
+    if re.fullmatch(r"\d{1,11}(\.\d{1,9})?", text):
+        return float(text)
+    if re.fullmatch(r"\d{4}-\d\d-\d\d.*", text):
+        # Before Python 3.11 neither Z nor nanoseconds were read.
+        plain = re.sub(r"(\.\d{6})\d+", r"\1", text).replace("Z", "+00:00")
+        plain = re.sub(r"\.(\d{1,5})(?=$|[+-])", lambda found: "." + found[1].ljust(6, "0"), plain)
+        try:
+            return datetime.datetime.fromisoformat(plain).timestamp()
+        except ValueError:
+            raise click.UsageError(f"{text!r} is not a time: write 2024-01-31T12:00:00Z") from None
+    try:
+        return time.time() - duration(text)
+    except click.UsageError:
+        raise click.UsageError(f"{text!r} is not a time: write 2024-01-31T12:00:00Z, or how long ago, as 10m") from None
