@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::decode::{BLOCK_MAX, Block};
-use crate::op::{Op, P};
+use crate::interp::block::{BLOCK_MAX, Block};
+use crate::interp::op::{Op, P};
 
 /// Operations kept at most by all vCPUs of a machine; when its share is used up a vCPU decodes everything anew.
 const CAPACITY: usize = 640 << 10;

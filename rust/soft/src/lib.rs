@@ -8,16 +8,14 @@
 mod code;
 mod cpu;
 mod debug;
-mod decode;
-mod exec;
 pub mod fp;
 pub mod gic;
 pub mod id;
+mod interp;
 mod isa;
 mod jit;
 mod mem;
 mod mmu;
-mod op;
 mod regs;
 mod sysreg;
 mod vcpu;

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu::{Cpu, Pend};
+use crate::interp::op::P;
 use crate::mmu::{Access, Fault};
-use crate::op::P;
 use crate::sysreg::ZVA_BYTES;
 use crate::vcpu::{DataAbort, Exit};
 

@@ -20,10 +20,10 @@ mod x86_64;
 use std::collections::HashMap;
 
 use crate::cpu::Cpu;
-use crate::decode::{Block, End};
 use crate::fp;
-use crate::isa::insn::{self, Insn};
-use crate::op::{Handler, Op, P};
+use crate::interp::block::{Block, End};
+use crate::interp::op::{Handler, Op, P};
+use crate::isa::{self, insn::Insn};
 use memory::Share;
 
 /// What one sample of the run loop weighs, and one entry from other machine code; and what makes a block worth
@@ -274,7 +274,7 @@ impl Jit {
         for op in &ops {
             let word = words[(usize::from(op.off) - first) / 4];
             by_op.push(word);
-            self.insns.push(insn::decode(word, op.off));
+            self.insns.push(isa::decode(word, op.off));
         }
         let input =
             Input { ops: &ops, insns: &self.insns, words: &by_op, check: block.check, end: block.end };
@@ -342,7 +342,7 @@ fn enter(c: &mut Cpu, o: P) {
 extern "C" fn exit(c: *mut Cpu, o: P) {
     // SAFETY: machine code gives back the CPU that it was given, and an operation that lives.
     let c = unsafe { &mut *c };
-    crate::op::run(c, o);
+    crate::interp::op::run(c, o);
 }
 
 /// The same where a block begins that has no machine code.
@@ -354,7 +354,7 @@ extern "C" fn cold(c: *mut Cpu, o: P) {
     {
         c.compile(o, c.page | o.off());
     }
-    crate::op::run(c, o);
+    crate::interp::op::run(c, o);
 }
 
 /// Does `o` alone; whether the block goes on after it.

@@ -17,7 +17,7 @@ impl Translator<'_> {
     /// The address that the access is at into RAX.
     fn address(&mut self, address: Address) {
         match address {
-            Address::Offset(n, by) | Address::Pre(n, by) => {
+            Address::Offset(n, by) | Address::Unscaled(n, by) | Address::Pre(n, by) => {
                 let base = self.read(n);
                 if by == 0 {
                     self.asm.mov(true, RAX, base);

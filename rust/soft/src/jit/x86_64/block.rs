@@ -6,7 +6,7 @@ use super::flags::{self, Kind, State};
 use super::layout;
 use super::stubs::Stubs;
 use crate::Regs;
-use crate::decode::End;
+use crate::interp::block::End;
 use crate::isa::insn::{Insn, Reg};
 use crate::jit::{Code, Entries, Input, Link};
 
@@ -149,7 +149,7 @@ impl Translator<'_> {
 
     fn instruction(&mut self, insn: Insn) {
         match insn {
-            Insn::Other => match self.input.fp_handler(self.at) {
+            Insn::Simd => match self.input.fp_handler(self.at) {
                 Some(f) => self.call_fp(f, self.input.words[self.at]),
                 None => self.call_handler(),
             },
@@ -174,9 +174,9 @@ impl Translator<'_> {
                 self.branch_when(if nonzero { set } else { set.not() }, to);
             }
             Insn::Mem { access, t, address } => self.memory(access, t, address),
-            Insn::Pair { access, t, u, address } => self.pair(access, t, u, address),
+            Insn::Pair { access, t, u, address, .. } => self.pair(access, t, u, address),
             Insn::Vmem { store, size, t, address } => self.vector_memory(store, size, t, None, address),
-            Insn::Vpair { store, size, t, u, address } => {
+            Insn::Vpair { store, size, t, u, address, .. } => {
                 self.vector_memory(store, size, t, Some(u), address);
             }
             _ => {
@@ -211,7 +211,7 @@ impl Translator<'_> {
                 self.store_all();
                 self.branch(self.at, to);
             }
-            (End::Instruction, Insn::Indirect { link, n }) => self.indirect(link, n),
+            (End::Instruction, Insn::Indirect { link, n, .. }) => self.indirect(link, n),
             _ => {
                 self.store_all();
                 self.asm.mov_i(RSI, self.op_address(self.at));

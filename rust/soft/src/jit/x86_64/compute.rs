@@ -49,15 +49,15 @@ impl Translator<'_> {
     /// False when the interpreter must do it.
     pub(super) fn compute(&mut self, insn: Insn) -> bool {
         match insn {
-            Insn::Nop => {}
-            Insn::Const { d, value } => {
+            Insn::Hint { .. } | Insn::Prfm { .. } | Insn::Sb => {}
+            Insn::Const { d, value, .. } => {
                 self.will_write(d);
                 let r = self.write(d);
                 self.asm.mov_i(r, value);
                 self.known[d as usize] = Some(value);
             }
             Insn::Movk { d, shift, value, wide } => self.movk(d, shift, value, wide),
-            Insn::Adr { d, offset } => {
+            Insn::Adr { d, offset, .. } => {
                 self.will_write(d);
                 let r = self.write(d);
                 self.asm.load(3, false, true, r, layout::PAGE);

@@ -5,7 +5,7 @@ use super::block::Translator;
 use super::cache::{Cache, home};
 use super::layout;
 use super::stubs::{nzcv_from_host, set_nzcv};
-use crate::exec::{Flags, HOLDS};
+use crate::interp::handlers::{Flags, HOLDS};
 
 /// An operand that can be had again later: a guest register that has not changed since, or a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::mem::offset_of;
 use super::asm::{M, RBX, at};
 use crate::Regs;
 use crate::cpu::{Cpu, Jump};
+use crate::interp::op::Op;
 use crate::mem::TlbEntry;
-use crate::op::Op;
 
 /// RBX points so far into the CPU's state, which brings most of the registers within a byte's reach.
 pub(super) const BIAS: i32 = 128;

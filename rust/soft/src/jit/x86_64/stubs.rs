@@ -4,7 +4,7 @@ use super::asm::{
     Arith, Asm, Cc, M, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, at, indexed,
 };
 use super::layout::{self, BIAS};
-use crate::exec::Flags;
+use crate::interp::handlers::Flags;
 use crate::jit::Entries;
 
 /// Where each of them is, counted from the start of the code memory.

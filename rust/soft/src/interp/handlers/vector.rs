@@ -3,8 +3,8 @@
 use super::memory::{address, write_back};
 use crate::cpu::Cpu;
 use crate::fp;
+use crate::interp::op::{P, next};
 use crate::mem::As;
-use crate::op::{P, next};
 
 /// A part of a vector register, from its low end.
 pub(crate) trait Part: Copy {

@@ -6,7 +6,7 @@
 use super::alu::{self, apply};
 use super::memory::{self as m, INDEX, OFFSET, POST, PRE};
 use crate::cpu::Cpu;
-use crate::op::{Handler, P, next};
+use crate::interp::op::{Handler, P, next};
 
 /// An operation that can be half of a pair.
 trait Step {
@@ -82,7 +82,6 @@ steps! {
         true
     };
     Mov32: alu::mov::<u32>, applied!(mov::<u32>);
-    MovImm32: alu::mov_imm::<u32>, applied!(mov_imm::<u32>);
     Movk32: alu::movk::<u32>, applied!(movk::<u32>);
     AddImm32: alu::add_imm::<u32>, applied!(add_imm::<u32>);
     Add32: alu::add::<u32>, applied!(add::<u32>);

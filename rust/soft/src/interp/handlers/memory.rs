@@ -1,8 +1,8 @@
 //! Loads and stores of general registers.
 
 use crate::cpu::Cpu;
+use crate::interp::op::{P, next};
 use crate::mem::{As, Scalar};
-use crate::op::{P, next};
 
 /// How the address is made from base `b`.
 pub(crate) const OFFSET: u8 = 0;

@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::vector;
 use crate::Regs;
 use crate::cpu::Cpu;
-use crate::op::{P, goto, jump, leave, next};
+use crate::interp::op::{P, goto, jump, leave, next};
 use crate::sysreg::{Sysop, ZVA_BYTES};
 use crate::vcpu::Exit;
 

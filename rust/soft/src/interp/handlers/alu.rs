@@ -2,7 +2,7 @@
 
 use super::{Word, add_flags, extend, nz};
 use crate::cpu::Cpu;
-use crate::op::{P, next};
+use crate::interp::op::{P, next};
 
 /// Handlers of the form "a = f(…)", and in `apply` what they do before they go on.
 macro_rules! set {

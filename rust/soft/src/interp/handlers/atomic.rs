@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fen
 
 use super::memory::{OFFSET, address};
 use crate::cpu::{Cpu, Monitor};
+use crate::interp::op::{P, next};
 use crate::mem::{As, Kind, Scalar};
-use crate::op::{P, next};
 
 /// An integer that the host can change atomically.
 pub(crate) trait Atomic: Scalar + PartialEq {

@@ -1,4 +1,4 @@
-//! What operations do. Each function here is a [`crate::op::Handler`]; what it expects in the operation is said in
+//! What operations do. Each function here is a [`crate::interp::op::Handler`]; what it expects in the operation is said in
 //! the decoder beside its use.
 
 pub(crate) mod alu;

@@ -2,7 +2,7 @@
 
 use super::{Word, compare};
 use crate::cpu::Cpu;
-use crate::op::{P, goto, jump, next};
+use crate::interp::op::{P, goto, jump, next};
 
 /// Inside the page.
 pub(crate) fn b(c: &mut Cpu, o: P) {
