@@ -151,7 +151,6 @@ def supermachine_end(kernel: str, initramfs: str) -> Any:
             machine_id=os.urandom(16),
             entropy=os.urandom(64),
             root_fs=None,
-            nameservers=[],
             agent=False,
         )
         return worker.wait(PATIENCE)

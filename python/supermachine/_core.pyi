@@ -10,6 +10,7 @@ VERSION: str
 #: Bytes of RAM that a guest has at least and at most, and vCPUs at most by its architecture.
 MIN_MEMORY: int
 MAX_MEMORY: int
+MEMORY_STEP: int
 MAX_VCPUS: dict[str, int]
 #: Ranges of a working set at most.
 MAX_WORKING_SET: int
@@ -41,7 +42,6 @@ class Worker:
         machine_id: bytes,
         entropy: bytes,
         root_fs: str | None,
-        nameservers: Sequence[str],
         volumes: Sequence[str] = ...,
         upper_bytes: int = 0,
         cmdline: str = ...,

@@ -237,7 +237,6 @@ def foreign(agentless: Path, busybox: str, tmp_path: Path) -> Path:
         machine_id=bytes(16),
         entropy=bytes(64),
         root_fs="erofs",
-        nameservers=[],
         agent=False,
     )
 

@@ -69,7 +69,6 @@ def spawn(
             machine_id=machine_id,
             entropy=os.urandom(64),
             root_fs="erofs",
-            nameservers=[],
             volumes=image.config.volumes,
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(require_confinement),

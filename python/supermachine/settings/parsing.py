@@ -32,13 +32,12 @@ def memory_bytes(value: int | str) -> int:
     from ..storage.sizes import size_bytes
 
     size = size_bytes(value, "an amount of memory")
-    from .._core import MAX_MEMORY, MIN_MEMORY
+    from .._core import MAX_MEMORY, MEMORY_STEP, MIN_MEMORY
 
     if not MIN_MEMORY <= size <= MAX_MEMORY:
         limits = f"{MIN_MEMORY >> 20} MiB to {MAX_MEMORY >> 30} GiB"
         raise ConfigurationError(f"{value!r} of memory is outside {limits}")
-    step = 2 << 20
-    return -(-size // step) * step
+    return -(-size // MEMORY_STEP) * MEMORY_STEP
 
 
 def vcpu_count(value: int, architecture: str) -> int:

@@ -105,7 +105,7 @@ fn prepare(configure: &Configure) -> Result<(), Error> {
     mounts::mount_all(configure)?;
     limits::set().map_err(step("setting the limits of the guest's processes"))?;
     identity::assume(&configure.identity).map_err(step("taking on the guest's identity"))?;
-    identity::write_hosts(&configure.identity.hostname, &configure.nameservers);
+    identity::write_hosts(&configure.identity.hostname);
     mounts::date_root();
     freeze::prepare().map_err(step("making the control group of the guest's processes"))?;
     loopback_up().map_err(step("bringing up the loopback interface"))?;

@@ -53,10 +53,9 @@ fn add_entropy(entropy: &[u8]) -> io::Result<()> {
 /// The files with the guest's host name in them that this agent has written, and the name.
 static NAMED: Mutex<(Vec<&str>, String)> = Mutex::new((Vec::new(), String::new()));
 
-/// Writes the files that name hosts and name servers, where the image leaves them empty or out. An image in which
-/// that cannot be done (a link to nowhere stands there, say) goes without.
-pub fn write_hosts(hostname: &str, nameservers: &[String]) {
-    let resolv: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+/// Writes the files that name hosts, where the image leaves them empty or out. An image in which that cannot be done (a
+/// link to nowhere stands there, say) goes without.
+pub fn write_hosts(hostname: &str) {
     let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
     named.1 = hostname.into();
     for (path, contents) in naming(hostname) {
@@ -64,7 +63,6 @@ pub fn write_hosts(hostname: &str, nameservers: &[String]) {
             named.0.push(path);
         }
     }
-    let _ = write_where_empty("/etc/resolv.conf", &resolv);
 }
 
 /// Puts a new host name into the files that hold the one before, where they are still as this agent wrote them.

@@ -3,10 +3,13 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use supermachine_proto::limits::MAX_VCPUS_ARM64;
 use supermachine_soft as soft;
 
 use crate::arm64::{Canceller, DataAbort, Exit, IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu, Vm, VmConfig};
 use crate::{Protection, Result};
+
+const _: () = assert!(soft::MAX_VCPUS == MAX_VCPUS_ARM64, "the API promises as many vCPUs as soft has");
 
 /// A virtual machine on a software CPU: the isolation is that of a process.
 pub struct SoftVm(soft::Vm);

@@ -151,7 +151,7 @@ fn a_vm_that_was_begun_is_given_out_once() {
         return;
     }
     for _ in 0..2 {
-        supermachine_engine::Engine::Kvm.begin();
+        supermachine_engine::begin(supermachine_engine::Engine::Kvm);
         let (first, mut one) = Guest::running(BREAKPOINT);
         let (second, mut other) = Guest::running(BREAKPOINT);
         assert_eq!((first.ring(&mut one), second.ring(&mut other)), (1, 1));

@@ -10,19 +10,16 @@ use supermachine_devices::fs::Fs;
 use supermachine_devices::rng::Rng;
 use supermachine_devices::tail::Tail;
 use supermachine_devices::{Device, Transport, net, vsock};
+use supermachine_proto::agent::{GUEST_CID, SHARES_TAG};
 
 use crate::board::Board;
 use crate::machine::{Disk, SharedWindow};
 use crate::memory::Memory;
 use crate::{Error, capture};
 
-/// The guest's vsock context id.
-const GUEST_CID: u32 = 3;
 /// A locally administered address: each machine has a network of its own, so that all may have the same.
 pub const MAC: [u8; 6] = [0x02, 0x53, 0x4d, 0x00, 0x00, 0x01];
 pub const MTU: u16 = 1500;
-/// What the guest mounts the file server by.
-pub const FS_TAG: &str = "supermachine";
 
 /// What a place on the bus is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +170,7 @@ impl Devices {
                     transport
                 }
                 Kind::Fs => {
-                    let transport = shared(Fs::new(FS_TAG), ram(), line);
+                    let transport = shared(Fs::new(SHARES_TAG), ram(), line);
                     all.fs = Some(transport.clone());
                     transport
                 }

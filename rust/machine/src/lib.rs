@@ -22,11 +22,8 @@ pub use supermachine_devices::blk::Backing as DiskBacking;
 pub use supermachine_devices::fs::Server;
 #[cfg(target_os = "linux")]
 pub use supermachine_engine::kvm;
-pub use supermachine_engine::{Engine, interprets};
-
-/// Bytes of guest RAM at least and at most.
-pub const MIN_MEMORY: u64 = 64 << 20;
-pub const MAX_MEMORY: u64 = 64 << 30;
+pub use supermachine_engine::{Engine, begin, interprets, prepare};
+use supermachine_proto::limits::{MAX_MEMORY, MEMORY_STEP, MIN_MEMORY};
 
 /// Why a machine stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,9 +56,10 @@ pub enum Error {
     #[error("the device tree cannot be built: {0}")]
     DeviceTree(String),
     #[error(
-        "{memory} bytes of guest memory are not between {} and {} MiB, in whole steps of 2 MiB",
+        "{memory} bytes of guest memory are not between {} and {} MiB, in whole steps of {} MiB",
         MIN_MEMORY >> 20,
-        MAX_MEMORY >> 20
+        MAX_MEMORY >> 20,
+        MEMORY_STEP >> 20
     )]
     BadMemory { memory: u64 },
     #[error("{vcpus} vCPUs are asked for; a machine has from 1 to {most}")]

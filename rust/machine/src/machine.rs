@@ -9,6 +9,7 @@ use supermachine_devices::pl011::Pl011;
 use supermachine_devices::tail::Tail;
 use supermachine_devices::{Device, Transport, fs, net, vsock};
 use supermachine_engine::Engine;
+use supermachine_proto::limits::{MAX_MEMORY, MEMORY_STEP, MIN_MEMORY};
 
 use crate::assembly::{self, Devices, Layout};
 use crate::board::{Architecture, Board, Load};
@@ -17,7 +18,7 @@ use crate::capture::{DeviceState, State};
 use crate::memory::{Backing, Memory};
 use crate::pages::{self, PAGE, PageMap, Touched};
 use crate::vcpus::Processors;
-use crate::{Error, MAX_MEMORY, MIN_MEMORY, Stop, v8};
+use crate::{Error, Stop, v8};
 
 /// Pages between two that are read which are read as well: that takes less time than asking for each of them alone, and
 /// no memory of the machine's own.
@@ -26,7 +27,7 @@ const READ_GAP: u64 = 16;
 /// What a machine is made of.
 pub struct Config {
     pub engine: Engine,
-    /// Bytes of RAM; a multiple of 2 MiB from [`MIN_MEMORY`] to [`MAX_MEMORY`].
+    /// Bytes of RAM; a multiple of [`MEMORY_STEP`] from [`MIN_MEMORY`] to [`MAX_MEMORY`].
     pub memory_bytes: u64,
     /// From 1 to as many as the architecture's machine has.
     pub vcpus: u32,
@@ -369,7 +370,8 @@ impl Parts {
 
 fn check(architecture: Architecture, memory: u64, vcpus: u32, disks: usize) -> Result<(), Error> {
     let map = architecture.map();
-    if !(MIN_MEMORY..=architecture.span(MAX_MEMORY)).contains(&memory) || !memory.is_multiple_of(2 << 20) {
+    if !(MIN_MEMORY..=architecture.span(MAX_MEMORY)).contains(&memory) || !memory.is_multiple_of(MEMORY_STEP)
+    {
         return Err(Error::BadMemory { memory });
     }
     if vcpus == 0 || vcpus > map.max_vcpus {

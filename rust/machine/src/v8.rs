@@ -215,14 +215,14 @@ mod tests {
     use supermachine_devices::Transport;
     use supermachine_devices::rng::Rng;
     use supermachine_engine::Engine;
-    use supermachine_engine::arm64::VmConfig;
+    use supermachine_engine::arm64::{VmConfig, create_vm};
 
     use super::*;
 
     /// A vCPU as it is made, with its own values in a few places.
     fn saved() -> VcpuState {
         let (gicd_base, gicr_base) = (map::GICD_BASE, map::GICR_BASE);
-        let vm = Engine::Soft.arm64(VmConfig { vcpus: 1, gicd_base, gicr_base }).unwrap();
+        let vm = create_vm(Engine::Soft, VmConfig { vcpus: 1, gicd_base, gicr_base }).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_vtimer_offset(99).unwrap();
         vcpu.set_reg(Reg::LR, 7).unwrap();

@@ -126,8 +126,6 @@ pub const INTERFACE: &str = "eth0";
 pub struct Configure {
     pub identity: Identity,
     pub root: Root,
-    /// Lines for /etc/hosts and /etc/resolv.conf are written only when the image's files are empty or absent.
-    pub nameservers: Vec<String>,
     /// Size limit of the tmpfs upper layer in bytes; 0 for the kernel's default (half of memory).
     pub upper_bytes: u64,
     /// Further mounts, made after the root in this order.

@@ -5,10 +5,12 @@
 //! ([`frame`]). Host and guest parts of one release are built together; [`VERSION`] is compared when they meet.
 
 pub mod agent;
+pub mod engine;
 pub mod frame;
+pub mod limits;
 pub mod netd;
 mod path_bytes;
 pub mod worker;
 
 /// Version of the messages in this crate. Two sides that differ refuse to talk.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;

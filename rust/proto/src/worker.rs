@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Chunk, Configure, Identity};
+use crate::engine::Engine;
 
 /// API to worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,14 +87,6 @@ pub struct Scratch {
     pub files: Vec<PathBuf>,
 }
 
-/// What runs the guest's code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Engine {
-    Hvf,
-    Kvm,
-    Soft,
-}
-
 /// Where the guest comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
@@ -145,15 +138,6 @@ pub struct Capture {
     /// What the guest's volumes are known by from this moment on, for as long as nobody writes to them; zeros to leave them.
     pub volume_mark: [u8; 16],
 }
-
-/// Bytes of RAM that a guest has at least and at most.
-pub const MIN_MEMORY: u64 = 64 << 20;
-pub const MAX_MEMORY: u64 = 64 << 30;
-/// vCPUs that a guest has at most, by its architecture as the kernel names it.
-pub const MAX_VCPUS: [(&str, u32); 2] = [("aarch64", 8), ("x86_64", 32)];
-
-/// Ranges of a working set at most, so that they fit a message.
-pub const MAX_WORKING_SET: usize = 16_000;
 
 /// Pages of guest RAM, in 4 KiB pages from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,7 +193,7 @@ pub enum Event {
     CaptureFailed {
         message: String,
     },
-    /// Pages that the guest has touched since its restore, in ascending order, in at most [`MAX_WORKING_SET`] ranges; empty where the host cannot tell.
+    /// Pages that the guest has touched since its restore, in ascending order, in at most [`crate::limits::MAX_WORKING_SET`] ranges; empty where the host cannot tell.
     WorkingSet(Vec<PageRange>),
     /// A command could not be served for want of something; the VM goes on. What is short, whose limit it is, and how it
     /// is raised.

@@ -68,13 +68,16 @@ mod _core {
 
     /// Bytes of RAM that a guest has at least and at most.
     #[pymodule_export]
-    const MIN_MEMORY: u64 = supermachine_proto::worker::MIN_MEMORY;
+    const MIN_MEMORY: u64 = supermachine_proto::limits::MIN_MEMORY;
     #[pymodule_export]
-    const MAX_MEMORY: u64 = supermachine_proto::worker::MAX_MEMORY;
+    const MAX_MEMORY: u64 = supermachine_proto::limits::MAX_MEMORY;
+    /// RAM comes in multiples of this.
+    #[pymodule_export]
+    const MEMORY_STEP: u64 = supermachine_proto::limits::MEMORY_STEP;
 
     /// Ranges of a working set at most.
     #[pymodule_export]
-    const MAX_WORKING_SET: usize = supermachine_proto::worker::MAX_WORKING_SET;
+    const MAX_WORKING_SET: usize = supermachine_proto::limits::MAX_WORKING_SET;
 
     /// Version of this build.
     #[pymodule_export]
@@ -91,6 +94,6 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::descriptors::watch_forks();
         crate::descriptors::reserve_standard()?;
-        module.add("MAX_VCPUS", HashMap::from(supermachine_proto::worker::MAX_VCPUS))
+        module.add("MAX_VCPUS", HashMap::from(supermachine_proto::limits::MAX_VCPUS))
     }
 }

@@ -11,9 +11,9 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use supermachine_netd::host::Search;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
+use supermachine_proto::engine::Engine;
 use supermachine_proto::worker::{
-    Boot, Capture, Command, Disk, Engine, PageRange, Restore, Scratch, Share, ShareCache, Source, Start,
-    VolumeSlot,
+    Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, Source, Start, VolumeSlot,
 };
 
 use crate::descriptors::{self, Unshared};
@@ -41,12 +41,7 @@ fn descriptors_of(volumes: &[VolumeTuple]) -> impl Iterator<Item = i32> {
 }
 
 fn engine_named(name: &str) -> PyResult<Engine> {
-    match name {
-        "hvf" => Ok(Engine::Hvf),
-        "kvm" => Ok(Engine::Kvm),
-        "soft" => Ok(Engine::Soft),
-        _ => Err(PyValueError::new_err(format!("{name:?} is not an engine"))),
-    }
+    Engine::from_name(name).ok_or_else(|| PyValueError::new_err(format!("{name:?} is not an engine")))
 }
 
 /// Who the guest is; the worker sets the clock as it tells the guest.
@@ -188,7 +183,7 @@ impl Worker {
     /// an empty file or None, slot)`: a volume that has the latter is not changed, and what is written goes there.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
-        root_fs, nameservers, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
+        root_fs, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
         agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(), network=None, scratch=None,
         volume_disks=Vec::new()))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
@@ -205,7 +200,6 @@ impl Worker {
         machine_id: [u8; 16],
         entropy: Vec<u8>,
         root_fs: Option<String>,
-        nameservers: Vec<String>,
         volumes: Vec<String>,
         upper_bytes: u64,
         cmdline: String,
@@ -235,7 +229,6 @@ impl Worker {
                 configure: Configure {
                     identity: identity(hostname, machine_id, entropy, network.is_some()),
                     root,
-                    nameservers,
                     upper_bytes,
                     mounts: Vec::new(),
                     volumes,

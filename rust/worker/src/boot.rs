@@ -268,7 +268,6 @@ mod tests {
                 network: None,
             },
             root: Root::Initramfs,
-            nameservers: vec![],
             upper_bytes: 0,
             mounts: vec![],
             volumes: vec![],

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use supermachine_machine::{Machine, Stop};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand};
+use supermachine_proto::limits::MAX_WORKING_SET;
 use supermachine_proto::worker::{
-    Capture, Command, Event, ExitReason, MAX_WORKING_SET, PageRange, Source, Start, Stats, Timings,
+    Capture, Command, Event, ExitReason, PageRange, Source, Start, Stats, Timings,
 };
 
 use crate::boot::{AgentEvent, BootChannel, Greeting};

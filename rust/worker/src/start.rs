@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use supermachine_machine::pages::PageMap;
 use supermachine_machine::snapshot::{self, Origin};
-use supermachine_machine::{Config, Disk, Engine, Machine, Restore, v8};
+use supermachine_machine::{Config, Disk, Engine, Machine, Restore, begin, prepare, v8};
 use supermachine_proto::VERSION;
 use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Start};
 use supermachine_snapshot::Digest32;
@@ -62,13 +62,9 @@ pub fn build(
     }
     let shares = Shares::open(&start.shares)?;
     let page_map = PageMap::open();
-    let engine = match start.engine {
-        worker::Engine::Hvf => Engine::Hvf,
-        worker::Engine::Kvm => Engine::Kvm,
-        worker::Engine::Soft => Engine::Soft,
-    };
+    let engine = start.engine;
     let confine = || self::confine(engine, &shares, start.require_confinement);
-    engine.prepare().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
+    prepare(engine).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
     let wanted = match (&start.scratch, own) {
         (None, _) => None,
         (Some(wanted), Some(own)) => Some((wanted, own)),
@@ -239,7 +235,7 @@ fn confine(engine: Engine, shares: &Shares, required: bool) -> Result<(), Ended>
         return Err(Ended::new(ExitReason::Unconfined, missing));
     }
     confine::confine(engine, &shares.reached()).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
-    engine.begin();
+    begin(engine);
     Ok(())
 }
 

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{DEADLINE, Worker, files, start};
 use supermachine_proto::agent::{Chunk, FileCommand, FileReply, WriteMode};
+use supermachine_proto::engine::Engine;
 use supermachine_proto::frame;
-use supermachine_proto::worker::{Engine, Start};
+use supermachine_proto::worker::Start;
 
 /// A host that sleeps on demand: what clock_gettime(2) says in a process that this is preloaded into, with the seconds
 /// in the file CLOCK_SHIFT added to the clocks that a sleep does not stop.

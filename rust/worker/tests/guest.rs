@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use common::{Worker, boot, files, read, start};
 use supermachine_proto::agent::{Chunk, Exec, ExecError, ExecOutput, FileCommand, FileReply, Request};
-use supermachine_proto::worker::{Boot, Command, Engine, Event, ExitReason, Source, Start};
+use supermachine_proto::engine::Engine;
+use supermachine_proto::worker::{Boot, Command, Event, ExitReason, Source, Start};
 use supermachine_proto::{VERSION, frame};
 
 #[test]

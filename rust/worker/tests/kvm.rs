@@ -10,9 +10,10 @@ use std::time::Duration;
 use common::{Worker, boot, identity, read, send_with_fd, start};
 use supermachine_machine::kvm::probe;
 use supermachine_proto::agent::Chunk;
+use supermachine_proto::engine::Engine;
 use supermachine_proto::frame;
 use supermachine_proto::worker::{
-    Boot, Capture, Captured, Command, Engine, Event, ExitReason, Restore, Source, Start,
+    Boot, Capture, Captured, Command, Event, ExitReason, Restore, Source, Start,
 };
 
 const PATIENCE: Duration = Duration::from_secs(400);

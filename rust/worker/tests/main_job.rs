@@ -15,8 +15,9 @@ use supermachine_image::{Layer, Limits, convert};
 use supermachine_proto::agent::{
     Chunk, Configure, Exec, ExecOutput, ExitStatus, FileCommand, FileReply, Request, Root,
 };
+use supermachine_proto::engine::Engine;
 use supermachine_proto::frame;
-use supermachine_proto::worker::{Boot, Capture, Command, Disk, Engine, Event, Restore, Source, Start};
+use supermachine_proto::worker::{Boot, Capture, Command, Disk, Event, Restore, Source, Start};
 
 /// The image that ships with the project, as a disk in `place`.
 fn disk(place: &Path) -> PathBuf {

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use common::{Worker, boot, files, identity, read, send_with_fd, start};
 use supermachine_proto::agent::{Chunk, FileCommand, FileReply, WriteMode};
+use supermachine_proto::engine::Engine;
 use supermachine_proto::frame;
 use supermachine_proto::worker::{
-    Boot, Capture, Captured, Command, Engine, Event, ExitReason, Restore, Source, Start,
+    Boot, Capture, Captured, Command, Event, ExitReason, Restore, Source, Start,
 };
 
 /// Takes a snapshot of a running guest into `path`.

@@ -41,7 +41,7 @@ const RESERVED_PORTS: u32 = 1024;
 const MAX_CONTROL: usize = 4 * MAX_CONNECTIONS;
 /// Host ports from here on are given to connections that the host makes.
 const FIRST_EPHEMERAL: u32 = 1 << 30;
-const HOST_CID: u64 = 2;
+const HOST_CID: u64 = libc::VMADDR_CID_HOST as u64;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 pub use supermachine_soft::id::{IccReg, RedistReg, Reg, SimdReg, SysReg};
 
-use crate::{Protection, Result};
+use crate::{Engine, Error, Protection, Result};
 use state::{Clock, VcpuState};
 
 /// Where an engine's interrupt controller appears in guest physical memory, and for how many vCPUs.
@@ -82,6 +82,19 @@ impl DataAbort {
 /// Makes a vCPU leave [`Vcpu::run`], from any thread. A call while the vCPU is outside makes its next run return at
 /// once, so no request is lost.
 pub type Canceller = Arc<dyn Fn() + Send + Sync>;
+
+/// Makes an engine's VM, without memory.
+pub fn create_vm(engine: Engine, config: VmConfig) -> Result<Arc<dyn Vm>> {
+    match engine {
+        #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
+        Engine::Hvf => Ok(Arc::new(crate::hvf::HvfVm::new(config)?)),
+        Engine::Soft => Ok(Arc::new(crate::SoftVm::new(config)?)),
+        #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+        Engine::Kvm => Ok(Arc::new(crate::kvm::arm64::KvmVm::new(&config)?)),
+        #[allow(unreachable_patterns, reason = "some builds have all of them")]
+        engine => Err(Error::Absent { engine }),
+    }
+}
 
 /// A virtual machine of an engine.
 pub trait Vm: Send + Sync {

@@ -87,11 +87,11 @@ fn exception<V: Vcpu + ?Sized>(vcpu: &mut V, syndrome: u64) -> Result<()> {
 mod tests {
     use super::*;
     use crate::Engine;
-    use crate::arm64::VmConfig;
+    use crate::arm64::{VmConfig, create_vm};
 
     fn vcpu() -> Box<dyn Vcpu> {
         let config = VmConfig { vcpus: 1, gicd_base: 0x800_0000, gicr_base: 0x80a_0000 };
-        let mut vcpu = Engine::Soft.arm64(config).unwrap().create_vcpu(0).unwrap();
+        let mut vcpu = create_vm(Engine::Soft, config).unwrap().create_vcpu(0).unwrap();
         vcpu.set_sys_reg(SysReg::VBAR_EL1, 0x4000_0800).unwrap();
         vcpu.set_reg(Reg::PC, 0x1000).unwrap();
         vcpu.set_reg(Reg::x(5), 77).unwrap();

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use supermachine_engine::arm64::state::Clock;
-use supermachine_engine::arm64::{Vcpu, Vm, VmConfig};
+use supermachine_engine::arm64::{Vcpu, Vm, VmConfig, create_vm};
 use supermachine_engine::{Engine, Protection};
 
 pub const RAM: u64 = 0x4000_0000;
@@ -38,7 +38,7 @@ impl Machine {
     /// A machine whose memory begins with these bytes.
     pub fn of(engine: Engine, vcpus: u32, bytes: &[u8]) -> Self {
         let exclusive = exclusive();
-        let vm = engine.arm64(VmConfig { vcpus, ..CONFIG }).unwrap();
+        let vm = create_vm(engine, VmConfig { vcpus, ..CONFIG }).unwrap();
         // SAFETY: the layout is not empty.
         let ram = NonNull::new(unsafe { alloc_zeroed(layout()) }).unwrap();
         assert!(bytes.len() <= RAM_BYTES);

@@ -1,10 +1,11 @@
 //! Puts kernel, initramfs and device tree into guest memory (kernel Documentation/arch/arm64/booting.rst).
 
+use supermachine_proto::limits::MAX_MEMORY;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::fdt::{self, Description};
 use super::layout;
-use crate::{Error, MAX_MEMORY};
+use crate::Error;
 
 /// "ARM\x64" at offset 56 of an arm64 Image.
 const MAGIC: u32 = 0x644d_5241;

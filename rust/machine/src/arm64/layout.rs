@@ -1,6 +1,8 @@
 //! Where things are in guest physical memory, and which interrupts they raise. Part of the snapshot's contract: a
 //! change here makes older snapshots unusable.
 
+use supermachine_proto::limits::MAX_VCPUS_ARM64;
+
 use crate::Map;
 
 /// GICv3 distributor, 64 KiB.
@@ -29,9 +31,6 @@ pub const VIRTIO_MAX: usize = 32;
 /// Guest RAM.
 pub const RAM_BASE: u64 = 0x4000_0000;
 
-/// vCPUs at most: what one distributor addresses here by affinity 0 alone.
-const MAX_VCPUS: u32 = 8;
-
 /// The parts of this that the rest of the machine goes by.
 pub static MAP: Map = Map {
     architecture: "aarch64",
@@ -39,7 +38,7 @@ pub static MAP: Map = Map {
     virtio_base: VIRTIO_BASE,
     virtio_stride: VIRTIO_STRIDE,
     virtio_max: VIRTIO_MAX,
-    max_vcpus: MAX_VCPUS,
+    max_vcpus: MAX_VCPUS_ARM64,
     uart: Some(PL011_BASE..PL011_BASE + PL011_SIZE),
     generation: Some((VMGENID_BASE, VMGENID_MAPPED)),
 };

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use supermachine_devices::Line;
 use supermachine_devices::pl011::Pl011;
 use supermachine_devices::tail::Tail;
-use supermachine_engine::arm64::{Vm, VmConfig};
+use supermachine_engine::arm64::{Vm, VmConfig, create_vm};
 use supermachine_engine::{Engine, Protection};
 
 use self::fdt::Description;
@@ -40,7 +40,7 @@ pub struct Arm64Board {
 impl Arm64Board {
     pub fn new(engine: Engine, vcpus: u32, memory: &Memory) -> Result<Self, Error> {
         let (gicd_base, gicr_base) = (layout::GICD_BASE, layout::GICR_BASE);
-        let vm = engine.arm64(VmConfig { vcpus, gicd_base, gicr_base })?;
+        let vm = create_vm(engine, VmConfig { vcpus, gicd_base, gicr_base })?;
         let (ram, bytes) = memory.host();
         // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
         unsafe { vm.map(ram, layout::RAM_BASE, bytes, Protection::ReadWriteExecute)? };

@@ -1,6 +1,8 @@
 //! Where things are in guest physical memory, and which interrupts they raise. Part of the snapshot's contract: a
 //! change here makes older snapshots unusable.
 
+use supermachine_proto::limits::MAX_VCPUS_X86_64;
+
 use crate::Map;
 
 /// Segment descriptors of the vCPU that boots.
@@ -45,8 +47,7 @@ pub static MAP: Map = Map {
     virtio_base: VIRTIO_BASE,
     virtio_stride: VIRTIO_STRIDE,
     virtio_max: VIRTIO_MAX,
-    // What fits the MP table's KiB.
-    max_vcpus: 32,
+    max_vcpus: MAX_VCPUS_X86_64,
     uart: None,
     // Linux looks for it by ACPI alone, which this machine does not have; the guest's agent renews the random pool.
     generation: None,

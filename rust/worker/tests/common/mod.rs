@@ -13,7 +13,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use supermachine_proto::agent::{
     Chunk, Configure, FileCommand, FileReply, Identity, REQUEST_PORT, Request, Root,
 };
-use supermachine_proto::worker::{Boot, Command, Engine, Event, Source, Start};
+use supermachine_proto::engine::Engine;
+use supermachine_proto::worker::{Boot, Command, Event, Source, Start};
 use supermachine_proto::{VERSION, frame};
 
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -45,7 +46,6 @@ pub fn boot() -> Boot {
         configure: Configure {
             identity: identity("tested"),
             root: Root::Initramfs,
-            nameservers: vec![],
             upper_bytes: 0,
             mounts: vec![],
             volumes: vec![],
