@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 
-from . import env
+from . import descriptors, env
 from .errors import ConfigurationError
 
 # As `typing` has it; this module is on the way of every `supermachine run`, which is why it does without pathlib too.
@@ -142,20 +142,12 @@ def nameless_file() -> int:
 
     It ends with the last process that has it open, and is never one of the standard streams.
     """
-    from ._core import reserve_standard_streams
-
-    reserve_standard_streams()
-    flags = os.O_RDWR | os.O_CLOEXEC
     try:
-        return os.open(os.path.join(cache_directory(), "tmp"), flags | os.O_TMPFILE, 0o600)
+        return descriptors.open_file(os.path.join(cache_directory(), "tmp"), os.O_RDWR | os.O_TMPFILE)
     except (AttributeError, OSError):
         # A system or a file system that has no such files, or a cache that cannot be written to.
-        import tempfile
-
         place = os.path.join(cache_directory(), "tmp")
-        fd, name = tempfile.mkstemp(dir=place if os.access(place, os.W_OK) else None)
-        os.unlink(name)  # noqa: PTH108
-        return fd
+        return descriptors.nameless_file(place if os.access(place, os.W_OK) else None)
 
 
 def distrust(path: str | os.PathLike[str]) -> str | None:

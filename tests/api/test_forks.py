@@ -8,11 +8,17 @@ import multiprocessing
 import os
 import select
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import supermachine
 from supermachine import DEVNULL, PIPE, VM, VMExited
+from supermachine.cache import locks
+from supermachine.cache.store import Cache
+from supermachine.snapshots import capture
+from supermachine.storage import volumes
 
 
 def in_child(work) -> int:
@@ -141,6 +147,99 @@ def test_a_child_of_a_pool(stand_in):
         with pool._changed:  # as another thread may have it
             assert in_child(use) == 0
         assert machine.run(["true"], stdout=DEVNULL).returncode == 0
+
+
+#: What holds a lock, each as a program that has it while the block lasts; and whether another process could have it.
+HOLDS = {
+    "a lock of the cache": (
+        lambda place: locks.locked(place / "lock"),
+        "from supermachine.cache import locks\nwith locks.locked(place / 'lock', block=False) as mine: print(mine)",
+    ),
+    "a directory for work in progress": (
+        lambda place: Cache(place).scratch(),
+        "from supermachine.cache.store import Cache\nprint(Cache(place).remove_stale() > 0)",
+    ),
+    "a volume": (
+        lambda place: contextlib.closing(Volumes()),
+        "from supermachine import Volume, errors\n"
+        "try: Volume.get('one').remove(); print(True)\nexcept errors.VolumeInUse: print(False)",
+    ),
+    "a snapshot that is written": (
+        lambda place: capture.published(place / "snapshot"),
+        # The next writer of the name removes what a killed one has left.
+        "import contextlib, os\nfrom supermachine.snapshots import capture\nbefore = set(os.listdir(place))\n"
+        "with contextlib.suppress(ZeroDivisionError), capture.published(place / 'snapshot'):\n"
+        "    print(not before & set(os.listdir(place)))\n    1 / 0\n",
+    ),
+}
+
+
+class Volumes:
+    """The volume "one", open."""
+
+    def __init__(self) -> None:
+        self._opened = volumes.opened([volumes.Mounted("/data", "one", 1 << 24, False, 1)])
+
+    def close(self) -> None:
+        volumes.close(self._opened)
+
+
+def is_free(place: Path, ask: str) -> bool:
+    """Whether another process could have it now."""
+    program = f"import sys\nfrom pathlib import Path\nplace = Path(sys.argv[1])\n{ask}"
+    done = subprocess.run([sys.executable, "-c", program, place], check=True, capture_output=True, text=True)
+    return {"True": True, "False": False}[done.stdout.strip()]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SUPERMACHINE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SUPERMACHINE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "tmp").mkdir(parents=True)
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+@pytest.mark.parametrize("what", HOLDS)
+def test_a_child_that_unwinds_gives_nothing_back(place: Path, what: str) -> None:
+    hold, ask = HOLDS[what]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold(place))
+        assert in_child(stack.close) == 0
+        assert in_child(lambda: (gc.collect(), sys.exit(0))) == 1  # which `in_child` takes for an error
+        assert not is_free(place, ask)
+    if what == "a directory for work in progress":
+        assert not list((place / "tmp").iterdir())
+    elif what == "a snapshot that is written":
+        assert [path.name for path in place.iterdir()] == ["snapshot"]
+    else:
+        assert is_free(place, ask)
+
+
+@pytest.mark.parametrize("what", HOLDS)
+def test_a_child_holds_nothing_of_a_parent_that_is_killed(place: Path, what: str) -> None:
+    hold, ask = HOLDS[what]
+    reader, writer = os.pipe()
+    if (owner := os.fork()) == 0:
+        with hold(place):
+            if (child := os.fork()) == 0:
+                os.close(writer)
+                select.select([], [], [], 60)
+                os._exit(0)
+            os.write(writer, str(child).encode())
+            os.close(writer)
+            select.select([], [], [], 60)
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as said:
+        child = int(said.read())
+    try:
+        assert not is_free(place, ask)
+        os.kill(owner, 9)
+        os.waitpid(owner, 0)
+        assert is_free(place, ask)
+    finally:
+        os.kill(child, 9)
 
 
 if sys.platform != "linux":

@@ -250,6 +250,24 @@ held[0].run(["sleep", "1000"])
         driver.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forking a process with threads is Linux's habit")
+def test_a_child_of_the_fleets_process_ends_nothing(fleet: Fleet) -> None:
+    with fleet.acquire() as vm:
+        if (pid := os.fork()) == 0:
+            try:
+                vm.kill()
+                with pytest.raises(errors.FleetClosed):
+                    fleet.acquire()
+                fleet.close()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert vm.run(["echo", "alive"], text=True).stdout == "alive\n"
+    with fleet.acquire() as vm:
+        assert vm.run(["true"]).returncode == 0
+
+
 def test_a_fleet_that_is_closed_ends_everything() -> None:
     options = {"hosts": 1}
     fleet = Fleet(BUSYBOX, driver="processes", per_host=2, driver_options=options, **SMALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -122,10 +123,20 @@ def test_arguments_of_any_bytes(people: VM) -> None:
     assert done.stdout == b"".join(b"[" + word + b"]" for word in words)
     with pytest.raises(ValueError, match="null byte"):
         people.run(["echo", "a\0b"])
-    with pytest.raises(OSError, match="Argument list too long"):
-        people.run(["echo", "x" * (3 << 20)])
     # Half of what a Linux argument may have.
     assert len(people.run(["echo", "x" * 65536]).stdout) == 65537
+
+
+@pytest.mark.parametrize("length", [129 << 10, 200 << 10, 1 << 20, 3 << 20])
+def test_arguments_that_are_too_long(people: VM, length: int) -> None:
+    """Of one argument Linux takes 128 KiB, of all together what a message to the agent holds."""
+    for words, options in ((["x" * length], {}), ([], {"env": {"LONG": "x" * length}})):
+        with pytest.raises(errors.ArgumentsTooLong, match="Argument list too long") as caught:
+            people.run(["echo", *words], **options)
+        assert caught.value.errno == errno.E2BIG
+        assert caught.value.code == "command.arguments-too-long"
+        assert "input=" in str(caught.value.hint)
+    assert people.run(["true"]).returncode == 0
 
 
 def test_a_working_directory_that_is_not_there(people: VM) -> None:

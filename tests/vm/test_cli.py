@@ -320,6 +320,24 @@ def test_a_terminal_is_restored_after_a_kill(busybox: str) -> None:
         assert terminal.restored()
 
 
+def test_a_hang_up_ends_it_with_129_and_a_restored_terminal(busybox: str) -> None:
+    with Terminal("run", busybox, "sh") as terminal:
+        terminal.until(PROMPT)
+        assert not terminal.restored()
+        terminal.process.send_signal(signal.SIGHUP)
+        assert terminal.process.wait(60) == 128 + signal.SIGHUP
+        assert terminal.restored()
+
+
+def test_a_terminal_that_goes_away_ends_it_with_129(busybox: str) -> None:
+    """As when a window is closed, or a connection lost: the kernel sends the signal, and every write fails."""
+    with Terminal("run", busybox, "sh", "-c", "while :; do echo on; sleep 0.1; done") as terminal:
+        terminal.until(rb"on\r\n")
+        os.close(terminal.ours)
+        terminal.ours = os.open(os.devnull, os.O_RDWR)
+        assert terminal.process.wait(60) == 128 + signal.SIGHUP
+
+
 def test_control_d_ends_the_input(busybox: str) -> None:
     with Terminal("run", busybox, "cat") as terminal:
         terminal.type(b"typed\r")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import _core, directories
+from .. import _core, descriptors, directories
 from ..cache.store import Cache
 from ..errors import BadSnapshot, CacheNotTrusted, SupermachineError
 from ..images import Progress
@@ -157,7 +157,7 @@ class Puller:
                 path = directory / "snapshot"
                 with cache.scratch() as place:
                     with cache.errors("write to"):
-                        fd = os.open(place / "snapshot", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                        fd = descriptors.open_file(place / "snapshot", os.O_RDWR | os.O_CREAT | os.O_EXCL)
                         try:
                             self._make(config, manifest, fd, base, what)
                         finally:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import _core, directories
+from .. import _core, descriptors, directories
 from ..errors import ConfigurationError, InvalidImage, RegistryError, UntrustedSnapshot
 from ..oci import referrers
 from ..oci.model import OCI_MANIFEST, Descriptor, load_json
@@ -165,7 +165,7 @@ class Keys:
         path = self._path(kind, name)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.parent / f".{os.getpid()}-{os.urandom(4).hex()}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = descriptors.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(fd, "w") as file:
                 file.write(text)

@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from .. import descriptors
 from .._core import sha256
 from ..cache.store import Cache
 from ..oci.model import Descriptor
@@ -59,9 +60,7 @@ class Remembered(Sessions):
         with contextlib.suppress(OSError):
             self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}")
-            with os.fdopen(
-                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w"
-            ) as file:
+            with os.fdopen(descriptors.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
                 json.dump(data, file)
             temporary.replace(path)
 

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .. import descriptors
+
 
 @contextlib.contextmanager
 def locked(
@@ -32,13 +34,13 @@ def acquire(
     """A descriptor that holds the lock, for `release`."""
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = descriptors.open_unshared(path, os.O_RDWR | os.O_CREAT)
         try:
             try:
                 fcntl.flock(fd, operation | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not block:
-                    os.close(fd)
+                    descriptors.close(fd)
                     return None
                 if on_wait is not None:
                     on_wait()
@@ -48,15 +50,14 @@ def acquire(
                 return fd
         except BaseException:
             with contextlib.suppress(OSError):
-                os.close(fd)
+                descriptors.close(fd)
             raise
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def release(fd: int) -> None:
-    # Unlocking first: a child that was forked meanwhile shares the descriptor and would keep the lock.
     fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
+    descriptors.close(fd)
 
 
 def _is_still(fd: int, path: Path) -> bool:

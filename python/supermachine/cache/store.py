@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import directories, shortage
+from .. import descriptors, directories, shortage
 from .._core import sha256
 from ..errors import CacheError, CacheNotTrusted, DiskFull, SupermachineError
 from .locks import acquire, locked, release
@@ -93,7 +93,7 @@ class Cache:
                 (self.directory / "blobs" / algorithm).mkdir(mode=0o700, exist_ok=True)
             tag = self.directory / "CACHEDIR.TAG"
             if not tag.exists():
-                fd = os.open(tag, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                fd = descriptors.open_file(tag, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 with os.fdopen(fd, "w") as stream:
                     stream.write(_TAG)
         self._prepared = True
@@ -144,10 +144,12 @@ class Cache:
         self.prepare()
         with self.errors("write to"):
             place, lock = self._scratch()
+        owner = os.getpid()
         try:
             yield place
         finally:
-            _remove_tree(place)
+            if owner == os.getpid():
+                _remove_tree(place)
             release(lock)
 
     def _scratch(self) -> tuple[Path, int]:
@@ -165,7 +167,7 @@ class Cache:
     def publish(self, temporary: Path, final: Path) -> None:
         """Makes a file of `scratch` permanent under its final name; all of it or nothing, even after a crash."""
         with self.errors("write to"):
-            fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+            fd = descriptors.open_file(temporary, os.O_RDONLY)
             try:
                 os.fchmod(fd, 0o600)
                 os.fsync(fd)
@@ -248,7 +250,7 @@ class Cache:
         with self.scratch() as place:
             with self.errors("write to"):
                 temporary = place / "record"
-                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fd = descriptors.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
                 with os.fdopen(fd, "w") as stream:
                     json.dump(record, stream)
             self.publish(temporary, self.directory / kind / f"{key}.json")
@@ -382,7 +384,7 @@ def _remove_tree(place: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = descriptors.open_file(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:

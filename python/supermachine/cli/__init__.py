@@ -91,7 +91,11 @@ def _dispatch() -> int:
 
             return fast.run(plain)
     gc.enable()
+    import contextlib
+
     import click
+
+    _stand_in()
 
     from .commands import cli
 
@@ -103,8 +107,16 @@ def _dispatch() -> int:
     except click.exceptions.Abort:
         return 128 + _SIGINT
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):
+            error.show()
         return OWN_FAILURE
+
+
+def _stand_in() -> None:
+    """Streams that were closed when this process was started are as /dev/null, which `_core` has opened there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - until the end
 
 
 def _complain(message: str, cause: str | None, hint: str | None) -> None:

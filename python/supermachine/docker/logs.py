@@ -16,6 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import descriptors
+
 STDIN, STDOUT, STDERR = 0, 1, 2
 #: Bytes that are kept of one container's output, with 13 of each piece's own.
 MAX_BYTES = 16 << 20
@@ -77,7 +79,7 @@ class Log:
 
     def _turn(self) -> None:
         path = self._directory / f"{self.end}.log"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = descriptors.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._segments.append(_Segment(path, descriptor, self.end))
         while len(self._segments) > 2:
             _drop(self._segments.pop(0))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .. import descriptors
 from ..errors import CommandNotExecutable, CommandNotFound, SupermachineError, VMExited
 from ..guest.processes import DEVNULL, PIPE
 from .errors import ApiError, BadRequest
@@ -106,7 +107,7 @@ class Process:
 
 def _taken(stream: object) -> int:
     """The descriptor of a file object that is closed for it."""
-    descriptor = os.dup(stream.fileno())  # type: ignore[attr-defined]
+    descriptor = descriptors.raised(os.dup(stream.fileno()))  # type: ignore[attr-defined]
     stream.close()  # type: ignore[attr-defined]
     return descriptor
 

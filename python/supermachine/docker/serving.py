@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
+from .. import descriptors
 from ..errors import CommandNotExecutable, CommandNotFound, ConfigurationError
 from ..host import engines
 from .server import Server
@@ -43,7 +44,7 @@ async def served(
     """
     _remove_left()
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = descriptors.open_file(directory / _LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         place = socket.absolute() if socket is not None else directory / "docker.sock"
@@ -71,14 +72,12 @@ async def served(
 
 def _vacate(place: Path) -> None:
     """Removes a socket on which nobody listens. Raises ConfigurationError for anything else."""
-    import socket
-
     try:
         if not stat.S_ISSOCK(place.lstat().st_mode):
             raise ConfigurationError(f"{place} is there, and is no socket")
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX) as probe:
+    with descriptors.local_socket() as probe:
         try:
             probe.connect(str(place))
         except ConnectionRefusedError:
@@ -95,7 +94,7 @@ def _remove_left() -> None:
         with contextlib.suppress(OSError):
             if place.lstat().st_uid != os.getuid() or place.is_symlink():
                 continue
-            lock = os.open(place / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock = descriptors.open_file(place / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(place, ignore_errors=True)
@@ -158,5 +157,7 @@ async def serve(
     async with served(socket, engine=engine, policy=policy, images=images) as place:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, over.set)
-        print(f"export DOCKER_HOST=unix://{place}", flush=True)
+        # Whoever named the socket can do without being told.
+        with contextlib.suppress(OSError):
+            print(f"export DOCKER_HOST=unix://{place}", flush=True)
         await over.wait()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .. import descriptors
 from ..errors import ConfigurationError, FleetFailed
 from .wire import Address
 
@@ -66,6 +67,7 @@ class ProcessesDriver(Driver):
     def _start(self) -> tuple[subprocess.Popen[bytes], Address]:
         secret = os.urandom(32)
         command = [sys.executable, "-m", "supermachine.fleet.host"]
+        descriptors.reserve()
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps({"secret": secret.hex(), "capacity": self._capacity}).encode() + b"\n")

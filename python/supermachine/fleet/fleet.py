@@ -76,6 +76,7 @@ class Fleet:
         #: Of machines that were given back: how long they were held, the later the more it counts.
         self._held_for: float | None = None
         self._closed = False
+        self._owner = os.getpid()
         self._threads: ThreadPoolExecutor | None = None
         self._driver = drivers.choose(driver, per_host, dict(driver_options or {}))
         try:
@@ -154,6 +155,7 @@ class Fleet:
         Raises `FleetFull` when there is none within `timeout` seconds or too many wait already, `HostLost` when the
         host goes while it starts one, and what is wrong with the image or the options.
         """
+        self._must_be_here()
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             if self._waiting >= self._max_queue:
@@ -215,6 +217,7 @@ class Fleet:
 
     def submit(self, function: Callable[..., T], /, *args: Any, **keywords: Any) -> Future[T]:
         """Calls ``function(vm, *args, **keywords)`` in a thread here, with a machine of its own that ends with it."""
+        self._must_be_here()
         with self._changed:
             if self._closed:
                 raise FleetClosed("the fleet has been closed")
@@ -246,8 +249,18 @@ class Fleet:
 
         return results()
 
+    def _must_be_here(self) -> None:
+        """Raises in a process that was forked from the fleet's own, whose locks may be held for ever."""
+        if self._owner != os.getpid():
+            raise FleetClosed(f"the fleet belongs to the process {self._owner}, from which this one was forked")
+
     def close(self) -> None:
-        """Ends every machine of the fleet, and what the driver has started for it."""
+        """Ends every machine of the fleet, and what the driver has started for it.
+
+        In a process that was forked from the fleet's it does nothing.
+        """
+        if self._owner != os.getpid():
+            return
         with self._changed:
             if self._closed:
                 return

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import descriptors
 from ..errors import ConfigurationError, FleetClosed, FleetFull, SupermachineError, VMExited
 from . import wire
 
@@ -132,7 +133,7 @@ class Host:
         self._in_use = 0
         self._closed = False
         self._strangers = self._connections = 0
-        self._server = socket.create_server((address, 0), backlog=256)
+        self._server = descriptors.server((address, 0), backlog=256)
         self.port: int = self._server.getsockname()[1]
         self._answers: dict[str, Callable[[_Client, dict[str, Any], wire.Wire], dict[str, Any]]] = {
             "acquire": self._acquire,
@@ -378,7 +379,7 @@ class Host:
             places = vm.ports.get(str(request["port"]))
             if not places:
                 raise ConfigurationError(f"the port {request['port']} of the guest is not published")
-            inner = socket.create_connection(places[0], wire.GREETING)
+            inner = descriptors.connection(places[0], wire.GREETING)
         else:
             inner = socket.socket(fileno=vm._served().connect(int(request["port"])))
         try:

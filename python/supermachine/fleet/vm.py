@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import descriptors
 from .._core import Remote
 from ..errors import ConfigurationError, VMExited
 from ..guest.process_context import Context
@@ -56,6 +57,7 @@ class FleetVM:
         self._filesystem: FileSystem | None = None
         self._listeners: dict[str, socket.socket] = {}
         self._lock = threading.Lock()
+        self._owner = os.getpid()
         #: The engine that runs it, and its isolation: "hardware" or "software".
         self.engine: str = said["engine"]
         self.isolation: str = said["isolation"]
@@ -128,7 +130,7 @@ class FleetVM:
         with self._lock:
             for name in self._published if self.running else ():
                 if name not in self._listeners:
-                    self._listeners[name] = listener = socket.create_server(("127.0.0.1", 0))
+                    self._listeners[name] = listener = descriptors.server(("127.0.0.1", 0))
                     threading.Thread(target=self._forward, args=(name, listener), daemon=True).start()
             return {name: [listener.getsockname()[:2]] for name, listener in self._listeners.items()}
 
@@ -192,7 +194,12 @@ class FleetVM:
         return ended[0] if ended is not None else "ended"
 
     def kill(self) -> None:
-        """Ends it at once, and gives its place back to the fleet. Does nothing when it has ended."""
+        """Ends it at once, and gives its place back to the fleet.
+
+        Does nothing when it has ended, and in a process that was forked from its own.
+        """
+        if self._owner != os.getpid():
+            return
         with self._lock:
             listeners, self._listeners = list(self._listeners.values()), {}
         for listener in listeners:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .. import descriptors
 from ..errors import FleetFailed
 from ..named.protocol import error_from_json, error_to_json
 
@@ -114,7 +115,7 @@ def _proof(secret: bytes, side: bytes, first: bytes, second: bytes) -> bytes:
 
 def connect(address: Address, timeout: float = GREETING) -> Wire:
     """A connection to a host. Raises FleetFailed for one that is not who it should be, OSError for none."""
-    connection = socket.create_connection((address.host, address.port), timeout)
+    connection = descriptors.connection((address.host, address.port), timeout)
     try:
         prepare(connection)
         own = os.urandom(_NONCE)

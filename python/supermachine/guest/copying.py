@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import descriptors
 from ..errors import CopyIncomplete, CopyTooLarge, NotSupported, SupermachineError, VMTimeout
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ class _Copy:
         if self._skipped:
             more = len(self._skipped) - _NAMED
             named = ", ".join(self._skipped[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-            warnings.warn(f"{self.what} was copied without {named}", SkippedFiles, stacklevel=5)
+            # A sys.stderr that is closed is a ValueError.
+            with contextlib.suppress(ValueError):
+                warnings.warn(f"{self.what} was copied without {named}", SkippedFiles, stacklevel=5)
 
 
 def _kind(mode: int) -> str:
@@ -201,7 +204,7 @@ class _In:
     def _file(self, here: Path, there: GuestPath) -> None:
         try:
             # Not waiting for what has become a FIFO meanwhile.
-            fd = os.open(here, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = descriptors.open_file(here, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             raise _Vanished from None
         try:
@@ -351,7 +354,7 @@ class _Out:
         if os.path.lexists(here) and not stat.S_ISREG(here.lstat().st_mode):
             _vacate(here)
         new = not here.exists()
-        fd = os.open(here, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = descriptors.open_file(here, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
         done = False
         try:
             written = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from .. import directories
+from .. import descriptors, directories
 from . import warnings
 
 # ruff: noqa: PTH103, PTH105, PTH108, PTH118, PTH123
@@ -72,7 +72,7 @@ def _is_noted(path: str, boot: str) -> bool:
 def _note(cache: str, path: str, boot: str) -> None:
     os.makedirs(cache, 0o700, exist_ok=True)
     temporary = f"{path}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = descriptors.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         os.write(fd, boot.encode("ascii"))
     finally:

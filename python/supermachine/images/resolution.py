@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .. import env
+from .. import descriptors, env
 from ..cache.locks import acquire, release
 from ..cache.store import Cache, rootfs_key
 from ..errors import (
@@ -380,7 +380,7 @@ class _Store:
         with self._cache.scratch() as place:
             temporary = place / "blob"
             with self._cache.errors("write to"):
-                fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fd = descriptors.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
                 with os.fdopen(fd, "wb") as stream:
                     repository.blob(layer, stream, f"layer {layer.digest} of {repository.name}", progress)
             self._cache.publish(temporary, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .. import env, shortage
+from .. import descriptors, env, shortage
 from ..errors import BadSnapshot, ConfigurationError, RenewFailed, VMExited, VMTimeout
 from ..host import bundle, confinement
 
@@ -151,7 +151,7 @@ def _told(network: Network | None, machine: str, opened: list[int]) -> _Network 
         return None
     audit = None
     if network.audit is not None:
-        log = os.open(network.audit, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        log = descriptors.open_file(network.audit, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         opened.append(log)
         audit = (log, machine)
     return (bundle.policy_process(), network.preset, network.allow, network.deny, network.dns, audit)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import descriptors
 from ..errors import ConfigurationError, ImageNotFound, SnapshotFailed, SupermachineError, UntrustedSnapshot
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _adopt(
         return False
     with opened(parsed, insecure, None) as repository, cache.scratch() as place:
         temporary = place / "snapshot"
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = descriptors.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             config = Puller.of(repository, cache, progress).into(digest, fd)
         finally:

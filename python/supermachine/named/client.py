@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import descriptors
 from ..errors import ConfigurationError, KeeperLost, MachineNotRunning, NoSuchMachine, VMExited
 from ..guest.process_context import START_TIMEOUT, Context
 from ..host.boots import boot_id
@@ -405,7 +406,7 @@ class Machine:
             channel.close()
         if fd is None:
             raise KeeperLost(f"the keeper of the machine {self.name} gave no connection")
-        return socket.socket(fileno=fd)
+        return socket.socket(fileno=descriptors.raised(fd))
 
     def _reach(self) -> Remote:
         """What stands for the worker, of the virtual machine that runs now."""

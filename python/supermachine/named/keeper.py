@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .. import descriptors
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -41,7 +43,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.set_inheritable(descriptor, False)
-    null = os.open(os.devnull, os.O_RDWR)
+    null = descriptors.open_file(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     os.close(null)

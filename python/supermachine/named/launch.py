@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .. import descriptors
 from ..errors import KeeperLost, NotSupported
 from . import protocol
 from .spec import Spec
@@ -39,7 +40,8 @@ def begin(spec: Spec) -> int:
     if not sys.executable:
         raise NotSupported("this program has no Python interpreter of its own to start a machine's keeper with")
     told = json.dumps([path or os.getcwd() for path in sys.path]).encode() + b"\n" + spec.encode()  # noqa: PTH109
-    reader, writer = os.pipe()
+    reader, writer = descriptors.pipe()
+    descriptors.reserve()
     try:
         command = [sys.executable, "-I", "-c", _PROGRAM, str(writer), f"supermachine-keeper {spec.name or ''}".strip()]
         # Its first process forks and ends, so that the keeper is nobody's child and leads no session.

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import descriptors
+
 #: Bytes of one file, of which there are two.
 MAX_BYTES = 8 << 20
 #: Bytes of a line that are kept together; the rest is the next entry, as docker has it.
@@ -96,8 +98,8 @@ class LogWriter:
             os.close(self._fd)
             self._fd = -1
             (self._directory / _CURRENT).replace(self._directory / _BEFORE)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._directory / _CURRENT, flags, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._fd = descriptors.open_file(self._directory / _CURRENT, flags)
         self._size = os.fstat(self._fd).st_size
 
 
@@ -166,7 +168,7 @@ class _Files:
 
     def _open(self, name: str) -> bool:
         try:
-            fd = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            fd = descriptors.open_file(self._directory / name, os.O_RDONLY)
         except OSError:
             return False
         self.close()

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import errors
+from .. import descriptors, errors
 from ..errors import KeeperLost, SupermachineError
 
 #: Bytes of a message at most.
@@ -25,7 +25,7 @@ _MAX_PATH = 100
 
 def listen(path: Path) -> socket.socket:
     """A listening socket that only this user can reach."""
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server = descriptors.local_socket()
     try:
         with _short(path) as name:
             server.bind(name)
@@ -38,7 +38,7 @@ def listen(path: Path) -> socket.socket:
 
 def connect(path: Path, timeout: float | None) -> socket.socket:
     """A connection to whoever listens. Raises OSError."""
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client = descriptors.local_socket()
     try:
         client.settimeout(timeout)
         with _short(path) as name:
@@ -55,7 +55,7 @@ def _short(path: Path) -> Any:
     if len(os.fsencode(path)) < _MAX_PATH or sys.platform != "linux":
         yield str(path)
         return
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = descriptors.open_file(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{fd}/{path.name}"
     finally:

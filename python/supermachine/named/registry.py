@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import directories
+from .. import descriptors, directories
 from ..cache import locks
 from ..errors import KeeperLost, MachineRunning, NameInUse, NoSuchMachine, RuntimeDirectoryNotTrusted
 from . import names
@@ -56,7 +56,7 @@ class Place(NamedTuple):
     def kept(self) -> bool:
         """Whether a keeper lives that has this machine."""
         try:
-            fd = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
+            fd = descriptors.open_file(self.lock, os.O_RDONLY)
         except OSError:
             return False
         try:
@@ -128,7 +128,7 @@ class Registry:
                 raise NameInUse("a hundred made-up names were all taken", hint="give one with --name")
             self._clear(place)
             place.path.mkdir(mode=0o700)
-            fd = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = descriptors.open_file(place.lock, os.O_RDWR | os.O_CREAT)
             # Whoever asks whether it is kept holds it for an instant.
             fcntl.flock(fd, fcntl.LOCK_EX)
             return place, fd

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import descriptors
 from ..errors import ImageTooLarge, InvalidImage
 
 _MAX_MEMBERS = 100_000
@@ -94,7 +95,7 @@ class _Bounded:
 
 def open_regular(path: Path) -> BinaryIO:
     """Opens a regular file only: a FIFO would block, a device might never end."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = descriptors.open_file(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise InvalidImage(f"{path} is not a regular file")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import directories
+from .. import descriptors, directories
 from ..errors import CredentialError
 from .references import DEFAULT_DOMAIN
 
@@ -192,6 +192,7 @@ def _ask_helper(name: str, server: str, env: Mapping[str, str], timeout: float) 
         raise _HelperMissing(
             f"the credential helper {program} for {server} is not installed", hint=f"put {program} on the PATH"
         )
+    descriptors.reserve()
     try:
         process = subprocess.Popen(
             [executable, "get"],

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 from weakref import WeakSet
 
-from .. import env
+from .. import descriptors, env
 from ..errors import ConfigurationError, RegistryError, RegistryRateLimited, RegistryTimeout
 
 if TYPE_CHECKING:
@@ -297,6 +297,7 @@ class Transport:
     ) -> Response:
         import urllib3
 
+        descriptors.reserve()
         parts = urlsplit(url)
         keywords: dict[str, Any] = {} if body is None else {"body": body}
         if fields is not None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .. import directories, env
+from .. import descriptors, directories, env
 from .._core import sha256
 from ..errors import (
     BadSnapshot,
@@ -242,7 +242,7 @@ class Baked:
         try:
             with self._cache.scratch() as place:
                 temporary = place / "snapshot"
-                fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fd = descriptors.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
                 try:
                     capture.write(worker, fd, diff=False, image=image.digest, api=api, timeout=_CAPTURE_TIMEOUT)
                 finally:
@@ -297,7 +297,7 @@ def _guest_files(cache: Cache, architecture: str) -> str:
     remembered = dict([*remembered.items(), (signature, digest)][-_MAX_REMEMBERED:])
     with contextlib.suppress(OSError), cache.scratch() as place:
         memory.parent.mkdir(mode=0o700, exist_ok=True)
-        with open(os.open(place / "guest-files", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:  # noqa: PTH123 - a descriptor
+        with open(descriptors.open_file(place / "guest-files", os.O_WRONLY | os.O_CREAT), "w") as file:  # noqa: PTH123 - a descriptor
             json.dump(remembered, file)
         (place / "guest-files").rename(memory)
     return digest

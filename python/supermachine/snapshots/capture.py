@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import descriptors
 from ..errors import DiskFull, SnapshotFailed, SnapshotInUse, SnapshotNotFound, VMExited
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def published(path: Path) -> Iterator[int]:
 def delete(path: Path) -> int:
     """Removes a snapshot that nobody runs from, and gives the bytes freed. Raises `SnapshotInUse`."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = descriptors.open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         raise SnapshotNotFound(f"the snapshot {path} does not exist") from None
     try:
@@ -115,7 +116,7 @@ def private(memory: int) -> Iterator[tuple[int, str]]:
     It is in memory where there is plenty, else in the cache.
     """
     if hasattr(os, "memfd_create") and memory * 4 <= available_memory():
-        fd = os.memfd_create("supermachine-fork", os.MFD_CLOEXEC)
+        fd = descriptors.memory_file("supermachine-fork")
         try:
             yield fd, f"/proc/{os.getpid()}/fd/{fd}"
         finally:
@@ -125,7 +126,7 @@ def private(memory: int) -> Iterator[tuple[int, str]]:
 
     with Cache().scratch() as place:
         path = place / "snapshot"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = descriptors.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             yield fd, str(path)
         finally:

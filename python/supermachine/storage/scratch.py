@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from .. import directories
-from .._core import reserve_standard_streams
+from .. import descriptors, directories
 
 
 class _Kept:
@@ -31,8 +30,7 @@ class Disk:
         if isinstance(layers, Disk):
             below = list(layers._files)
         else:
-            reserve_standard_streams()
-            below = [_Kept(os.open(layer, os.O_RDONLY | os.O_CLOEXEC)) for layer in layers]
+            below = [_Kept(descriptors.open_file(layer, os.O_RDONLY)) for layer in layers]
         return cls([*below, _Kept(directories.nameless_file())])
 
     def __bool__(self) -> bool:

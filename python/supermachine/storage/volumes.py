@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import directories
+from .. import descriptors, directories
 from ..errors import ConfigurationError, DiskFull, VolumeChanged, VolumeExists, VolumeInUse, VolumeNotFound
 
 #: Size of a volume that is made on first use; it takes no room before it is written to.
@@ -143,7 +143,7 @@ def make(name: str, size: int | str) -> None:
     if path.exists():
         raise VolumeExists(f"the volume {name} is there already")
     unfinished = path.with_name(f".{name}.{os.urandom(8).hex()}")
-    fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = descriptors.open_file(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         make_volume(fd, length)
         os.link(unfinished, path)
@@ -161,7 +161,7 @@ def make(name: str, size: int | str) -> None:
 @contextlib.contextmanager
 def _open(name: str, how: int = os.O_RDWR) -> Iterator[int]:
     try:
-        fd = os.open(place() / check_name(name), how | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = descriptors.open_file(place() / check_name(name), how | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise VolumeNotFound(f"there is no volume {name}") from None
     try:
@@ -250,7 +250,7 @@ def _opened(volume: Mounted) -> Opened:
                 "know of it"
             )
         changes = directories.nameless_file() if volume.read_only else None
-        return Opened(volume, os.dup(fd), changes, size)
+        return Opened(volume, descriptors.unshared(descriptors.raised(os.dup(fd))), changes, size)
 
 
 def copies(mounted: Sequence[Mounted], mark: bytes, count: int) -> list[list[Opened]]:
@@ -319,6 +319,6 @@ def _copy(source: int) -> int:
 def close(volumes: Sequence[Opened]) -> None:
     """Closes what this process has of them; machines that have been given them keep them."""
     for volume in volumes:
-        os.close(volume.fd)
+        descriptors.close(volume.fd)
         if volume.changes is not None:
             os.close(volume.changes)

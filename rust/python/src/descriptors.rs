@@ -94,6 +94,24 @@ impl<T: AsRawFd> Drop for Unshared<T> {
     }
 }
 
+/// Has forked children give up a descriptor that something else owns, which must live longer than this.
+#[derive(Debug)]
+pub struct Watched(RawFd);
+
+impl Watched {
+    pub fn new(owned: &impl AsRawFd) -> Self {
+        let fd = owned.as_raw_fd();
+        lock().insert(fd);
+        Self(fd)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        lock().remove(&self.0);
+    }
+}
+
 /// Two connected sockets.
 pub fn pair() -> io::Result<(Unshared<UnixStream>, Unshared<UnixStream>)> {
     hold(|kept| {

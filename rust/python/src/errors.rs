@@ -67,7 +67,21 @@ pub fn arguments_too_long(py: Python<'_>, length: usize) -> PyErr {
     let message = format!(
         "Argument list too long: arguments and environment take {length} bytes, and a guest takes {most} at most"
     );
-    instance(py, "ArgumentsTooLong", &message, |k| {
+    too_long(py, &message)
+}
+
+/// `ArgumentsTooLong` for one of them.
+pub fn argument_too_long(py: Python<'_>, length: usize, most: usize) -> PyErr {
+    too_long(
+        py,
+        &format!(
+            "Argument list too long: an argument or a variable has {length} bytes, and a process takes {most} at most"
+        ),
+    )
+}
+
+fn too_long(py: Python<'_>, message: &str) -> PyErr {
+    instance(py, "ArgumentsTooLong", message, |k| {
         k.set_item("cause", std::io::Error::from_raw_os_error(libc::E2BIG).to_string())
     })
 }

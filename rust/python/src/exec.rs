@@ -18,6 +18,9 @@ use crate::pump::{Command, Handle, Outcome, Pump, Sink, Source};
 use crate::remote::Machine;
 use crate::sys;
 
+/// Bytes of an argument or a variable at most, the NUL at its end included (Linux's MAX_ARG_STRLEN, execve(2)).
+const MAX_WORD: usize = 128 * 1024;
+
 /// A process in the guest. Its output goes where `start` was told; dropping the object leaves it running.
 #[pyclass(frozen, module = "supermachine._core")]
 pub struct Exec {
@@ -121,6 +124,12 @@ impl Exec {
             (Some(Stream::Word(word)), _) if word == "stdout" => (Sink::Null, None),
             _ => output(stderr, limit)?,
         };
+        // The kernel would say so too, as a process that did not start.
+        if let Some(longest) = args.iter().chain(&env).map(|word| word.len() + 1).max()
+            && longest > MAX_WORD
+        {
+            return Err(errors::argument_too_long(py, longest - 1, MAX_WORD - 1));
+        }
         let request = Request::Exec(agent::Exec {
             args: args.into_iter().map(Chunk).collect(),
             env: env.into_iter().map(Chunk).collect(),

@@ -68,6 +68,8 @@ fn watched<T: Send>(
     progress: Option<Py<PyAny>>,
     work: impl Send + FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<T, Error>,
 ) -> PyResult<T> {
+    // Files are made by what has no business with standard streams.
+    crate::descriptors::reserve_standard()?;
     let mut stopped = None;
     let mut looked = Instant::now();
     let result = py.detach(|| {

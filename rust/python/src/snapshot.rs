@@ -292,6 +292,8 @@ pub(crate) fn watched<T: Send>(
     path: &Path,
     work: impl FnOnce(Watch) -> Result<T> + Send,
 ) -> PyResult<T> {
+    // Files are made by what has no business with standard streams.
+    crate::descriptors::reserve_standard()?;
     let mut raised = None;
     let mut looked = Instant::now();
     let result = py.detach(|| {
