@@ -423,6 +423,70 @@ impl Writer<'_> {
         }
     }
 
+    /// Arithmetic, comparisons and conversions of numbers, of few registers.
+    pub fn number(&mut self) {
+        let ftype = (self.r.next() as u32 & 1) << 22;
+        let [d, n, m] = [0; 3].map(|_| self.r.below(6) as u32);
+        let registers = m << 16 | n << 5 | d;
+        let (x, sf) = (self.free(), (self.r.next() as u32 & 1) << 31);
+        let i = match self.r.below(12) {
+            0..=3 => 0x1e20_0800 | (self.r.below(9) as u32) << 12 | registers,
+            4 => 0x1e20_4000 | self.r.pick(&[1, 2, 3, 8, 9, 10, 11, 14, 15]) << 15 | n << 5 | d,
+            5 => 0x1e22_4000 | (1 - (ftype >> 22)) << 15 | n << 5 | d,
+            6 | 7 => {
+                0x1f00_0000 | self.r.pick(&[0, 1 << 15, 1 << 21, 1 << 21 | 1 << 15]) | d << 10 | registers
+            }
+            8 => 0x1e20_2000 | self.r.pick(&[0, 8, 16, 24]) | m << 16 | n << 5,
+            9 => 0x1e20_0c00 | (self.r.below(16) as u32) << 12 | registers,
+            10 => 0x1e22_0000 | sf | (self.r.next() as u32 & 1) << 16 | x << 5 | d,
+            _ => {
+                0x1e20_0000
+                    | sf
+                    | (self.r.below(4) as u32) << 19
+                    | (self.r.next() as u32 & 1) << 16
+                    | n << 5
+                    | x
+            }
+        };
+        self.code.push(i | ftype);
+    }
+
+    /// Neighbours that programs write and an implementation may run as one.
+    pub fn neighbours(&mut self) {
+        let [d, n, m, k] = [0; 4].map(|_| self.r.below(8) as u32);
+        match self.r.below(4) {
+            0 => {
+                // AESE and AESMC, AESD and AESIMC.
+                let decrypt = (self.r.next() as u32 & 1) << 12;
+                self.code.extend([0x4e28_4800 | decrypt | n << 5 | d, 0x4e28_6800 | decrypt | d << 5 | d]);
+            }
+            1 => {
+                // MOV, SHA256H, SHA256H2.
+                self.code.push(0x4ea0_1c00 | d << 16 | d << 5 | k);
+                self.code.push(0x5e00_4000 | m << 16 | n << 5 | d);
+                self.code.push(0x5e00_5000 | m << 16 | k << 5 | n);
+            }
+            2 => {
+                // FCMP, and what asks for its flags.
+                self.number();
+                self.code.push(0x1e60_2000 | m << 16 | n << 5);
+                let (cond, x) = ((self.r.below(16) as u32) << 12, self.free());
+                self.code.push(match self.r.below(3) {
+                    0 => 0x1e60_0c00 | cond | m << 16 | n << 5 | d,
+                    1 => 0x9a80_0000 | cond | x << 5 | x,
+                    _ => 0xd53b_4200 | x,
+                });
+            }
+            _ => {
+                // FCMP, a change of what was compared, a conditional branch.
+                self.code.push(0x1e20_2000 | m << 16 | n << 5);
+                self.number();
+                self.code.push(0x5400_0040 | self.r.next() as u32 & 15);
+                self.number();
+            }
+        }
+    }
+
     pub fn floating(&mut self) {
         let i = fp::any(self.r);
         // Results in general registers go where no address is.
@@ -455,11 +519,32 @@ pub fn state(r: &mut Random) -> (State, [u64; 32]) {
     (s, pointer)
 }
 
-fn request(r: &mut Random) -> Request {
-    let (s, pointer) = state(r);
+/// What sequences are made of mostly.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mix {
+    General,
+    /// Vector registers: numbers and vectors, their loads and stores, and what looks at their comparisons.
+    Vectors,
+}
+
+fn request(r: &mut Random, mix: Mix) -> Request {
+    let (mut s, pointer) = state(r);
+    if mix == Mix::Vectors && !r.one_in(4) {
+        // As programs have them: machine code computes itself then.
+        s.fpcr = 0;
+        s.fpsr |= u64::from(!r.one_in(8)) << 4;
+    }
     let length = 1 + r.below(11) as usize;
     let mut w = Writer { r, pointer, code: Vec::new() };
     while w.code.len() < length {
+        if mix == Mix::Vectors && !w.r.one_in(4) {
+            match w.r.below(8) {
+                0 => w.neighbours(),
+                1 | 2 => w.number(),
+                _ => w.floating(),
+            }
+            continue;
+        }
         match w.r.below(18) {
             0 | 1 => w.single(),
             2 => w.pair(),
@@ -512,7 +597,7 @@ fn report(oracle: &mut Oracle, request: &Request, translation: Translation) -> S
     format!("not repeatable\n{listing}")
 }
 
-fn sequences(seed: u64, count: usize) {
+fn sequences(mix: Mix, seed: u64, count: usize) {
     let Some(mut oracle) = Oracle::start_or_skip("max") else { return };
     let mut machines = [Translation::Off, Translation::Always].map(|t| (t, Machine::new(t)));
     let mut r = Random(seed);
@@ -520,7 +605,7 @@ fn sequences(seed: u64, count: usize) {
     let mut failures = Vec::new();
     let mut completed = 0;
     while left > 0 && failures.len() < 20 {
-        let batch: Vec<Request> = (0..left.min(BATCH)).map(|_| request(&mut r)).collect();
+        let batch: Vec<Request> = (0..left.min(BATCH)).map(|_| request(&mut r, mix)).collect();
         left -= batch.len();
         for (request, theirs) in batch.iter().zip(oracle.run(&batch)) {
             completed += usize::from(theirs.signal == 0);
@@ -538,10 +623,20 @@ fn sequences(seed: u64, count: usize) {
 
 #[test]
 fn sequences_of_a_fixed_seed() {
-    sequences(FIXED_SEED, count());
+    sequences(Mix::General, FIXED_SEED, count());
 }
 
 #[test]
 fn sequences_of_a_random_seed() {
-    sequences(random_seed(), count());
+    sequences(Mix::General, random_seed(), count());
+}
+
+#[test]
+fn vectors_of_a_fixed_seed() {
+    sequences(Mix::Vectors, FIXED_SEED, count());
+}
+
+#[test]
+fn vectors_of_a_random_seed() {
+    sequences(Mix::Vectors, random_seed(), count());
 }

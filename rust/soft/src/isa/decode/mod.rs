@@ -32,12 +32,12 @@ pub(crate) fn decode(i: u32, off: u16) -> Insn {
 }
 
 /// Register number as a source where 31 is zero.
-fn z(n: u32) -> Reg {
+pub(super) fn z(n: u32) -> Reg {
     if n & 31 == 31 { Regs::ZERO as Reg } else { n as Reg & 31 }
 }
 
 /// Register number as a destination where 31 is nothing.
-fn d(n: u32) -> Reg {
+pub(super) fn d(n: u32) -> Reg {
     if n & 31 == 31 { Regs::SINK as Reg } else { n as Reg & 31 }
 }
 
@@ -47,7 +47,7 @@ fn s(n: u32) -> Reg {
 }
 
 /// Bits `hi` to `lo`.
-fn bits(i: u32, hi: u32, lo: u32) -> u32 {
+pub(super) fn bits(i: u32, hi: u32, lo: u32) -> u32 {
     i >> lo & (u32::MAX >> (31 - (hi - lo)))
 }
 

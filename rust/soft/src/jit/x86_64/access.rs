@@ -116,7 +116,7 @@ impl Translator<'_> {
                 self.asm.load(access.size, access.signed, access.wide, to, place(i));
             }
         }
-        self.slow(missing, before, changed);
+        self.slow([Some(missing), None, None], before, changed);
     }
 
     /// A register for a new value of `g`, be it one that the instruction reads or not: the address is made.
@@ -130,33 +130,41 @@ impl Translator<'_> {
         if let Some(n) = base {
             self.will_write(n);
         }
+        let mut values = [X(0); 2];
+        for (r, value) in std::iter::once(t).chain(u).zip(&mut values) {
+            if store {
+                *value = self.read_vector(r);
+            } else {
+                self.will_write_vector(r);
+            }
+        }
         self.address(address);
         let before = self.cache;
         let count = 1 + i32::from(u.is_some());
         let missing = self.translate(store, count << size);
         for (i, r) in std::iter::once(t).chain(u).enumerate() {
-            let (place, register, x) = (at(RAX, (i as i32) << size), layout::v(r), X(0));
+            let place = at(RAX, (i as i32) << size);
+            let x = if store { values[i] } else { self.write_vector(r) };
             match (store, size) {
                 (false, 4) => self.asm.movups(x, place),
-                (false, 2 | 3) => self.asm.mov_low(size == 3, x, place),
+                (false, 2 | 3) => {
+                    self.asm.mov_low(size == 3, x, place);
+                    self.number(size == 3, r);
+                }
                 (false, _) => {
                     self.asm.load(size, false, false, RCX, place);
                     self.asm.mov_low_r(false, x, RCX);
+                    self.number(false, r);
                 }
-                (true, 4) => {
-                    self.asm.movups(x, register);
-                    self.asm.movups_to(place, x);
-                }
+                (true, 4) => self.asm.movups_to(place, x),
+                (true, 2 | 3) => self.asm.mov_low_to(size == 3, place, x),
                 (true, _) => {
-                    self.asm.load(3, false, true, RCX, register);
+                    self.asm.mov_r(false, RCX, x);
                     self.asm.store(size, place, RCX);
                 }
             }
-            if !store {
-                self.asm.movups_to(register, x);
-            }
         }
         self.write_back(address);
-        self.slow(missing, before, [NO_REG, NO_REG, base.unwrap_or(NO_REG)]);
+        self.slow([Some(missing), None, None], before, [NO_REG, NO_REG, base.unwrap_or(NO_REG)]);
     }
 }

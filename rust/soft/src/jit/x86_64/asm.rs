@@ -76,23 +76,14 @@ impl Cc {
     pub const NE: Self = Self(5);
     pub const A: Self = Self(7);
     pub const S: Self = Self(8);
+    /// The parity flag, which says that numbers do not compare.
+    pub const P: Self = Self(10);
     pub const GE: Self = Self(13);
     pub const G: Self = Self(15);
 
     pub fn not(self) -> Self {
         Self(self.0 ^ 1)
     }
-}
-
-/// Operations on two vector registers: prefix 66, then 0F and this byte.
-pub(super) mod sse {
-    pub const PAND: u8 = 0xdb;
-    pub const PANDN: u8 = 0xdf;
-    pub const POR: u8 = 0xeb;
-    pub const PXOR: u8 = 0xef;
-    /// By size of a lane.
-    pub const PADD: [u8; 4] = [0xfc, 0xfd, 0xfe, 0xd4];
-    pub const PSUB: [u8; 4] = [0xf8, 0xf9, 0xfa, 0xfb];
 }
 
 /// A forward jump that waits for its target.
@@ -113,16 +104,16 @@ impl Asm {
         self.origin + self.buf.len()
     }
 
-    fn u8(&mut self, b: u8) {
+    pub(super) fn u8(&mut self, b: u8) {
         self.buf.push(b);
     }
 
-    fn i32(&mut self, v: i32) {
+    pub(super) fn i32(&mut self, v: i32) {
         self.buf.extend_from_slice(&v.to_le_bytes());
     }
 
     /// Prefix, opcode bytes, and the operands as register field and register.
-    fn rr(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: u8) {
+    pub(super) fn rr(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: u8) {
         self.rex(wide, reg, 0, rm, false);
         self.buf.extend_from_slice(opcode);
         self.u8(0xc0 | (reg & 7) << 3 | rm & 7);
@@ -135,8 +126,16 @@ impl Asm {
         }
     }
 
-    fn rm(&mut self, wide: bool, opcode: &[u8], reg: u8, m: M) {
+    pub(super) fn rm(&mut self, wide: bool, opcode: &[u8], reg: u8, m: M) {
         self.rm_with(wide, opcode, reg, m, false);
+    }
+
+    /// A register and what is at a place in the code memory.
+    pub(super) fn r_at(&mut self, opcode: &[u8], reg: u8, place: usize) {
+        self.rex(false, reg, 0, 0, false);
+        self.buf.extend_from_slice(opcode);
+        self.u8((reg & 7) << 3 | 5);
+        self.rel32_to(place);
     }
 
     fn rm_with(&mut self, wide: bool, opcode: &[u8], reg: u8, m: M, force: bool) {
@@ -211,6 +210,18 @@ impl Asm {
 
     pub fn test_i(&mut self, wide: bool, a: R, imm: i32) {
         self.rr(wide, &[0xf7], 0, a.0);
+        self.i32(imm);
+    }
+
+    /// What is in memory, a byte.
+    pub fn test_byte(&mut self, m: M, imm: u8) {
+        self.rm(false, &[0xf6], 0, m);
+        self.u8(imm);
+    }
+
+    /// What is in memory, 32 bits.
+    pub fn test_m(&mut self, m: M, imm: i32) {
+        self.rm(false, &[0xf7], 0, m);
         self.i32(imm);
     }
 
@@ -448,52 +459,10 @@ impl Asm {
     pub fn jmp_r(&mut self, r: R) {
         self.rr(false, &[0xff], 4, r.0);
     }
-
-    /// 16 bytes from memory; there need be no alignment.
-    pub fn movups(&mut self, d: X, m: M) {
-        self.rm(false, &[0x0f, 0x10], d.0, m);
-    }
-
-    pub fn movups_to(&mut self, m: M, s: X) {
-        self.rm(false, &[0x0f, 0x11], s.0, m);
-    }
-
-    /// 4 or 8 bytes from memory, zeros above.
-    pub fn mov_low(&mut self, wide: bool, d: X, m: M) {
-        self.u8(if wide { 0xf3 } else { 0x66 });
-        self.rm(false, &[0x0f, if wide { 0x7e } else { 0x6e }], d.0, m);
-    }
-
-    /// A general register, zeros above.
-    pub fn mov_low_r(&mut self, wide: bool, d: X, s: R) {
-        self.u8(0x66);
-        self.rr(wide, &[0x0f, 0x6e], d.0, s.0);
-    }
-
-    /// Clears the upper half.
-    pub fn low_half(&mut self, d: X) {
-        self.u8(0xf3);
-        self.rr(false, &[0x0f, 0x7e], d.0, d.0);
-    }
-
-    pub fn vector(&mut self, opcode: u8, d: X, s: X) {
-        self.u8(0x66);
-        self.rr(false, &[0x0f, opcode], d.0, s.0);
-    }
-}
-
-impl Asm {
-    /// Stores a vector register, or its lower half and zeros.
-    pub fn movups_to_vector(&mut self, full: bool, m: M, s: X) {
-        if !full {
-            self.low_half(s);
-        }
-        self.movups_to(m, s);
-    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// What the code below is, as GNU as writes it (Intel syntax), and what it makes of that.
@@ -509,8 +478,7 @@ mov byte ptr [rbx+1], 2|mov qword ptr [rbx+8], -1|lea r8, [rsi+r15*1]|lea ebp, [
 shl eax, 5|sar r14, 63|ror ebx, 7|rol r9, 32|shr rdx, cl|shrd r8, rsi, 9|not rcx|neg ebp|imul r9, rax|\
 imul rax, rax, 0x10210000|mul rsi|imul r12|div r9|idiv ebp|cqo|cdq|bswap r10|bswap eax|lzcnt r11d, r9d|\
 bt ecx, eax|bt r12, 40|cmovne r8, r15|cmovb ebp, ecx|setge al|lahf|cmc|push r12|push rbx|pop rbp|ret|\
-call rax|jmp rdx|movups xmm0, [rbx+288]|movups [r12], xmm1|movq xmm0, qword ptr [rax]|movd xmm0, dword ptr [r9]|\
-movq xmm0, r8|movd xmm1, ecx|movq xmm1, xmm1|pandn xmm1, xmm0|paddd xmm0, xmm1|pxor xmm8, xmm9";
+call rax|jmp rdx|test byte ptr [rbx+600], 16|test dword ptr [rbx+596], 0x1c00000";
 
     fn all() -> Vec<u8> {
         let mut asm = Asm::default();
@@ -582,22 +550,15 @@ movq xmm0, r8|movd xmm1, ecx|movq xmm1, xmm1|pandn xmm1, xmm0|paddd xmm0, xmm1|p
         a.ret();
         a.call(RAX);
         a.jmp_r(RDX);
-        a.movups(X(0), at(RBX, 288));
-        a.movups_to(at(R12, 0), X(1));
-        a.mov_low(true, X(0), at(RAX, 0));
-        a.mov_low(false, X(0), at(R9, 0));
-        a.mov_low_r(true, X(0), R8);
-        a.mov_low_r(false, X(1), RCX);
-        a.low_half(X(1));
-        a.vector(sse::PANDN, X(1), X(0));
-        a.vector(sse::PADD[2], X(0), X(1));
-        a.vector(sse::PXOR, X(8), X(9));
+        a.test_byte(at(RBX, 600), 16);
+        a.test_m(at(RBX, 596), 0x01c0_0000);
         asm.buf
     }
 
     /// The disassembler's words for some code, an instruction a line.
     fn disassembled(code: &[u8]) -> Option<Vec<String>> {
-        let file = std::env::temp_dir().join(format!("supermachine-asm-{}", std::process::id()));
+        let name = format!("supermachine-asm-{}-{}", std::process::id(), code.len());
+        let file = std::env::temp_dir().join(name);
         std::fs::write(&file, code).ok()?;
         let out = std::process::Command::new("objdump")
             .args(["-D", "-b", "binary", "-m", "i386:x86-64", "-M", "intel", "--no-show-raw-insn"])
@@ -653,17 +614,22 @@ movq xmm0, r8|movd xmm1, ecx|movq xmm1, xmm1|pandn xmm1, xmm0|paddd xmm0, xmm1|p
         out.replace("[0+", "[")
     }
 
-    #[test]
-    fn instructions_are_what_the_disassembler_says() {
-        let Some(found) = disassembled(&all()) else {
+    /// Whether the disassembler reads the code as what is expected, separated by bars.
+    pub fn check(code: &[u8], expected: &str) {
+        let Some(found) = disassembled(code) else {
             assert!(std::env::var_os("CI").is_none(), "objdump is missing");
             return println!("SKIPPED: objdump is missing");
         };
-        let wanted: Vec<&str> = EXPECTED.split('|').collect();
+        let wanted: Vec<&str> = expected.split('|').collect();
         for (found, wanted) in found.iter().zip(&wanted) {
             assert_eq!(plain(found), plain(wanted), "{found} / {wanted}");
         }
         assert_eq!(found.len(), wanted.len());
+    }
+
+    #[test]
+    fn instructions_are_what_the_disassembler_says() {
+        check(&all(), EXPECTED);
     }
 
     #[test]

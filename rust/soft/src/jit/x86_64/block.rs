@@ -1,20 +1,32 @@
 //! From a block's instructions to machine code: control flow, ways out, and what goes to the interpreter.
 
-use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RCX, RDI, RDX, RSI, Sh, at};
+use super::Features;
+use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RCX, RDI, RDX, RSI, Sh, X, at};
 use super::cache::Cache;
 use super::flags::{self, Kind, State};
 use super::layout;
-use super::stubs::Stubs;
+use super::sse;
+use super::stubs::{Constant, Stubs};
 use crate::Regs;
 use crate::interp::block::End;
 use crate::isa::insn::{Insn, Reg};
+use crate::isa::simd::{self, Simd};
 use crate::jit::{Code, Entries, Input, Link};
 
 /// Code behind the block's straight way.
+#[expect(clippy::large_enum_variant, reason = "there are few at a time, and boxes would cost more")]
 enum Aside {
-    /// An access that the TLB does not know: the interpreter's operation does it, and the block goes on with what it
-    /// has changed.
-    Slow { from: Jump, back: usize, before: Cache, flags: State, after: Cache, changed: [u8; 3], op: usize },
+    /// An access that the TLB does not know, or a result that the host's may not be: the interpreter's operation does
+    /// it, and the block goes on with what it has changed.
+    Slow {
+        from: [Option<Jump>; 3],
+        back: usize,
+        before: Cache,
+        flags: State,
+        after: Cache,
+        changed: [u8; 3],
+        op: usize,
+    },
     /// The interpreter goes on at this operation.
     Exit { from: Jump, cache: Cache, flags: State, op: usize },
     /// A branch that is taken.
@@ -30,9 +42,17 @@ pub(super) struct Translator<'a> {
     /// Index of the operation at hand.
     pub at: usize,
     pub stubs: &'a Stubs,
-    pub has_lzcnt: bool,
+    pub features: Features,
     /// What is known of registers' values.
     pub known: [Option<u64>; 34],
+    /// Vector registers that have nothing above their lowest 32 and 64 bits, one bit each.
+    pub narrow: [u32; 2],
+    /// Of which vector register each is a copy.
+    pub copies: [Option<Reg>; 32],
+    /// FPCR has been looked at.
+    pub modes_checked: bool,
+    /// The next instruction has been done with the one before it.
+    skip: bool,
     input: &'a Input<'a>,
     entries: &'a Entries,
     asides: Vec<Aside>,
@@ -40,7 +60,13 @@ pub(super) struct Translator<'a> {
 }
 
 /// Makes the code of a block that begins at `origin` of the code memory.
-pub(super) fn translate(input: &Input, origin: usize, stubs: &Stubs, entries: &Entries, lzcnt: bool) -> Code {
+pub(super) fn translate(
+    input: &Input,
+    origin: usize,
+    stubs: &Stubs,
+    entries: &Entries,
+    features: Features,
+) -> Code {
     let mut t = Translator {
         asm: Asm { buf: Vec::with_capacity(4096), origin },
         cache: Cache::new(),
@@ -48,8 +74,12 @@ pub(super) fn translate(input: &Input, origin: usize, stubs: &Stubs, entries: &E
         host_flags: None,
         at: 0,
         stubs,
-        has_lzcnt: lzcnt,
+        features,
         known: [None; 34],
+        narrow: [0; 2],
+        copies: [None; 32],
+        modes_checked: false,
+        skip: false,
         input,
         entries,
         asides: Vec::new(),
@@ -59,6 +89,9 @@ pub(super) fn translate(input: &Input, origin: usize, stubs: &Stubs, entries: &E
     for at in 0..=last {
         t.at = at;
         t.cache.unpin();
+        if std::mem::take(&mut t.skip) {
+            continue;
+        }
         if Some(at) == input.check {
             t.fp_check();
         } else if at == last {
@@ -87,6 +120,45 @@ impl Translator<'_> {
         self.cache.write(&mut self.asm, g)
     }
 
+    pub fn read_vector(&mut self, g: Reg) -> X {
+        self.cache.read_vector(&mut self.asm, g)
+    }
+
+    /// A register for the new value of `g`: none that the instruction reads from.
+    pub fn write_vector(&mut self, g: Reg) -> X {
+        self.forget_vector(g);
+        self.cache.write_vector(&mut self.asm, g)
+    }
+
+    /// Nothing is known of the new value of `g`.
+    pub fn forget_vector(&mut self, g: Reg) {
+        for narrow in &mut self.narrow {
+            *narrow &= !(1 << g);
+        }
+        for (n, copy) in self.copies.iter_mut().enumerate() {
+            if *copy == Some(g) || n == usize::from(g) {
+                *copy = None;
+            }
+        }
+    }
+
+    /// An instruction with a constant as its second operand.
+    pub fn constant(&mut self, op: sse::Op, r: X, which: Constant) {
+        let place = self.stubs.constant(which);
+        self.asm.vector_at(op, r, place);
+    }
+
+    /// The next instruction of the block, if it is one of these and not the last.
+    pub fn following(&self) -> Option<Simd> {
+        let next = self.at + 1;
+        if next + 1 < self.input.ops.len() { simd::decode(self.input.words[next]) } else { None }
+    }
+
+    /// Whether the next instruction has been done too.
+    pub fn skip_following(&mut self, yes: bool) {
+        self.skip = yes;
+    }
+
     pub fn update(&mut self, g: Reg) -> R {
         self.known[g as usize] = None;
         self.cache.update(&mut self.asm, g)
@@ -99,7 +171,7 @@ impl Translator<'_> {
     }
 
     /// Leaves for the interpreter at this operation, from where nothing has been done of it.
-    fn exit_when(&mut self, cc: Cc) {
+    pub fn exit_when(&mut self, cc: Cc) {
         let from = self.asm.jcc(cc);
         self.asides.push(Aside::Exit { from, cache: self.cache, flags: self.flags, op: self.at });
     }
@@ -116,6 +188,8 @@ impl Translator<'_> {
         self.asm.call_to(self.stubs.call);
         self.cache = Cache::new();
         self.known = [None; 34];
+        self.narrow = [0; 2];
+        self.copies = [None; 32];
         self.flags = State::Memory;
     }
 
@@ -133,6 +207,9 @@ impl Translator<'_> {
         if general {
             self.will_write(d);
         }
+        // Or a vector register, which the number does not tell.
+        self.will_write_vector(d);
+        self.forget_vector(d);
         self.cache.store(&mut self.asm);
         self.cache.clean();
         self.asm.lea(true, RDI, layout::REGS);
@@ -149,10 +226,12 @@ impl Translator<'_> {
 
     fn instruction(&mut self, insn: Insn) {
         match insn {
-            Insn::Simd => match self.input.fp_handler(self.at) {
-                Some(f) => self.call_fp(f, self.input.words[self.at]),
-                None => self.call_handler(),
-            },
+            Insn::Simd => {
+                let named = simd::decode(self.input.words[self.at]);
+                if !named.is_some_and(|insn| self.simd(insn)) {
+                    self.interpret();
+                }
+            }
             Insn::Bcond { cond, to } => {
                 let cc = self.condition(cond);
                 self.branch_when(cc, to);
@@ -184,6 +263,22 @@ impl Translator<'_> {
                     self.call_handler();
                 }
             }
+        }
+    }
+
+    /// False when the interpreter must do it.
+    fn simd(&mut self, insn: Simd) -> bool {
+        if let Some(d) = insn.written() {
+            self.will_write_vector(d);
+        }
+        self.float(insn) || self.vector(insn)
+    }
+
+    /// The interpreter's function does it.
+    fn interpret(&mut self) {
+        match self.input.fp_handler(self.at) {
+            Some(f) => self.call_fp(f, self.input.words[self.at]),
+            None => self.call_handler(),
         }
     }
 
@@ -271,8 +366,9 @@ impl Translator<'_> {
         self.asm.jmp_to(self.stubs.out);
     }
 
-    /// An access whose page the TLB does not know goes aside; `before` is the state in which it does.
-    pub fn slow(&mut self, from: Jump, before: Cache, changed: [u8; 3]) {
+    /// What the machine code cannot do goes aside by these jumps; `before` is the state in which it does, `changed` the
+    /// general registers that the instruction changes.
+    pub fn slow(&mut self, from: [Option<Jump>; 3], before: Cache, changed: [u8; 3]) {
         let back = self.asm.here();
         let (flags, after, op) = (self.flags, self.cache, self.at);
         self.asides.push(Aside::Slow { from, back, before, flags, after, changed, op });
@@ -282,7 +378,9 @@ impl Translator<'_> {
         for aside in std::mem::take(&mut self.asides) {
             match aside {
                 Aside::Slow { from, back, before, flags, after, changed, op } => {
-                    self.asm.land(from);
+                    for jump in from.into_iter().flatten() {
+                        self.asm.land(jump);
+                    }
                     before.store(&mut self.asm);
                     flags::store(&mut self.asm, &before, flags);
                     self.asm.mov_i(RSI, self.op_address(op));

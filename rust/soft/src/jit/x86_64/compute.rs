@@ -1,12 +1,12 @@
-//! Integer data processing, and the vector operations that have an equal here.
+//! Integer data processing, and moves to and from vector registers.
 
-use super::asm::{Arith, Cc, R, RAX, RCX, RDX, Sh, X, at, indexed, sse};
+use super::asm::{Arith, Cc, R, RAX, RCX, RDX, Sh, at, indexed};
 use super::block::Translator;
 use super::flags::{Kind, Source, State, kind_of};
 use super::layout;
 use super::stubs::{nzcv_from_host, set_nzcv};
 use crate::Regs;
-use crate::isa::insn::{Alu, Insn, Lanes, Operand, Reg, Select, Shift, Unary};
+use crate::isa::insn::{Alu, Insn, Operand, Reg, Select, Shift, Unary};
 
 const ZERO: Reg = Regs::ZERO as Reg;
 const SINK: Reg = Regs::SINK as Reg;
@@ -150,37 +150,26 @@ impl Translator<'_> {
             Insn::Unary { op, wide, d, n } => return self.unary(op, wide, d, n),
             Insn::Select { kind, wide, d, n, m, cond } => self.select(kind, wide, d, n, m, cond),
             Insn::Ccmp { add, wide, n, m, cond, nzcv } => self.ccmp(add, wide, n, m, cond, nzcv),
-            Insn::Lanes { op, size, full, d, n, m } => {
-                let (x, y) = (X(0), X(1));
-                self.asm.movups(x, layout::v(n));
-                self.asm.movups(y, layout::v(m));
-                match op {
-                    Lanes::Bic => {
-                        self.asm.vector(sse::PANDN, y, x);
-                        self.asm.movups_to_vector(full, layout::v(d), y);
-                        return true;
-                    }
-                    Lanes::And => self.asm.vector(sse::PAND, x, y),
-                    Lanes::Orr => self.asm.vector(sse::POR, x, y),
-                    Lanes::Eor => self.asm.vector(sse::PXOR, x, y),
-                    Lanes::Add => self.asm.vector(sse::PADD[size as usize], x, y),
-                    Lanes::Sub => self.asm.vector(sse::PSUB[size as usize], x, y),
-                }
-                self.asm.movups_to_vector(full, layout::v(d), x);
-            }
+            Insn::Lanes { op, size, full, d, n, m } => self.lanes(op, size, full, d, n, m),
             Insn::FromVector { wide, d, n } => {
                 self.will_write(d);
+                let x = self.read_vector(n);
                 let r = self.write(d);
-                self.asm.load(if wide { 3 } else { 2 }, false, false, r, layout::v(n));
+                self.asm.mov_r(wide, r, x);
             }
             Insn::ToVector { wide, d, n } => {
+                self.will_write_vector(d);
                 let r = self.read(n);
-                self.asm.mov_low_r(wide, X(0), r);
-                self.asm.movups_to(layout::v(d), X(0));
+                let x = self.write_vector(d);
+                self.asm.mov_low_r(wide, x, r);
+                self.number(wide, d);
             }
             Insn::Fmov { wide, d, n } => {
-                self.asm.mov_low(wide, X(0), layout::v(n));
-                self.asm.movups_to(layout::v(d), X(0));
+                self.will_write_vector(d);
+                let x = self.read_vector(n);
+                let r = self.write_vector(d);
+                self.scalar(wide, r, n, x);
+                self.number(wide, d);
             }
             _ => return false,
         }
@@ -481,7 +470,7 @@ impl Translator<'_> {
 
     fn unary(&mut self, op: Unary, wide: bool, d: Reg, n: Reg) -> bool {
         match (op, wide) {
-            (Unary::Clz, _) if self.has_lzcnt => {
+            (Unary::Clz, _) if self.features.lzcnt => {
                 self.will_write(d);
                 let s = self.read(n);
                 let r = self.write(d);

@@ -1,9 +1,10 @@
 //! Condition flags inside a block: worked out only for who asks, and stored only where they must be seen.
 
-use super::asm::{Arith, Asm, Cc, R, RAX, RCX};
+use super::asm::{Arith, Asm, Cc, R, RAX, RCX, X};
 use super::block::Translator;
 use super::cache::{Cache, home};
 use super::layout;
+use super::sse;
 use super::stubs::{nzcv_from_host, set_nzcv};
 use crate::interp::handlers::{Flags, HOLDS};
 
@@ -19,6 +20,8 @@ pub(super) enum Kind {
     Add,
     Sub,
     And,
+    /// A comparison of numbers that do compare.
+    Numbers,
 }
 
 /// Where the flags are.
@@ -32,12 +35,19 @@ pub(super) enum State {
     Compared(bool),
     /// Nowhere yet: they are those of this operation.
     Pending { kind: Kind, wide: bool, a: Source, b: Source },
+    /// Likewise: those of a comparison of numbers that do compare, in vector registers; the second is zero where none
+    /// is named.
+    Numbers { double: bool, n: u8, m: Option<u8> },
 }
 
 impl State {
     pub fn depends_on(self, g: u8) -> bool {
         let is = |s| s == Source::Reg(g);
         matches!(self, Self::Pending { a, b, .. } if is(a) || is(b))
+    }
+
+    pub fn depends_on_vector(self, g: u8) -> bool {
+        matches!(self, Self::Numbers { n, m, .. } if n == g || m == Some(g))
     }
 }
 
@@ -76,7 +86,7 @@ fn operate(asm: &mut Asm, cache: &Cache, kind: Kind, wide: bool, a: Source, b: S
             let y = source(asm, cache, b, RCX);
             asm.test(wide, x, y);
         }
-        (Kind::Add, _) => {
+        (Kind::Add | Kind::Numbers, _) => {
             let y = source(asm, cache, b, RCX);
             if x != RAX {
                 asm.mov(true, RAX, x);
@@ -86,8 +96,35 @@ fn operate(asm: &mut Asm, cache: &Cache, kind: Kind, wide: bool, a: Source, b: S
     }
 }
 
-/// Brings pending flags to memory; uses RAX, RCX and the host's flags.
+/// Compares numbers; uses XMM1 and XMM2.
+fn compare(asm: &mut Asm, cache: &Cache, double: bool, n: u8, m: Option<u8>) {
+    let mut held = |g: u8, spare: X| {
+        cache.held_vector(g).unwrap_or_else(|| {
+            asm.movups(spare, layout::v(g));
+            spare
+        })
+    };
+    let x = held(n, X(1));
+    let y = m.map_or(X(2), |m| held(m, X(2)));
+    if m.is_none() {
+        asm.vector(sse::XORPS, y, y);
+    }
+    asm.vector(sse::UCOMIS[usize::from(double)], x, y);
+}
+
+/// Brings pending flags to memory; uses RAX, RCX, XMM1, XMM2 and the host's flags.
 pub(super) fn store(asm: &mut Asm, cache: &Cache, state: State) -> State {
+    if let State::Numbers { double, n, m } = state {
+        compare(asm, cache, double, n, m);
+        // As integers that compare alike: 1 and 0, 0 and 1, or 0 and 0.
+        for (place, cc) in layout::COMPARED.into_iter().zip([Cc::A, Cc::B]) {
+            asm.mov_i(RAX, 0);
+            asm.set_al(cc);
+            asm.store(3, place, RAX);
+        }
+        asm.store_byte_i(layout::FLAGS, kind_of(true));
+        return State::Compared(true);
+    }
     let State::Pending { kind, wide, a, b } = state else { return state };
     if kind == Kind::Sub {
         let x = source(asm, cache, a, RAX);
@@ -114,6 +151,11 @@ fn after(kind: Kind, cond: u8) -> Cc {
     let (carry, higher) = match kind {
         Kind::Sub => (Cc::AE, Cc::A),
         Kind::Add | Kind::And => (Cc::B, Cc::B),
+        Kind::Numbers => {
+            // The host's comparison is as of unsigned integers; parity is clear, as V is.
+            let cc = [Cc::E, Cc::AE, Cc::B, Cc::P, Cc::A, Cc::AE, Cc::A][cond as usize >> 1];
+            return if cond & 1 == 1 { cc.not() } else { cc };
+        }
     };
     let cc = match cond >> 1 {
         0 => Cc::E,
@@ -131,6 +173,13 @@ impl Translator<'_> {
     /// Flags that depend on a register go to memory before it changes.
     pub(super) fn will_write(&mut self, g: u8) {
         if self.flags.depends_on(g) {
+            self.store_flags();
+        }
+    }
+
+    /// The same for a vector register.
+    pub(super) fn will_write_vector(&mut self, g: u8) {
+        if self.flags.depends_on_vector(g) {
             self.store_flags();
         }
     }
@@ -158,8 +207,8 @@ impl Translator<'_> {
         }
     }
 
-    /// The host's flags tell this condition by the one returned; 14 and 15 always hold and must not come here. Uses RAX
-    /// and RCX; what the host's flags were is lost unless they told already.
+    /// The host's flags tell this condition by the one returned; 14 and 15 always hold and must not come here. Uses RAX,
+    /// RCX, XMM1 and XMM2; what the host's flags were is lost unless they told already.
     pub(super) fn condition(&mut self, cond: u8) -> Cc {
         if let Some((at, kind)) = self.host_flags
             && at == self.at
@@ -174,6 +223,11 @@ impl Translator<'_> {
             operate(&mut self.asm, &self.cache, kind, wide, a, b);
             self.host_flags = Some((self.at + 1, kind));
             return after(kind, cond);
+        }
+        if let State::Numbers { double, n, m } = self.flags {
+            compare(&mut self.asm, &self.cache, double, n, m);
+            self.host_flags = Some((self.at + 1, Kind::Numbers));
+            return after(Kind::Numbers, cond);
         }
         if let State::Compared(wide) = self.flags {
             self.asm.load(3, false, true, RAX, layout::COMPARED[0]);

@@ -27,6 +27,8 @@ pub(super) fn v(g: u8) -> M {
 
 pub(super) const REGS: M = cpu(offset_of!(Cpu, regs));
 pub(super) const NZCV: M = cpu(offset_of!(Cpu, regs) + offset_of!(Regs, nzcv));
+pub(super) const FPCR: M = cpu(offset_of!(Cpu, regs) + offset_of!(Regs, fpcr));
+pub(super) const FPSR: M = cpu(offset_of!(Cpu, regs) + offset_of!(Regs, fpsr));
 pub(super) const FLAGS: M = cpu(offset_of!(Cpu, flags));
 pub(super) const COMPARED: [M; 2] = [cpu(offset_of!(Cpu, compared)), cpu(offset_of!(Cpu, compared) + 8)];
 pub(super) const PAGE: M = cpu(offset_of!(Cpu, page));

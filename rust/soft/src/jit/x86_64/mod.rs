@@ -1,31 +1,61 @@
 //! Machine code for x86-64 hosts.
 //!
-//! RBX points at the CPU's state (see `layout`); RAX, RCX and RDX are for whoever needs them; the others hold guest
-//! registers inside a block (see `cache`), none of them between blocks. The stack is as deep as `Stubs::enter` makes it.
+//! RBX points at the CPU's state (see `layout`); RAX, RCX, RDX and XMM0 to XMM3 are for whoever needs them; the others
+//! hold guest registers inside a block (see `cache`), none of them between blocks. The stack is as deep as `Stubs::enter` makes it.
 
 mod access;
 mod asm;
 mod block;
 mod cache;
 mod compute;
+mod crypto;
 mod flags;
+mod float;
 mod layout;
+mod sse;
 mod stubs;
+mod vector;
 
 use super::{Code, Entries, Host, Input, Link};
 use asm::Asm;
 use stubs::Stubs;
 
+/// What the host's processor has beyond what all have.
+#[derive(Clone, Copy)]
+struct Features {
+    lzcnt: bool,
+    /// And what came before: SSE3, SSSE3, SSE4.1.
+    sse42: bool,
+    fma: bool,
+    aes: bool,
+    clmul: bool,
+    sha: bool,
+}
+
+impl Features {
+    fn detect() -> Self {
+        let sse42 = std::is_x86_feature_detected!("sse4.2") && std::is_x86_feature_detected!("ssse3");
+        Self {
+            lzcnt: std::is_x86_feature_detected!("lzcnt"),
+            sse42,
+            fma: std::is_x86_feature_detected!("fma"),
+            aes: sse42 && std::is_x86_feature_detected!("aes"),
+            clmul: std::is_x86_feature_detected!("pclmulqdq"),
+            sha: sse42 && std::is_x86_feature_detected!("sha"),
+        }
+    }
+}
+
 pub(super) struct X86 {
     stubs: Stubs,
-    lzcnt: bool,
+    features: Features,
 }
 
 impl Host for X86 {
     fn new(entries: &Entries) -> Option<(Self, Vec<u8>)> {
         let mut asm = Asm::default();
         let stubs = Stubs::emit(&mut asm, entries);
-        Some((Self { stubs, lzcnt: std::is_x86_feature_detected!("lzcnt") }, asm.buf))
+        Some((Self { stubs, features: Features::detect() }, asm.buf))
     }
 
     fn entry(&self) -> usize {
@@ -33,7 +63,7 @@ impl Host for X86 {
     }
 
     fn translate(&self, block: &Input, origin: usize, entries: &Entries) -> Code {
-        block::translate(block, origin, &self.stubs, entries, self.lzcnt)
+        block::translate(block, origin, &self.stubs, entries, self.features)
     }
 
     fn link(&self, link: &Link, target: usize) -> [u8; 4] {

@@ -7,6 +7,49 @@ use super::layout::{self, BIAS};
 use crate::interp::handlers::Flags;
 use crate::jit::Entries;
 
+/// 16 bytes that vector instructions have as an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Constant {
+    /// The sign of a number in the lowest lane, and all other bits of it.
+    Sign64,
+    Sign32,
+    Rest64,
+    Rest32,
+    /// The signs of both halves.
+    Signs,
+    /// Shuffles that turn the bytes of 8, 4 and 2 round.
+    Rev64,
+    Rev32,
+    Rev16,
+    /// What takes an index from 16 on beyond 127, for PSHUFB.
+    Beyond,
+    /// What the host's SHA-1 adds, taken away.
+    Sha1c,
+    Sha1p,
+    Sha1m,
+}
+
+impl Constant {
+    const ALL: [(Self, u128); 12] = [
+        (Self::Sign64, 1 << 63),
+        (Self::Sign32, 1 << 31),
+        (Self::Rest64, (1 << 63) - 1),
+        (Self::Rest32, (1 << 31) - 1),
+        (Self::Signs, 1 << 127 | 1 << 63),
+        (Self::Rev64, 0x0809_0a0b_0c0d_0e0f_0001_0203_0405_0607),
+        (Self::Rev32, 0x0c0d_0e0f_0809_0a0b_0405_0607_0001_0203),
+        (Self::Rev16, 0x0e0f_0c0d_0a0b_0809_0607_0405_0203_0001),
+        (Self::Beyond, 0x7070_7070_7070_7070_7070_7070_7070_7070),
+        (Self::Sha1c, four(0x5a82_7999)),
+        (Self::Sha1p, four(0x6ed9_eba1)),
+        (Self::Sha1m, four(0x8f1b_bcdc)),
+    ];
+}
+
+const fn four(x: u32) -> u128 {
+    x.wrapping_neg() as u128 * 0x0000_0001_0000_0001_0000_0001_0000_0001
+}
+
 /// Where each of them is, counted from the start of the code memory.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Stubs {
@@ -28,6 +71,7 @@ pub(super) struct Stubs {
     pub call: usize,
     /// Brings the flags into NZCV's form; uses RAX and RCX.
     pub flags: usize,
+    constants: usize,
 }
 
 /// The flags of an addition, or of a subtraction whose carry was turned round, to NZCV in EAX.
@@ -135,7 +179,18 @@ impl Stubs {
 
         s.flags = a.here();
         Self::flags(a);
+
+        a.buf.resize(a.buf.len().next_multiple_of(16), 0);
+        s.constants = a.here();
+        for (_, value) in Constant::ALL {
+            a.buf.extend_from_slice(&value.to_le_bytes());
+        }
         s
+    }
+
+    /// Where a constant is.
+    pub fn constant(&self, which: Constant) -> usize {
+        self.constants + 16 * which as usize
     }
 
     /// On at the operation in RSI: in its machine code if it has some, or in the interpreter.
@@ -165,5 +220,17 @@ impl Stubs {
         set_nzcv(a);
         a.land(known);
         a.ret();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_in_the_order_of_their_names() {
+        for (n, (name, _)) in Constant::ALL.into_iter().enumerate() {
+            assert_eq!(name as usize, n);
+        }
     }
 }
