@@ -268,9 +268,10 @@ def test_a_network_that_is_left_is_not_there_any_more(
 
 def test_what_is_not_there_says_so(client: DockerClient) -> None:
     with pytest.raises(APIError) as refused:
-        client.containers.create(IMAGE, ["true"]).commit()
+        client.containers.create(IMAGE, ["true"]).diff()
     assert refused.value.status_code == 501
-    assert "does not serve POST /commit of Docker's API" in str(refused.value)
+    assert "does not serve GET" in str(refused.value)
+    assert "/changes of Docker's API" in str(refused.value)
 
 
 def test_a_session_that_is_killed_takes_its_machines_along(

@@ -170,5 +170,3 @@ def test_images(cli: Cli, tmp_path: Path) -> None:
     cli("inspect", "renamed:2", status=1)
     assert cli("version", "--format", "{{.Server.Platform.Name}}") == "supermachine\n"
     assert "erofs" in cli("info")
-    cli("create", "--name", "never", IMAGE)
-    assert "supermachine does not serve POST /commit" in cli("commit", "never", status=1)

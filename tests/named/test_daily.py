@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import supermachine
-from supermachine.cli.moments import duration, moment
+from supermachine.cli.moments import moment
 from supermachine.cli.templates import Template
 from supermachine.errors import MachineNotRunning
+from supermachine.settings.durations import duration
 
 from .conftest import CLI, sm, until
 

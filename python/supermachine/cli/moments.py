@@ -8,15 +8,8 @@ import time
 
 import click
 
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-
-
-def duration(text: str) -> float:
-    """Seconds of a time as Go writes it: 1m30s, 500ms, 1.5h. Raises UsageError."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise click.UsageError(f"{text!r} is not a time: write 30s, 1m30s or 500ms")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+from ..errors import ConfigurationError
+from ..settings.durations import duration
 
 
 def moment(text: str | None) -> float | None:
@@ -35,5 +28,5 @@ def moment(text: str | None) -> float | None:
             raise click.UsageError(f"{text!r} is not a time: write 2024-01-31T12:00:00Z") from None
     try:
         return time.time() - duration(text)
-    except click.UsageError:
+    except ConfigurationError:
         raise click.UsageError(f"{text!r} is not a time: write 2024-01-31T12:00:00Z, or how long ago, as 10m") from None

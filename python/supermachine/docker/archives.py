@@ -89,6 +89,18 @@ def pack(vm: VM, path: str, write: Callable[[bytes], Any]) -> None:
             _add(tar, there, found_status, member, links)
 
 
+def pack_root(vm: VM, write: Callable[[bytes], Any]) -> None:
+    """Writes a tar of the root, without what is mounted below it. Blocks."""
+    top = vm.path("/")
+    status = top.lstat()
+    with tarfile.open(fileobj=_Out(write), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
+        links: dict[tuple[int, int], str] = {}
+        for entries, (there, found, member) in enumerate(_walk(top, status, ".", device=status.st_dev)):
+            if entries > MAX_ENTRIES:
+                raise CopyTooLarge(f"the root has more than {MAX_ENTRIES} files and directories")
+            _add(tar, there, found, member, links)
+
+
 class _Out:
     def __init__(self, write: Callable[[bytes], Any]) -> None:
         self._write = write
@@ -98,12 +110,15 @@ class _Out:
         return len(data)
 
 
-def _walk(top: GuestPath, status: Status, name: str) -> Iterator[tuple[GuestPath, Status, str]]:
+def _walk(
+    top: GuestPath, status: Status, name: str, device: int | None = None
+) -> Iterator[tuple[GuestPath, Status, str]]:
+    """All that is below; with a `device`, of other file systems no more than where they are mounted."""
     todo = [(top, status, name)]
     while todo:
         there, found, member = todo.pop()
         yield there, found, member
-        if not stat.S_ISDIR(found.st_mode):
+        if not stat.S_ISDIR(found.st_mode) or (device is not None and found.st_dev != device):
             continue
         try:
             entries = there.entries()
@@ -183,6 +198,11 @@ def unpack(vm: VM, directory: str, archive: Path, *, keep_kinds: bool, limit: in
     finally:
         if plain is not archive:
             plain.unlink(missing_ok=True)
+
+
+def bounded(file: IO[bytes]) -> Any:
+    """The file for `tarfile`, which refuses headers of an absurd size."""
+    return _In(file)
 
 
 class _In:

@@ -64,7 +64,7 @@ def _mounts(container: Container) -> list[dict[str, Any]]:
     return found
 
 
-def _config(container: Container) -> dict[str, Any]:
+def config(container: Container) -> dict[str, Any]:
     wanted, said = container.wanted, container.image.said
     environment = {**said.environment, **wanted.environment}
     entrypoint = wanted.entrypoint if wanted.entrypoint is not None else (said.entrypoint or None)
@@ -153,7 +153,7 @@ def inspect(container: Container) -> dict[str, Any]:
         "HostConfig": _host_config(container),
         "GraphDriver": {"Name": "erofs", "Data": {}},
         "Mounts": _mounts(container),
-        "Config": _config(container),
+        "Config": config(container),
         "NetworkSettings": {
             "Bridge": "",
             "SandboxID": container.id,

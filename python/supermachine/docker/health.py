@@ -48,7 +48,9 @@ class Health:
     async def _watch(self) -> None:
         began = time.monotonic()
         while True:
-            await asyncio.sleep(self._test.interval)
+            test = self._test
+            starting = self.status == "starting" and time.monotonic() - began < test.start_period
+            await asyncio.sleep(min(test.start_interval, test.interval) if starting else test.interval)
             if self._container.status != "running":
                 continue
             started = time.time_ns()

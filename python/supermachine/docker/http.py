@@ -183,6 +183,10 @@ class Request:
         """A parameter of the query."""
         return self.query[name][-1] if self.query.get(name) else default
 
+    def all(self, name: str) -> list[str]:
+        """A parameter that may be repeated."""
+        return list(self.query.get(name, ()))
+
     def flag(self, name: str, default: bool = False) -> bool:
         """A parameter as Docker reads booleans: anything but 0, no, false, none and nothing."""
         if name not in self.query:

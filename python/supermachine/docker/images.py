@@ -118,7 +118,7 @@ class Images:
                 raise BadRequest(f"invalid reference format: {error}") from None
             parsed = None
         if parsed is not None and (resolved := self._by_name(parsed, platform)) is not None:
-            return self._image(resolved)
+            return self.image_of(resolved)
         if _is_hexadecimal(digits) and len(digits) >= 4:
             found = {image.id: image for image in self._all() if image.id[7:].startswith(digits)}
             if len(found) > 1:
@@ -142,7 +142,17 @@ class Images:
         except ImageNotFound:
             return None
 
-    def _image(self, resolved: ResolvedImage) -> Image:
+    def pulled(self, name: str, platform: str, *, always: bool = False) -> Image:
+        """The image of a name, asked for at its registry where it is not here. Blocks."""
+        if not always:
+            with contextlib.suppress(NotFound):
+                image = self._find(name, platform)
+                image.resolved = image.resolved or self.resolved_by_id(image.id)
+                return image
+        return self.image_of(resolve(str(reference(name)), platform=platform, pull="always"))
+
+    def image_of(self, resolved: ResolvedImage) -> Image:
+        """Of what is in the cache. Blocks."""
         record = Cache().image_record(resolved.digest, str(resolved.platform)) or {}
         image = _of_record(record, resolved.digest, str(resolved.platform), resolved)
         for same in self._all():
@@ -217,24 +227,25 @@ class Images:
     async def tag(self, name: str, repository: str, tag: str) -> None:
         image = await self.find(name)
         if image.resolved is None:
-            found = await self._session.call(self._resolved_by_id, image.id)
+            found = await self._session.call(self.resolved_by_id, image.id)
         else:
             found = image.resolved
         try:
             target = parse_registry_reference(f"{repository}:{tag or DEFAULT_TAG}")
         except InvalidReference as error:
             raise BadRequest(f"invalid reference format: {error}") from None
-        self._name(target, found)
+        self.name(target, found)
 
-    def _name(self, target: RegistryReference, found: ResolvedImage) -> None:
+    def name(self, target: RegistryReference, found: ResolvedImage) -> None:
+        """Gives an image a name of this session; for the event loop's thread. Raises Conflict."""
         if len(self._named) >= MAX_NAMES:
             raise Conflict(f"this session has {MAX_NAMES} names of images, which is the most it keeps")
         self._named[str(target)] = found
         self._session.events.publish("image", "tag", found.digest, {"name": target.familiar})
 
-    def _resolved_by_id(self, image_id: str) -> ResolvedImage:
+    def resolved_by_id(self, image_id: str) -> ResolvedImage:
         for resolved in list(self._named.values()):
-            if self._image(resolved).id == image_id:
+            if self.image_of(resolved).id == image_id:
                 return resolved
         for cached in Cache().images():
             record = Cache().image_record(cached.digest, cached.platform)
@@ -253,7 +264,7 @@ class Images:
         """An image that a container can be made of."""
         image = await self.find(name, platform)
         if image.resolved is None and not is_reaper(name):
-            image.resolved = await self._session.call(self._resolved_by_id, image.id)
+            image.resolved = await self._session.call(self.resolved_by_id, image.id)
         return image
 
     async def remove(self, name: str, force: bool) -> list[dict[str, str]]:
@@ -305,10 +316,10 @@ class Images:
         shown = []
         for name, resolved in loaded:
             if name is not None:
-                self._session.loop.call_soon_threadsafe(self._name, name, resolved)
+                self._session.loop.call_soon_threadsafe(self.name, name, resolved)
                 shown.append(f"Loaded image: {name.familiar}")
             else:
-                shown.append(f"Loaded image ID: {self._image(resolved).id}")
+                shown.append(f"Loaded image ID: {self.image_of(resolved).id}")
         return shown
 
     # Pulling.

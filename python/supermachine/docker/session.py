@@ -19,6 +19,7 @@ from .events import Events
 from .executions import Executions
 from .http import Body
 from .images import Images
+from .made import Made
 from .networks import Networks
 from .volumes import Volumes
 
@@ -57,6 +58,7 @@ class Session:
         self._uploads = 0
         self.events = Events()
         self.images = Images(self, images or {})
+        self.made = Made(self)
         self.networks = Networks(self)
         self.volumes = Volumes(self)
         self.containers = Containers(self)
@@ -122,5 +124,6 @@ class Session:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.made.forget()
         self._threads.shutdown(wait=False)
         shutil.rmtree(self.directory, ignore_errors=True)

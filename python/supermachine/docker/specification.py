@@ -35,6 +35,8 @@ class HealthTest:
     timeout: float = 30.0
     start_period: float = 0.0
     retries: int = 3
+    #: Between checks in the start period, until one succeeds.
+    start_interval: float = 5.0
 
 
 @dataclass
@@ -267,6 +269,7 @@ def _health(said: Mapping[str, Any]) -> tuple[bool, HealthTest | None]:
         seconds("Timeout", 30.0),
         seconds("StartPeriod", 0.0),
         _number(said, "Retries") or 3,
+        seconds("StartInterval", 5.0),
     )
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import OWN_FAILURE
-from ..moments import duration
 
 if TYPE_CHECKING:
     from ..._core import Worker
@@ -200,6 +199,7 @@ class _Here:
 
 def _policy(said: Arguments, kept: dict[str, Any]) -> Policy:
     from ...named.spec import STOP_TIMEOUT, Policy, signal_number
+    from ...settings.durations import duration
 
     if kept["stop_signal"]:
         signal_number(kept["stop_signal"])

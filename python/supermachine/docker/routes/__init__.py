@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ..routing import Router
-from . import archives, containers, executions, images, networks, output, system, volumes
+from . import archives, builds, containers, executions, images, networks, output, system, volumes
 
 
 def router() -> Router:
-    return Router([m.routes for m in (system, containers, output, executions, archives, images, networks, volumes)])
+    return Router(
+        [m.routes for m in (system, containers, output, executions, archives, builds, images, networks, volumes)]
+    )

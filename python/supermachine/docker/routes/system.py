@@ -31,6 +31,7 @@ _EVENT_FILTERS = frozenset(
 def _ping_headers() -> dict[str, str]:
     return {
         "Api-Version": API_VERSION,
+        "Builder-Version": "1",
         "Docker-Experimental": "false",
         "Cache-Control": "no-cache, no-store, must-revalidate",
         "Pragma": "no-cache",
