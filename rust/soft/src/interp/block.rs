@@ -3,7 +3,6 @@
 use super::handlers::pairs::Half;
 use super::handlers::{system as sys, vector};
 use super::op::{Handler, Op};
-use super::pairs;
 use crate::isa;
 
 /// Instructions of one block at most.
@@ -22,6 +21,14 @@ pub(super) enum Last {
     },
 }
 
+/// A handler, and how it goes with those of its neighbours.
+#[derive(Clone, Copy)]
+pub(super) struct Form {
+    pub f: Handler,
+    pub half: Option<Half>,
+    pub last: Last,
+}
+
 /// A block being decoded.
 #[derive(Default)]
 pub(crate) struct Block {
@@ -30,7 +37,9 @@ pub(crate) struct Block {
     off: u16,
     n: u16,
     pub(super) last: Last,
-    pub(super) now: Last,
+    now: Last,
+    /// What the instruction at hand can be in a pair.
+    half: Option<Half>,
     fp_checked: bool,
     /// Each operation is for one instruction, by itself.
     plain: bool,
@@ -86,34 +95,43 @@ impl Block {
             self.now = Last::Other;
             let mark = self.ops.len();
             let word = fetch(off);
-            let known = isa::decode_with(word, self.off, |insn| (pairs::half(&insn), self.lower(insn, word)));
-            let (second, flow) = known.unwrap_or_else(|| (None, self.undefined()));
+            self.half = None;
+            let flow = isa::decode_with(word, self.off, |insn| self.lower(insn, word));
+            let flow = flow.unwrap_or_else(|| self.undefined());
             self.last = if self.plain { Last::Other } else { self.now };
             if flow == Flow::End {
                 return;
             }
-            half = match (half, second) {
+            half = match (half, self.half) {
                 (Some(first), Some(second)) if !self.plain => {
                     self.ops[mark - 1].f = first.and(second);
                     None
                 }
-                _ => second,
+                (_, second) => second,
             };
             off += 4;
             if off >= 4096 {
                 self.end = End::FallFar;
-                return self.op(sys::fall_far, 0, 0, 0, 0, 0);
+                return self.op(sys::fall_far, [0; 4], 0);
             }
             if self.n as usize >= most {
                 self.end = End::Fall;
                 let (lo, hi) = (off as u8, (off >> 8) as u8);
-                return self.op(sys::fall, 0, 0, lo, hi, 0);
+                return self.op(sys::fall, [0, 0, lo, hi], 0);
             }
         }
     }
 
-    pub(super) fn op(&mut self, f: Handler, a: u8, b: u8, c: u8, d: u8, imm: u64) {
+    pub(super) fn op(&mut self, f: Handler, [a, b, c, d]: [u8; 4], imm: u64) {
         self.ops.push(Op { f, a, b, c, d, off: self.off, n: self.n, imm });
+    }
+
+    /// Adds an operation of this form.
+    pub(super) fn form(&mut self, form: &Form, operands: [u8; 4], imm: u64) -> Flow {
+        self.half = form.half;
+        self.now = form.last;
+        self.op(form.f, operands, imm);
+        Flow::On
     }
 
     /// Puts the FP trap before the first operation of the block that needs it.
@@ -121,7 +139,7 @@ impl Block {
         if !self.fp_checked {
             self.fp_checked = true;
             self.check = Some(self.ops.len());
-            self.op(vector::check, 0, 0, 0, 0, 0);
+            self.op(vector::check, [0; 4], 0);
         }
     }
 }

@@ -33,9 +33,9 @@ impl Block {
     #[inline(always)]
     fn branch(&mut self, [near, far]: [Handler; 2], a: u8, b: u8, to: i64) {
         if is_far(to) {
-            self.op(far, a, b, 0, 0, to as u64);
+            self.op(far, [a, b, 0, 0], to as u64);
         } else {
-            self.op(near, a, b, to as u8, (to >> 8) as u8, 0);
+            self.op(near, [a, b, to as u8, (to >> 8) as u8], 0);
         }
     }
 

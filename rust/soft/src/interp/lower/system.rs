@@ -17,7 +17,7 @@ impl Block {
             1 => self.end(x::hint_yield, 0, 0, 0),
             2 => self.end(x::wfe, 0, 0, 0),
             3 => self.end(x::wfi, 0, 0, 0),
-            _ => self.on(alu::nop, 0, 0, 0, 0, 0),
+            _ => self.on(alu::nop, [0; 4], 0),
         }
     }
 
@@ -29,7 +29,7 @@ impl Block {
             (Barrier::Dmb, 2) => atomic::dmb_st,
             (Barrier::Dmb, _) => atomic::dmb,
         };
-        self.on(f, 0, 0, 0, 0, 0)
+        self.on(f, [0; 4], 0)
     }
 
     pub(super) fn mrs(&mut self, t: Reg, register: u16) -> Flow {
@@ -40,7 +40,7 @@ impl Block {
             NZCV => x::mrs_nzcv,
             _ => x::mrs,
         };
-        self.on(f, t, 0, 0, 0, u64::from(register))
+        self.on(f, [t, 0, 0, 0], u64::from(register))
     }
 
     pub(super) fn msr(&mut self, t: Reg, register: u16) -> Flow {
@@ -49,18 +49,18 @@ impl Block {
             NZCV => x::msr_nzcv,
             _ => return self.end(x::msr, t, 0, u64::from(register)),
         };
-        self.on(f, t, 0, 0, 0, u64::from(register))
+        self.on(f, [t, 0, 0, 0], u64::from(register))
     }
 
     pub(super) fn msr_imm(&mut self, field: Pstate, imm: u8) -> Flow {
-        self.op(x::msr_imm, field as u8, imm, 0, 0, 0);
+        self.op(x::msr_imm, [field as u8, imm, 0, 0], 0);
         // Masking more lets nothing in that would need a look.
         if field == Pstate::DaifSet { Flow::On } else { Flow::End }
     }
 
     pub(super) fn sys(&mut self, t: Reg, op: u16) -> Flow {
         if op == DC_ZVA {
-            return self.on(x::dc_zva, t, 0, 0, 0, u64::from(op));
+            return self.on(x::dc_zva, [t, 0, 0, 0], u64::from(op));
         }
         self.end(x::sys, t, 0, u64::from(op))
     }
