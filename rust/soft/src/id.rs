@@ -43,6 +43,14 @@ macro_rules! sys_regs {
 
             /// Those that a snapshot holds, in the order in which it holds them.
             pub const SNAPSHOT: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
+
+            /// Arm's name of a register of [`SysReg::SNAPSHOT`].
+            pub(crate) fn name(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$name => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
         }
     };
 }

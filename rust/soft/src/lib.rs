@@ -21,6 +21,7 @@ mod sysreg;
 mod vcpu;
 mod vm;
 
+pub use isa::disassemble;
 pub use jit::Translation;
 pub use regs::Regs;
 pub use vcpu::{DataAbort, Exit, Vcpu};

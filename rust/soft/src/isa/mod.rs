@@ -7,5 +7,7 @@ pub(crate) mod insn;
     allow(dead_code, reason = "machine code is made on one kind of host")
 )]
 pub(crate) mod simd;
+mod text;
 
 pub(crate) use decode::{decode, decode_with};
+pub use text::disassemble;

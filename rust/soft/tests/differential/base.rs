@@ -1,6 +1,6 @@
 //! The base instruction set and all memory accesses, on a whole vCPU.
 
-use supermachine_soft::Translation;
+use supermachine_soft::{Translation, disassemble};
 
 use crate::machine::Machine;
 use crate::oracle::{BASE, BATCH, INSNS, MEMORY, Oracle, Request, State};
@@ -42,6 +42,12 @@ pub fn class_name(i: u32) -> String {
         (None, 7 | 15) => fp::class_name(i),
         _ => "?".into(),
     }
+}
+
+/// The instruction as text, or else what class it is of.
+pub fn told(i: u32, at: u64) -> String {
+    let text = disassemble(i, at);
+    if text.starts_with(".inst") { class_name(i) } else { text }
 }
 
 /// Whether an instruction of [`DATA`] is allocated.
@@ -566,7 +572,8 @@ fn request(r: &mut Random, mix: Mix) -> Request {
 /// The shortest prefix that diverges.
 fn report(oracle: &mut Oracle, request: &Request, translation: Translation) -> String {
     let code = request.code();
-    let listing: String = code.iter().map(|i| format!("  {i:#010x} {}\n", class_name(*i))).collect();
+    let line = |(n, i): (usize, &u32)| format!("  {:#x}: {i:#010x} {}\n", 4 * n, told(*i, 4 * n as u64));
+    let listing: String = code.iter().enumerate().map(line).collect();
     for len in 1..=code.len() {
         // Branches in a prefix stay inside by nops.
         let mut part = code[..len].to_vec();
@@ -585,7 +592,7 @@ fn report(oracle: &mut Oracle, request: &Request, translation: Translation) -> S
             };
             return format!(
                 "{translation:?}, at {i:#010x} ({}), nzcv {:#x}, d {:#x}, n {:#x}, m {:#x}\n{}{listing}",
-                class_name(i),
+                told(i, 4 * (len as u64 - 1)),
                 before.nzcv,
                 x(i & 31),
                 x(i >> 5 & 31),

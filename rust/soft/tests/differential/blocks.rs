@@ -3,7 +3,7 @@
 
 use supermachine_soft::{Exit, Translation};
 
-use crate::base::{Writer, state};
+use crate::base::{Writer, state, told};
 use crate::machine::{CODE, Machine};
 use crate::oracle::{BASE, MEMORY, State};
 use crate::random::Random;
@@ -150,9 +150,9 @@ fn program(r: &mut Random) -> Program {
 }
 
 fn listing(p: &Program) -> String {
+    let line = |at: usize, w: u32| format!("{at:#x}: {w:#010x} {}", told(w, at as u64));
     let words = |(at, words): &(usize, Vec<u32>)| {
-        let lines: Vec<String> =
-            words.iter().enumerate().map(|(n, w)| format!("{:#x}: {w:#010x}", at + 4 * n)).collect();
+        let lines: Vec<String> = words.iter().enumerate().map(|(n, w)| line(at + 4 * n, *w)).collect();
         lines.join("\n")
     };
     p.pieces.iter().map(words).collect::<Vec<_>>().join("\n--\n")
