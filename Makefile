@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fleet lint check-targets rust-test python-test tools bench soak guest-check guest-initramfs guest-kernels fuzz
+.PHONY: demo test test-fleet lint check-targets rust-test python-test tools bench soak guest-check guest-initramfs guest-kernels fuzz docs
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
@@ -50,6 +50,23 @@ soak: $(VENV)/installed
 test-fleet: $(VENV)/installed
 	$(BIN)/pip install --quiet --require-hashes -r requirements-fleet.lock
 	$(BIN)/pytest tests/fleet -m engine
+
+# The documentation as a site in target/site, every link and page of the index checked; and the linters of what runs in
+# others' CI: schemas, style, and what is known to be unsafe in an action. Their tools are in an environment of their own.
+DOCS := target/docs-venv/bin
+docs: target/docs-venv/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --quiet --strict
+	$(DOCS)/yamllint --strict .github mkdocs.yml docs/how-to/supermachine.gitlab-ci.yml
+	$(DOCS)/check-jsonschema --quiet --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	$(DOCS)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(DOCS)/check-jsonschema --quiet --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci \
+		docs/how-to/supermachine.gitlab-ci.yml
+	$(DOCS)/zizmor --offline --quiet .github/actions
+
+target/docs-venv/installed: requirements-docs.lock
+	$(PYTHON) -m venv target/docs-venv
+	$(DOCS)/pip install --quiet --require-hashes -r requirements-docs.lock
+	touch $@
 
 # Measurements, not part of the tests; benches/README.md.
 bench: $(VENV)/installed

@@ -46,6 +46,13 @@ def test_engines_of_fleets_are_locked_with_hashes() -> None:
     assert all("--hash=sha256:" in entry for entry in locked.values() if entry.strip())
 
 
+def test_tools_of_the_documentation_are_locked_with_hashes() -> None:
+    entries = re.split(r"\n(?=\S)", (ROOT / "requirements-docs.lock").read_text())
+    locked = {e.partition("==")[0]: e for e in entries if not e.startswith("#")}
+    assert {"mkdocs-material", "yamllint", "check-jsonschema", "zizmor"} <= set(locked)
+    assert all("--hash=sha256:" in entry for entry in locked.values() if entry.strip())
+
+
 def test_no_crate_is_taken_in_any_version() -> None:
     manifests = [ROOT / "Cargo.toml", ROOT / "fuzz" / "Cargo.toml", *(ROOT / "rust").glob("*/Cargo.toml")]
     assert [path for path in manifests if re.search(r'= *"\*"', path.read_text())] == []
