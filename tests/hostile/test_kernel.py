@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from supermachine.images import ImageConfig, Platform, ResolvedImage
 
 from ..hosts.fixtures import unavailable
 from ..vm.guests import wait_for
+from .watch import Watch, workers
 
 pytestmark = [pytest.mark.vm, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
@@ -105,41 +106,6 @@ def boots(engine: str, program: bytes, tmp_path: Path, monkeypatch: pytest.Monke
         return VM("hostile", engine=engine, memory=MEMORY, boot_timeout=timeout)
 
     return make
-
-
-def workers() -> Iterator[int]:
-    """The workers of this process."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            name, rest = (process / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
-            if rest.split()[0] != "Z" and int(rest.split()[1]) == os.getpid() and name.startswith("supermachine-wo"):
-                yield int(process.name)
-
-
-class Watch:
-    """What the workers of this process take, at most, while the block lasts."""
-
-    def __init__(self) -> None:
-        self.memory = self.descriptors = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def _look(self) -> None:
-        while not self._over.wait(0.05):
-            for worker in workers():
-                with contextlib.suppress(OSError, ValueError, StopIteration):
-                    status = Path(f"/proc/{worker}/status").read_text()
-                    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-                    self.memory = max(self.memory, int(line.split()[1]) << 10)
-                    self.descriptors = max(self.descriptors, len(os.listdir(f"/proc/{worker}/fd")))
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
