@@ -2,10 +2,6 @@
 
 mod decode;
 pub(crate) mod insn;
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(dead_code, reason = "machine code is made on one kind of host")
-)]
 pub(crate) mod simd;
 mod text;
 

@@ -324,6 +324,10 @@ pub(crate) enum Simd {
 
 impl Simd {
     /// The vector register that it writes.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "machine code is made on one kind of host")
+    )]
     pub fn written(self) -> Option<Reg> {
         match self {
             Self::Compare { .. } | Self::ToInt { .. } | Self::ToGeneral { .. } => None,

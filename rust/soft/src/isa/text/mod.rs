@@ -1,6 +1,7 @@
 //! Instructions as text, in the assembler's syntax and with the aliases that GNU objdump prefers.
 
 mod memory;
+mod simd;
 mod system;
 
 use std::fmt;
@@ -12,14 +13,15 @@ const SP: Reg = Regs::SP as Reg;
 const ZERO: Reg = Regs::ZERO as Reg;
 const SINK: Reg = Regs::SINK as Reg;
 
-/// The instruction `word` at `address`, as an assembler writes it; `.inst` and the word where it is unallocated or (most
-/// of floating point and SIMD) has no name here.
+/// The instruction `word` at `address`, as an assembler writes it; `.inst` and the word where it is unallocated or (many of
+/// floating point and SIMD) has no name here.
 ///
 /// What an encoding says without effect is not shown: an immediate of 0 that is shifted, and a shift by 0 of a byte's
 /// index.
 #[must_use]
 pub fn disassemble(word: u32, address: u64) -> String {
-    let text = Text { insn: super::decode(word, (address & 0xfff) as u16), page: address & !0xfff };
+    let insn = super::decode(word, (address & 0xfff) as u16);
+    let text = Text { insn, word, page: address & !0xfff };
     let text = text.to_string();
     if text.is_empty() { format!(".inst {word:#010x}") } else { text }
 }
@@ -27,6 +29,7 @@ pub fn disassemble(word: u32, address: u64) -> String {
 /// An instruction of a page. Nothing for what has no name.
 struct Text {
     insn: Insn,
+    word: u32,
     page: u64,
 }
 
@@ -419,7 +422,11 @@ impl fmt::Display for Text {
             Insn::Lanes { .. } | Insn::FromVector { .. } | Insn::ToVector { .. } | Insn::Fmov { .. } => {
                 self.simd(f)
             }
-            Insn::Simd | Insn::Undefined => Ok(()),
+            Insn::Simd => match super::simd::decode(self.word) {
+                Some(insn) => simd::simd(f, self.word, insn),
+                None => Ok(()),
+            },
+            Insn::Undefined => Ok(()),
         }
     }
 }
