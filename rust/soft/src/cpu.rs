@@ -6,12 +6,11 @@ use std::sync::atomic::Ordering;
 use crate::Regs;
 use crate::code::{CodeCache, PageRef};
 use crate::debug::Debug;
-use crate::interp::handlers::Flags;
 use crate::interp::op::{self, FUEL, P};
 use crate::jit::{self, Jit};
 use crate::mem::{EL1_TAG, Tlb, TlbEntry};
 use crate::mmu::{Access, Fault, PA_BITS};
-use crate::sysreg::Sys;
+use crate::state::{DAIF_F, DAIF_I, State};
 use crate::vcpu::Exit;
 use crate::vm::{Region, Request, Shared, VcpuShared};
 
@@ -24,12 +23,6 @@ impl Pend {
     pub const CANCEL: Self = Self(2);
     pub const REQUEST: Self = Self(4);
     pub const TIMER: Self = Self(8);
-}
-
-/// How WFI waits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sleep {
-    Park,
 }
 
 pub(crate) const JUMPS: usize = 4096;
@@ -57,25 +50,10 @@ pub(crate) struct Fetch {
 
 const NO_FETCH: Fetch = Fetch { key: 1, host: std::ptr::null(), page: PageRef::NONE };
 
-/// PSTATE's fields beside the flags and the exception level.
-pub(crate) const DAIF_I: u8 = 2;
-pub(crate) const DAIF_F: u8 = 1;
-
-/// What an exclusive load remembers.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Monitor {
-    /// 0 when open.
-    pub size: u64,
-    pub va: u64,
-    pub value: [u64; 2],
-}
-
 #[repr(C)]
 pub(crate) struct Cpu {
-    /// `nzcv` in here counts when `flags` says so.
-    pub regs: Regs,
-    pub flags: Flags,
-    pub compared: [u64; 2],
+    /// What the architecture knows; all else here is how it is worked on.
+    pub state: State,
     /// Virtual page of the block that runs.
     pub page: u64,
     /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other.
@@ -90,22 +68,11 @@ pub(crate) struct Cpu {
     pub reached: i64,
     /// All that `fuel` has ever been filled up by.
     granted: u64,
-    pub el: u8,
-    pub spsel: bool,
-    pub daif: u8,
-    pub pan: bool,
-    /// PSTATE.IL: the next instruction is an illegal-state exception.
-    pub il: bool,
     /// Whether FP instructions trap (CPACR_EL1.FPEN and the exception level).
     pub fp_trap: bool,
-    pub pc: u64,
     pub exit: Option<Exit>,
     /// A branch whose target should be remembered once it is known.
     pub patch: P,
-    /// SP_EL0 and SP_EL1; the one in use is in `regs`.
-    pub sp: [u64; 2],
-    pub monitor: Monitor,
-    pub sys: Sys,
     pub tlbs: [Tlb; 2],
     pub jumps: Box<[Jump; JUMPS]>,
     /// One bit for each (hashed) page that has entries in `jumps`.
@@ -125,8 +92,6 @@ pub(crate) struct Cpu {
     pub broadcast: bool,
     pub waits: u32,
     pub debug: Debug,
-    /// PSTATE.SS: the next instruction runs before software step has its exception.
-    pub ss: bool,
     /// Of the instruction that software step let run last: whether it was an exclusive load.
     pub stepped: Option<bool>,
     pub jit: Option<Box<Jit>>,
@@ -142,9 +107,7 @@ impl Cpu {
         let jit = vm.jit(index);
         let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice();
         let mut cpu = Box::new(Self {
-            regs: Regs::default(),
-            flags: Flags::Known,
-            compared: [0; 2],
+            state: State::new(index),
             page: 0,
             key: 0,
             tlb: std::ptr::null(),
@@ -154,18 +117,9 @@ impl Cpu {
             fuel: 0,
             reached: 0,
             granted: 0,
-            el: 1,
-            spsel: true,
-            daif: 15,
-            pan: false,
-            il: false,
             fp_trap: true,
-            pc: 0,
             exit: None,
             patch: P::NULL,
-            sp: [0; 2],
-            monitor: Monitor::default(),
-            sys: Sys::new(index),
             tlbs: [Tlb::new(), Tlb::new()],
             jumps: jumps.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
             jump_pages: [0; 64],
@@ -181,7 +135,6 @@ impl Cpu {
             broadcast: false,
             waits: 0,
             debug: Debug::default(),
-            ss: false,
             stepped: None,
             code_entry: jit.as_ref().map_or(0, |jit| jit.entry()),
             jit,
@@ -197,7 +150,7 @@ impl Cpu {
     }
 
     /// Runs until an exit.
-    pub fn run(&mut self, _: Sleep) -> Exit {
+    pub fn run(&mut self) -> Exit {
         self.me.enter();
         let exit = self.run_inner();
         self.me.leave();
@@ -222,11 +175,11 @@ impl Cpu {
             if self.debug.alert && self.debugged() {
                 continue;
             }
-            if self.il {
+            if self.state.il {
                 self.exception(0x0e, 0, None);
             }
             let Some(op) = self.find() else { continue };
-            self.page = self.pc & !0xfff;
+            self.page = self.state.pc & !0xfff;
             if self.jit.is_some() {
                 self.sample(op, self.fuel < 0);
             }
@@ -245,11 +198,11 @@ impl Cpu {
     /// when code can run as ever.
     fn debugged(&mut self) -> bool {
         let stepping = self.stepping();
-        if stepping && !self.ss {
+        if stepping && !self.state.ss {
             self.step_exception();
             return true;
         }
-        if self.il || !stepping && !self.breaks_in_page() {
+        if self.state.il || !stepping && !self.breaks_in_page() {
             return false;
         }
         self.patch = P::NULL;
@@ -258,8 +211,8 @@ impl Cpu {
             self.breakpoint_exception();
             return true;
         }
-        let (op, insn) = self.code.decode_one(self.pc, fetch.host);
-        self.page = self.pc & !0xfff;
+        let (op, insn) = self.code.decode_one(self.state.pc, fetch.host);
+        self.page = self.state.pc & !0xfff;
         // None is left after the instruction, so that no branch goes on by itself.
         self.refuel(0);
         op::run(self, op);
@@ -269,7 +222,7 @@ impl Cpu {
         if stepping && !unfinished {
             // An exception has cleared it, and nothing was stepped then. LDXR and its kind; CASP is beside them.
             let exclusive = insn & 0x3fc0_0000 == 0x0840_0000 && insn & 0x8020_0000 != 0x0020_0000;
-            self.stepped = std::mem::take(&mut self.ss).then_some(exclusive);
+            self.stepped = std::mem::take(&mut self.state.ss).then_some(exclusive);
         }
         true
     }
@@ -278,15 +231,15 @@ impl Cpu {
     fn find(&mut self) -> Option<P> {
         let mut patch = std::mem::replace(&mut self.patch, P::NULL);
         // An interrupt may have come between the branch and here.
-        if !patch.is_null() && self.pc != self.page | patch.target() {
+        if !patch.is_null() && self.state.pc != self.page | patch.target() {
             patch = P::NULL;
         }
-        if let Some(op) = self.jump_cache(self.pc)
+        if let Some(op) = self.jump_cache(self.state.pc)
             && patch.is_null()
         {
             return Some(op);
         }
-        let pc = self.pc;
+        let pc = self.state.pc;
         let fetch = self.fetchable()?;
         let op = match self.code.get(fetch.page, pc) {
             Some(op) => op,
@@ -302,9 +255,9 @@ impl Cpu {
 
     /// The page that PC is in, to decode there; `None` when an exception was taken or room had to be made.
     fn fetchable(&mut self) -> Option<Fetch> {
-        let pc = self.pc;
+        let pc = self.state.pc;
         if pc & 3 != 0 {
-            self.sys.far = pc;
+            self.state.sys.far = pc;
             self.exception(0x22, 0, None);
             return None;
         }
@@ -323,7 +276,7 @@ impl Cpu {
         if known.key == key {
             return Some(known);
         }
-        let t = match self.walk(pc, Access::Execute, self.el == 0) {
+        let t = match self.walk(pc, Access::Execute, self.state.el == 0) {
             Ok(t) => t,
             Err(fault) => {
                 self.instruction_abort(pc, fault);
@@ -417,17 +370,12 @@ impl Cpu {
         self.regime();
     }
 
-    pub fn asid(&self) -> u64 {
-        let ttbr = if self.sys.tcr >> 22 & 1 == 1 { self.sys.ttbr1 } else { self.sys.ttbr0 };
-        ttbr >> 48 & 0xff
-    }
-
     /// Recomputes what follows from the exception level, the ASID and the FP trap.
     pub fn regime(&mut self) {
-        let asid = self.asid();
+        let asid = self.state.asid();
         self.utlb = self.tlbs[0].entries.as_ptr();
         self.utag = asid;
-        if self.el == 0 {
+        if self.state.el == 0 {
             self.tlb = self.utlb;
             self.tag = asid;
             self.key = (asid + 1) << 48;
@@ -436,117 +384,78 @@ impl Cpu {
             self.tag = EL1_TAG;
             self.key = 0;
         }
-        let fpen = self.sys.cpacr >> 20 & 3;
-        self.fp_trap = if self.el == 0 { fpen != 3 } else { fpen & 1 == 0 };
+        let fpen = self.state.sys.cpacr >> 20 & 3;
+        self.fp_trap = if self.state.el == 0 { fpen != 3 } else { fpen & 1 == 0 };
     }
 
     pub fn set_pan(&mut self, pan: bool) {
-        if pan && !self.pan && self.tlbs[1].low {
+        if pan && !self.state.pan && self.tlbs[1].low {
             self.tlbs[1].flush();
         }
-        self.pan = pan;
-    }
-
-    fn sp_index(&self) -> usize {
-        usize::from(self.el == 1 && self.spsel)
+        self.state.pan = pan;
     }
 
     /// Changes exception level and stack pointer selection.
     fn switch(&mut self, el: u8, spsel: bool) {
-        let old = self.sp_index();
-        self.sp[old] = self.regs.x[Regs::SP];
-        self.el = el;
-        self.spsel = spsel;
-        self.regs.x[Regs::SP] = self.sp[self.sp_index()];
+        let old = self.state.sp_index();
+        self.state.sp[old] = self.state.regs.x[Regs::SP];
+        self.state.el = el;
+        self.state.spsel = spsel;
+        self.state.regs.x[Regs::SP] = self.state.sp[self.state.sp_index()];
         self.regime();
     }
 
     pub fn set_spsel(&mut self, spsel: bool) {
-        self.switch(self.el, spsel);
-    }
-
-    pub fn read_sp(&self, which: usize) -> u64 {
-        if which == self.sp_index() { self.regs.x[Regs::SP] } else { self.sp[which] }
-    }
-
-    pub fn write_sp(&mut self, which: usize, value: u64) {
-        self.sp[which] = value;
-        if which == self.sp_index() {
-            self.regs.x[Regs::SP] = value;
-        }
-    }
-
-    /// PSTATE as SPSR_EL1 holds it.
-    pub fn pstate(&self) -> u64 {
-        let mode = match (self.el, self.spsel) {
-            (0, _) => 0,
-            (_, false) => 4,
-            (_, true) => 5,
-        };
-        u64::from(self.nzcv())
-            | u64::from(self.pan) << 22
-            | u64::from(self.ss) << 21
-            | u64::from(self.il) << 20
-            | u64::from(self.daif) << 6
-            | mode
+        self.switch(self.state.el, spsel);
     }
 
     /// Takes PSTATE over; the mode must be one that exists.
     pub fn set_pstate(&mut self, v: u64) {
         self.set_nzcv(v as u32 & 0xf000_0000);
         self.set_pan(v >> 22 & 1 == 1);
-        self.ss = v >> 21 & 1 == 1;
-        self.il = v >> 20 & 1 == 1;
-        self.daif = (v >> 6 & 15) as u8;
+        self.state.ss = v >> 21 & 1 == 1;
+        self.state.il = v >> 20 & 1 == 1;
+        self.state.daif = (v >> 6 & 15) as u8;
         let el = (v >> 2 & 1) as u8;
         self.switch(el, if el == 1 { v & 1 == 1 } else { true });
     }
 
-    pub fn set_fpcr(&mut self, v: u64) {
-        // AHP, DN, FZ, RMode, FZ16.
-        self.regs.fpcr = v as u32 & 0x07c8_0000;
-    }
-
-    pub fn set_fpsr(&mut self, v: u64) {
-        self.regs.fpsr = v as u32 & 0x0800_009f;
-    }
-
     /// Takes an exception to EL1 with PC as the return address.
     pub fn exception(&mut self, ec: u64, iss: u64, far: Option<u64>) {
-        self.sys.esr = ec << 26 | 1 << 25 | iss;
+        self.state.sys.esr = ec << 26 | 1 << 25 | iss;
         if let Some(far) = far {
-            self.sys.far = far;
+            self.state.sys.far = far;
         }
         self.enter_el1(0);
     }
 
     fn enter_el1(&mut self, kind: u64) {
-        let from = match (self.el, self.spsel) {
+        let from = match (self.state.el, self.state.spsel) {
             (0, _) => 0x400,
             (_, false) => 0,
             (_, true) => 0x200,
         };
-        self.sys.spsr = self.pstate();
-        self.sys.elr = self.pc;
-        self.pc = self.sys.vbar + from + kind;
-        self.daif = 15;
-        self.il = false;
-        self.ss = false;
+        self.state.sys.spsr = self.state.pstate();
+        self.state.sys.elr = self.state.pc;
+        self.state.pc = self.state.sys.vbar + from + kind;
+        self.state.daif = 15;
+        self.state.il = false;
+        self.state.ss = false;
         // SCTLR_EL1.SPAN clear sets PAN.
-        if self.sys.sctlr >> 23 & 1 == 0 {
+        if self.state.sys.sctlr >> 23 & 1 == 0 {
             self.set_pan(true);
         }
         self.switch(1, true);
     }
 
     pub fn data_abort(&mut self, va: u64, fault: Fault, write: bool) {
-        let ec = if self.el == 0 { 0x24 } else { 0x25 };
+        let ec = if self.state.el == 0 { 0x24 } else { 0x25 };
         self.fuel -= self.reached;
         self.exception(ec, u64::from(fault.0) | u64::from(write) << 6, Some(va));
     }
 
     fn instruction_abort(&mut self, va: u64, fault: Fault) {
-        let ec = if self.el == 0 { 0x20 } else { 0x21 };
+        let ec = if self.state.el == 0 { 0x20 } else { 0x21 };
         self.exception(ec, u64::from(fault.0), Some(va));
     }
 
@@ -562,22 +471,22 @@ impl Cpu {
     }
 
     pub fn eret(&mut self) {
-        let spsr = self.sys.spsr;
-        self.monitor.size = 0;
-        self.pc = self.sys.elr;
+        let spsr = self.state.sys.spsr;
+        self.state.monitor.size = 0;
+        self.state.pc = self.state.sys.elr;
         if !matches!(spsr & 0x1f, 0 | 4 | 5) {
             // Illegal return: PSTATE keeps level and stack, the rest comes in, IL is set (D1.3.4).
-            self.ss = self.step_after_return(self.el, spsr);
+            self.state.ss = self.step_after_return(self.state.el, spsr);
             self.set_nzcv(spsr as u32 & 0xf000_0000);
-            self.daif = (spsr >> 6 & 15) as u8;
-            self.il = true;
+            self.state.daif = (spsr >> 6 & 15) as u8;
+            self.state.il = true;
             return;
         }
         let ss = self.step_after_return((spsr >> 2 & 1) as u8, spsr);
         self.set_pstate(spsr);
-        self.ss = ss;
-        if self.el == 0 && self.sys.tcr >> 37 & 1 == 1 && self.pc >> 55 & 1 == 0 {
-            self.pc &= (1 << 56) - 1;
+        self.state.ss = ss;
+        if self.state.el == 0 && self.state.sys.tcr >> 37 & 1 == 1 && self.state.pc >> 55 & 1 == 0 {
+            self.state.pc &= (1 << 56) - 1;
         }
     }
 
@@ -606,9 +515,9 @@ impl Cpu {
                 if gic.irq_pending(self.index) || gic.fiq_pending(self.index) {
                     self.post(Pend::INTERRUPT);
                 }
-            } else if fiq && self.daif & DAIF_F == 0 {
+            } else if fiq && self.state.daif & DAIF_F == 0 {
                 self.enter_el1(0x100);
-            } else if irq && self.daif & DAIF_I == 0 {
+            } else if irq && self.state.daif & DAIF_I == 0 {
                 self.enter_el1(0x80);
             }
         }

@@ -255,7 +255,7 @@ impl Cpu {
     fn debug_bar(&self, r: u16) -> Option<Sysop> {
         match place(r) {
             None => Some(Sysop::Undefined),
-            Some(_) if self.el != 0 => None,
+            Some(_) if self.state.el != 0 => None,
             Some(_) if r >> 11 & 7 != 3 => Some(Sysop::Undefined),
             Some(_) => (self.debug.mdscr & TDCC != 0).then_some(Sysop::Trap),
         }
@@ -312,13 +312,15 @@ impl Cpu {
 
     /// Whether software step is active (D2.12.3).
     pub fn stepping(&self) -> bool {
-        self.debug.mdscr & SS != 0 && self.debug_enabled(self.el, self.daif)
+        self.debug.mdscr & SS != 0 && self.debug_enabled(self.state.el, self.state.daif)
     }
 
     /// PSTATE.SS after an exception return to `el` with this SPSR.
     pub fn step_after_return(&self, el: u8, spsr: u64) -> bool {
-        let (now, then) =
-            (self.debug_enabled(self.el, self.daif), self.debug_enabled(el, (spsr >> 6 & 15) as u8));
+        let (now, then) = (
+            self.debug_enabled(self.state.el, self.state.daif),
+            self.debug_enabled(el, (spsr >> 6 & 15) as u8),
+        );
         spsr >> 21 & 1 == 1 && self.debug.mdscr & SS != 0 && !now && then
     }
 
@@ -329,17 +331,17 @@ impl Cpu {
 
     /// Whether a breakpoint is at PC, and for this level.
     pub fn breaks_here(&self) -> bool {
-        let at = |n: &usize| Debug::level_matches(self.debug.breakpoints[*n].control, self.el);
-        self.debug_enabled(self.el, self.daif)
+        let at = |n: &usize| Debug::level_matches(self.debug.breakpoints[*n].control, self.state.el);
+        self.debug_enabled(self.state.el, self.state.daif)
             && self.debug.mdscr & MDE != 0
             && (0..BREAKPOINTS)
                 .filter(at)
-                .any(|n| self.debug.breaks(n, self.pc, 0x1_ffff_ffff_fffc, self.sys.contextidr))
+                .any(|n| self.debug.breaks(n, self.state.pc, 0x1_ffff_ffff_fffc, self.state.sys.contextidr))
     }
 
     fn breaks(&self, mask: u64) -> Option<usize> {
         let on = self.debug.mdscr & MDE != 0;
-        (0..BREAKPOINTS).find(|n| on && self.debug.breaks(*n, self.pc, mask, self.sys.contextidr))
+        (0..BREAKPOINTS).find(|n| on && self.debug.breaks(*n, self.state.pc, mask, self.state.sys.contextidr))
     }
 
     pub fn step_exception(&mut self) {
@@ -353,23 +355,23 @@ impl Cpu {
     }
 
     fn debug_exception(&mut self, ec: u64, iss: u64, far: Option<u64>) {
-        self.exception(ec | u64::from(self.el), iss | DEBUG_FAULT, far);
+        self.exception(ec | u64::from(self.state.el), iss | DEBUG_FAULT, far);
     }
 
     /// Compares an access with the watchpoints, with EL0's rights where `user`. `reads` and `writes`: an atomic access
     /// does both. `None` when it has taken the exception.
     pub fn watch(&mut self, va: u64, len: u64, reads: bool, writes: bool, user: bool) -> Option<()> {
-        if !self.debug.watching || !self.debug_enabled(self.el, self.daif) {
+        if !self.debug.watching || !self.debug_enabled(self.state.el, self.state.daif) {
             return Some(());
         }
-        let el = if user { 0 } else { self.el };
+        let el = if user { 0 } else { self.state.el };
         let hit = |kind: u64| {
             self.debug.watchpoints.iter().find_map(|w| {
                 let linked = w.control >> 20 & 1 == 1;
                 (w.enabled()
                     && w.control >> 3 & kind != 0
                     && Debug::level_matches(w.control, el)
-                    && (!linked || self.debug.context_matches(w.linked(), true, self.sys.contextidr)))
+                    && (!linked || self.debug.context_matches(w.linked(), true, self.state.sys.contextidr)))
                 .then(|| Debug::touches(*w, va, len))
                 .flatten()
             })

@@ -17,6 +17,7 @@ mod jit;
 mod mem;
 mod mmu;
 mod regs;
+mod state;
 mod sysreg;
 mod vcpu;
 mod vm;

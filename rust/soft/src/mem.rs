@@ -171,13 +171,13 @@ impl Cpu {
 
     /// Translates for data, filling the TLB; raises the fault. `None` when an exception has been taken.
     fn translate(&mut self, va: u64, write: bool, user: As) -> Option<(u64, Option<*mut u8>)> {
-        let el0 = user == As::User || self.el == 0;
+        let el0 = user == As::User || self.state.el == 0;
         let access = if write { Access::Write } else { Access::Read };
         match self.walk(va, access, el0) {
             Ok(t) => {
                 let host = self.host(t.pa, write);
                 if let Some(host) = host
-                    && self.sys.sctlr & 2 == 0
+                    && self.state.sys.sctlr & 2 == 0
                     && !self.debug.watches_page(va)
                 {
                     let writable = t.writable && self.host(t.pa, true).is_some();
@@ -236,7 +236,7 @@ impl Cpu {
 
     /// Checks alignment where SCTLR_EL1.A or the instruction asks for it. False when an exception has been taken.
     pub fn check_align(&mut self, va: u64, size: u64, write: bool, always: bool) -> bool {
-        if va & (size - 1) != 0 && (always || self.sys.sctlr & 2 != 0) {
+        if va & (size - 1) != 0 && (always || self.state.sys.sctlr & 2 != 0) {
             self.data_abort(va, Fault::ALIGNMENT, write);
             return false;
         }
@@ -345,7 +345,7 @@ impl Cpu {
             return None;
         }
         if kind == Kind::Both
-            && let Err(fault) = self.walk(va, Access::Read, self.el == 0)
+            && let Err(fault) = self.walk(va, Access::Read, self.state.el == 0)
         {
             self.data_abort(va, fault, false);
             return None;
@@ -404,7 +404,7 @@ impl Cpu {
 
     /// Notes where the instruction is, before it may fault.
     pub fn sync(&mut self, o: P) {
-        self.pc = self.page | o.off();
+        self.state.pc = self.page | o.off();
         self.reached = o.n();
     }
 

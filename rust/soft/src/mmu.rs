@@ -53,7 +53,7 @@ pub(crate) const PA_BITS: u32 = 40;
 impl Cpu {
     /// Translates for an access with EL0's or EL1's rights.
     pub fn walk(&self, va: u64, access: Access, el0: bool) -> Result<Translation, Fault> {
-        let sys = &self.sys;
+        let sys = &self.state.sys;
         let upper = va >> 55 & 1 == 1;
         if sys.sctlr & 1 == 0 {
             let pa = va & ((1 << 56) - 1);
@@ -119,7 +119,7 @@ impl Cpu {
                 write &= user;
                 (user, !(uxn || wxn && write))
             } else {
-                let barred = self.pan && user;
+                let barred = self.state.pan && user;
                 let execute = !(pxn || wxn && write);
                 write &= !barred;
                 (!barred, execute)

@@ -31,14 +31,14 @@ pub(crate) struct Sys {
     pub amair: u64,
     pub vbar: u64,
     pub contextidr: u64,
-    pub tpidr1: u64,
+    pub tpidr_el1: u64,
     pub spsr: u64,
     pub elr: u64,
     pub esr: u64,
     pub far: u64,
     pub par: u64,
-    pub tpidr0: u64,
-    pub tpidrro: u64,
+    pub tpidr_el0: u64,
+    pub tpidrro_el0: u64,
     pub cntkctl: u64,
     pub csselr: u64,
     pub keys: [u64; 10],
@@ -155,11 +155,11 @@ impl Cpu {
     /// The state that snapshots hold.
     pub fn sys_state(&self, r: SysReg) -> Option<u64> {
         Some(match r {
-            SysReg::SP_EL0 => self.read_sp(0),
-            SysReg::SP_EL1 => self.read_sp(1),
+            SysReg::SP_EL0 => self.state.read_sp(0),
+            SysReg::SP_EL1 => self.state.read_sp(1),
             SysReg::CNTV_CTL_EL0 => self.timer_ctl(true),
             SysReg::CNTP_CTL_EL0 => self.timer_ctl(false),
-            SysReg::MPIDR_EL1 => self.sys.mpidr,
+            SysReg::MPIDR_EL1 => self.state.sys.mpidr,
             r if debug::is_debug(r.0) => self.debug_state(r)?,
             r => *self.field_ref(r.0).or(None)?,
         })
@@ -168,9 +168,9 @@ impl Cpu {
 
     pub fn set_sys_state(&mut self, r: SysReg, v: u64) -> Option<()> {
         match r {
-            SysReg::SP_EL0 => self.write_sp(0, v),
-            SysReg::SP_EL1 => self.write_sp(1, v),
-            SysReg::MPIDR_EL1 => self.sys.mpidr = v | 1 << 31,
+            SysReg::SP_EL0 => self.state.write_sp(0, v),
+            SysReg::SP_EL1 => self.state.write_sp(1, v),
+            SysReg::MPIDR_EL1 => self.state.sys.mpidr = v | 1 << 31,
             r if debug::is_debug(r.0) => self.set_debug_state(r, v)?,
             r => {
                 if constant(r.0).is_some() {
@@ -186,7 +186,7 @@ impl Cpu {
     }
 
     fn field_ref(&self, r: u16) -> Option<&u64> {
-        let s = &self.sys;
+        let s = &self.state.sys;
         Some(match SysReg(r) {
             SysReg::SCTLR_EL1 => &s.sctlr,
             SysReg::CPACR_EL1 => &s.cpacr,
@@ -197,14 +197,14 @@ impl Cpu {
             SysReg::AMAIR_EL1 => &s.amair,
             SysReg::VBAR_EL1 => &s.vbar,
             SysReg::CONTEXTIDR_EL1 => &s.contextidr,
-            SysReg::TPIDR_EL1 => &s.tpidr1,
+            SysReg::TPIDR_EL1 => &s.tpidr_el1,
             SysReg::SPSR_EL1 => &s.spsr,
             SysReg::ELR_EL1 => &s.elr,
             SysReg::ESR_EL1 => &s.esr,
             SysReg::FAR_EL1 => &s.far,
             SysReg::PAR_EL1 => &s.par,
-            SysReg::TPIDR_EL0 => &s.tpidr0,
-            SysReg::TPIDRRO_EL0 => &s.tpidrro,
+            SysReg::TPIDR_EL0 => &s.tpidr_el0,
+            SysReg::TPIDRRO_EL0 => &s.tpidrro_el0,
             SysReg::CNTKCTL_EL1 => &s.cntkctl,
             SysReg::CSSELR_EL1 => &s.csselr,
             SysReg::CNTV_CTL_EL0 => &s.cntv_ctl,
@@ -224,7 +224,7 @@ impl Cpu {
     }
 
     fn field(&mut self, r: u16) -> Option<&mut u64> {
-        let s = &mut self.sys;
+        let s = &mut self.state.sys;
         Some(match SysReg(r) {
             SysReg::SCTLR_EL1 => &mut s.sctlr,
             SysReg::CPACR_EL1 => &mut s.cpacr,
@@ -235,14 +235,14 @@ impl Cpu {
             SysReg::AMAIR_EL1 => &mut s.amair,
             SysReg::VBAR_EL1 => &mut s.vbar,
             SysReg::CONTEXTIDR_EL1 => &mut s.contextidr,
-            SysReg::TPIDR_EL1 => &mut s.tpidr1,
+            SysReg::TPIDR_EL1 => &mut s.tpidr_el1,
             SysReg::SPSR_EL1 => &mut s.spsr,
             SysReg::ELR_EL1 => &mut s.elr,
             SysReg::ESR_EL1 => &mut s.esr,
             SysReg::FAR_EL1 => &mut s.far,
             SysReg::PAR_EL1 => &mut s.par,
-            SysReg::TPIDR_EL0 => &mut s.tpidr0,
-            SysReg::TPIDRRO_EL0 => &mut s.tpidrro,
+            SysReg::TPIDR_EL0 => &mut s.tpidr_el0,
+            SysReg::TPIDRRO_EL0 => &mut s.tpidrro_el0,
             SysReg::CNTKCTL_EL1 => &mut s.cntkctl,
             SysReg::CSSELR_EL1 => &mut s.csselr,
             SysReg::CNTV_CTL_EL0 => &mut s.cntv_ctl,
@@ -263,13 +263,13 @@ impl Cpu {
 
     /// Whether EL0 may access what its encoding (op1 = 3) lets it; `Some` is what happens instead.
     fn el0_bar(&self, r: u16, write: bool) -> Option<Sysop> {
-        if self.el != 0 {
+        if self.state.el != 0 {
             return None;
         }
         if r >> 11 & 7 != 3 || write && read_only(r) {
             return Some(Sysop::Undefined);
         }
-        let s = &self.sys;
+        let s = &self.state.sys;
         let barred = match r {
             // CTR_EL0: SCTLR_EL1.UCT.
             0xd801 => s.sctlr >> 15 & 1 == 0,
@@ -299,27 +299,27 @@ impl Cpu {
         }
         Ok(match r {
             // MPIDR_EL1
-            0xc005 => self.sys.mpidr,
+            0xc005 => self.state.sys.mpidr,
             // SP_EL0, SP_EL1 (from EL2 only)
-            0xc208 if self.spsel => self.read_sp(0),
+            0xc208 if self.state.spsel => self.state.read_sp(0),
             // SPSel, CurrentEL, PAN
-            0xc210 => u64::from(self.spsel),
-            0xc212 => u64::from(self.el) << 2,
-            0xc213 => u64::from(self.pan) << 22,
+            0xc210 => u64::from(self.state.spsel),
+            0xc212 => u64::from(self.state.el) << 2,
+            0xc213 => u64::from(self.state.pan) << 22,
             // NZCV, DAIF, FPCR, FPSR
             0xda10 => u64::from(self.nzcv()),
-            0xda11 => u64::from(self.daif) << 6,
+            0xda11 => u64::from(self.state.daif) << 6,
             0xda20 | 0xda21 if self.fp_trap => return Err(Sysop::FpTrap),
-            0xda20 => u64::from(self.regs.fpcr),
-            0xda21 => u64::from(self.regs.fpsr),
+            0xda20 => u64::from(self.state.regs.fpcr),
+            0xda21 => u64::from(self.state.regs.fpsr),
             // CNTPCT, CNTVCT and their self-synchronised forms
             0xdf01 => self.vm.counter(),
             0xdf02 => self.virtual_counter(),
             // Timers
             0xdf11 => self.timer_ctl(false),
             0xdf19 => self.timer_ctl(true),
-            0xdf10 => u64::from(self.sys.cntp_cval.wrapping_sub(self.vm.counter()) as u32),
-            0xdf18 => u64::from(self.sys.cntv_cval.wrapping_sub(self.virtual_counter()) as u32),
+            0xdf10 => u64::from(self.state.sys.cntp_cval.wrapping_sub(self.vm.counter()) as u32),
+            0xdf18 => u64::from(self.state.sys.cntv_cval.wrapping_sub(self.virtual_counter()) as u32),
             // ISR_EL1
             0xc608 => {
                 let g = &self.vm.gic;
@@ -348,41 +348,41 @@ impl Cpu {
             return bar;
         }
         match r {
-            0xc208 if self.spsel => self.write_sp(0, v),
+            0xc208 if self.state.spsel => self.state.write_sp(0, v),
             0xc210 => self.set_spsel(v & 1 == 1),
             0xc213 => self.set_pan(v >> 22 & 1 == 1),
             0xda10 => self.set_nzcv(v as u32 & 0xf000_0000),
-            0xda11 => self.daif = (v >> 6 & 15) as u8,
+            0xda11 => self.state.daif = (v >> 6 & 15) as u8,
             0xda20 | 0xda21 if self.fp_trap => return Sysop::FpTrap,
-            0xda20 => self.set_fpcr(v),
-            0xda21 => self.set_fpsr(v),
+            0xda20 => self.state.set_fpcr(v),
+            0xda21 => self.state.set_fpsr(v),
             0xdf11 => {
-                self.sys.cntp_ctl = v & 3;
+                self.state.sys.cntp_ctl = v & 3;
                 self.update_timers();
             }
             0xdf19 => {
-                self.sys.cntv_ctl = v & 3;
+                self.state.sys.cntv_ctl = v & 3;
                 self.update_timers();
             }
             0xdf12 => {
-                self.sys.cntp_cval = v;
+                self.state.sys.cntp_cval = v;
                 self.update_timers();
             }
             0xdf1a => {
-                self.sys.cntv_cval = v;
+                self.state.sys.cntv_cval = v;
                 self.update_timers();
             }
             0xdf10 => {
-                self.sys.cntp_cval = self.vm.counter().wrapping_add(v as i32 as u64);
+                self.state.sys.cntp_cval = self.vm.counter().wrapping_add(v as i32 as u64);
                 self.update_timers();
             }
             0xdf18 => {
-                self.sys.cntv_cval = self.virtual_counter().wrapping_add(v as i32 as u64);
+                self.state.sys.cntv_cval = self.virtual_counter().wrapping_add(v as i32 as u64);
                 self.update_timers();
             }
             r if read_only(r) => return Sysop::Undefined,
             _ => {
-                if self.el == 0 && !matches!(SysReg(r), SysReg::TPIDR_EL0) {
+                if self.state.el == 0 && !matches!(SysReg(r), SysReg::TPIDR_EL0) {
                     return Sysop::Undefined;
                 }
                 let Some(f) = self.field(r) else {
@@ -407,7 +407,7 @@ impl Cpu {
                     }
                     SysReg::TTBR0_EL1 | SysReg::TTBR1_EL1 => self.address_space_changed(),
                     SysReg::CONTEXTIDR_EL1 => self.context_changed(),
-                    SysReg::VBAR_EL1 => self.sys.vbar = v & !0x7ff,
+                    SysReg::VBAR_EL1 => self.state.sys.vbar = v & !0x7ff,
                     _ => {}
                 }
             }
@@ -416,9 +416,9 @@ impl Cpu {
     }
 
     fn walk_without_pan(&mut self, va: u64, access: Access, el0: bool) -> Result<Translation, Fault> {
-        let pan = std::mem::replace(&mut self.pan, false);
+        let pan = std::mem::replace(&mut self.state.pan, false);
         let translation = self.walk(va, access, el0);
-        self.pan = pan;
+        self.state.pan = pan;
         translation
     }
 
@@ -429,9 +429,9 @@ impl Cpu {
     /// CNTV_CTL_EL0 or CNTP_CTL_EL0 with ISTATUS.
     fn timer_ctl(&self, virt: bool) -> u64 {
         let (ctl, cval, now) = if virt {
-            (self.sys.cntv_ctl, self.sys.cntv_cval, self.virtual_counter())
+            (self.state.sys.cntv_ctl, self.state.sys.cntv_cval, self.virtual_counter())
         } else {
-            (self.sys.cntp_ctl, self.sys.cntp_cval, self.vm.counter())
+            (self.state.sys.cntp_ctl, self.state.sys.cntp_cval, self.vm.counter())
         };
         ctl & 3 | u64::from(ctl & 1 == 1 && now >= cval) << 2
     }
@@ -442,8 +442,8 @@ impl Cpu {
         self.vm.gic.set_ppi(self.index, PPI_VIRTUAL, v & 7 == 5 && !self.timer_mask);
         self.vm.gic.set_ppi(self.index, PPI_PHYSICAL, p & 7 == 5);
         // Only timers that are on, not masked and not yet due have a deadline.
-        let virt = (v == 1).then(|| self.sys.cntv_cval.saturating_add(self.timer_offset));
-        let phys = (p == 1).then_some(self.sys.cntp_cval);
+        let virt = (v == 1).then(|| self.state.sys.cntv_cval.saturating_add(self.timer_offset));
+        let phys = (p == 1).then_some(self.state.sys.cntp_cval);
         let at = match (virt, phys) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -454,13 +454,13 @@ impl Cpu {
     /// SYS: cache, TLB and address translation instructions.
     pub fn sys_op(&mut self, r: u16, v: u64) -> Sysop {
         let (crn, crm, op1, op2) = (r >> 7 & 15, r >> 3 & 15, r >> 11 & 7, r & 7);
-        if self.el == 0 {
+        if self.state.el == 0 {
             // IC IVAU; DC CVAC, CVAU, CVAP and CIVAC.
             if !matches!((op1, crn, crm, op2), (3, 7, 5, 1) | (3, 7, 10 | 11 | 12 | 14, 1)) {
                 return Sysop::Undefined;
             }
             // SCTLR_EL1.UCI.
-            if self.sys.sctlr >> 26 & 1 == 0 {
+            if self.state.sys.sctlr >> 26 & 1 == 0 {
                 return Sysop::Trap;
             }
         }
@@ -470,7 +470,7 @@ impl Cpu {
             (0, 7, 5, 0) => self.flush_code(),
             // IC IVAU
             (3, 7, 5, 1) => {
-                let el0 = self.el == 0;
+                let el0 = self.state.el == 0;
                 let t = self.walk(v, Access::Read, el0).or_else(|_| self.walk(v, Access::Execute, el0));
                 // EL1 may not be able to read what it maintains: PAN is not for such instructions.
                 match t.or_else(|_| self.walk_without_pan(v, Access::Read, el0)) {
@@ -483,16 +483,16 @@ impl Cpu {
             // DC by address, IVAC and CVAC, CVAU, CVAP, CIVAC: there is only whether the address is one (C5.3).
             (0, 7, 6, 1) | (3, 7, 10 | 11 | 12 | 14, 1) => {
                 let access = if op1 == 0 { Access::Write } else { Access::Read };
-                if let Err(fault) = self.walk_without_pan(v, access, self.el == 0) {
+                if let Err(fault) = self.walk_without_pan(v, access, self.state.el == 0) {
                     return Sysop::Fault(v, fault);
                 }
             }
             // AT S1E1R, S1E1W, S1E0R, S1E0W
             (0, 7, 8, 0..=3) => {
                 let access = if op2 & 1 == 1 { Access::Write } else { Access::Read };
-                self.sys.par = match self.walk_without_pan(v, access, op2 & 2 != 0) {
+                self.state.sys.par = match self.walk_without_pan(v, access, op2 & 2 != 0) {
                     Ok(t) => {
-                        let attr = self.sys.mair >> (8 * (t.attributes & 7)) & 0xff;
+                        let attr = self.state.sys.mair >> (8 * (t.attributes & 7)) & 0xff;
                         t.pa & 0xff_ffff_f000 | attr << 56 | (t.attributes >> 3) << 7 | 1 << 11
                     }
                     Err(f) => 1 | u64::from(f.0) << 1 | 1 << 11,

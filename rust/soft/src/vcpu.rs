@@ -1,6 +1,6 @@
 //! What a machine sees of a vCPU.
 
-use crate::cpu::{Cpu, Sleep};
+use crate::cpu::Cpu;
 use crate::id::{IccReg, RedistReg, Reg, SimdReg, SysReg};
 use crate::{Error, Result};
 
@@ -41,17 +41,17 @@ impl Vcpu {
     /// Runs the guest until something happens that the machine must handle. Sleeps while the guest waits for
     /// interrupts.
     pub fn run(&mut self) -> Result<Exit> {
-        Ok(self.cpu.run(Sleep::Park))
+        Ok(self.cpu.run())
     }
 
     pub fn reg(&self, reg: Reg) -> Result<u64> {
         let c = &self.cpu;
         Ok(match reg {
-            Reg(n @ 0..=30) => c.regs.x[n as usize],
-            Reg::PC => c.pc,
-            Reg::FPCR => u64::from(c.regs.fpcr),
-            Reg::FPSR => u64::from(c.regs.fpsr),
-            Reg::CPSR => c.pstate(),
+            Reg(n @ 0..=30) => c.state.regs.x[n as usize],
+            Reg::PC => c.state.pc,
+            Reg::FPCR => u64::from(c.state.regs.fpcr),
+            Reg::FPSR => u64::from(c.state.regs.fpsr),
+            Reg::CPSR => c.state.pstate(),
             Reg(n) => return Err(Error::UnknownRegister(n)),
         })
     }
@@ -59,16 +59,16 @@ impl Vcpu {
     pub fn set_reg(&mut self, reg: Reg, value: u64) -> Result<()> {
         let c = &mut self.cpu;
         match reg {
-            Reg(n @ 0..=30) => c.regs.x[n as usize] = value,
+            Reg(n @ 0..=30) => c.state.regs.x[n as usize] = value,
             Reg::PC => {
                 // On by one: the machine has finished the instruction, as software step sees it.
-                if value == c.pc.wrapping_add(4) {
-                    c.ss = false;
+                if value == c.state.pc.wrapping_add(4) {
+                    c.state.ss = false;
                 }
-                c.pc = value;
+                c.state.pc = value;
             }
-            Reg::FPCR => c.set_fpcr(value),
-            Reg::FPSR => c.set_fpsr(value),
+            Reg::FPCR => c.state.set_fpcr(value),
+            Reg::FPSR => c.state.set_fpsr(value),
             Reg::CPSR if matches!(value & 0x1f, 0 | 4 | 5) => c.set_pstate(value),
             Reg::CPSR => return Err(Error::BadState(value)),
             Reg(n) => return Err(Error::UnknownRegister(n)),
@@ -77,11 +77,11 @@ impl Vcpu {
     }
 
     pub fn simd_reg(&self, reg: SimdReg) -> Result<u128> {
-        self.cpu.regs.v.get(reg.0 as usize).copied().ok_or(Error::UnknownRegister(reg.0))
+        self.cpu.state.regs.v.get(reg.0 as usize).copied().ok_or(Error::UnknownRegister(reg.0))
     }
 
     pub fn set_simd_reg(&mut self, reg: SimdReg, value: u128) -> Result<()> {
-        *self.cpu.regs.v.get_mut(reg.0 as usize).ok_or(Error::UnknownRegister(reg.0))? = value;
+        *self.cpu.state.regs.v.get_mut(reg.0 as usize).ok_or(Error::UnknownRegister(reg.0))? = value;
         Ok(())
     }
 

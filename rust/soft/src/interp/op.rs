@@ -173,7 +173,7 @@ pub(crate) fn jump(c: &mut Cpu, o: P) {
 #[cold]
 #[inline(never)]
 fn jump_slow(c: &mut Cpu, o: P) {
-    c.pc = c.page | o.target();
+    c.state.pc = c.page | o.target();
     if o.chain().is_null() {
         c.patch = o;
     }
@@ -188,7 +188,7 @@ pub(crate) fn goto(c: &mut Cpu, o: P, to: u64) {
             c.page = to & !0xfff;
             run(c, op);
         }
-        _ => c.pc = to,
+        _ => c.state.pc = to,
     }
 }
 
@@ -196,5 +196,5 @@ pub(crate) fn goto(c: &mut Cpu, o: P, to: u64) {
 #[inline(always)]
 pub(crate) fn leave(c: &mut Cpu, o: P) {
     c.fuel -= o.n();
-    c.pc = (c.page | o.off()).wrapping_add(4);
+    c.state.pc = (c.page | o.off()).wrapping_add(4);
 }

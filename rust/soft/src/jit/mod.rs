@@ -307,7 +307,7 @@ impl Cpu {
         let warm = self.instructions() >= WARM;
         let Some(jit) = &mut self.jit else { return };
         if jit.always || tired && warm && jit.warm(op, SAMPLE) {
-            self.compile(op, self.pc);
+            self.compile(op, self.state.pc);
         }
     }
 

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use super::memory::{OFFSET, address};
-use crate::cpu::{Cpu, Monitor};
+use crate::cpu::Cpu;
 use crate::interp::op::{P, next};
 use crate::mem::{As, Kind, Scalar};
+use crate::state::Monitor;
 
 /// An integer that the host can change atomically.
 pub(crate) trait Atomic: Scalar + PartialEq {
@@ -178,7 +179,7 @@ pub(crate) fn load_exclusive<T: Atomic>(c: &mut Cpu, o: P) {
     let Some(p) = place::<T>(c, o, va, Kind::Load) else { return };
     // SAFETY: `place` gives aligned, mapped memory.
     let v = unsafe { T::load(p) }.u();
-    c.monitor = Monitor { size: size_of::<T>() as u64, va, value: [v, 0] };
+    c.state.monitor = Monitor { size: size_of::<T>() as u64, va, value: [v, 0] };
     c.set_x(o.a(), v);
     next(c, o);
 }
@@ -186,7 +187,7 @@ pub(crate) fn load_exclusive<T: Atomic>(c: &mut Cpu, o: P) {
 /// Status in `c`.
 pub(crate) fn store_exclusive<T: Atomic>(c: &mut Cpu, o: P) {
     let va = c.x(o.b());
-    let m = std::mem::take(&mut c.monitor);
+    let m = std::mem::take(&mut c.state.monitor);
     let mut failed = 1;
     if m.size == size_of::<T>() as u64 && m.va == va {
         let Some(p) = place::<T>(c, o, va, Kind::Store) else { return };
@@ -213,7 +214,7 @@ pub(crate) fn load_exclusive_pair<const WIDE: bool>(c: &mut Cpu, o: P) {
         let v = unsafe { u64::load(p) };
         [v & 0xffff_ffff, v >> 32]
     };
-    c.monitor = Monitor { size: if WIDE { 16 } else { 8 | 1 }, va, value };
+    c.state.monitor = Monitor { size: if WIDE { 16 } else { 8 | 1 }, va, value };
     c.set_x(o.a(), value[0]);
     c.set_x(o.d(), value[1]);
     next(c, o);
@@ -221,7 +222,7 @@ pub(crate) fn load_exclusive_pair<const WIDE: bool>(c: &mut Cpu, o: P) {
 
 pub(crate) fn store_exclusive_pair<const WIDE: bool>(c: &mut Cpu, o: P) {
     let va = c.x(o.b());
-    let m = std::mem::take(&mut c.monitor);
+    let m = std::mem::take(&mut c.state.monitor);
     let mut failed = 1;
     if m.va == va && m.size == if WIDE { 16 } else { 8 | 1 } {
         let (x, y) = (c.x(o.a()), c.x(o.d()));
@@ -293,7 +294,7 @@ pub(crate) fn casp<const WIDE: bool>(c: &mut Cpu, o: P) {
 }
 
 pub(crate) fn clrex(c: &mut Cpu, o: P) {
-    c.monitor.size = 0;
+    c.state.monitor.size = 0;
     next(c, o);
 }
 

@@ -38,8 +38,8 @@ fn untagged(c: &Cpu, to: u64) -> u64 {
 #[inline(never)]
 fn untag(c: &Cpu, to: u64) -> u64 {
     if to >> 55 & 1 == 0 {
-        if c.sys.tcr >> 37 & 1 == 1 { to & ((1 << 56) - 1) } else { to }
-    } else if c.sys.tcr >> 38 & 1 == 1 {
+        if c.state.sys.tcr >> 37 & 1 == 1 { to & ((1 << 56) - 1) } else { to }
+    } else if c.state.sys.tcr >> 38 & 1 == 1 {
         to | 0xff << 56
     } else {
         to

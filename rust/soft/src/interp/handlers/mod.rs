@@ -91,33 +91,27 @@ pub(crate) enum Flags {
 impl Cpu {
     #[inline(always)]
     pub fn nzcv(&self) -> u32 {
-        let [a, b] = self.compared;
-        match self.flags {
-            Flags::Known => self.regs.nzcv,
-            Flags::Sub32 => sub_flags(a as u32, b as u32).1,
-            Flags::Sub64 => sub_flags(a, b).1,
-        }
+        self.state.nzcv()
     }
 
     #[inline(always)]
     pub fn set_nzcv(&mut self, v: u32) {
-        self.regs.nzcv = v;
-        self.flags = Flags::Known;
+        self.state.set_nzcv(v);
     }
 
     /// The flags become those of `a - b`.
     #[inline(always)]
     pub fn set_compared<T: Word>(&mut self, a: T, b: T) {
-        self.compared = [a.u(), b.u()];
-        self.flags = T::SUB;
+        self.state.compared = [a.u(), b.u()];
+        self.state.flags = T::SUB;
     }
 
     /// Whether condition `cond` holds, where the handler knows it.
     #[inline(always)]
     pub fn holds(&self, cond: u32) -> bool {
-        let [a, b] = self.compared;
-        match self.flags {
-            Flags::Known => holds(cond, self.regs.nzcv),
+        let [a, b] = self.state.compared;
+        match self.state.flags {
+            Flags::Known => holds(cond, self.state.regs.nzcv),
             Flags::Sub32 => compare(cond, a as u32, b as u32),
             Flags::Sub64 => compare(cond, a, b),
         }
@@ -134,14 +128,14 @@ impl Cpu {
     pub fn x(&self, n: usize) -> u64 {
         debug_assert!(n < 34);
         // SAFETY: the decoder makes indexes from 5-bit fields and the three above them; all are below 34.
-        unsafe { *self.regs.x.get_unchecked(n) }
+        unsafe { *self.state.regs.x.get_unchecked(n) }
     }
 
     #[inline(always)]
     pub fn set_x(&mut self, n: usize, v: u64) {
         debug_assert!(n < 34);
         // SAFETY: as above.
-        unsafe { *self.regs.x.get_unchecked_mut(n) = v };
+        unsafe { *self.state.regs.x.get_unchecked_mut(n) = v };
     }
 
     #[inline(always)]
@@ -156,12 +150,12 @@ impl Cpu {
 
     #[inline(always)]
     pub fn v(&self, n: usize) -> u128 {
-        self.regs.v[n & 31]
+        self.state.regs.v[n & 31]
     }
 
     #[inline(always)]
     pub fn set_v(&mut self, n: usize, v: u128) {
-        self.regs.v[n & 31] = v;
+        self.state.regs.v[n & 31] = v;
     }
 }
 

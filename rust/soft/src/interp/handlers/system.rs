@@ -17,12 +17,12 @@ pub(crate) fn undefined(c: &mut Cpu, o: P) {
 pub(crate) fn svc(c: &mut Cpu, o: P) {
     leave(c, o);
     // The instruction is complete, as software step sees it.
-    c.ss = false;
+    c.state.ss = false;
     c.exception(0x15, o.imm(), None);
 }
 
 pub(crate) fn hvc(c: &mut Cpu, o: P) {
-    if c.el == 0 {
+    if c.state.el == 0 {
         return c.undefined(o);
     }
     leave(c, o);
@@ -30,7 +30,7 @@ pub(crate) fn hvc(c: &mut Cpu, o: P) {
 }
 
 pub(crate) fn smc(c: &mut Cpu, o: P) {
-    if c.el == 0 {
+    if c.state.el == 0 {
         return c.undefined(o);
     }
     c.fuel -= o.n();
@@ -43,7 +43,7 @@ pub(crate) fn brk(c: &mut Cpu, o: P) {
 }
 
 pub(crate) fn eret(c: &mut Cpu, o: P) {
-    if c.el == 0 {
+    if c.state.el == 0 {
         return c.undefined(o);
     }
     c.fuel -= o.n();
@@ -52,7 +52,7 @@ pub(crate) fn eret(c: &mut Cpu, o: P) {
 
 pub(crate) fn wfi(c: &mut Cpu, o: P) {
     // SCTLR_EL1.nTWI.
-    if c.el == 0 && c.sys.sctlr >> 16 & 1 == 0 {
+    if c.state.el == 0 && c.state.sys.sctlr >> 16 & 1 == 0 {
         return c.raise(o, 1, 1 << 24 | 0xe << 20);
     }
     leave(c, o);
@@ -61,7 +61,7 @@ pub(crate) fn wfi(c: &mut Cpu, o: P) {
 
 pub(crate) fn wfe(c: &mut Cpu, o: P) {
     // SCTLR_EL1.nTWE.
-    if c.el == 0 && c.sys.sctlr >> 18 & 1 == 0 {
+    if c.state.el == 0 && c.state.sys.sctlr >> 18 & 1 == 0 {
         return c.raise(o, 1, 1 << 24 | 0xe << 20 | 1);
     }
     leave(c, o);
@@ -149,32 +149,32 @@ fn refuse(c: &mut Cpu, o: P, e: Sysop, read: bool) {
             // CM, and WnR as for every cache maintenance instruction (D24.2.40).
             c.sync(o);
             c.data_abort(va, fault, true);
-            c.sys.esr |= 1 << 8;
+            c.state.sys.esr |= 1 << 8;
         }
         Sysop::Done | Sysop::Undefined => c.undefined(o),
     }
 }
 
 pub(crate) fn mrs_tpidr0(c: &mut Cpu, o: P) {
-    c.set_x(o.a(), c.sys.tpidr0);
+    c.set_x(o.a(), c.state.sys.tpidr_el0);
     next(c, o);
 }
 
 /// EL1 only: its per-CPU offset.
 pub(crate) fn mrs_tpidr1(c: &mut Cpu, o: P) {
-    if c.el == 0 {
+    if c.state.el == 0 {
         return c.undefined(o);
     }
-    c.set_x(o.a(), c.sys.tpidr1);
+    c.set_x(o.a(), c.state.sys.tpidr_el1);
     next(c, o);
 }
 
 /// At EL1h, where Linux keeps the current task.
 pub(crate) fn mrs_sp0(c: &mut Cpu, o: P) {
-    if c.el == 0 || !c.spsel {
+    if c.state.el == 0 || !c.state.spsel {
         return c.undefined(o);
     }
-    c.set_x(o.a(), c.sp[0]);
+    c.set_x(o.a(), c.state.sp[0]);
     next(c, o);
 }
 
@@ -189,20 +189,20 @@ pub(crate) fn msr_nzcv(c: &mut Cpu, o: P) {
 }
 
 pub(crate) fn msr_tpidr0(c: &mut Cpu, o: P) {
-    c.sys.tpidr0 = c.x(o.a());
+    c.state.sys.tpidr_el0 = c.x(o.a());
     next(c, o);
 }
 
 /// MSR DAIFSet, DAIFClr, SPSel, PAN (immediate): which in `a`, immediate in `b`.
 pub(crate) fn msr_imm(c: &mut Cpu, o: P) {
     let v = o.b() as u8;
-    if o.a() >= 2 && c.el == 0 && c.sys.sctlr >> 9 & 1 == 0 {
+    if o.a() >= 2 && c.state.el == 0 && c.state.sys.sctlr >> 9 & 1 == 0 {
         // SCTLR_EL1.UMA; DAIF's encoding, as for the register.
         let op2 = if o.a() == 2 { 6 } else { 7 };
         let iss = op2 << 17 | 3 << 14 | 4 << 10 | 31 << 5 | u64::from(v) << 1;
         return c.raise(o, 0x18, iss);
     }
-    if o.a() < 2 && c.el == 0 {
+    if o.a() < 2 && c.state.el == 0 {
         return c.undefined(o);
     }
     match o.a() {
@@ -210,10 +210,10 @@ pub(crate) fn msr_imm(c: &mut Cpu, o: P) {
         1 => c.set_pan(v & 1 == 1),
         2 => {
             // Masking more lets nothing in that would need a look.
-            c.daif |= v;
+            c.state.daif |= v;
             return next(c, o);
         }
-        _ => c.daif &= !v,
+        _ => c.state.daif &= !v,
     }
     leave(c, o);
 }
@@ -221,7 +221,7 @@ pub(crate) fn msr_imm(c: &mut Cpu, o: P) {
 /// DC ZVA of the block around `a`.
 pub(crate) fn dc_zva(c: &mut Cpu, o: P) {
     // SCTLR_EL1.DZE.
-    if c.el == 0 && c.sys.sctlr >> 14 & 1 == 0 {
+    if c.state.el == 0 && c.state.sys.sctlr >> 14 & 1 == 0 {
         return refuse(c, o, Sysop::Trap, false);
     }
     let va = c.x(o.a());

@@ -43,7 +43,7 @@ pub(crate) fn process(c: &mut Cpu, o: P) {
     let insn = u32::from_le_bytes([o.a() as u8, o.b() as u8, o.c() as u8, o.d() as u8]);
     // SAFETY: the decoder puts an `fp::Handler` into `imm` of these operations.
     let f = unsafe { std::mem::transmute::<usize, fp::Handler>(o.imm() as usize) };
-    f(&mut c.regs, insn);
+    f(&mut c.state.regs, insn);
     next(c, o);
 }
 

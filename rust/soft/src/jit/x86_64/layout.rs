@@ -17,27 +17,28 @@ const fn cpu(offset: usize) -> M {
 
 /// A general register.
 pub(super) fn x(g: u8) -> M {
-    cpu(offset_of!(Cpu, regs) + offset_of!(Regs, x) + 8 * g as usize)
+    cpu(offset_of!(Cpu, state.regs) + offset_of!(Regs, x) + 8 * g as usize)
 }
 
 /// A vector register.
 pub(super) fn v(g: u8) -> M {
-    cpu(offset_of!(Cpu, regs) + offset_of!(Regs, v) + 16 * g as usize)
+    cpu(offset_of!(Cpu, state.regs) + offset_of!(Regs, v) + 16 * g as usize)
 }
 
-pub(super) const REGS: M = cpu(offset_of!(Cpu, regs));
-pub(super) const NZCV: M = cpu(offset_of!(Cpu, regs) + offset_of!(Regs, nzcv));
-pub(super) const FPCR: M = cpu(offset_of!(Cpu, regs) + offset_of!(Regs, fpcr));
-pub(super) const FPSR: M = cpu(offset_of!(Cpu, regs) + offset_of!(Regs, fpsr));
-pub(super) const FLAGS: M = cpu(offset_of!(Cpu, flags));
-pub(super) const COMPARED: [M; 2] = [cpu(offset_of!(Cpu, compared)), cpu(offset_of!(Cpu, compared) + 8)];
+pub(super) const REGS: M = cpu(offset_of!(Cpu, state.regs));
+pub(super) const NZCV: M = cpu(offset_of!(Cpu, state.regs) + offset_of!(Regs, nzcv));
+pub(super) const FPCR: M = cpu(offset_of!(Cpu, state.regs) + offset_of!(Regs, fpcr));
+pub(super) const FPSR: M = cpu(offset_of!(Cpu, state.regs) + offset_of!(Regs, fpsr));
+pub(super) const FLAGS: M = cpu(offset_of!(Cpu, state.flags));
+pub(super) const COMPARED: [M; 2] =
+    [cpu(offset_of!(Cpu, state.compared)), cpu(offset_of!(Cpu, state.compared) + 8)];
 pub(super) const PAGE: M = cpu(offset_of!(Cpu, page));
 pub(super) const KEY: M = cpu(offset_of!(Cpu, key));
 pub(super) const TLB: M = cpu(offset_of!(Cpu, tlb));
 pub(super) const TAG: M = cpu(offset_of!(Cpu, tag));
 pub(super) const FUEL: M = cpu(offset_of!(Cpu, fuel));
 pub(super) const FP_TRAP: M = cpu(offset_of!(Cpu, fp_trap));
-pub(super) const PC: M = cpu(offset_of!(Cpu, pc));
+pub(super) const PC: M = cpu(offset_of!(Cpu, state.pc));
 pub(super) const PATCH: M = cpu(offset_of!(Cpu, patch));
 pub(super) const JUMPS: M = cpu(offset_of!(Cpu, jumps));
 
