@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import maturin
 from maturin import get_requires_for_build_sdist, prepare_metadata_for_build_wheel
 
+import sbom
 import third_party
 
 ROOT = Path(__file__).resolve().parent
@@ -71,6 +73,25 @@ def _sign(worker: Path) -> None:
         print("the worker is not signed yet; it will be at its first use", file=sys.stderr)
 
 
+def _guest_files() -> tuple[str, ...]:
+    target = os.environ.get("CARGO_BUILD_TARGET")
+    architecture = target.split("-")[0] if target else platform.machine()
+    return (*GUEST_FILES["*"], *GUEST_FILES.get(architecture, ()))
+
+
+def _with_sbom(config_settings: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings, and a list of what is in the wheel for its metadata (PEP 770)."""
+    target = os.environ.get("CARGO_BUILD_TARGET")
+    made = sbom.write(
+        _target_directory() / "sbom" / "supermachine.cyclonedx.json", ROOT, [WORKER, NETD], target, list(_guest_files())
+    )
+    settings = dict(config_settings or {})
+    # As maturin looks for them: it takes the first that is there.
+    given = settings.get("maturin.build-args", settings.get("build-args", os.environ.get("MATURIN_PEP517_ARGS", "")))
+    words = shlex.split(given) if isinstance(given, str) else list(given or ())
+    return {**settings, "maturin.build-args": [*words, "--sbom-include", str(made)]}
+
+
 def prepare() -> None:
     """Builds the worker and puts it and the guest files into the package."""
     command = ["cargo", "build", "--release", "--locked", "--package", WORKER, "--package", NETD]
@@ -90,8 +111,7 @@ def prepare() -> None:
     licences = PACKAGE / "_licenses" / "third-party.txt"
     licences.parent.mkdir(exist_ok=True)
     licences.write_text(third_party.collect(ROOT, [WORKER, NETD, MODULE], target))
-    architecture = target.split("-")[0] if target else platform.machine()
-    names = (*GUEST_FILES["*"], *GUEST_FILES.get(architecture, ()))
+    names = _guest_files()
     for name in names:
         source = ROOT / "guest" / name
         if not source.is_file():
@@ -109,7 +129,7 @@ def build_wheel(
     metadata_directory: str | None = None,
 ) -> str:
     prepare()
-    return str(maturin.build_wheel(wheel_directory, config_settings, metadata_directory))
+    return str(maturin.build_wheel(wheel_directory, _with_sbom(config_settings), metadata_directory))
 
 
 def build_editable(

@@ -19,13 +19,9 @@ their licences; where there is a choice, we take the Apache License 2.0. The tex
 
 def collect(root: Path, packages: list[str], target: str | None) -> str:
     """The text for what these packages of the workspace are made of, on this target or on the machine's own."""
-    command = ["cargo", "metadata", "--format-version", "1", "--locked"]
-    command += ["--filter-platform", target] if target else []
-    done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE)
-    metadata: dict[str, Any] = json.loads(done.stdout)
-    crates = sorted(_crates(metadata, packages), key=lambda crate: (crate["name"], crate["version"]))
+    found = sorted(crates(metadata(root, target), packages), key=lambda crate: (crate["name"], crate["version"]))
     lines, texts = [HEADING], {}
-    for crate in crates:
+    for crate in found:
         lines.append(f"{crate['name']} {crate['version']}: {crate['license'] or 'see its text'}")
         for file in _files(crate):
             text = file.read_text(errors="replace").strip()
@@ -36,7 +32,16 @@ def collect(root: Path, packages: list[str], target: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _crates(metadata: dict[str, Any], packages: list[str]) -> Iterator[dict[str, Any]]:
+def metadata(root: Path, target: str | None) -> dict[str, Any]:
+    """What Cargo says of the workspace, on this target or on all."""
+    command = ["cargo", "metadata", "--format-version", "1", "--locked"]
+    command += ["--filter-platform", target] if target else []
+    done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE)
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def crates(metadata: dict[str, Any], packages: list[str]) -> Iterator[dict[str, Any]]:
     """All that these packages are linked with, and the macros that write code for them; not what only builds them."""
     by_id = {package["id"]: package for package in metadata["packages"]}
     needs = {node["id"]: node["deps"] for node in metadata["resolve"]["nodes"]}

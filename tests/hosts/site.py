@@ -24,7 +24,7 @@ PROJECT = "supermachine"
 #: Debian's compiler, which has the standard library of both architectures (libstd-rust-web-dev).
 RUSTC = "/usr/bin/rustc"
 SOURCES = ("Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "build_backend.py", "guest", "pyproject.toml", "python",
-           "rust", "rustfmt.toml", "third_party.py")  # fmt: skip
+           "rust", "rustfmt.toml", "sbom.py", "third_party.py")  # fmt: skip
 BUILT_TIMEOUT = 3600
 
 
