@@ -110,3 +110,26 @@ def test_a_capture_leaves_connections_to_their_machine_and_none_to_the_copy(smal
             connection.sendall(b"still there")
             assert connection.recv(1 << 20, socket.MSG_WAITALL) == bytes(1 << 20)
         held.kill()
+
+
+def _served(vm: VM) -> bool:
+    """Whether the guest's own listener answers over its loopback."""
+    return vm.run(["nc", "127.0.0.1", "8080"], text=True).stdout == "served\n"
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_copys_idle_connection_ends_at_once_and_its_listeners_stay(listening: bool, tmp_path: Path) -> None:
+    with VM(BUSYBOX, network="none host", bake=False) as vm, _listener() as server:
+        if listening:
+            vm.popen(["nc", "-ll", "-p", "8080", "-e", "echo", "served"])
+            while not _served(vm):
+                time.sleep(0.1)
+        place = f"{HOST} {server.getsockname()[1]}"
+        vm.popen(["sh", "-c", f"mkfifo /tmp/idle; sleep 600 > /tmp/idle & nc {place} < /tmp/idle; echo > /tmp/ended"])
+        connection, _ = server.accept()
+        with connection, vm.snapshot(tmp_path / "snapshot").restore(network="none host") as copy:
+            deadline = time.monotonic() + 60
+            while not copy.path("/tmp/ended").exists():
+                assert time.monotonic() < deadline
+            assert not listening or _served(copy)
+            assert not vm.path("/tmp/ended").exists()
