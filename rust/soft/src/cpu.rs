@@ -8,7 +8,7 @@ use crate::code::{CodeCache, PageRef};
 use crate::debug::Debug;
 use crate::interp::op::{self, FUEL, P};
 use crate::jit::{self, Jit};
-use crate::mem::{EL1_TAG, Tlb, TlbEntry};
+use crate::mem::{EL1_TAG, Tlb, TlbEntry, set_bits};
 use crate::mmu::{Access, Fault, PA_BITS};
 use crate::state::{DAIF_F, DAIF_I, State};
 use crate::vcpu::Exit;
@@ -75,6 +75,8 @@ pub(crate) struct Cpu {
     pub patch: P,
     pub tlbs: [Tlb; 2],
     pub jumps: Box<[Jump; JUMPS]>,
+    /// One bit for each of `jumps` that has been written to since the last flush.
+    jumps_used: [u64; JUMPS / 64],
     /// One bit for each (hashed) page that has entries in `jumps`.
     jump_pages: [u64; 64],
     /// Each of these pages has its bit in `jump_pages` and goes with `jumps`.
@@ -122,6 +124,7 @@ impl Cpu {
             patch: P::NULL,
             tlbs: [Tlb::new(), Tlb::new()],
             jumps: jumps.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
+            jumps_used: [0; JUMPS / 64],
             jump_pages: [0; 64],
             fetches: Box::new([NO_FETCH; FETCHES]),
             code: CodeCache::new(vm.vcpus.len()),
@@ -249,6 +252,7 @@ impl Cpu {
             patch.set_chain(op);
         }
         let slot = Self::jump_slot(pc);
+        self.jumps_used[slot / 64] |= 1 << (slot % 64);
         self.jumps[slot] = Jump { key: pc ^ self.key, op };
         Some(op)
     }
@@ -311,7 +315,10 @@ impl Cpu {
     }
 
     pub fn flush_jumps(&mut self) {
-        self.jumps.fill(NO_JUMP);
+        for slot in set_bits(&self.jumps_used) {
+            self.jumps[slot] = NO_JUMP;
+        }
+        self.jumps_used = [0; JUMPS / 64];
         self.jump_pages = [0; 64];
         self.fetches.fill(NO_FETCH);
         self.patch = P::NULL;

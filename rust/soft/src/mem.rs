@@ -38,17 +38,22 @@ pub(crate) struct Tlb {
     blocks: [[u64; BLOCK_WORDS]; 2],
     /// Whether there are entries of the lower half.
     pub low: bool,
+    /// One bit for each entry that has been filled since it was last flushed.
+    filled: [u64; TLB_SIZE / 64],
 }
 
 impl Tlb {
     pub fn new() -> Self {
         let entries = vec![TlbEntry::EMPTY; TLB_SIZE].into_boxed_slice();
         let entries = entries.try_into().unwrap_or_else(|_| unreachable!("the length is right"));
-        Self { entries, blocks: [[0; BLOCK_WORDS]; 2], low: false }
+        Self { entries, blocks: [[0; BLOCK_WORDS]; 2], low: false, filled: [0; TLB_SIZE / 64] }
     }
 
     pub fn flush(&mut self) {
-        self.entries.fill(TlbEntry::EMPTY);
+        for n in set_bits(&self.filled) {
+            self.entries[n] = TlbEntry::EMPTY;
+        }
+        self.filled = [0; TLB_SIZE / 64];
         self.blocks = [[0; BLOCK_WORDS]; 2];
         self.low = false;
     }
@@ -71,12 +76,22 @@ impl Tlb {
     }
 
     pub fn flush_asid(&mut self, asid: u64) {
-        for e in self.entries.iter_mut() {
+        for n in set_bits(&self.filled) {
+            let e = &mut self.entries[n];
             if e.read & 0xfff == asid || e.write & 0xfff == asid {
                 *e = TlbEntry::EMPTY;
             }
         }
     }
+}
+
+/// The numbers of the bits that are set.
+pub(crate) fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
+    words.iter().enumerate().flat_map(|(at, word)| {
+        let next = |left: &u64| Some(left & (left - 1)).filter(|left| *left != 0);
+        std::iter::successors(Some(*word).filter(|word| *word != 0), next)
+            .map(move |left| 64 * at + left.trailing_zeros() as usize)
+    })
 }
 
 #[inline(always)]
@@ -183,6 +198,7 @@ impl Cpu {
                     let writable = t.writable && self.host(t.pa, true).is_some();
                     let tag = va & !0xfff | if el0 { self.utag } else { EL1_TAG };
                     let tlb = if el0 { &mut self.tlbs[0] } else { &mut self.tlbs[1] };
+                    tlb.filled[index(va) / 64] |= 1 << (index(va) % 64);
                     let e = &mut tlb.entries[index(va)];
                     // The other tag stays when it is for the same page in the same place.
                     let addend = (host as u64).wrapping_sub(va);
