@@ -101,11 +101,10 @@ set! {
     rev32<T>(c, o) = T::of(c.x(o.b()).swap_bytes().rotate_left(32));
     clz<T>(c, o) = T::of(c.w::<T>(o.b()).clz());
     cls<T>(c, o) = { let v = c.w::<T>(o.b()); T::of(T::of(v.u() ^ v.sar(1).u()).clz() - 1) };
-    /// Condition in `d`.
-    csel<T>(c, o) = if c.holds_now(o.d()) { c.w(o.b()) } else { c.w(o.c()) };
-    csinc<T>(c, o) = if c.holds_now(o.d()) { c.w(o.b()) } else { c.w::<T>(o.c()).add(T::of(1)) };
-    csinv<T>(c, o) = if c.holds_now(o.d()) { c.w(o.b()) } else { T::of(!c.x(o.c())) };
-    csneg<T>(c, o) = if c.holds_now(o.d()) { c.w(o.b()) } else { T::of(0).sub(c.w(o.c())) };
+    csel<T, const COND: u32>(c, o) = if c.holds(COND) { c.w(o.b()) } else { c.w(o.c()) };
+    csinc<T, const COND: u32>(c, o) = if c.holds(COND) { c.w(o.b()) } else { c.w::<T>(o.c()).add(T::of(1)) };
+    csinv<T, const COND: u32>(c, o) = if c.holds(COND) { c.w(o.b()) } else { T::of(!c.x(o.c())) };
+    csneg<T, const COND: u32>(c, o) = if c.holds(COND) { c.w(o.b()) } else { T::of(0).sub(c.w(o.c())) };
 }
 
 /// Handlers of the form "a, flags = f(…)".
@@ -159,21 +158,21 @@ differences! {
     subs_ext<T>(c, o) = T::of(extend(o.imm() as u32, c.x(o.c())) << o.d());
 }
 
-/// Condition in `d`, NZCV otherwise in `a` (as its top four bits shifted down), operands `b` and `c`.
-pub(crate) fn ccmp<T: Word, const NEG: bool>(c: &mut Cpu, o: P) {
-    ccmp_with::<T, NEG>(c, o, c.w(o.c()));
+/// CCMP, and CCMN where `NEG`: NZCV otherwise in `a` (as its top four bits shifted down), operands `b` and `c`.
+pub(crate) fn ccmp<T: Word, const NEG: bool, const COND: u32>(c: &mut Cpu, o: P) {
+    ccmp_with::<T, NEG, COND>(c, o, c.w(o.c()));
     next(c, o);
 }
 
-pub(crate) fn ccmp_imm<T: Word, const NEG: bool>(c: &mut Cpu, o: P) {
-    ccmp_with::<T, NEG>(c, o, T::of(o.imm()));
+pub(crate) fn ccmp_imm<T: Word, const NEG: bool, const COND: u32>(c: &mut Cpu, o: P) {
+    ccmp_with::<T, NEG, COND>(c, o, T::of(o.imm()));
     next(c, o);
 }
 
 #[inline(always)]
-fn ccmp_with<T: Word, const NEG: bool>(c: &mut Cpu, o: P, b: T) {
+fn ccmp_with<T: Word, const NEG: bool, const COND: u32>(c: &mut Cpu, o: P, b: T) {
     let a = c.w::<T>(o.b());
-    if !c.holds_now(o.d()) {
+    if !c.holds(COND) {
         c.set_nzcv((o.a() as u32) << 28);
     } else if NEG {
         c.set_nzcv(add_flags(a, b, false).1);
@@ -217,15 +216,32 @@ pub(crate) fn mulh<const SIGNED: bool>(c: &mut Cpu, o: P) {
     next(c, o);
 }
 
+/// What each byte adds to a CRC, by the reflected polynomial.
+const fn crc_table(polynomial: u32) -> [u32; 256] {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut r = byte as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            r = r >> 1 ^ polynomial & (r & 1).wrapping_neg();
+            bit += 1;
+        }
+        table[byte] = r;
+        byte += 1;
+    }
+    table
+}
+
+static CRC32: [u32; 256] = crc_table(0xedb8_8320);
+static CRC32C: [u32; 256] = crc_table(0x82f6_3b78);
+
 /// Bytes in `d`; CRC-32C when `C`.
 pub(crate) fn crc32<const C: bool>(c: &mut Cpu, o: P) {
-    let poly: u32 = if C { 0x82f6_3b78 } else { 0xedb8_8320 };
+    let table = if C { &CRC32C } else { &CRC32 };
     let (mut r, v) = (c.x(o.b()) as u32, c.x(o.c()));
-    for i in 0..o.d() {
-        r ^= u32::from((v >> (8 * i)) as u8);
-        for _ in 0..8 {
-            r = r >> 1 ^ poly & (r & 1).wrapping_neg();
-        }
+    for byte in &v.to_le_bytes()[..o.d().min(8)] {
+        r = r >> 8 ^ table[usize::from(r as u8 ^ byte)];
     }
     c.set_x(o.a(), u64::from(r));
     next(c, o);

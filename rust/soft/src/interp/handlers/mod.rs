@@ -117,12 +117,6 @@ impl Cpu {
         }
     }
 
-    /// As [`Cpu::holds`], for a condition that the handler does not know beforehand.
-    #[inline(always)]
-    pub fn holds_now(&self, cond: usize) -> bool {
-        HOLDS[cond & 15] >> (self.nzcv() >> 28) & 1 == 1
-    }
-
     /// A register by the decoder's index.
     #[inline(always)]
     pub fn x(&self, n: usize) -> u64 {

@@ -157,10 +157,43 @@ fn store_pair_slow<T: Part, const M: u8>(c: &mut Cpu, o: P) {
     }
 }
 
+/// What loads and stores of structures of `total` bytes at `va` do to their base.
+fn post_index(c: &mut Cpu, i: u32, va: u64, total: u64) {
+    let (rn, rm) = (i as usize >> 5 & 31, i as usize >> 16 & 31);
+    if i >> 23 & 1 == 1 {
+        let step = if rm == 31 { total } else { c.x(rm) };
+        c.set_x(rn, va.wrapping_add(step));
+    }
+}
+
+/// LD1 of `N` registers when the TLB knows the page; `imm` is the encoding.
+pub(crate) fn load_whole<T: Part, const N: usize>(c: &mut Cpu, o: P) {
+    let i = o.insn();
+    let va = c.x(i as usize >> 5 & 31);
+    let Some(values) = c.load_fast::<[T; N]>(va, false) else { return multiple(c, o) };
+    for (r, value) in values.into_iter().enumerate() {
+        c.set_v(i as usize + r, value.v());
+    }
+    post_index(c, i, va, size_of::<[T; N]>() as u64);
+    next(c, o);
+}
+
+/// ST1, likewise.
+pub(crate) fn store_whole<T: Part, const N: usize>(c: &mut Cpu, o: P) {
+    let i = o.insn();
+    let va = c.x(i as usize >> 5 & 31);
+    let values: [T; N] = std::array::from_fn(|r| T::of(c.v(i as usize + r)));
+    if !c.store_fast(va, values, false) {
+        return multiple(c, o);
+    }
+    post_index(c, i, va, size_of::<[T; N]>() as u64);
+    next(c, o);
+}
+
 /// LD1 to LD4 and ST1 to ST4 with whole registers; `imm` is the encoding.
 pub(crate) fn multiple(c: &mut Cpu, o: P) {
     let i = o.insn();
-    let (rt, rn, rm) = (i as usize & 31, i as usize >> 5 & 31, i as usize >> 16 & 31);
+    let (rt, rn) = (i as usize & 31, i as usize >> 5 & 31);
     let esize = 1usize << (i >> 10 & 3);
     let bytes = if i >> 30 & 1 == 1 { 16 } else { 8 };
     // Registers in all, and how many an element structure spans.
@@ -201,17 +234,14 @@ pub(crate) fn multiple(c: &mut Cpu, o: P) {
             return;
         }
     }
-    if i >> 23 & 1 == 1 {
-        let step = if rm == 31 { total as u64 } else { c.x(rm) };
-        c.set_x(rn, va.wrapping_add(step));
-    }
+    post_index(c, i, va, total as u64);
     next(c, o);
 }
 
 /// LD1 to LD4 and ST1 to ST4 with one lane, and LD1R to LD4R; `imm` is the encoding.
 pub(crate) fn single(c: &mut Cpu, o: P) {
     let i = o.insn();
-    let (rt, rn, rm) = (i as usize & 31, i as usize >> 5 & 31, i as usize >> 16 & 31);
+    let (rt, rn) = (i as usize & 31, i as usize >> 5 & 31);
     let (q, s, size) = (i as usize >> 30 & 1, i as usize >> 12 & 1, i as usize >> 10 & 3);
     let opcode = i as usize >> 13 & 7;
     let span = ((opcode & 1) << 1 | (i as usize >> 21 & 1)) + 1;
@@ -253,9 +283,6 @@ pub(crate) fn single(c: &mut Cpu, o: P) {
             return;
         }
     }
-    if i >> 23 & 1 == 1 {
-        let step = if rm == 31 { total as u64 } else { c.x(rm) };
-        c.set_x(rn, va.wrapping_add(step));
-    }
+    post_index(c, i, va, total as u64);
     next(c, o);
 }

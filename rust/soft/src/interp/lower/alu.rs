@@ -1,11 +1,11 @@
 //! Data processing with immediates and registers.
 
-use super::{half, ones, plain, wide, widths};
+use super::{Handler, half, ones, plain, wide, widths};
 use crate::Regs;
 use crate::interp::block::{Block, Flow, Form, Last};
 use crate::interp::handlers::alu as x;
 use crate::interp::handlers::pairs::Half;
-use crate::isa::insn::{Alu, Operand, Reg, Shift, Unary};
+use crate::isa::insn::{Alu, Operand, Reg, Select, Shift, Unary};
 
 /// Both widths of a handler that goes with no neighbour.
 macro_rules! both {
@@ -89,6 +89,25 @@ static SHIFTED: [[[[Form; 2]; 4]; 2]; 5] = {
         [eor, eor],
     ]
 };
+
+/// Handlers by condition (NV is AL) and width.
+type ByCondition = [[Handler; 2]; 15];
+
+macro_rules! conditional {
+    ($f:ident $(, $k:literal)?) => {
+        conditional!(@ $f [$($k)?] 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    };
+    (@ $f:ident $k:tt $($cond:literal)*) => {
+        [$(conditional!(@one $f $k $cond)),*]
+    };
+    (@one $f:ident [$($k:literal)?] $cond:literal) => {
+        [x::$f::<u32, $($k,)? $cond>, x::$f::<u64, $($k,)? $cond>]
+    };
+}
+
+fn condition(cond: u8) -> usize {
+    usize::from(cond).min(14)
+}
 
 /// All ones where the second operand is inverted.
 fn inverted(invert: bool) -> u64 {
@@ -210,16 +229,19 @@ impl Block {
         self.on(wide(w, f), [d, n, 0, 0], 0)
     }
 
-    pub(super) fn ccmp(&mut self, add: bool, w: bool, n: Reg, m: Operand, cond: u8, nzcv: u8) -> Flow {
-        let pick = |with_add, without| wide(w, if add { with_add } else { without });
+    pub(super) fn select(&mut self, kind: Select, wide: bool, [d, n, m]: [Reg; 3], cond: u8) -> Flow {
+        static BY: [ByCondition; 4] =
+            [conditional!(csel), conditional!(csinc), conditional!(csinv), conditional!(csneg)];
+        self.on(BY[kind as usize][condition(cond)][usize::from(wide)], [d, n, m, 0], 0)
+    }
+
+    pub(super) fn ccmp(&mut self, add: bool, wide: bool, n: Reg, m: Operand, cond: u8, nzcv: u8) -> Flow {
+        static REGISTER: [ByCondition; 2] = [conditional!(ccmp, false), conditional!(ccmp, true)];
+        static IMMEDIATE: [ByCondition; 2] = [conditional!(ccmp_imm, false), conditional!(ccmp_imm, true)];
+        let pick = |by: &[ByCondition; 2]| by[usize::from(add)][condition(cond)][usize::from(wide)];
         match m {
-            Operand::Reg(m) => {
-                self.on(pick(widths!(x::ccmp, true), widths!(x::ccmp, false)), [nzcv, n, m, cond], 0)
-            }
-            Operand::Imm(imm) => {
-                let f = pick(widths!(x::ccmp_imm, true), widths!(x::ccmp_imm, false));
-                self.on(f, [nzcv, n, 0, cond], imm)
-            }
+            Operand::Reg(m) => self.on(pick(&REGISTER), [nzcv, n, m, 0], 0),
+            Operand::Imm(imm) => self.on(pick(&IMMEDIATE), [nzcv, n, 0, 0], imm),
             // There are no such forms.
             Operand::Shifted(..) | Operand::Extended(..) => self.undefined(),
         }

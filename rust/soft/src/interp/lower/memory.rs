@@ -167,6 +167,35 @@ impl Block {
         self.on(VECTOR_PAIR[usize::from(mode)][usize::from(size)][usize::from(!store)], [t, n, 0, u], imm)
     }
 
+    pub(super) fn structures(&mut self, word: u32, single: bool) -> Flow {
+        // LD1 and ST1, which take nothing apart: by width, count and direction.
+        static WHOLE: [[[Handler; 2]; 4]; 2] = [
+            [
+                [v::store_whole::<u64, 1>, v::load_whole::<u64, 1>],
+                [v::store_whole::<u64, 2>, v::load_whole::<u64, 2>],
+                [v::store_whole::<u64, 3>, v::load_whole::<u64, 3>],
+                [v::store_whole::<u64, 4>, v::load_whole::<u64, 4>],
+            ],
+            [
+                [v::store_whole::<u128, 1>, v::load_whole::<u128, 1>],
+                [v::store_whole::<u128, 2>, v::load_whole::<u128, 2>],
+                [v::store_whole::<u128, 3>, v::load_whole::<u128, 3>],
+                [v::store_whole::<u128, 4>, v::load_whole::<u128, 4>],
+            ],
+        ];
+        let whole = |count: usize| WHOLE[word as usize >> 30 & 1][count - 1][word as usize >> 22 & 1];
+        let f = match word >> 12 & 15 {
+            _ if single => v::single,
+            0b0111 => whole(1),
+            0b1010 => whole(2),
+            0b0110 => whole(3),
+            0b0010 => whole(4),
+            _ => v::multiple,
+        };
+        self.fp();
+        self.on(f, [0; 4], u64::from(word))
+    }
+
     pub(super) fn load_acquire(&mut self, access: Access, t: Reg, n: Reg, offset: i64) -> Flow {
         static BY: [[Handler; 4]; 4] = [
             [NONE, at::load_acquire::<u8, 32>, at::load_acquire::<i8, 64>, at::load_acquire::<i8, 32>],

@@ -105,20 +105,14 @@ impl Block {
             Insn::Setf { bits, n } => self.on(x::setf, [0, n, 0, bits], 0),
             Insn::Flags { op } => self.on([x::cfinv, x::xaflag, x::axflag][op as usize], [0; 4], 0),
             Insn::Unary { op, wide, d, n } => self.unary(op, wide, d, n),
-            Insn::Select { kind, wide: w, d, n, m, cond } => {
-                let by = [widths!(x::csel), widths!(x::csinc), widths!(x::csinv), widths!(x::csneg)];
-                self.on(wide(w, by[kind as usize]), [d, n, m, cond], 0)
-            }
+            Insn::Select { kind, wide, d, n, m, cond } => self.select(kind, wide, [d, n, m], cond),
             Insn::Ccmp { add, wide, n, m, cond, nzcv } => self.ccmp(add, wide, n, m, cond, nzcv),
             Insn::Mem { access, t, address } => self.memory(access, t, address),
             Insn::Unprivileged { access, t, n, offset } => self.unprivileged(access, t, n, offset),
             Insn::Pair { access, t, u, address, .. } => self.pair(access, t, u, address),
             Insn::Vmem { store, size, t, address } => self.vector_memory(store, size, t, address),
             Insn::Vpair { store, size, t, u, address, .. } => self.vector_pair(store, size, t, u, address),
-            Insn::Structures { word, single } => {
-                self.fp();
-                self.on(if single { vector::single } else { vector::multiple }, [0; 4], u64::from(word))
-            }
+            Insn::Structures { word, single } => self.structures(word, single),
             Insn::LoadAcquire { access, t, n, offset, .. } => self.load_acquire(access, t, n, offset),
             Insn::StoreRelease { access, t, n, offset, .. } => self.store_release(access.size, t, n, offset),
             Insn::LoadExclusive { size, t, n, .. } => self.load_exclusive(size, t, n),
