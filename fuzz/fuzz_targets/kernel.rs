@@ -28,6 +28,6 @@ fuzz_target!(|data: &[u8]| {
     let end = layout::RAM_BASE + MEMORY_BYTES;
     if let Ok(entry) = boot::load(&MEMORY.ram, kernel, &initramfs, description) {
         assert!((layout::RAM_BASE..end).contains(&entry.pc));
-        assert!((entry.pc + kernel.len() as u64..end).contains(&entry.fdt));
+        assert!((entry.pc + kernel.len() as u64..end).contains(&entry.context));
     }
 });

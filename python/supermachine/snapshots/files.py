@@ -132,6 +132,8 @@ def _info_v9(
 
 
 def _info_v8(state: _SnapshotV8, exported: bool, file_bytes: int, disk_bytes: int, ram_offset: int) -> SnapshotInfo:
+    from .._core import device_names_v8
+
     return SnapshotInfo(
         version=8,
         minor=0,
@@ -147,7 +149,7 @@ def _info_v8(state: _SnapshotV8, exported: bool, file_bytes: int, disk_bytes: in
         kernel=None,
         initramfs=None,
         image=None,
-        devices=_devices_v8([len(device["queues"]) for device in state["devices"]]),
+        devices=tuple(device_names_v8([len(device["queues"]) for device in state["devices"]])),
         vcpus=len(state["vcpus"]),
         memory_bytes=state["memory_bytes"],
         ram_gpa=state["ram_gpa"],
@@ -164,23 +166,6 @@ def _info_v8(state: _SnapshotV8, exported: bool, file_bytes: int, disk_bytes: in
 def _known(digest: str) -> str | None:
     """A guest that came from a snapshot of version 8 has booted nothing that is known, which is all zeros."""
     return digest if digest.strip("0") else None
-
-
-def _devices_v8(queues: Sequence[int]) -> tuple[str, ...]:
-    """Types of devices by the number of their queues. The format's order is vsock, then block devices.
-
-    This package has more after them, which their queues tell apart (rust/machine/src/assembly.rs): a console and
-    an entropy source, and since the second layout what follows those.
-    """
-    first = (("console", 2), ("rng", 1))
-    second = (*first, ("net", 2), ("fs", 2), *[("block", 1)] * 4, ("balloon", 3))
-    for tail in (second, first):
-        places, counts = [name for name, _ in tail], [count for _, count in tail]
-        if len(queues) > len(tail) and list(queues[-len(tail) :]) == counts:
-            break
-    else:
-        places = []
-    return (*("block" if n else "vsock" for n in range(len(queues) - len(places))), *places)
 
 
 def verify(path: str | os.PathLike[str]) -> str | None:

@@ -4,19 +4,21 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod bus;
 mod chain;
 pub mod console;
 pub mod fs;
 pub mod mmio;
 pub mod net;
+pub mod persist;
 pub mod pl011;
 pub mod poller;
 pub mod rng;
-pub mod state;
 pub mod tail;
 pub mod vsock;
 
-pub use mmio::{Device, Line, Transport};
+pub use bus::{BusDevice, MmioDevice};
+pub use mmio::{Device, IrqLine, Transport};
 
 /// Guest memory as devices see it.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;

@@ -15,7 +15,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::check;
-use crate::state::{QueueState, RestoreError, TransportState};
+use crate::persist::{QueueState, RestoreError, TransportState};
 use crate::{Broken, Memory};
 
 /// "virt".
@@ -29,7 +29,7 @@ const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 const MAX_CHAINS: u32 = 1 << 20;
 
 /// Sets the level of a device's interrupt.
-pub type Line = Arc<dyn Fn(bool) + Send + Sync>;
+pub type IrqLine = Arc<dyn Fn(bool) + Send + Sync>;
 
 /// What a device is, beyond how it is reached. All calls come with the transport's lock held.
 pub trait Device: Send {
@@ -59,7 +59,7 @@ pub trait Device: Send {
 pub struct Rings {
     memory: Memory,
     queues: Vec<Queue>,
-    line: Line,
+    line: IrqLine,
     interrupt_status: u32,
     active: bool,
     /// Changes of the configuration space (virtio 1.2, 4.2.2).
@@ -217,7 +217,7 @@ pub struct Transport<D> {
 }
 
 impl<D: Device> Transport<D> {
-    pub fn new(device: D, memory: Memory, line: Line) -> Self {
+    pub fn new(device: D, memory: Memory, line: IrqLine) -> Self {
         let queues =
             device.queue_sizes().iter().map(|size| Queue::new(*size).expect("a power of two")).collect();
         Self {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use supermachine_support::entropy;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use crate::Broken;
@@ -38,7 +39,7 @@ impl Device for Rng {
                 let mut writer = chain.writer(&memory)?;
                 let mut bytes = [0; MAX];
                 let bytes = &mut bytes[..writer.available_bytes().min(MAX)];
-                fill(bytes)?;
+                entropy(bytes)?;
                 writer.write_all(bytes)?;
                 let length = bytes.len() as u32;
                 rings.push(index, head, length)?;
@@ -50,16 +51,4 @@ impl Device for Rng {
     }
 
     fn reset(&mut self) {}
-}
-
-/// Fills `bytes` from the host kernel.
-fn fill(bytes: &mut [u8]) -> std::io::Result<()> {
-    // 256 bytes at once are never interrupted and work on macOS as well (getentropy(2)).
-    for part in bytes.chunks_mut(256) {
-        // SAFETY: the pointer and length are those of `part`.
-        if unsafe { libc::getentropy(part.as_mut_ptr().cast(), part.len()) } != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use supermachine_support::lock;
+
 /// Bytes kept.
 const KEPT: usize = 64 * 1024;
 
@@ -13,7 +15,7 @@ pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
 impl Tail {
     /// Adds bytes; the oldest go.
     pub fn push(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut kept = lock(&self.0);
         let bytes = &bytes[bytes.len().saturating_sub(KEPT)..];
         let excess = (kept.len() + bytes.len()).saturating_sub(KEPT);
         kept.drain(..excess);
@@ -22,7 +24,7 @@ impl Tail {
 
     /// What is kept, with what is not UTF-8 replaced.
     pub fn text(&self) -> String {
-        let kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let kept = lock(&self.0);
         String::from_utf8_lossy(&kept.iter().copied().collect::<Vec<_>>()).into_owned()
     }
 }

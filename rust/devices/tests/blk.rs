@@ -8,7 +8,7 @@ use common::*;
 use supermachine_devices::Transport;
 use supermachine_devices::balloon::Balloon;
 use supermachine_devices::blk::{Blk, FileBacking};
-use supermachine_devices::state::RestoreError;
+use supermachine_devices::persist::RestoreError;
 
 const HEADER: u64 = BUFFERS;
 const STATUS: u64 = BUFFERS + 0x100;
@@ -118,7 +118,7 @@ fn a_restored_transport_goes_on_where_the_saved_one_was() {
     assert_eq!(request(&mut driver, READ, 7, &[writable(DATA, 512)]).0, 0);
     assert_eq!(driver.bytes(DATA, 512), &contents[7 * 512..8 * 512]);
 
-    let refuse = |change: &dyn Fn(&mut supermachine_devices::state::TransportState)| {
+    let refuse = |change: &dyn Fn(&mut supermachine_devices::persist::TransportState)| {
         let mut bad = state.clone();
         change(&mut bad);
         let mut transport = Transport::new(blk(), driver.memory.clone(), common::line().0);

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use supermachine_support::lock;
 
 use supermachine_soft as soft;
 
@@ -65,10 +67,6 @@ static MACHINE: Mutex<Option<Arc<Machine>>> = Mutex::new(None);
 
 /// A vCPU that other threads may ask to leave its run.
 pub(crate) static CANCELLERS: Mutex<BTreeMap<u64, soft::Canceller>> = Mutex::new(BTreeMap::new());
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The place of the process's VM.
 pub(crate) fn slot() -> MutexGuard<'static, Option<Arc<Machine>>> {

@@ -5,10 +5,12 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use supermachine_support::lock;
+
 use supermachine_soft as soft;
 use supermachine_soft::id::RedistReg;
 
-use crate::host::{CANCELLERS, Machine, lock, machine};
+use crate::host::{CANCELLERS, Machine, machine};
 use crate::{
     HV_BAD_ARGUMENT, HV_BUSY, HV_ERROR, HV_NO_DEVICE, HV_NO_RESOURCES, HV_SUCCESS, HV_UNSUPPORTED, Return,
 };

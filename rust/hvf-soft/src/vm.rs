@@ -6,9 +6,11 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use supermachine_support::{lock, page_size};
+
 use supermachine_soft as soft;
 
-use crate::host::{Machine, Region, admit, lock, machine, slot};
+use crate::host::{Machine, Region, admit, machine, slot};
 use crate::object::{Object, object};
 use crate::{
     HV_BAD_ARGUMENT, HV_BUSY, HV_ERROR, HV_NO_DEVICE, HV_NO_RESOURCES, HV_SUCCESS, HV_UNSUPPORTED, Return,
@@ -110,7 +112,7 @@ pub unsafe extern "C" fn hv_vm_map(host: *const c_void, ipa: u64, size: usize, f
     let Some(machine) = machine() else { return HV_NO_DEVICE };
     let len = size as u64;
     let aligned =
-        ipa.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && (host as u64).is_multiple_of(host_page());
+        ipa.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && (host as u64).is_multiple_of(page_size());
     let inside = ipa.checked_add(len).is_some_and(|end| end <= 1 << machine.ipa_bits);
     if host.is_null() || len == 0 || !aligned || !inside || flags & !(READ | WRITE | EXEC) != 0 {
         return HV_BAD_ARGUMENT;
@@ -201,9 +203,4 @@ fn install(soft: &soft::Vm, ipa: u64, region: Region) -> Return {
         Ok(()) => HV_SUCCESS,
         Err(_) => HV_BAD_ARGUMENT,
     }
-}
-
-fn host_page() -> u64 {
-    // SAFETY: the call takes no pointers.
-    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(PAGE)
 }

@@ -1,5 +1,4 @@
-//! The devices of every machine, in bus order: the one table that the machine, both snapshot formats and the API go by.
-//! Part of the snapshot's contract, as docs/concepts/snapshot-versioning.md has it.
+//! A machine's devices, made in bus order from the one table of them ([`supermachine_snapshot::layout`]).
 
 use std::sync::{Arc, Mutex};
 
@@ -9,130 +8,38 @@ use supermachine_devices::console::Console;
 use supermachine_devices::fs::Fs;
 use supermachine_devices::rng::Rng;
 use supermachine_devices::tail::Tail;
-use supermachine_devices::{Device, Transport, net, vsock};
+use supermachine_devices::{Device, IrqLine, Transport, net, vsock};
 use supermachine_proto::agent::{GUEST_CID, SHARES_TAG};
+use supermachine_snapshot::layout::{Kind, Layout};
 
-use crate::board::Board;
-use crate::machine::{Disk, SharedWindow};
+use crate::Error;
+use crate::builder::MachineBuilder;
+use crate::bus::SharedDevice;
+use crate::machine::Disk;
 use crate::memory::Memory;
-use crate::{Error, capture};
+use crate::state::refused;
 
 /// A locally administered address: each machine has a network of its own, so that all may have the same.
 pub const MAC: [u8; 6] = [0x02, 0x53, 0x4d, 0x00, 0x00, 0x01];
 pub const MTU: u16 = 1500;
 
-/// What a place on the bus is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Vsock,
-    /// Disks that the machine has from its start.
-    Disk,
-    Console,
-    Rng,
-    Net,
-    Fs,
-    /// Slots for disks that come later.
-    Slot,
-    Balloon,
-}
-
-/// One kind of device.
-#[derive(Clone, Copy, Debug)]
-pub struct Row {
-    pub kind: Kind,
-    /// In a snapshot's identity.
-    pub name: &'static str,
-    /// Virtio device id (virtio 1.2, 5).
-    pub virtio_id: u32,
-    /// How many there are; `None` is as many as the machine has disks.
-    pub count: Option<usize>,
-    /// The first layout that has it.
-    pub since: Layout,
-    /// Whether the writers of version 8 in the field have it.
-    pub in_v8: bool,
-}
-
-/// Which devices a machine has. New machines have the newest; one from a snapshot has its snapshot's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Layout {
-    First = 1,
-    /// With network, file server, slots and balloon.
-    Second = 2,
-}
-
-/// All devices in bus order. New rows come last, with a new layout: a guest finds its devices by their place.
-pub const DEVICES: [Row; 8] = [
-    row(Kind::Vsock, "vsock", 19, Some(1), Layout::First, true),
-    row(Kind::Disk, "block", 2, None, Layout::First, true),
-    row(Kind::Console, "console", 3, Some(1), Layout::First, false),
-    row(Kind::Rng, "rng", 4, Some(1), Layout::First, false),
-    row(Kind::Net, "net", 1, Some(1), Layout::Second, false),
-    row(Kind::Fs, "fs", 26, Some(1), Layout::Second, false),
-    row(Kind::Slot, "block", 2, Some(4), Layout::Second, false),
-    row(Kind::Balloon, "balloon", 5, Some(1), Layout::Second, false),
-];
-
-const fn row(
-    kind: Kind,
-    name: &'static str,
-    virtio_id: u32,
-    count: Option<usize>,
-    since: Layout,
-    in_v8: bool,
-) -> Row {
-    Row { kind, name, virtio_id, count, since, in_v8 }
-}
-
-impl Layout {
-    pub const NEWEST: Self = Self::Second;
-    const ALL: [Self; 2] = [Self::First, Self::Second];
-
-    /// The kinds of devices that it has, one for each place on the bus.
-    pub fn places(self, disks: usize) -> impl Iterator<Item = Kind> {
-        DEVICES
-            .iter()
-            .filter(move |row| row.since <= self)
-            .flat_map(move |row| std::iter::repeat_n(row.kind, row.count.unwrap_or(disks)))
-    }
-
-    /// The layout of a snapshot with so many devices, of which `disks` are disks.
-    pub(crate) fn of(devices: usize, disks: usize) -> Result<Self, Error> {
-        let counts = Self::ALL.map(|layout| layout.places(disks).count());
-        Self::ALL.into_iter().zip(counts).find(|(_, count)| *count == devices).map(|(layout, _)| layout).ok_or_else(
-            || {
-                let [first, second] = counts;
-                capture::refused(
-                    "device list",
-                    format!(
-                        "it names {devices} devices, and with {disks} disks there are {second}, or {first} in files of older \
-                         versions; give it the disks that it had"
-                    ),
-                )
-            },
+/// The layout of a snapshot with so many devices, of which `disks` are disks.
+pub(crate) fn layout_of(devices: usize, disks: usize) -> Result<Layout, Error> {
+    Layout::of(devices, disks).ok_or_else(|| {
+        let [first, second] = Layout::ALL.map(|layout| layout.places(disks).count());
+        refused(
+            "device list",
+            format!(
+                "it names {devices} devices, and with {disks} disks there are {second}, or {first} in files of older \
+                 versions; give it the disks that it had"
+            ),
         )
-    }
-}
-
-/// Devices with these disks that the writers of version 8 in the field have.
-pub(crate) fn in_v8(disks: usize) -> usize {
-    DEVICES.iter().filter(|row| row.in_v8).map(|row| row.count.unwrap_or(disks)).sum()
-}
-
-/// Disks that a machine with so many places has room for.
-pub(crate) fn most_disks(places: usize) -> usize {
-    places - Layout::NEWEST.places(0).count()
-}
-
-/// What a device is called in a snapshot's identity.
-pub(crate) fn name(virtio_id: u32) -> String {
-    let row = DEVICES.iter().find(|row| row.virtio_id == virtio_id);
-    row.map_or_else(|| format!("virtio-{virtio_id}"), |row| row.name.into())
+    })
 }
 
 /// A machine's devices.
 pub(crate) struct Devices {
-    /// In bus order.
-    pub windows: Vec<SharedWindow>,
+    pub in_bus_order: Vec<SharedDevice>,
     pub vsock: vsock::Host,
     /// From [`Layout::Second`] on.
     pub net: Option<net::Host>,
@@ -143,19 +50,19 @@ pub(crate) struct Devices {
 impl Devices {
     pub fn assemble(
         layout: Layout,
-        board: &dyn Board,
+        builder: &dyn MachineBuilder,
         memory: &Arc<Memory>,
         disks: Vec<Disk>,
         tail: &Tail,
     ) -> Result<Self, Error> {
         let ram = || memory.ram.clone();
-        let (vsock, transport) = vsock::Host::start(GUEST_CID, ram(), board.line(0))?;
-        let mut all = Self { windows: vec![transport], vsock, net: None, fs: None, slots: Vec::new() };
+        let (vsock, transport) = vsock::Host::start(GUEST_CID, ram(), builder.irq_line(0))?;
+        let mut all = Self { in_bus_order: vec![transport], vsock, net: None, fs: None, slots: Vec::new() };
         let count = disks.len();
         let mut disks = disks.into_iter();
-        for (place, kind) in layout.places(count).enumerate().skip(1) {
-            let line = board.line(place);
-            let window: SharedWindow = match kind {
+        for (place, row) in layout.places(count).enumerate().skip(1) {
+            let line = builder.irq_line(place);
+            let device: SharedDevice = match row.kind {
                 // Always the first, and there.
                 Kind::Vsock => continue,
                 Kind::Disk => {
@@ -188,7 +95,7 @@ impl Devices {
                     )
                 }
             };
-            all.windows.push(window);
+            all.in_bus_order.push(device);
         }
         Ok(all)
     }
@@ -197,32 +104,58 @@ impl Devices {
 fn shared<D: Device>(
     device: D,
     memory: supermachine_devices::Memory,
-    line: supermachine_devices::Line,
+    line: IrqLine,
 ) -> Arc<Mutex<Transport<D>>> {
     Arc::new(Mutex::new(Transport::new(device, memory, line)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::File;
 
-    /// A guest that was captured finds its devices by their place. When this fails, read docs/concepts/snapshot-versioning.md.
-    #[test]
-    fn places_of_captured_guests_stay() {
-        use Kind::*;
-        let first = [Vsock, Disk, Disk, Console, Rng];
-        assert_eq!(Layout::First.places(2).collect::<Vec<_>>(), first);
-        let second = [&first[..], &[Net, Fs, Slot, Slot, Slot, Slot, Balloon]].concat();
-        assert_eq!(Layout::Second.places(2).collect::<Vec<_>>(), second);
-        assert_eq!(in_v8(2), 3);
+    use supermachine_support::lock;
+
+    use super::*;
+    use crate::architecture::Architecture;
+    use crate::vcpus::{EntryPoint, VcpuSet};
+
+    struct NoBuilder;
+
+    impl MachineBuilder for NoBuilder {
+        fn irq_line(&self, _: usize) -> IrqLine {
+            Arc::new(|_| {})
+        }
+
+        fn load(&self, _: &Memory, _: &crate::builder::Load) -> Result<EntryPoint, Error> {
+            unreachable!("nothing is booted")
+        }
+
+        fn start(self: Box<Self>, _: Vec<SharedDevice>, _: Tail) -> Result<Arc<dyn VcpuSet>, Error> {
+            unreachable!("nothing is started")
+        }
     }
 
     #[test]
-    fn a_layout_is_known_by_the_number_of_its_devices() {
-        assert_eq!(Layout::of(4, 1).unwrap(), Layout::First);
-        assert_eq!(Layout::of(11, 1).unwrap(), Layout::Second);
+    fn the_devices_are_those_of_the_table() {
+        let memory = Arc::new(Memory::new(Architecture::Arm64.map(), 64 << 20).unwrap());
+        for layout in Layout::ALL {
+            let disk = || Disk { file: File::open("Cargo.toml").unwrap(), read_only: true };
+            let disks = vec![disk(), disk()];
+            let devices = Devices::assemble(layout, &NoBuilder, &memory, disks, &Tail::default()).unwrap();
+            let made = devices.in_bus_order.iter().map(|device| {
+                let state = lock(device).save();
+                (state.id, state.transport.queues.len())
+            });
+            let said = layout.places(2).map(|row| (row.virtio_id, row.queues));
+            assert_eq!(made.collect::<Vec<_>>(), said.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_number_of_devices_that_no_layout_has_is_named() {
+        assert_eq!(layout_of(11, 1).unwrap(), Layout::Second);
         for devices in [0, 3, 5, 10, 12] {
-            let error = Layout::of(devices, 1).unwrap_err().to_string();
+            let error = layout_of(devices, 1).unwrap_err().to_string();
             assert!(error.contains(&format!("{devices} devices")), "{error}");
         }
     }

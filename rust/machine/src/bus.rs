@@ -2,44 +2,29 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::board::Map;
-use crate::capture::DeviceState;
+use supermachine_devices::{BusDevice, MmioDevice};
 
-/// A device's window of registers.
-pub trait Registers: Send {
-    /// Fills `data` from the registers at `offset`.
-    fn read(&mut self, offset: u64, data: &mut [u8]);
-    fn write(&mut self, offset: u64, data: &[u8]);
-}
+use supermachine_support::lock;
 
-/// A device's window whose state a snapshot holds.
-pub trait Window: Registers {
-    /// Virtio device id (virtio 1.2, 5).
-    fn id(&self) -> u32;
+use crate::address_map::AddressMap;
 
-    fn state(&self) -> DeviceState;
-
-    /// Takes over what [`Window::state`] gave, with guest memory in place; a sentence's end when it is refused.
-    fn restore(&mut self, state: &DeviceState) -> Result<(), String>;
-
-    /// The guest is about to go on: what has changed since its snapshot is told to it.
-    fn resume(&mut self);
-}
+/// A virtio device that the bus and a capture share.
+pub type SharedDevice = Arc<Mutex<dyn MmioDevice>>;
 
 /// The virtio-mmio windows and the UART. An address that nothing answers at reads as zeros and ignores writes.
 #[derive(Clone)]
 pub struct Bus {
-    map: &'static Map,
-    virtio: Vec<Arc<Mutex<dyn Window>>>,
-    uart: Option<Arc<Mutex<dyn Registers>>>,
+    map: &'static AddressMap,
+    virtio: Vec<SharedDevice>,
+    uart: Option<Arc<Mutex<dyn BusDevice>>>,
 }
 
 impl Bus {
     /// `virtio` in the order of their windows.
     pub fn new(
-        map: &'static Map,
-        virtio: Vec<Arc<Mutex<dyn Window>>>,
-        uart: Option<Arc<Mutex<dyn Registers>>>,
+        map: &'static AddressMap,
+        virtio: Vec<SharedDevice>,
+        uart: Option<Arc<Mutex<dyn BusDevice>>>,
     ) -> Self {
         Self { map, virtio, uart }
     }
@@ -47,18 +32,18 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some((registers, offset)) = self.find(address) {
-            registers.lock().unwrap_or_else(|e| e.into_inner()).read(offset, data);
+            lock(registers).read(offset, data);
         }
     }
 
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((registers, offset)) = self.find(address) {
-            registers.lock().unwrap_or_else(|e| e.into_inner()).write(offset, data);
+            lock(registers).write(offset, data);
         }
     }
 
-    fn find(&self, address: u64) -> Option<(&Mutex<dyn Registers>, u64)> {
-        let Map { virtio_base, virtio_stride, .. } = *self.map;
+    fn find(&self, address: u64) -> Option<(&Mutex<dyn BusDevice>, u64)> {
+        let AddressMap { virtio_base, virtio_stride, .. } = *self.map;
         if let Some(offset) = address.checked_sub(virtio_base) {
             let window = usize::try_from(offset / virtio_stride).ok()?;
             return Some((&**self.virtio.get(window)?, offset % virtio_stride));
@@ -70,13 +55,15 @@ impl Bus {
 
 #[cfg(test)]
 mod tests {
+    use supermachine_devices::persist::{DeviceState, Persist, RestoreError};
+
     use super::*;
     use crate::arm64::layout;
 
     /// Answers with its own number and the offset, and remembers the last write.
     struct Probe(u8, Vec<u8>);
 
-    impl Registers for Probe {
+    impl BusDevice for Probe {
         fn read(&mut self, offset: u64, data: &mut [u8]) {
             data.fill(self.0 + offset as u8);
         }
@@ -86,18 +73,20 @@ mod tests {
         }
     }
 
-    impl Window for Probe {
+    impl MmioDevice for Probe {
         fn resume(&mut self) {}
 
         fn id(&self) -> u32 {
             unreachable!("the bus does not ask for it")
         }
+    }
 
-        fn state(&self) -> DeviceState {
+    impl Persist for Probe {
+        fn save(&self) -> DeviceState {
             unreachable!("the bus does not ask for it")
         }
 
-        fn restore(&mut self, _: &DeviceState) -> Result<(), String> {
+        fn restore(&mut self, _: &DeviceState) -> Result<(), RestoreError> {
             unreachable!("the bus does not ask for it")
         }
     }

@@ -1,23 +1,26 @@
 //! A virtual machine: memory, devices, vCPUs and boot, over any engine.
 
+mod address_map;
+mod architecture;
 pub mod arm64;
 pub mod assembly;
-mod board;
+mod builder;
 pub mod bus;
-mod capture;
 mod machine;
 pub mod memory;
 pub mod pages;
+mod pause;
 pub mod snapshot;
-pub mod v8;
+mod state;
 mod vcpus;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod x86_64;
 
-pub use board::{Architecture, Map};
-pub use capture::{Paused, State};
-pub(crate) use machine::SharedWindow;
+pub use address_map::AddressMap;
+pub use architecture::Architecture;
 pub use machine::{Config, Disk, Machine, Restore};
+pub use pause::Paused;
+pub use state::State;
 pub use supermachine_devices::blk::Backing as DiskBacking;
 pub use supermachine_devices::fs::Server;
 #[cfg(target_os = "linux")]
@@ -87,6 +90,8 @@ pub enum Error {
     State { part: String, reason: String },
     #[error(transparent)]
     Snapshot(supermachine_snapshot::Error),
+    #[error("the snapshot's device {device} cannot be taken over: {source}")]
+    DeviceState { device: usize, source: supermachine_devices::persist::RestoreError },
     #[error("no snapshot file was given to restore from")]
     NoSnapshot,
     #[error(

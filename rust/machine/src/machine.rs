@@ -1,24 +1,26 @@
 //! The machine as its owner sees it: made from a configuration, started, watched, stopped.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use supermachine_devices::blk::Backing as DiskBacking;
-use supermachine_devices::pl011::Pl011;
 use supermachine_devices::tail::Tail;
-use supermachine_devices::{Device, Transport, fs, net, vsock};
+use supermachine_devices::{fs, net, vsock};
 use supermachine_engine::Engine;
 use supermachine_proto::limits::{MAX_MEMORY, MEMORY_STEP, MIN_MEMORY};
+use supermachine_snapshot::layout::{Layout, most_disks};
+use supermachine_support::{entropy, lock};
 
-use crate::assembly::{self, Devices, Layout};
-use crate::board::{Architecture, Board, Load};
-use crate::bus::{Registers, Window};
-use crate::capture::{DeviceState, State};
+use crate::architecture::Architecture;
+use crate::arm64::Arm64Builder;
+use crate::assembly::{self, Devices};
+use crate::builder::{Load, MachineBuilder};
 use crate::memory::{Backing, Memory};
 use crate::pages::{self, PAGE, PageMap, Touched};
-use crate::vcpus::Processors;
-use crate::{Error, Stop, v8};
+use crate::state::State;
+use crate::vcpus::VcpuSet;
+use crate::{Error, Stop};
 
 /// Pages between two that are read which are read as well: that takes less time than asking for each of them alone, and
 /// no memory of the machine's own.
@@ -47,66 +49,14 @@ pub struct Disk {
     pub read_only: bool,
 }
 
-/// A virtio window that the bus and a capture share.
-pub(crate) type SharedWindow = Arc<Mutex<dyn Window>>;
-
 /// A machine, paused until [`Machine::start`].
 pub struct Machine {
     pub(crate) engine: Engine,
-    pub(crate) processors: Arc<dyn Processors>,
+    pub(crate) vcpus: Arc<dyn VcpuSet>,
     pub(crate) devices: Devices,
     tail: Tail,
     /// Mapped into the engine's VM, so it goes after the vCPU threads have.
     pub(crate) memory: Arc<Memory>,
-}
-
-impl<D: Device> Registers for Transport<D> {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.read(offset, data);
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        self.write(offset, data);
-    }
-}
-
-impl<D: Device> Window for Transport<D> {
-    fn id(&self) -> u32 {
-        self.device.id()
-    }
-
-    fn state(&self) -> DeviceState {
-        DeviceState { id: self.device.id(), config: self.device.config().to_vec(), transport: self.state() }
-    }
-
-    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
-        if state.id != self.device.id() || !self.device.restore_config(&state.config) {
-            let (id, config) = (self.device.id(), self.device.config());
-            return Err(format!(
-                "it is of type {} with configuration {:02x?}, and the machine has type {id} with {config:02x?} there; \
-                 a snapshot needs the devices and disks that it was taken with",
-                state.id, state.config
-            ));
-        }
-        self.restore(&state.transport).map_err(|e| e.to_string())
-    }
-
-    fn resume(&mut self) {
-        self.with(|device, rings| {
-            device.resume(rings);
-            Ok(())
-        });
-    }
-}
-
-impl Registers for Pl011 {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.read(offset, data);
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        self.write(offset, data);
-    }
 }
 
 /// A machine that goes on where a snapshot was taken.
@@ -137,10 +87,7 @@ impl Machine {
         let parts = Parts::new(config.engine, config.vcpus, memory, Layout::NEWEST, config.disks, None)?;
 
         let mut rng_seed = [0; 32];
-        // SAFETY: the pointer and length are the array's.
-        if unsafe { libc::getentropy(rng_seed.as_mut_ptr().cast(), rng_seed.len()) } != 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
+        entropy(&mut rng_seed)?;
         let mut generation = [0; 16];
         generation.copy_from_slice(&rng_seed[16..]);
         parts.memory.set_generation(generation);
@@ -149,12 +96,12 @@ impl Machine {
             initramfs: &config.initramfs,
             cmdline: &config.cmdline,
             memory_bytes,
-            virtio_devices: parts.devices.windows.len(),
+            virtio_devices: parts.devices.in_bus_order.len(),
             rng_seed,
         };
-        let entry = parts.board.load(&parts.memory, &load)?;
+        let entry = parts.builder.load(&parts.memory, &load)?;
         let machine = parts.assemble(config.engine)?;
-        machine.processors.power_on(0, entry);
+        machine.vcpus.power_on(0, entry);
         Ok(machine)
     }
 
@@ -163,41 +110,17 @@ impl Machine {
     pub fn restore(restore: Restore, mut step: impl FnMut(&str)) -> Result<Self, Error> {
         let Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation } = restore;
         let (vcpus, machine) = (state.vcpus.len(), Some(&state.machine[..]));
-        let layout = Layout::of(state.devices.len(), disks.len())?;
+        let layout = assembly::layout_of(state.devices.len(), disks.len())?;
         let parts = Parts::restored(engine, vcpus, memory_bytes, memory, layout, disks, machine, &mut step)?;
-        parts.go_on(engine, &state, &cpu_features, generation, step)
-    }
-
-    /// As [`Machine::restore`], from a version 8 file.
-    pub fn restore_v8(
-        engine: Engine,
-        opened: v8::Opened,
-        disks: Vec<Disk>,
-        generation: [u8; 16],
-        mut step: impl FnMut(&str),
-    ) -> Result<Self, Error> {
-        let architecture = Architecture::of(engine);
-        if architecture != Architecture::Arm64 {
-            let reason = format!(
-                "its guest is aarch64, and the {engine} engine's are {} here",
-                architecture.map().architecture
-            );
-            return Err(Error::State { part: "header".into(), reason });
-        }
-        let (vcpus, memory_bytes) = (opened.vcpus(), opened.memory_bytes);
-        let (backing, snapshot) = opened.split();
-        let layout = v8::layout(&snapshot, disks.len())?;
-        let parts = Parts::restored(engine, vcpus, memory_bytes, backing, layout, disks, None, &mut step)?;
-        let state = v8::state(&snapshot, &parts.devices.windows)?;
-        parts.go_on(engine, &state, &[], generation, step)
+        parts.finish_restore(engine, &state, &cpu_features, generation, step)
     }
 
     /// Lets the vCPUs run. A guest that was restored is told what has changed with its devices.
     pub fn start(&self) {
-        for window in &self.devices.windows {
-            window.lock().unwrap_or_else(PoisonError::into_inner).resume();
+        for device in &self.devices.in_bus_order {
+            lock(device).resume();
         }
-        self.processors.resume();
+        self.vcpus.resume();
     }
 
     /// The host's side of vsock.
@@ -214,7 +137,7 @@ impl Machine {
     /// Has this serve the guest's files; before, there is an empty directory.
     pub fn set_file_server(&self, server: Box<dyn fs::Server>) -> Result<(), Error> {
         let fs = self.devices.fs.as_ref().ok_or(Error::OldLayout { what: "file server" })?;
-        fs.lock().unwrap_or_else(PoisonError::into_inner).device.set_server(server);
+        lock(fs).device.set_server(server);
         Ok(())
     }
 
@@ -226,7 +149,7 @@ impl Machine {
     /// Puts a disk into a slot, from 0 on.
     pub fn insert_disk(&self, slot: usize, disk: Box<dyn DiskBacking>, read_only: bool) -> Result<(), Error> {
         let device = self.devices.slots.get(slot).ok_or(Error::OldLayout { what: "slot for the disk" })?;
-        device.lock().unwrap_or_else(PoisonError::into_inner).with(|device, rings| {
+        lock(device).with(|device, rings| {
             device.insert(disk, read_only, rings);
             Ok(())
         });
@@ -236,17 +159,17 @@ impl Machine {
     /// Takes a slot's disk out; `None` when it is empty, or there is no such slot.
     pub fn eject_disk(&self, slot: usize) -> Option<Box<dyn DiskBacking>> {
         let device = self.devices.slots.get(slot)?;
-        device.lock().unwrap_or_else(PoisonError::into_inner).with(|device, rings| Ok(device.eject(rings)))
+        lock(device).with(|device, rings| Ok(device.eject(rings)))
     }
 
     /// Ends the machine; the first reason given is kept.
     pub fn stop(&self, reason: Stop) {
-        self.processors.stop(reason);
+        self.vcpus.stop(reason);
     }
 
     /// Waits until the machine has stopped. `None` when `deadline` passes first.
     pub fn wait(&self, deadline: Option<Duration>) -> Option<Stop> {
-        self.processors.wait(deadline)
+        self.vcpus.wait(deadline)
     }
 
     /// Ends every connection of the guest's; whoever waits on one sees the end of its stream.
@@ -287,22 +210,22 @@ impl Machine {
 
     /// Exits by cause, and guest instructions run by vCPUs that have stopped.
     pub fn stats(&self) -> (Vec<(String, u64)>, u64) {
-        self.processors.stats()
+        self.vcpus.stats()
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.processors.stop(Stop::Requested);
-        self.processors.wait(None);
+        self.vcpus.stop(Stop::Requested);
+        self.vcpus.wait(None);
     }
 }
 
 /// What a machine consists of before its vCPUs exist.
-struct Parts {
-    board: Box<dyn Board>,
+pub(crate) struct Parts {
+    builder: Box<dyn MachineBuilder>,
     memory: Arc<Memory>,
-    devices: Devices,
+    pub devices: Devices,
     tail: Tail,
 }
 
@@ -316,15 +239,15 @@ impl Parts {
         machine: Option<&[u8]>,
     ) -> Result<Self, Error> {
         let memory = Arc::new(memory);
-        let board = Architecture::of(engine).board(engine, vcpus, &memory, machine)?;
+        let builder = self::builder(engine, vcpus, &memory, machine)?;
         let tail = Tail::default();
-        let devices = Devices::assemble(layout, &*board, &memory, disks, &tail)?;
-        Ok(Self { board, memory, devices, tail })
+        let devices = Devices::assemble(layout, &*builder, &memory, disks, &tail)?;
+        Ok(Self { builder, memory, devices, tail })
     }
 
     /// With RAM as a snapshot has it.
     #[expect(clippy::too_many_arguments, reason = "what a machine is made of, once")]
-    fn restored(
+    pub fn restored(
         engine: Engine,
         vcpus: usize,
         memory_bytes: u64,
@@ -342,8 +265,8 @@ impl Parts {
         Self::new(engine, vcpus, memory, layout, disks, machine)
     }
 
-    /// Takes over a snapshot's state.
-    fn go_on(
+    /// Starts the vCPU threads and gives everything its snapshot's state.
+    pub fn finish_restore(
         self,
         engine: Engine,
         state: &State,
@@ -353,8 +276,8 @@ impl Parts {
     ) -> Result<Machine, Error> {
         self.memory.set_generation(generation);
         let machine = self.assemble(engine)?;
-        machine.take_over(state, cpu_features, &mut step)?;
-        machine.processors.announce_generation();
+        machine.restore_state(state, cpu_features, &mut step)?;
+        machine.vcpus.announce_generation();
         machine.devices.vsock.reset_connections();
         step("devices");
         Ok(machine)
@@ -362,9 +285,27 @@ impl Parts {
 
     /// Starts the vCPU threads, all paused.
     fn assemble(self, engine: Engine) -> Result<Machine, Error> {
-        let Self { board, memory, devices, tail } = self;
-        let processors = board.start(devices.windows.clone(), tail.clone())?;
-        Ok(Machine { engine, processors, devices, tail, memory })
+        let Self { builder, memory, devices, tail } = self;
+        let vcpus = builder.start(devices.in_bus_order.clone(), tail.clone())?;
+        Ok(Machine { engine, vcpus, devices, tail, memory })
+    }
+}
+
+/// Makes the engine's VM with this memory in it. `machine` is that part of a snapshot's state.
+fn builder(
+    engine: Engine,
+    vcpus: u32,
+    memory: &Memory,
+    machine: Option<&[u8]>,
+) -> Result<Box<dyn MachineBuilder>, Error> {
+    match Architecture::of(engine) {
+        Architecture::Arm64 => {
+            // Its VM is the same for every snapshot.
+            let _ = machine;
+            Ok(Box::new(Arm64Builder::new(engine, vcpus, memory)?))
+        }
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Architecture::X86_64 => Ok(Box::new(crate::x86_64::X86Builder::new(vcpus, memory, machine)?)),
     }
 }
 
@@ -377,7 +318,7 @@ fn check(architecture: Architecture, memory: u64, vcpus: u32, disks: usize) -> R
     if vcpus == 0 || vcpus > map.max_vcpus {
         return Err(Error::BadVcpus { vcpus, most: map.max_vcpus });
     }
-    let most = assembly::most_disks(map.virtio_max);
+    let most = most_disks(map.virtio_max);
     if disks > most {
         return Err(Error::TooManyDisks { disks, most });
     }

@@ -6,14 +6,15 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use supermachine_snapshot::Source;
+use supermachine_support::{lock, page_size};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::Error;
-use crate::board::Map;
+use crate::address_map::AddressMap;
 use crate::pages::{self, PAGE};
 
 /// Shorter runs of a diff's pages are read; longer ones are mapped.
@@ -59,12 +60,12 @@ pub struct Diff {
 
 impl Memory {
     /// Maps `bytes` of zeroed RAM.
-    pub fn new(layout: &Map, bytes: u64) -> Result<Self, Error> {
+    pub fn new(layout: &AddressMap, bytes: u64) -> Result<Self, Error> {
         Self::with(layout, bytes, map(bytes, layout.ram_base, None)?, None)
     }
 
     /// Maps `bytes` of RAM that are as the snapshot has them, and never written back.
-    pub fn restored(layout: &Map, bytes: u64, backing: Backing) -> Result<Self, Error> {
+    pub fn restored(layout: &AddressMap, bytes: u64, backing: Backing) -> Result<Self, Error> {
         let failed = |e: std::io::Error| Error::Memory { bytes, reason: e.to_string() };
         let file = backing.base.try_clone().map_err(failed)?;
         let ram = map(bytes, layout.ram_base, Some(FileOffset::new(backing.base, backing.offset)))?;
@@ -76,7 +77,7 @@ impl Memory {
     }
 
     fn with(
-        layout: &Map,
+        layout: &AddressMap,
         bytes: u64,
         ram: GuestRegionMmap<()>,
         base: Option<(File, u64)>,
@@ -99,7 +100,7 @@ impl Memory {
             if !inside || !there {
                 return Err(std::io::ErrorKind::InvalidData.into());
             }
-            let [head, mapped, tail] = parts(extent, host_page());
+            let [head, mapped, tail] = parts(extent, page_size());
             // SAFETY: the parts lie inside the mapping that `self` owns, and nothing uses it before the machine is made:
             // no guest runs and no device exists. The file reaches as far as the extent does, by the check above.
             unsafe {
@@ -177,7 +178,7 @@ impl Memory {
         let Some(start) = self.ram.iter().next().map(|region| region.start_addr().raw_value()) else {
             return;
         };
-        let page = host_page();
+        let page = page_size();
         let Some((from, end)) =
             gpa.checked_sub(start).and_then(|from| Some((from, from.checked_add(length)?)))
         else {
@@ -203,7 +204,7 @@ impl Memory {
         if !cfg!(target_os = "linux") {
             return false;
         }
-        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut released = lock(&self.released);
         let covered = released.iter().any(|run| run.start <= bytes.start && bytes.end <= run.end);
         if covered || released.len() >= MAX_RELEASED {
             return false;
@@ -224,7 +225,7 @@ impl Memory {
     }
 
     fn advise(&self, pages: &Range<u64>, advice: i32) {
-        let page = host_page();
+        let page = page_size();
         let (start, end) = (pages.start * PAGE / page * page, (pages.end * PAGE).next_multiple_of(page));
         // SAFETY: the range lies inside the mapping, by the callers' checks, for that is whole pages of the host's; the
         // kinds of advice change what the memory holds for pages alone that the guest has given back.
@@ -246,12 +247,6 @@ impl Memory {
             page.write_slice(&id, MemoryRegionAddress(0)).expect("the id lies inside its page");
         }
     }
-}
-
-/// The host's pages: whole ones are mapped.
-fn host_page() -> u64 {
-    // SAFETY: the call takes no pointers.
-    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(PAGE)
 }
 
 /// An extent as what is read, what is mapped in whole pages of this size, and what is read again. Too little is not

@@ -27,8 +27,7 @@ impl PageMap {
     #[cfg(target_os = "linux")]
     pub fn open() -> Option<Self> {
         // Larger host pages are counted differently; without this knowledge all of RAM is looked at.
-        // SAFETY: the call takes no pointers.
-        (unsafe { libc::sysconf(libc::_SC_PAGESIZE) } == PAGE as i64)
+        (supermachine_support::page_size() == PAGE)
             .then(|| std::fs::File::open("/proc/self/pagemap").ok())
             .flatten()
             .map(|file| Self { file })

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use counting::{COUNTER, HELD, SUMS};
 use supermachine_engine::arm64::state::VcpuState;
 use supermachine_engine::arm64::{Reg, SimdReg, SysReg};
-use supermachine_machine::snapshot::{self, About, Opened, Scope};
+use supermachine_machine::snapshot::v9::{self, About, Opened, Scope};
 use supermachine_machine::{Config, Engine, Error, Machine, Restore, State};
 use supermachine_snapshot::export;
 use supermachine_snapshot::publish::Publication;
@@ -103,7 +103,7 @@ fn is_elsewhere(name: &str) -> bool {
 fn the_guests_of_another_architecture_are_named() {
     let mut refused = 0;
     for (name, file) in files().into_iter().filter(|(name, _)| is_elsewhere(name)) {
-        let Err(error) = snapshot::open(vec![file], vec![]) else { panic!("{name} was opened") };
+        let Err(error) = v9::open(vec![file], vec![]) else { panic!("{name} was opened") };
         let text = error.to_string();
         assert!(text.contains("x86_64") && text.contains("aarch64"), "{text}");
         refused += 1;
@@ -214,7 +214,7 @@ fn the_guests_of_every_version_go_on() {
         if is_elsewhere(&name) || !engines.contains(&engine) {
             continue;
         }
-        let mut opened = snapshot::open(vec![file], vec![]).unwrap();
+        let mut opened = v9::open(vec![file], vec![]).unwrap();
         if engine == Engine::Kvm {
             adapt(&mut opened.state);
         }
@@ -267,7 +267,7 @@ fn make() {
         let file = tempfile::tempfile().unwrap();
         let paused = machine.pause().unwrap();
         let writer =
-            snapshot::write(&paused, &file, About::default(), None, &Scope::of(None, false).unwrap(), None)
+            v9::write(&paused, &file, About::default(), None, &Scope::of(None, false).unwrap(), None)
                 .unwrap();
         drop(paused);
         writer.finish().unwrap();

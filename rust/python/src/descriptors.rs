@@ -10,7 +10,7 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once};
 
 /// Descriptors that a forked child gives up, by number.
 type Kept = BTreeSet<RawFd>;
@@ -26,7 +26,7 @@ thread_local! {
 }
 
 fn lock() -> MutexGuard<'static, Kept> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+    supermachine_support::lock(&KEPT)
 }
 
 /// A descriptor of this process alone.

@@ -5,13 +5,14 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use supermachine_proto::agent::{FileReply, REQUEST_PORT, Request};
 use supermachine_proto::frame;
+use supermachine_support::lock;
 
 use crate::descriptors::{self, Owner, Unshared};
 use crate::sys::{self, Interest};
@@ -94,7 +95,7 @@ impl Forward {
         if !self.owner.is_here() {
             return;
         }
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.alive).take();
     }
 }
 

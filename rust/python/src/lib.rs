@@ -54,7 +54,7 @@ mod _core {
     use crate::signing::{public_key, sign, verify_signature};
     #[pymodule_export]
     use crate::snapshot::{
-        export_snapshot, flatten_snapshots, import_snapshot, read_snapshot, verify_snapshot,
+        device_names_v8, export_snapshot, flatten_snapshots, import_snapshot, read_snapshot, verify_snapshot,
         write_snapshot_v8, write_snapshot_v9,
     };
     #[pymodule_export]

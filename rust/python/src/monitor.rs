@@ -8,9 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use supermachine_support::lock;
 
 use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::worker::{Command, Event, ExitReason};
@@ -38,7 +40,7 @@ impl Control {
     pub fn send(&self, command: &Command, fds: &[BorrowedFd]) -> io::Result<()> {
         let mut bytes = Vec::new();
         frame::encode(command, &mut bytes).map_err(io::Error::other)?;
-        let _one = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = lock(&self.sending);
         let sent = match fds {
             [] => (&*self.socket).write_all(&bytes),
             fds => sys::send_with_fds(&self.socket, &bytes, fds),
@@ -116,7 +118,7 @@ pub fn launch(
         .spawn(move || monitor(&control.socket, log, &child, &shared));
     if let Err(error) = spawned {
         // Nobody else will.
-        let mut child = launched.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut child = lock(&launched.child);
         let _ = child.kill();
         let _ = child.wait();
         return Err(error);
@@ -214,7 +216,7 @@ fn drain(log: &OwnedFd, buffer: &mut [u8], tail: &mut Vec<u8>) -> bool {
 fn reap(child: &Mutex<Child>, grace: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + grace;
     loop {
-        let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut child = lock(&child);
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
             Ok(None) => {}

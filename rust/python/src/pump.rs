@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use pyo3::pybacked::PyBackedBytes;
 use supermachine_proto::agent::{Chunk, ExecInput, ExecOutput, ExitStatus, STDIN_WINDOW};
 use supermachine_proto::frame::{self, Decoder, MAX_DATA};
+use supermachine_support::lock;
 
 use crate::descriptors::{self, Unshared};
 use crate::state::{Exit, Shared};
@@ -95,7 +96,7 @@ pub struct Handle {
 
 impl Handle {
     fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 
     fn update(&self, change: impl FnOnce(&mut Progress)) {
@@ -157,7 +158,7 @@ impl Handle {
         if self.vm.elsewhere().is_some() {
             return;
         }
-        if let Some(wake) = &*self.wake.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(wake) = &*lock(&self.wake) {
             self.lock().commands.push_back(command);
             // A full pipe wakes the pump as well as one byte more would.
             let _ = (&**wake).write(&[1]);
@@ -527,7 +528,7 @@ impl Pump {
                 p.commands.clear();
             }
         });
-        self.handle.wake.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.handle.wake).take();
     }
 }
 

@@ -268,6 +268,12 @@ pub fn write_snapshot_v9(
     }
 }
 
+/// Names of a version 8 file's devices, which it has no types of, by how many queues each has.
+#[pyfunction]
+pub fn device_names_v8(queues: Vec<usize>) -> Vec<&'static str> {
+    supermachine_snapshot::layout::names_v8(&queues)
+}
+
 /// Refuses a name that is taken before all the work, and not only after it.
 pub(crate) fn not_taken(path: &Path) -> Result<()> {
     match path.symlink_metadata() {

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use supermachine_support::lock;
+
 use supermachine_proto::worker::{Captured, PageRange, Stats, Timings};
 
 use crate::descriptors::{self, Owner, Unshared};
@@ -86,7 +88,7 @@ impl Shared {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub fn update(&self, change: impl FnOnce(&mut State)) {

@@ -8,6 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use supermachine_storage::volume::{self, Volume};
 use supermachine_storage::{ext4, lock};
+use supermachine_support::entropy;
 
 use crate::sys;
 
@@ -16,10 +17,7 @@ use crate::sys;
 pub fn make_volume(py: Python<'_>, fd: RawFd, size: u64) -> PyResult<()> {
     let file = File::from(sys::duplicate(fd)?);
     let mut uuid = [0; 16];
-    // SAFETY: pointer and length are the array's.
-    if unsafe { libc::getentropy(uuid.as_mut_ptr().cast(), uuid.len()) } != 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
+    entropy(&mut uuid)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let identity = ext4::Identity { uuid, created: u32::try_from(created).unwrap_or(u32::MAX) };
     match py.detach(|| volume::make(&file, size, &identity)) {

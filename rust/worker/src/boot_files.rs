@@ -5,10 +5,11 @@
 use std::io;
 use std::num::NonZero;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 
 use supermachine_snapshot::Digest32;
+use supermachine_support::lock;
 use zstd::zstd_safe;
 
 /// What zstd may decompress a file to.
@@ -57,7 +58,7 @@ type Job<'a> = Box<dyn FnOnce() + Send + 'a>;
 fn side_by_side(jobs: Vec<Job<'_>>) {
     let helpers = thread::available_parallelism().map_or(1, NonZero::get).min(jobs.len()) - 1;
     let queue = Mutex::new(jobs.into_iter());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let next = || lock(&queue).next();
     let work = || std::iter::from_fn(next).for_each(|job| job());
     thread::scope(|scope| {
         for _ in 0..helpers {

@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use supermachine_support::elapsed_ns;
+
 use supermachine_machine::Machine;
 use supermachine_machine::pages::PageMap;
-use supermachine_machine::snapshot::{self, About, Origin, Scope};
-use supermachine_machine::v8;
+use supermachine_machine::snapshot::v8;
+use supermachine_machine::snapshot::v9::{self, About, Origin, Scope};
 use supermachine_proto::agent::{BootCommand, BootEvent, Chunk};
 use supermachine_proto::worker::{Capture, Captured};
 use supermachine_snapshot::v8::{Listener, Unfinished};
-use supermachine_snapshot::{Digest32, v9};
-
+use supermachine_snapshot::{Digest32, v9 as format};
 use supermachine_storage::scratch::Scratch;
 
 use crate::boot::BootChannel;
@@ -56,7 +57,7 @@ enum Form {
 /// A snapshot that lacks what the guest need not stand still for.
 enum Written {
     V8(Unfinished),
-    V9(Box<v9::Writer>),
+    V9(Box<format::Writer>),
 }
 
 impl Subject {
@@ -71,7 +72,7 @@ impl Subject {
         let began = Instant::now();
         let form = self.form(&request)?;
         let mut steps = Vec::new();
-        let mut step = |name: &str| steps.push((name.to_owned(), nanoseconds(began)));
+        let mut step = |name: &str| steps.push((name.to_owned(), elapsed_ns(began)));
         let ask = |command, answer, what| match !self.agent || boot.ask(&command, &answer, AGENT) {
             true => Ok(()),
             false => Err(Error::Agent { what }),
@@ -80,7 +81,7 @@ impl Subject {
         step("freeze");
         let paused_at = Instant::now();
         let written = self.write(machine, form, request, file);
-        let pause_ns = nanoseconds(paused_at);
+        let pause_ns = elapsed_ns(paused_at);
         step("ram");
         // Whatever came of it, the guest goes on.
         let thawed = ask(BootCommand::Thaw, BootEvent::Thawed, "let the guest's processes go on");
@@ -144,13 +145,9 @@ impl Subject {
                     .as_ref()
                     .map(|scratch| scratch::sealed(scratch, &scope, disk))
                     .transpose()?;
-                let written = snapshot::write(&paused, file, about, self.page_map.as_ref(), &scope, disk);
+                let written = v9::write(&paused, file, about, self.page_map.as_ref(), &scope, disk);
                 written.map(|writer| Written::V9(Box::new(writer)))
             }
         }
     }
-}
-
-fn nanoseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -7,6 +7,8 @@ use std::mem::MaybeUninit;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use supermachine_support::lock;
+
 use supermachine_proto::agent::{BootCommand, BootEvent};
 
 use crate::boot::{self, BootChannel};
@@ -80,7 +82,7 @@ impl WallClock {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
     }
 }
 

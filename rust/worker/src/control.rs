@@ -11,6 +11,7 @@ use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::worker::{Command, Event, Source, Start};
+use supermachine_support::lock;
 
 /// Descriptors that one message may carry.
 const MAX_FDS: usize = 8;
@@ -121,7 +122,7 @@ impl Events {
     pub fn send(&self, event: &Event) {
         let mut bytes = Vec::new();
         if frame::encode(event, &mut bytes).is_ok() {
-            let mut stream = self.0.lock().unwrap_or_else(|e| e.into_inner());
+            let mut stream = lock(&self.0);
             let _ = stream.write_all(&bytes);
         }
     }

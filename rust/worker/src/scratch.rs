@@ -5,11 +5,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use supermachine_machine::snapshot::{self, Disk, Elsewhere, OpenedDisk};
+use supermachine_machine::snapshot::v9::{self, Disk, Elsewhere, OpenedDisk};
 use supermachine_machine::{DiskBacking, Machine};
 use supermachine_snapshot::v9::{DiskContents, Extents};
 use supermachine_storage::ext4;
 use supermachine_storage::scratch::{Below, Piece, Scope, Scratch, Sealed};
+use supermachine_support::entropy;
 
 use crate::session::Ended;
 
@@ -19,10 +20,7 @@ pub const SLOT: usize = 0;
 /// A new disk with a file system, for a guest that boots.
 pub fn make(own: File, bytes: u64) -> Result<Scratch, Ended> {
     let mut uuid = [0; 16];
-    // SAFETY: pointer and length are the array's.
-    if unsafe { libc::getentropy(uuid.as_mut_ptr().cast(), uuid.len()) } != 0 {
-        return Err(Ended::bad(io::Error::last_os_error().to_string()));
-    }
+    entropy(&mut uuid).map_err(|e| Ended::bad(e.to_string()))?;
     let created = crate::boot::now_ns() / 1_000_000_000;
     let identity = ext4::Identity { uuid, created: u32::try_from(created).unwrap_or(u32::MAX) };
     let scratch = Scratch::new(own, bytes, Below::default());
@@ -52,16 +50,16 @@ pub fn insert(scratch: &Scratch, machine: &Machine, slot: usize) -> Result<(), s
 }
 
 /// The disk at this moment, in which nothing writes to it, for a snapshot that holds so much.
-pub fn sealed(scratch: &Scratch, scope: &snapshot::Scope, elsewhere: bool) -> io::Result<Disk> {
+pub fn sealed(scratch: &Scratch, scope: &v9::Scope, elsewhere: bool) -> io::Result<Disk> {
     if !elsewhere {
         let scope = match scope {
-            snapshot::Scope::Whole { .. } => Scope::Whole,
-            snapshot::Scope::Diff { .. } => Scope::Own,
+            v9::Scope::Whole { .. } => Scope::Whole,
+            v9::Scope::Diff { .. } => Scope::Own,
         };
         return Ok(Disk::Held(Box::new(Contents(scratch.seal(scope, false)))));
     }
     let sealed = scratch.seal(Scope::Whole, true);
-    let files = sealed.files().iter().map(|file| snapshot::identity_of(file)).collect::<io::Result<_>>()?;
+    let files = sealed.files().iter().map(|file| v9::identity_of(file)).collect::<io::Result<_>>()?;
     let pieces = sealed.pieces().iter().map(|piece| (piece.disk.clone(), piece.file as u32, piece.at));
     Ok(Disk::Elsewhere(Elsewhere { bytes: sealed.bytes(), files, pieces: pieces.collect() }))
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use supermachine_support::elapsed_ns;
+
 use supermachine_machine::{Machine, Stop};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand};
 use supermachine_proto::limits::MAX_WORKING_SET;
@@ -96,7 +98,7 @@ pub fn run(control: UnixStream) -> io::Result<()> {
     let link = came.next();
     let mut steps = Vec::new();
     let built =
-        start::build(&start, own, volumes, &mut |name| steps.push((name.to_owned(), nanoseconds(started))));
+        start::build(&start, own, volumes, &mut |name| steps.push((name.to_owned(), elapsed_ns(started))));
     let Built { machine, page_map, kernel, initramfs, origin, listeners, scratch, volumes, leases } =
         match built {
             Ok(built) => built,
@@ -288,7 +290,7 @@ impl Session {
     }
 
     fn step(&self, name: &str) {
-        let at = nanoseconds(self.started);
+        let at = elapsed_ns(self.started);
         self.steps.lock().unwrap_or_else(|e| e.into_inner()).push((name.into(), at));
     }
 
@@ -395,10 +397,6 @@ impl Session {
             self.step("prefault");
         }
     }
-}
-
-fn nanoseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What a stop means to the user.

@@ -19,6 +19,7 @@ mod system {
 
     use supermachine_fs::{Cache, Session, Share as Open};
     use supermachine_proto::worker::ShareCache;
+    use supermachine_support::entropy;
     use vm_memory::VolatileSlice;
 
     use super::*;
@@ -39,10 +40,7 @@ mod system {
             };
             let shares = shares.iter().map(open).collect::<Result<Vec<_>, _>>()?;
             let mut first = [0; 8];
-            // SAFETY: pointer and length are the array's.
-            if unsafe { libc::getentropy(first.as_mut_ptr().cast(), first.len()) } != 0 {
-                return Err(Ended::bad(std::io::Error::last_os_error().to_string()));
-            }
+            entropy(&mut first).map_err(|e| Ended::bad(e.to_string()))?;
             let session = Session::new(shares, DESCRIPTORS, u64::from_le_bytes(first));
             Ok(Self { session: session.map_err(|e| Ended::bad(e.to_string()))? })
         }

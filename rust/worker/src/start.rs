@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use supermachine_machine::pages::PageMap;
-use supermachine_machine::snapshot::{self, Origin};
-use supermachine_machine::{Config, Disk, Engine, Machine, Restore, begin, prepare, v8};
+use supermachine_machine::snapshot::{
+    v8,
+    v9::{self, Origin},
+};
+use supermachine_machine::{Config, Disk, Engine, Machine, Restore, begin, prepare};
 use supermachine_proto::VERSION;
 use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Start};
 use supermachine_snapshot::Digest32;
@@ -164,7 +167,7 @@ fn restore(
         let opened = files.swap_remove(0);
         let opened = v8::open(opened).map_err(refused)?;
         let listeners = opened.listeners().to_vec();
-        let machine = Machine::restore_v8(engine, opened, disks, generation, &mut *step).map_err(refused)?;
+        let machine = v8::restore(engine, opened, disks, generation, &mut *step).map_err(refused)?;
         // The format does not say what its guest booted, and no diff builds on it. What the guest has not touched is the
         // file's all the same, so that a later snapshot must look at all of RAM.
         let (kernel, initramfs) = (Digest32::default(), Digest32::default());
@@ -180,7 +183,7 @@ fn restore(
             leases,
         });
     }
-    let opened = snapshot::open(files, elsewhere).map_err(refused)?;
+    let opened = v9::open(files, elsewhere).map_err(refused)?;
     if opened.engine != engine {
         let message = format!(
             "the snapshot was taken on the {} engine and cannot go on with {engine}; name its own engine",

@@ -30,7 +30,7 @@ impl Volumes {
         let mut all = Vec::new();
         for slot in slots {
             let file = next()?;
-            let length = supermachine_machine::snapshot::length_of(&file).map_err(unusable)?;
+            let length = supermachine_machine::snapshot::v9::length_of(&file).map_err(unusable)?;
             let volume = Volume::open(file.try_clone().map_err(unusable)?, length).map_err(unusable)?;
             if slot.read_only {
                 let scratch = scratch::over(file, volume.bytes(), next()?);

@@ -7,7 +7,9 @@ mod device;
 mod header;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use supermachine_support::lock;
 
 pub use backend::{Backend, Header, MAX_FRAME, Null, Offloads, Receiver, Segments};
 pub use device::Net;
@@ -33,7 +35,7 @@ impl Host {
         mac: [u8; 6],
         mtu: u16,
         memory: crate::Memory,
-        line: crate::Line,
+        line: crate::IrqLine,
     ) -> (Self, Arc<Mutex<Transport<Net>>>) {
         let transport = Arc::new(Mutex::new(Transport::new(Net::new(mac, mtu), memory, line)));
         (Self { transport: transport.clone(), cable: Mutex::new(None) }, transport)
@@ -42,7 +44,7 @@ impl Host {
     /// Plugs the cable into the backend that `make` makes, in place of what it was plugged into; the guest sees its link
     /// come up. The backend watches its sockets with the poller that `make` gets.
     pub fn attach(&self, make: impl FnOnce(Arc<Poller>) -> io::Result<Box<dyn Backend>>) -> io::Result<()> {
-        let mut cable = self.cable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cable = lock(&self.cable);
         unplug(&mut cable);
         let poller = Arc::new(Poller::new()?);
         let backend = make(poller.clone())?;
@@ -56,7 +58,7 @@ impl Host {
 
     /// Unplugs the cable; the guest sees its link go down.
     pub fn detach(&self) {
-        let mut cable = self.cable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cable = lock(&self.cable);
         unplug(&mut cable);
         lock(&self.transport).device.set_poller(None);
         lock(&self.transport).with(|device, rings| device.plug(None, rings));
@@ -65,7 +67,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        unplug(&mut self.cable.lock().unwrap_or_else(PoisonError::into_inner));
+        unplug(&mut lock(&self.cable));
     }
 }
 
@@ -89,8 +91,4 @@ fn run(poller: &Poller, transport: &Mutex<Transport<Net>>) {
         });
         deadline = transport.device.sleeps();
     }
-}
-
-fn lock(transport: &Mutex<Transport<Net>>) -> MutexGuard<'_, Transport<Net>> {
-    transport.lock().unwrap_or_else(PoisonError::into_inner)
 }

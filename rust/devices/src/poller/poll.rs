@@ -6,8 +6,10 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
+
+use supermachine_support::lock;
 
 use super::{Event, Interest, milliseconds};
 
@@ -131,7 +133,7 @@ impl Poller {
     }
 
     fn watched(&self) -> MutexGuard<'_, BTreeMap<RawFd, Watched>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watched)
     }
 }
 

@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 
+use supermachine_support::lock;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use crate::Broken;
@@ -501,7 +502,7 @@ impl Host {
     pub fn start(
         guest_cid: u32,
         memory: crate::Memory,
-        line: crate::Line,
+        line: crate::IrqLine,
     ) -> io::Result<(Self, Arc<Mutex<Transport<Vsock>>>)> {
         let device = Vsock::new(guest_cid.into())?;
         let poller = device.poller.clone();
@@ -571,7 +572,7 @@ impl Host {
             transport.device.listeners.clear();
         }
         self.poller.stop();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take() {
+        if let Some(thread) = lock(&self.thread).take() {
             let _ = thread.join();
         }
     }
@@ -590,8 +591,4 @@ fn fresh_port() -> u32 {
 
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish() as u32;
     FIRST_EPHEMERAL + random % (u32::MAX - FIRST_EPHEMERAL)
-}
-
-fn lock(transport: &Mutex<Transport<Vsock>>) -> MutexGuard<'_, Transport<Vsock>> {
-    transport.lock().unwrap_or_else(|e| e.into_inner())
 }

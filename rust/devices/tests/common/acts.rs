@@ -6,7 +6,7 @@ use supermachine_devices::console::Console;
 use supermachine_devices::fs::Fs;
 use supermachine_devices::rng::Rng;
 use supermachine_devices::tail::Tail;
-use supermachine_devices::{Device, Line, Memory, net, vsock};
+use supermachine_devices::{Device, IrqLine, Memory, net, vsock};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Driver, file, line, memory};
@@ -37,12 +37,12 @@ pub fn to_every_device(acts: &[Act]) {
     });
     perform(&mut slot, acts);
     let ram: Memory = memory();
-    let (irq, level): (Line, _) = line();
+    let (irq, level): (IrqLine, _) = line();
     let (host, transport) = net::Host::new([2; 6], 1500, ram.clone(), irq);
     host.attach(|_| Ok(Box::new(Loopback))).unwrap();
     perform(&mut Driver::with(transport, ram, level), acts);
     let ram: Memory = memory();
-    let (irq, level): (Line, _) = line();
+    let (irq, level): (IrqLine, _) = line();
     let (host, transport) = vsock::Host::start(3, ram.clone(), irq).unwrap();
     host.listen(1024, Box::new(drop));
     perform(&mut Driver::with(transport, ram, level), acts);

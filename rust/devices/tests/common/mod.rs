@@ -24,7 +24,7 @@ pub fn memory() -> Memory {
 }
 
 /// A line that remembers its level.
-pub fn line() -> (supermachine_devices::Line, Arc<AtomicBool>) {
+pub fn line() -> (supermachine_devices::IrqLine, Arc<AtomicBool>) {
     let level = Arc::new(AtomicBool::new(false));
     let remembered = level.clone();
     (Arc::new(move |high| remembered.store(high, Ordering::SeqCst)), level)

@@ -26,6 +26,7 @@ use crate::arm64::{Canceller, Vcpu, Vm, VmConfig};
 use crate::{Protection, Result};
 pub use error::Error;
 use error::check;
+use supermachine_support::lock;
 use vcpu::HvfVcpu;
 
 /// How long vCPUs wait for each other to be created.
@@ -59,10 +60,6 @@ struct Slot {
     wanted: AtomicBool,
     /// Its id while it exists.
     id: Mutex<Option<hv::hv_vcpu_t>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An object of the framework's, released when it is dropped.

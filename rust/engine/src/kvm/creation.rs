@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::{Kvm, VmFd};
+use supermachine_support::lock;
 
 use super::host::{self, Unusable};
 use super::{Named, Result};
@@ -15,12 +16,12 @@ static BEGUN: Mutex<Option<JoinHandle<Result<VmFd>>>> = Mutex::new(None);
 /// Has a thread make a VM for the next [`create`]. Where none can be started, that one makes its own.
 pub fn begin() {
     let thread = thread::Builder::new().name("kvm".into()).spawn(|| create_now(host::open()?));
-    *BEGUN.lock().unwrap_or_else(|e| e.into_inner()) = thread.ok();
+    *lock(&BEGUN) = thread.ok();
 }
 
 /// A VM without anything in it.
 pub(super) fn create(kvm: &Kvm) -> Result<VmFd> {
-    let begun = BEGUN.lock().unwrap_or_else(|e| e.into_inner()).take();
+    let begun = lock(&BEGUN).take();
     match begun.map(JoinHandle::join) {
         Some(Ok(made)) => made,
         Some(Err(_)) | None => create_now(kvm),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, Once};
 
 use kvm_bindings::kvm_run;
+use supermachine_support::lock;
 
 /// A request to leave the guest. Made before its vCPU is, so that a request is never too early.
 #[derive(Default)]
@@ -31,7 +32,7 @@ impl Kick {
     /// Asks the vCPU to leave the guest; if it is outside, its next run comes back at once.
     pub fn request(&self) {
         self.requested.store(true, Ordering::SeqCst);
-        if let Some(target) = &*self.target.lock().unwrap_or_else(|e| e.into_inner()) {
+        if let Some(target) = &*lock(&self.target) {
             // SAFETY: the byte is mapped while the target is here.
             unsafe { target.immediate_exit.as_ref() }.store(1, Ordering::SeqCst);
             // SAFETY: the thread is alive: it detaches before it ends.
@@ -41,7 +42,7 @@ impl Kick {
 
     /// Takes the request, if there is one. Called after KVM_RUN was interrupted.
     pub(super) fn take(&self) -> bool {
-        if let Some(target) = &*self.target.lock().unwrap_or_else(|e| e.into_inner()) {
+        if let Some(target) = &*lock(&self.target) {
             // Before the request is looked at: one that comes in between sets it again.
             // SAFETY: the byte is mapped while the target is here.
             unsafe { target.immediate_exit.as_ref() }.store(0, Ordering::SeqCst);
@@ -58,7 +59,7 @@ impl Kick {
         let immediate_exit = NonNull::from(&mut run.immediate_exit).cast::<AtomicU8>();
         // SAFETY: the calling thread's own id.
         let thread = unsafe { libc::pthread_self() };
-        let mut target = self.target.lock().unwrap_or_else(|e| e.into_inner());
+        let mut target = lock(&self.target);
         if self.requested.load(Ordering::SeqCst) {
             // SAFETY: a byte of the caller's page.
             unsafe { immediate_exit.as_ref() }.store(1, Ordering::SeqCst);
@@ -68,7 +69,7 @@ impl Kick {
 
     /// The page is about to be unmapped.
     pub(super) fn detach(&self) {
-        *self.target.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        *lock(&self.target) = None;
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use supermachine_support::lock;
 
 use super::{Named, Result};
 use crate::Protection;
@@ -27,7 +28,7 @@ impl MemorySlots {
         len: u64,
         protection: Protection,
     ) -> Result<()> {
-        let mut taken = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut taken = lock(&self.0);
         let region = kvm_userspace_memory_region {
             slot: *taken,
             flags: if protection == Protection::Read { KVM_MEM_READONLY } else { 0 },

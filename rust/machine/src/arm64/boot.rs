@@ -6,6 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::fdt::{self, Description};
 use super::layout;
 use crate::Error;
+use crate::vcpus::EntryPoint;
 
 /// "ARM\x64" at offset 56 of an arm64 Image.
 const MAGIC: u32 = 0x644d_5241;
@@ -13,21 +14,14 @@ const HEADER: usize = 64;
 /// The tree must not be longer (booting.rst, section 2).
 const MAX_FDT: usize = 2 << 20;
 
-/// Where the first vCPU starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub pc: u64,
-    /// Physical address of the device tree, for X0.
-    pub fdt: u64,
-}
-
-/// Loads everything; `description.initramfs` is filled in here.
+/// Loads everything; `description.initramfs` is filled in here. The first vCPU is told the address of the device tree, in
+/// X0.
 pub fn load(
     ram: &GuestMemoryMmap<()>,
     kernel: &[u8],
     initramfs: &[u8],
     mut description: Description,
-) -> Result<Entry, Error> {
+) -> Result<EntryPoint, Error> {
     let end = layout::RAM_BASE + description.memory_bytes;
     let (text_offset, image_size) = header(kernel)?;
     let start = layout::RAM_BASE + text_offset;
@@ -52,7 +46,7 @@ pub fn load(
     for (bytes, at) in [(kernel, start), (initramfs, initramfs_start), (&tree, fdt_start)] {
         ram.write_slice(bytes, GuestAddress(at)).map_err(|_| too_small(needed - layout::RAM_BASE))?;
     }
-    Ok(Entry { pc: start, fdt: fdt_start })
+    Ok(EntryPoint { pc: start, context: fdt_start })
 }
 
 /// `text_offset` and `image_size` of the Image's header.
@@ -103,8 +97,8 @@ mod tests {
         let kernel = image(0, 0x1_0001);
         let entry = load(&memory.ram, &kernel, &[9; 5000], description(64 << 20)).unwrap();
         assert_eq!(entry.pc, layout::RAM_BASE);
-        assert_eq!(entry.fdt, layout::RAM_BASE + 0x1_1000 + 0x2000);
-        let magic: [u8; 4] = memory.ram.read_obj(GuestAddress(entry.fdt)).unwrap();
+        assert_eq!(entry.context, layout::RAM_BASE + 0x1_1000 + 0x2000);
+        let magic: [u8; 4] = memory.ram.read_obj(GuestAddress(entry.context)).unwrap();
         assert_eq!(magic, 0xd00d_feed_u32.to_be_bytes());
         let byte: u8 = memory.ram.read_obj(GuestAddress(layout::RAM_BASE + 0x1_1000 + 4999)).unwrap();
         assert_eq!(byte, 9);

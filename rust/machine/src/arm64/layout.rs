@@ -3,7 +3,7 @@
 
 use supermachine_proto::limits::MAX_VCPUS_ARM64;
 
-use crate::Map;
+use crate::AddressMap;
 
 /// GICv3 distributor, 64 KiB.
 pub const GICD_BASE: u64 = 0x0800_0000;
@@ -32,7 +32,7 @@ pub const VIRTIO_MAX: usize = 32;
 pub const RAM_BASE: u64 = 0x4000_0000;
 
 /// The parts of this that the rest of the machine goes by.
-pub static MAP: Map = Map {
+pub static MAP: AddressMap = AddressMap {
     architecture: "aarch64",
     ram_base: RAM_BASE,
     virtio_base: VIRTIO_BASE,

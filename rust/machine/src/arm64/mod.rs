@@ -8,7 +8,7 @@ mod vcpu;
 
 use std::sync::{Arc, Mutex};
 
-use supermachine_devices::Line;
+use supermachine_devices::IrqLine;
 use supermachine_devices::pl011::Pl011;
 use supermachine_devices::tail::Tail;
 use supermachine_engine::arm64::{Vm, VmConfig, create_vm};
@@ -17,11 +17,11 @@ use supermachine_engine::{Engine, Protection};
 use self::fdt::Description;
 use self::vcpu::Arm64;
 pub(crate) use self::vcpu::Common;
-use crate::board::{Board, Load, NO_SPARE_DEVICES};
-use crate::bus::Bus;
+use crate::Error;
+use crate::builder::{Load, MachineBuilder, NO_SPARE_DEVICES};
+use crate::bus::{Bus, SharedDevice};
 use crate::memory::Memory;
-use crate::vcpus::{Entry, Power, Processors, Vcpus};
-use crate::{Error, SharedWindow};
+use crate::vcpus::{EntryPoint, Power, VcpuSet, Vcpus};
 
 /// What every guest gets on its command line. `panic=-1` turns a panic into a reset at once; the UART shows what goes
 /// wrong before the virtio console is there.
@@ -31,13 +31,13 @@ const CMDLINE: &str = "earlycon=pl011,mmio32,0x9000000 console=hvc0 panic=-1";
 const QUIET: &str = "quiet ";
 
 /// An arm64 machine that is being made.
-pub struct Arm64Board {
+pub struct Arm64Builder {
     engine: Engine,
     vm: Arc<dyn Vm>,
     vcpus: u32,
 }
 
-impl Arm64Board {
+impl Arm64Builder {
     pub fn new(engine: Engine, vcpus: u32, memory: &Memory) -> Result<Self, Error> {
         let (gicd_base, gicr_base) = (layout::GICD_BASE, layout::GICR_BASE);
         let vm = create_vm(engine, VmConfig { vcpus, gicd_base, gicr_base })?;
@@ -53,13 +53,13 @@ impl Arm64Board {
     }
 }
 
-impl Board for Arm64Board {
-    fn line(&self, window: usize) -> Line {
-        let (vm, intid) = (self.vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + window as u32));
+impl MachineBuilder for Arm64Builder {
+    fn irq_line(&self, place: usize) -> IrqLine {
+        let (vm, intid) = (self.vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + place as u32));
         Arc::new(move |level| vm.set_spi(intid, level))
     }
 
-    fn load(&self, memory: &Memory, load: &Load) -> Result<Entry, Error> {
+    fn load(&self, memory: &Memory, load: &Load) -> Result<EntryPoint, Error> {
         let quiet = if self.engine == Engine::Soft { "" } else { QUIET };
         let cmdline = format!("{quiet}{CMDLINE} {NO_SPARE_DEVICES} {}", load.cmdline);
         let description = Description {
@@ -70,12 +70,11 @@ impl Board for Arm64Board {
             virtio_devices: load.virtio_devices,
             rng_seed: load.rng_seed,
         };
-        let boot::Entry { pc, fdt } = boot::load(&memory.ram, load.kernel, load.initramfs, description)?;
-        Ok(Entry { pc, context: fdt })
+        boot::load(&memory.ram, load.kernel, load.initramfs, description)
     }
 
-    fn start(self: Box<Self>, windows: Vec<SharedWindow>, tail: Tail) -> Result<Arc<dyn Processors>, Error> {
-        let bus = Bus::new(&layout::MAP, windows, Some(Arc::new(Mutex::new(Pl011(tail)))));
+    fn start(self: Box<Self>, devices: Vec<SharedDevice>, tail: Tail) -> Result<Arc<dyn VcpuSet>, Error> {
+        let bus = Bus::new(&layout::MAP, devices, Some(Arc::new(Mutex::new(Pl011(tail)))));
         // An engine that serves PSCI keeps those back itself that the guest has not started.
         let power = if self.vm.serves_psci() { Power::On } else { Power::Off };
         Ok(Vcpus::start(Arm64::new(self.vm, bus), self.vcpus, power)?)

@@ -10,8 +10,8 @@ use supermachine_engine::arm64::{Access, Canceller, DataAbort, Exit, Reg, Vcpu, 
 use super::layout;
 use super::psci::{self, Call};
 use crate::bus::Bus;
-use crate::capture::{State, decode, encode, refused};
-use crate::vcpus::{DEADLINE, Entry, Platform, Power, Vcpus};
+use crate::state::{State, decode, encode, refused};
+use crate::vcpus::{DEADLINE, EntryPoint, Power, VcpuBackend, Vcpus};
 use crate::{Error, Stop};
 
 /// EL1h with all interrupts masked: how a CPU starts (booting.rst, section 4).
@@ -47,7 +47,7 @@ pub struct Common {
     pub power: Vec<Power>,
 }
 
-impl Platform for Arm64 {
+impl VcpuBackend for Arm64 {
     type Vcpu = Box<dyn Vcpu>;
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Error> {
@@ -58,7 +58,7 @@ impl Platform for Arm64 {
         Ok(self.vm.canceller(index)?)
     }
 
-    fn start(&self, vcpu: &mut Box<dyn Vcpu>, at: Entry) -> Result<(), Error> {
+    fn start(&self, vcpu: &mut Box<dyn Vcpu>, at: EntryPoint) -> Result<(), Error> {
         vcpu.set_reg(Reg::CPSR, START_CPSR)?;
         vcpu.set_reg(Reg::x(0), at.context)?;
         vcpu.set_reg(Reg::PC, at.pc)?;
@@ -128,7 +128,7 @@ impl Platform for Arm64 {
     }
 
     fn save(vcpus: &Vcpus<Self>) -> Result<State, Error> {
-        let vm = &vcpus.platform.vm;
+        let vm = &vcpus.backend.vm;
         let host = vm.host_counter();
         let saved = vcpus.on_each(DEADLINE, |_, vcpu| (vcpu.vtimer_offset(), vcpu.save()))?;
         let cntvct = host.wrapping_sub(saved.first().map_or(0, |(offset, _)| *offset));
@@ -153,7 +153,7 @@ impl Platform for Arm64 {
         if !missing.is_empty() {
             return Err(Error::CpuFeatures { missing: missing.join(", ") });
         }
-        let vm = &vcpus.platform.vm;
+        let vm = &vcpus.backend.vm;
         vm.set_gic_state(&state.interrupt_controller)?;
         step("gic");
         let clock = Clock::resuming(common.cntvct, vm.host_counter());
@@ -167,9 +167,9 @@ impl Platform for Arm64 {
     }
 
     /// The time between the first register and the last must not pass for the guest: one offset for all vCPUs, last.
-    fn settle(vcpus: &Vcpus<Self>, state: &State) -> Result<(), Error> {
+    fn restore_time(vcpus: &Vcpus<Self>, state: &State) -> Result<(), Error> {
         let common: Common = decode("machine state", &state.machine)?;
-        let offset = Clock::resuming(common.cntvct, vcpus.platform.vm.host_counter()).vtimer_offset;
+        let offset = Clock::resuming(common.cntvct, vcpus.backend.vm.host_counter()).vtimer_offset;
         for result in vcpus.on_each(DEADLINE, move |_, vcpu| vcpu.set_vtimer_offset(offset))? {
             result?;
         }
@@ -215,7 +215,7 @@ impl Arm64 {
         let answer = match psci::decode(x) {
             Call::Return(value) => value,
             Call::CpuOn { target, entry, context } => {
-                match vcpus.try_power_on(target as usize, Entry { pc: entry, context }) {
+                match vcpus.try_power_on(target as usize, EntryPoint { pc: entry, context }) {
                     None => psci::INVALID_PARAMETERS,
                     Some(true) => psci::SUCCESS,
                     Some(false) => psci::ALREADY_ON,

@@ -10,7 +10,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{layout, mptable};
 use crate::Error;
-use crate::board::{Load, NO_SPARE_DEVICES};
+use crate::builder::{Load, NO_SPARE_DEVICES};
 
 const E820_RAM: u32 = 1;
 /// "HdrS", the boot sector's signature, and a boot loader without a number of its own.

@@ -3,7 +3,7 @@
 
 use supermachine_proto::limits::MAX_VCPUS_X86_64;
 
-use crate::Map;
+use crate::AddressMap;
 
 /// Segment descriptors of the vCPU that boots.
 pub const GDT: u64 = 0x500;
@@ -41,7 +41,7 @@ pub const LOCAL_APIC: u32 = 0xfee0_0000;
 pub const UART: u16 = 0x3f8;
 
 /// The parts of this that the rest of the machine goes by.
-pub static MAP: Map = Map {
+pub static MAP: AddressMap = AddressMap {
     architecture: "x86_64",
     ram_base: 0,
     virtio_base: VIRTIO_BASE,

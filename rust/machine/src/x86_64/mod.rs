@@ -9,26 +9,26 @@ mod vcpu;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use supermachine_devices::Line;
+use supermachine_devices::IrqLine;
 use supermachine_devices::tail::Tail;
 use supermachine_engine::Protection;
 use supermachine_engine::kvm::x86_64::Vm;
 
 use self::serial::Serial;
 use self::vcpu::X86;
-use crate::board::{Board, Load};
-use crate::bus::Bus;
+use crate::Error;
+use crate::builder::{Load, MachineBuilder};
+use crate::bus::{Bus, SharedDevice};
 use crate::memory::Memory;
-use crate::vcpus::{Entry, Power, Processors, Vcpus};
-use crate::{Error, SharedWindow};
+use crate::vcpus::{EntryPoint, Power, VcpuSet, Vcpus};
 
 /// An x86_64 machine that is being made.
-pub struct X86Board {
+pub struct X86Builder {
     vm: Arc<Vm>,
     vcpus: u32,
 }
 
-impl X86Board {
+impl X86Builder {
     /// `machine` is that part of a snapshot's state, for a machine that is restored.
     pub fn new(vcpus: u32, memory: &Memory, machine: Option<&[u8]>) -> Result<Self, Error> {
         let engine = |e: supermachine_engine::kvm::Error| Error::Engine(e.into());
@@ -49,20 +49,20 @@ impl X86Board {
     }
 }
 
-impl Board for X86Board {
-    fn line(&self, window: usize) -> Line {
-        let (vm, irq) = (self.vm.clone(), layout::VIRTIO_IRQ + window as u32);
+impl MachineBuilder for X86Builder {
+    fn irq_line(&self, place: usize) -> IrqLine {
+        let (vm, irq) = (self.vm.clone(), layout::VIRTIO_IRQ + place as u32);
         // It fails for no line that the IOAPIC has.
         Arc::new(move |level| drop(vm.set_irq(irq, level)))
     }
 
-    fn load(&self, memory: &Memory, load: &Load) -> Result<Entry, Error> {
+    fn load(&self, memory: &Memory, load: &Load) -> Result<EntryPoint, Error> {
         let pc = boot::load(&memory.ram, self.vcpus, load)?;
-        Ok(Entry { pc, context: layout::BOOT_PARAMS })
+        Ok(EntryPoint { pc, context: layout::BOOT_PARAMS })
     }
 
-    fn start(self: Box<Self>, windows: Vec<SharedWindow>, tail: Tail) -> Result<Arc<dyn Processors>, Error> {
-        let bus = Bus::new(&layout::MAP, windows, None);
+    fn start(self: Box<Self>, devices: Vec<SharedDevice>, tail: Tail) -> Result<Arc<dyn VcpuSet>, Error> {
+        let bus = Bus::new(&layout::MAP, devices, None);
         // All vCPUs run; KVM keeps those back that the guest has not started.
         Ok(Vcpus::start(X86::new(self.vm, bus, Serial(tail)), self.vcpus, Power::On)?)
     }

@@ -10,8 +10,8 @@ use supermachine_engine::kvm::x86_64::{self as kvm, CpuModel, Exit, Start, Vcpu,
 use super::layout;
 use super::serial::{self, Serial};
 use crate::bus::Bus;
-use crate::capture::{State, decode, encode, refused};
-use crate::vcpus::{DEADLINE, Entry, Platform, Power, Vcpus};
+use crate::state::{State, decode, encode, refused};
+use crate::vcpus::{DEADLINE, EntryPoint, Power, VcpuBackend, Vcpus};
 use crate::{Error, Stop};
 
 /// The keyboard controller's command port, and its command that resets the CPU: how Linux resets unless told otherwise.
@@ -94,7 +94,7 @@ impl kvm::Bus for Accesses<'_> {
     }
 }
 
-impl Platform for X86 {
+impl VcpuBackend for X86 {
     type Vcpu = Vcpu;
 
     fn create_vcpu(&self, index: u32) -> Result<Vcpu, Error> {
@@ -106,7 +106,7 @@ impl Platform for X86 {
         Ok(Arc::new(move || kick.request()))
     }
 
-    fn start(&self, vcpu: &mut Vcpu, at: Entry) -> Result<(), Error> {
+    fn start(&self, vcpu: &mut Vcpu, at: EntryPoint) -> Result<(), Error> {
         vcpu.start(&Start {
             rip: at.pc,
             rsp: STACK,
@@ -139,11 +139,11 @@ impl Platform for X86 {
     }
 
     fn cpu_features(vcpus: &Vcpus<Self>) -> Result<Vec<String>, Error> {
-        Ok(vcpus.platform.vm.model().features())
+        Ok(vcpus.backend.vm.model().features())
     }
 
     fn save(vcpus: &Vcpus<Self>) -> Result<State, Error> {
-        let vm = &vcpus.platform.vm;
+        let vm = &vcpus.backend.vm;
         let saved = vcpus.on_each(DEADLINE, |_, vcpu| vcpu.save())?;
         let common = Common { cpu: vm.model().encode().map_err(engine)?, power: vcpus.power() };
         Ok(State {
@@ -169,14 +169,14 @@ impl Platform for X86 {
             result.map_err(|e| refused(format!("vCPU {index}"), e))?;
         }
         step("vcpu");
-        let vm = &vcpus.platform.vm;
+        let vm = &vcpus.backend.vm;
         vm.restore(&state.interrupt_controller).map_err(|e| refused("interrupt controllers", e))?;
         step("irqchip");
         vcpus.set_power(&common.power);
         Ok(())
     }
 
-    fn settle(_: &Vcpus<Self>, _: &State) -> Result<(), Error> {
+    fn restore_time(_: &Vcpus<Self>, _: &State) -> Result<(), Error> {
         Ok(())
     }
 

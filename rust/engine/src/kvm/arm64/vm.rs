@@ -9,6 +9,7 @@ use kvm_bindings::{
     KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use supermachine_support::lock;
 
 use super::gic::Gic;
 use super::vcpu::KvmVcpu;
@@ -84,7 +85,7 @@ impl Vm for KvmVm {
     }
 
     fn create_vcpu(&self, index: u32) -> crate::Result<Box<dyn Vcpu>> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        let mut waiting = lock(&self.waiting);
         let fd = waiting.get_mut(index as usize).and_then(Option::take);
         let fd = fd.ok_or_else(|| Error::State(format!("vCPU {index} is not there or was made before")))?;
         Ok(Box::new(KvmVcpu::new(self.shared.clone(), fd, index)))

@@ -1,9 +1,47 @@
-//! What a snapshot holds of a transport and its queues.
+//! What a snapshot holds of a device: of what it is, and of its transport and queues.
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 
-use crate::Memory;
+use crate::{Device, Memory, Transport};
+
+/// A device whose state a snapshot holds.
+pub trait Persist {
+    /// What a snapshot holds of it.
+    fn save(&self) -> DeviceState;
+
+    /// Takes over what [`Persist::save`] gave, with guest memory in place. Everything is checked before anything is taken.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
+}
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Virtio device id (virtio 1.2, 5).
+    pub id: u32,
+    /// The configuration space: what the guest believes of a disk's size, for one.
+    pub config: Vec<u8>,
+    pub transport: TransportState,
+}
+
+impl<D: Device> Persist for Transport<D> {
+    fn save(&self) -> DeviceState {
+        let (id, config) = (self.device.id(), self.device.config().to_vec());
+        DeviceState { id, config, transport: self.state() }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        if state.id != self.device.id() || !self.device.restore_config(&state.config) {
+            return Err(RestoreError::OtherDevice {
+                found: state.id,
+                found_config: state.config.clone(),
+                expected: self.device.id(),
+                expected_config: self.device.config().to_vec(),
+            });
+        }
+        self.restore(&state.transport)
+    }
+}
 
 /// A transport, whatever its device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +67,11 @@ pub struct QueueState {
 /// Why saved state was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
+    #[error(
+        "it is of type {found} with configuration {found_config:02x?}, and the machine has type {expected} with \
+         {expected_config:02x?} there; a snapshot needs the devices and disks that it was taken with"
+    )]
+    OtherDevice { found: u32, found_config: Vec<u8>, expected: u32, expected_config: Vec<u8> },
     #[error("the saved driver accepted features {accepted:#x} of a device that offers {offered:#x}")]
     Features { accepted: u64, offered: u64 },
     #[error("the saved device has {found} queues and this one {expected}")]

@@ -1,14 +1,20 @@
 //! The vCPU threads: each creates its vCPU, waits to be powered on, and runs it until the machine stops.
 
+mod backend;
+mod power;
+mod set;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use supermachine_engine::arm64::Canceller;
+use supermachine_support::lock;
 
-use crate::capture::State;
+pub use self::backend::VcpuBackend;
+pub use self::power::{EntryPoint, Power};
+pub use self::set::VcpuSet;
 use crate::{Error, Stop};
 
 /// How long vCPUs may take to leave the guest, or to give and take their state.
@@ -17,75 +23,9 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Something to do with a paused vCPU, on its own thread.
 type Job<V> = Box<dyn FnOnce(&mut V) + Send>;
 
-/// An architecture with its engine, as far as running vCPUs goes.
-pub trait Platform: Send + Sync + Sized + 'static {
-    /// A vCPU, used on the thread that creates it.
-    type Vcpu;
-
-    fn create_vcpu(&self, index: u32) -> Result<Self::Vcpu, Error>;
-
-    /// How to make vCPU `index` leave the guest.
-    fn canceller(&self, index: u32) -> Result<Canceller, Error>;
-
-    /// Has a vCPU that was off start there.
-    fn start(&self, vcpu: &mut Self::Vcpu, at: Entry) -> Result<(), Error>;
-
-    /// Runs the guest until something is to be looked at in the shared state.
-    fn run(&self, vcpus: &Vcpus<Self>, index: usize, vcpu: &mut Self::Vcpu) -> Result<(), Error>;
-
-    /// Guest instructions that the vCPU has run; 0 where nobody counts.
-    fn instructions(vcpu: &Self::Vcpu) -> u64;
-
-    /// Exits by cause.
-    fn exits(&self) -> Vec<(&'static str, u64)>;
-
-    /// Features of the CPU that the guest may rely on.
-    fn cpu_features(vcpus: &Vcpus<Self>) -> Result<Vec<String>, Error>;
-
-    /// State of all but the devices, with every vCPU paused.
-    fn save(vcpus: &Vcpus<Self>) -> Result<State, Error>;
-
-    /// Takes over what [`Platform::save`] gave, with memory in place and every vCPU paused, telling each step.
-    fn restore(
-        vcpus: &Vcpus<Self>,
-        state: &State,
-        cpu_features: &[String],
-        step: &mut dyn FnMut(&str),
-    ) -> Result<(), Error>;
-
-    /// What comes last, after the devices.
-    fn settle(vcpus: &Vcpus<Self>, state: &State) -> Result<(), Error>;
-
-    /// Tells the guest's kernel that the VM generation id has changed, where it has one.
-    fn announce_generation(&self);
-}
-
-/// The vCPUs of a machine, whatever their architecture. The methods are those of [`Vcpus`] and [`Platform`].
-pub trait Processors: Send + Sync {
-    fn power_on(&self, index: usize, at: Entry);
-    fn resume(&self);
-    fn pause(&self, deadline: Duration) -> bool;
-    fn stop(&self, reason: Stop);
-    fn wait(&self, deadline: Option<Duration>) -> Option<Stop>;
-    /// Exits by cause, and guest instructions run by vCPUs that have stopped.
-    fn stats(&self) -> (Vec<(String, u64)>, u64);
-    fn cpu_features(&self) -> Result<Vec<String>, Error>;
-    fn save(&self) -> Result<State, Error>;
-    fn restore(&self, state: &State, features: &[String], step: &mut dyn FnMut(&str)) -> Result<(), Error>;
-    fn settle(&self, state: &State) -> Result<(), Error>;
-    fn announce_generation(&self);
-}
-
-/// Where a vCPU starts, and what it is told there: for the first one, where the description of the machine is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub pc: u64,
-    pub context: u64,
-}
-
 /// What all vCPU threads of a machine share.
-pub struct Vcpus<P: Platform> {
-    pub platform: P,
+pub struct Vcpus<P: VcpuBackend> {
+    pub backend: P,
     cancellers: Vec<Canceller>,
     state: Mutex<Shared<P::Vcpu>>,
     changed: Condvar,
@@ -103,25 +43,13 @@ struct Shared<V> {
     running: usize,
 }
 
-/// Whether a vCPU runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Power {
-    Off,
-    /// To be started at `entry`, told `context`.
-    Starting {
-        entry: u64,
-        context: u64,
-    },
-    On,
-}
-
-impl<P: Platform> Vcpus<P> {
+impl<P: VcpuBackend> Vcpus<P> {
     /// Starts one thread for each of `count` vCPUs; all are paused, and as `power` says until [`Vcpus::power_on`].
-    pub fn start(platform: P, count: u32, power: Power) -> Result<Arc<Self>, Error> {
+    pub fn start(backend: P, count: u32, power: Power) -> Result<Arc<Self>, Error> {
         let n = count as usize;
         let vcpus = Arc::new(Self {
-            cancellers: (0..count).map(|index| platform.canceller(index)).collect::<Result<_, _>>()?,
-            platform,
+            cancellers: (0..count).map(|index| backend.canceller(index)).collect::<Result<_, _>>()?,
+            backend,
             state: Mutex::new(Shared {
                 power: vec![power; n],
                 parked: vec![false; n],
@@ -153,7 +81,7 @@ impl<P: Platform> Vcpus<P> {
     }
 
     /// Lets vCPU `index` start, unless there is none or it is on: `None`, or whether it was off.
-    pub fn try_power_on(&self, index: usize, at: Entry) -> Option<bool> {
+    pub fn try_power_on(&self, index: usize, at: EntryPoint) -> Option<bool> {
         let mut state = self.lock();
         let power = state.power.get_mut(index)?;
         let off = *power == Power::Off;
@@ -258,7 +186,7 @@ impl<P: Platform> Vcpus<P> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared<P::Vcpu>> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
     }
 
     fn cancel_all(&self) {
@@ -268,10 +196,10 @@ impl<P: Platform> Vcpus<P> {
     }
 
     fn thread(&self, index: u32) -> Result<(), Error> {
-        let mut vcpu = self.platform.create_vcpu(index)?;
+        let mut vcpu = self.backend.create_vcpu(index)?;
         let mut counted = 0;
         while self.wait_to_run(index as usize, &mut vcpu)? {
-            let ran = self.platform.run(self, index as usize, &mut vcpu);
+            let ran = self.backend.run(self, index as usize, &mut vcpu);
             let instructions = P::instructions(&vcpu);
             self.instructions.fetch_add(instructions - counted, Ordering::Relaxed);
             counted = instructions;
@@ -298,7 +226,7 @@ impl<P: Platform> Vcpus<P> {
                     Power::Off => {}
                     Power::On => break,
                     Power::Starting { entry, context } => {
-                        self.platform.start(vcpu, Entry { pc: entry, context })?;
+                        self.backend.start(vcpu, EntryPoint { pc: entry, context })?;
                         state.power[index] = Power::On;
                         break;
                     }
@@ -312,53 +240,5 @@ impl<P: Platform> Vcpus<P> {
         }
         state.parked[index] = false;
         Ok(true)
-    }
-}
-
-impl<P: Platform> Processors for Vcpus<P> {
-    fn power_on(&self, index: usize, at: Entry) {
-        self.lock().power[index] = Power::Starting { entry: at.pc, context: at.context };
-        self.changed.notify_all();
-    }
-
-    fn resume(&self) {
-        self.resume();
-    }
-
-    fn pause(&self, deadline: Duration) -> bool {
-        self.pause(deadline)
-    }
-
-    fn stop(&self, reason: Stop) {
-        self.stop(reason);
-    }
-
-    fn wait(&self, deadline: Option<Duration>) -> Option<Stop> {
-        self.wait(deadline)
-    }
-
-    fn stats(&self) -> (Vec<(String, u64)>, u64) {
-        let exits = self.platform.exits().into_iter().map(|(name, count)| (name.to_owned(), count));
-        (exits.collect(), self.instructions.load(Ordering::Relaxed))
-    }
-
-    fn cpu_features(&self) -> Result<Vec<String>, Error> {
-        P::cpu_features(self)
-    }
-
-    fn save(&self) -> Result<State, Error> {
-        P::save(self)
-    }
-
-    fn restore(&self, state: &State, features: &[String], step: &mut dyn FnMut(&str)) -> Result<(), Error> {
-        P::restore(self, state, features, step)
-    }
-
-    fn settle(&self, state: &State) -> Result<(), Error> {
-        P::settle(self, state)
-    }
-
-    fn announce_generation(&self) {
-        self.platform.announce_generation();
     }
 }

@@ -7,13 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use supermachine_engine::Engine;
 use supermachine_snapshot::v9::{self, DiskContents, Identity, Metadata, Section, Writer};
-use supermachine_snapshot::{Digest32, ram};
+use supermachine_snapshot::{Digest32, layout, ram};
 
-use crate::board::Architecture;
-use crate::capture::{self, Paused, State};
+use crate::Error;
+use crate::architecture::Architecture;
 use crate::memory::{Backing, Diff};
 use crate::pages::{self, PAGE, PageMap};
-use crate::{Error, assembly};
+use crate::pause::Paused;
+use crate::state::{State, decode, encode, refused};
 
 /// Kinds of sections. [`API`] is its writer's own and optional.
 const MACHINE: &str = "machine";
@@ -179,18 +180,18 @@ fn held(files: &[File], snapshots: &[v9::Snapshot]) -> Result<Option<OpenedDisk>
 
 /// The disk that is in other files, which are known by what the host knows them by.
 fn elsewhere(data: &[u8], files: Vec<File>) -> Result<OpenedDisk, Error> {
-    let said: Elsewhere = capture::decode(DISK_ELSEWHERE, data)?;
+    let said: Elsewhere = decode(DISK_ELSEWHERE, data)?;
     let known = files.iter().map(identity_of).collect::<Result<Vec<_>, _>>()?;
     let number = |file: u32| {
         let found = said.files.get(file as usize).and_then(|wanted| known.iter().position(|it| it == wanted));
-        found.ok_or_else(|| capture::refused(DISK_ELSEWHERE, "a file of the disk was not given"))
+        found.ok_or_else(|| refused(DISK_ELSEWHERE, "a file of the disk was not given"))
     };
     let pieces = said.pieces.iter().map(|(disk, file, at)| Ok((disk.clone(), number(*file)?, *at)));
     let pieces = pieces.collect::<Result<Vec<_>, Error>>()?;
     let mut end = 0;
     for (disk, ..) in &pieces {
         if disk.start < end || disk.end <= disk.start || disk.end > said.bytes {
-            return Err(capture::refused(DISK_ELSEWHERE, "its pieces are not in order"));
+            return Err(refused(DISK_ELSEWHERE, "its pieces are not in order"));
         }
         end = disk.end;
     }
@@ -254,7 +255,7 @@ pub fn write(
         kernel: about.kernel,
         initramfs: about.initramfs,
         image: about.image,
-        devices: paused.device_ids().map(assembly::name).collect(),
+        devices: paused.device_ids().map(layout::name).collect(),
         vcpus: state.vcpus.len() as u32,
         memory_bytes: memory.len() as u64,
         ram_gpa: map.ram_base,
@@ -276,7 +277,7 @@ pub fn write(
     sections.extend(state.devices.into_iter().enumerate().map(|(n, data)| section(DEVICE, n, true, data)));
     sections.push(section(API, 0, false, about.api));
     if let Some(Disk::Elsewhere(disk)) = &disk {
-        sections.push(section(DISK_ELSEWHERE, 0, true, capture::encode(DISK_ELSEWHERE, disk)?));
+        sections.push(section(DISK_ELSEWHERE, 0, true, encode(DISK_ELSEWHERE, disk)?));
     }
     let mut writer = Writer::begin(file, &Metadata { identity, sections }).map_err(bad)?;
     if let Some(Disk::Held(contents)) = disk {

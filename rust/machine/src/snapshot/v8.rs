@@ -6,21 +6,26 @@
 
 use std::fs::File;
 
-use supermachine_devices::state::{QueueState, TransportState};
+use supermachine_devices::persist::{DeviceState, QueueState, TransportState};
+use supermachine_engine::Engine;
 use supermachine_engine::arm64::state::VcpuState;
 use supermachine_engine::arm64::{IccReg, RedistReg, Reg, SimdReg, SysReg};
+use supermachine_snapshot::layout::{Layout, in_v8};
 use supermachine_snapshot::v8;
+use supermachine_support::lock;
 
-use crate::Error;
+use crate::architecture::Architecture;
 use crate::arm64::{Common, layout as map};
-use crate::assembly::{self, Layout};
-use crate::board::Architecture;
-use crate::capture::{self, DeviceState, Paused, State};
-use crate::machine::SharedWindow;
+use crate::assembly::layout_of;
+use crate::bus::SharedDevice;
+use crate::machine::{Disk, Parts};
 use crate::memory::Backing;
+use crate::pause::Paused;
+use crate::state::{State, decode, encode, refused};
 use crate::vcpus::Power;
+use crate::{Error, Machine};
 
-/// A version 8 file, checked and ready for [`crate::Machine::restore_v8`].
+/// A version 8 file, checked and ready for [`restore`].
 pub struct Opened {
     pub memory_bytes: u64,
     backing: Backing,
@@ -28,23 +33,10 @@ pub struct Opened {
 }
 
 impl Opened {
-    pub(crate) fn vcpus(&self) -> usize {
-        self.snapshot.vcpus.len()
-    }
-
-    /// The RAM, and everything else.
-    pub(crate) fn split(self) -> (Backing, v8::Snapshot) {
-        (self.backing, self.snapshot)
-    }
-
     /// The ports on which the guest listened.
     pub fn listeners(&self) -> &[v8::Listener] {
         &self.snapshot.listeners
     }
-}
-
-fn refused(part: impl Into<String>, reason: impl ToString) -> Error {
-    Error::State { part: part.into(), reason: reason.to_string() }
 }
 
 /// Opens and checks a file.
@@ -59,6 +51,29 @@ pub fn open(file: File) -> Result<Opened, Error> {
     }
     let memory_bytes = snapshot.memory_bytes;
     Ok(Opened { memory_bytes, backing: Backing { base: file, offset, diffs: Vec::new() }, snapshot })
+}
+
+/// As [`Machine::restore`].
+pub fn restore(
+    engine: Engine,
+    opened: Opened,
+    disks: Vec<Disk>,
+    generation: [u8; 16],
+    mut step: impl FnMut(&str),
+) -> Result<Machine, Error> {
+    let architecture = Architecture::of(engine);
+    if architecture != Architecture::Arm64 {
+        let guests = architecture.map().architecture;
+        return Err(refused(
+            "header",
+            format!("its guest is aarch64, and the {engine} engine's are {guests} here"),
+        ));
+    }
+    let Opened { memory_bytes, backing, snapshot } = opened;
+    let (vcpus, layout) = (snapshot.vcpus.len(), layout(&snapshot, disks.len())?);
+    let parts = Parts::restored(engine, vcpus, memory_bytes, backing, layout, disks, None, &mut step)?;
+    let state = state(&snapshot, &parts.devices.in_bus_order)?;
+    parts.finish_restore(engine, &state, &[], generation, step)
 }
 
 /// Writes a machine that stands still into `file`, which is empty; it need not stand still to finish it. `listeners` are
@@ -81,7 +96,7 @@ pub fn write(paused: &Paused, listeners: &[v8::Listener], file: &File) -> Result
 }
 
 fn snapshot(state: &State, memory_bytes: u64) -> Result<v8::Snapshot, Error> {
-    let common: Common = capture::decode("the machine's state", &state.machine)?;
+    let common: Common = decode("the machine's state", &state.machine)?;
     if let Some(vcpu) = common.power.iter().position(|power| *power != Power::On) {
         let reason = "it is off, which version 8 cannot say; take a snapshot of version 9";
         return Err(refused(format!("vCPU {vcpu}"), reason));
@@ -92,7 +107,7 @@ fn snapshot(state: &State, memory_bytes: u64) -> Result<v8::Snapshot, Error> {
         .map(|bytes| Ok(record(&VcpuState::decode(bytes)?)))
         .collect::<Result<_, Error>>()?;
     let devices = state.devices.iter().map(|bytes| {
-        let DeviceState { transport, .. } = capture::decode("a device's state", bytes)?;
+        let DeviceState { transport, .. } = decode("a device's state", bytes)?;
         Ok(device(&transport))
     });
     let devices = devices.collect::<Result<_, Error>>()?;
@@ -112,27 +127,27 @@ fn snapshot(state: &State, memory_bytes: u64) -> Result<v8::Snapshot, Error> {
 
 /// The layout of the machine that a file is restored to: its writer's, or the first for those that are not this project's,
 /// where all that they do not have comes last.
-pub(crate) fn layout(snapshot: &v8::Snapshot, disks: usize) -> Result<Layout, Error> {
+fn layout(snapshot: &v8::Snapshot, disks: usize) -> Result<Layout, Error> {
     match snapshot.devices.len() {
-        devices if devices == assembly::in_v8(disks) => Ok(Layout::First),
-        devices => Layout::of(devices, disks),
+        devices if devices == in_v8(disks) => Ok(Layout::First),
+        devices => layout_of(devices, disks),
     }
 }
 
-/// The state that [`crate::Machine::restore_v8`] takes over, for a machine of its [`layout`] with these windows.
-pub(crate) fn state(snapshot: &v8::Snapshot, windows: &[SharedWindow]) -> Result<State, Error> {
+/// The state that [`restore`] takes over, for a machine of its [`layout`] with these devices.
+fn state(snapshot: &v8::Snapshot, made: &[SharedDevice]) -> Result<State, Error> {
     let common = Common { cntvct: snapshot.captured_cntvct, power: vec![Power::On; snapshot.vcpus.len()] };
     let vcpus = snapshot.vcpus.iter().map(|vcpu| Ok(vcpu_state(vcpu)?.encode()?));
-    let devices = windows.iter().enumerate().map(|(n, window)| {
+    let devices = made.iter().enumerate().map(|(n, device)| {
         // What a device is comes from the machine, what its driver has made of it from the file.
-        let mut state = window.lock().unwrap_or_else(|e| e.into_inner()).state();
+        let mut state = lock(device).save();
         if let Some(saved) = snapshot.devices.get(n) {
             state.transport = transport(saved);
         }
-        capture::encode("a device's state", &state)
+        encode("a device's state", &state)
     });
     Ok(State {
-        machine: capture::encode("the machine's state", &common)?,
+        machine: encode("the machine's state", &common)?,
         interrupt_controller: snapshot.gic_blob.clone(),
         vcpus: vcpus.collect::<Result<_, Error>>()?,
         devices: devices.collect::<Result<_, _>>()?,
@@ -214,7 +229,6 @@ mod tests {
 
     use supermachine_devices::Transport;
     use supermachine_devices::rng::Rng;
-    use supermachine_engine::Engine;
     use supermachine_engine::arm64::{VmConfig, create_vm};
 
     use super::*;
@@ -247,11 +261,11 @@ mod tests {
     #[test]
     fn devices_are_by_place_and_those_beyond_the_format_may_be_left_out() {
         let memory = crate::memory::Memory::new(&crate::arm64::layout::MAP, 64 << 20).unwrap();
-        let window = || -> SharedWindow {
-            let line: supermachine_devices::Line = Arc::new(|_| {});
+        let device = || -> SharedDevice {
+            let line: supermachine_devices::IrqLine = Arc::new(|_| {});
             Arc::new(Mutex::new(Transport::new(Rng, memory.ram.clone(), line)))
         };
-        let windows: Vec<_> = (0..4).map(|_| window()).collect();
+        let made: Vec<_> = (0..4).map(|_| device()).collect();
         let saved = |devices: usize| v8::Snapshot {
             captured_cntvct: 5,
             vcpus: vec![record(&saved())],
@@ -262,14 +276,14 @@ mod tests {
             ..v8::Snapshot::default()
         };
         for (devices, given) in [(4, [3; 4]), (2, [3, 3, 0, 0])] {
-            let state = state(&saved(devices), &windows).unwrap();
+            let state = state(&saved(devices), &made).unwrap();
             let statuses = state.devices.iter().map(|bytes| {
-                let device: DeviceState = capture::decode("", bytes).unwrap();
+                let device: DeviceState = decode("", bytes).unwrap();
                 assert_eq!(device.id, 4);
                 device.transport.status
             });
             assert_eq!(statuses.collect::<Vec<_>>(), given);
-            let common: Common = capture::decode("", &state.machine).unwrap();
+            let common: Common = decode("", &state.machine).unwrap();
             assert_eq!((common.cntvct, common.power), (5, vec![Power::On]));
         }
         for (devices, layout) in [(3, Layout::First), (5, Layout::First), (12, Layout::Second)] {
@@ -297,7 +311,7 @@ mod tests {
     #[test]
     fn a_vcpu_that_is_off_cannot_be_written() {
         let state = State {
-            machine: capture::encode("", &Common { cntvct: 0, power: vec![Power::On, Power::Off] }).unwrap(),
+            machine: encode("", &Common { cntvct: 0, power: vec![Power::On, Power::Off] }).unwrap(),
             interrupt_controller: vec![],
             vcpus: vec![],
             devices: vec![],

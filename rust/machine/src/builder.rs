@@ -1,0 +1,39 @@
+//! How an architecture's machine is made.
+
+use std::sync::Arc;
+
+use supermachine_devices::IrqLine;
+use supermachine_devices::tail::Tail;
+
+use crate::Error;
+use crate::bus::SharedDevice;
+use crate::memory::Memory;
+use crate::vcpus::{EntryPoint, VcpuSet};
+
+/// On every guest's command line: drivers that would make a device at boot which nobody has asked for (dummy0, ifb0,
+/// nbd0, zram0) do so on request only.
+pub(crate) const NO_SPARE_DEVICES: &str =
+    "dummy.numdummies=0 ifb.numifbs=0 nbd.nbds_max=0 zram.num_devices=0";
+
+/// What a guest boots.
+pub(crate) struct Load<'a> {
+    pub kernel: &'a [u8],
+    pub initramfs: &'a [u8],
+    /// The user's part of the command line.
+    pub cmdline: &'a str,
+    pub memory_bytes: u64,
+    pub virtio_devices: usize,
+    pub rng_seed: [u8; 32],
+}
+
+/// A machine that is being made: its VM and memory are there, its vCPUs are not.
+pub(crate) trait MachineBuilder {
+    /// The interrupt of the virtio device in this place on the bus.
+    fn irq_line(&self, place: usize) -> IrqLine;
+
+    /// Puts into memory what the guest boots; where the first vCPU starts.
+    fn load(&self, memory: &Memory, load: &Load) -> Result<EntryPoint, Error>;
+
+    /// Starts the vCPU threads, all paused.
+    fn start(self: Box<Self>, devices: Vec<SharedDevice>, tail: Tail) -> Result<Arc<dyn VcpuSet>, Error>;
+}

@@ -1,0 +1,22 @@
+//! Whether vCPUs run, and where they start.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a vCPU starts, and what it is told there: for the first one, where the description of the machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryPoint {
+    pub pc: u64,
+    pub context: u64,
+}
+
+/// Whether a vCPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Power {
+    Off,
+    /// To be started at `entry`, told `context`.
+    Starting {
+        entry: u64,
+        context: u64,
+    },
+    On,
+}

@@ -1,0 +1,67 @@
+//! What several crates need and none owns: locks, entropy, page size, elapsed time. It knows no other crate.
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Locks, also after a thread has panicked with the lock held: what is locked here is whole between two statements, and
+/// one thread's panic must not take the others along.
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Fills `bytes` from the kernel's random number generator, without a file or a descriptor.
+pub fn entropy(bytes: &mut [u8]) -> io::Result<()> {
+    // 256 bytes at once are never interrupted and work on macOS as well (getentropy(2)).
+    for part in bytes.chunks_mut(256) {
+        // SAFETY: the pointer and the length are the slice's.
+        if unsafe { libc::getentropy(part.as_mut_ptr().cast(), part.len()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of the host's pages: 4 KiB, or 16 KiB on Apple silicon.
+pub fn page_size() -> u64 {
+    // SAFETY: sysconf(3) takes a number and touches no memory of the caller's.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).expect("every system has a page size (POSIX, <unistd.h>)")
+}
+
+/// Nanoseconds since `then`, as messages carry them; the largest number after 584 years.
+pub fn elapsed_ns(then: Instant) -> u64 {
+    u64::try_from(then.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_lock_that_a_panic_left_is_taken() {
+        let value = Arc::new(Mutex::new(1));
+        let theirs = value.clone();
+        let panicked = std::thread::spawn(move || {
+            let _guard = lock(&theirs);
+            panic!("with the lock held");
+        });
+        assert!(panicked.join().is_err());
+        assert_eq!(*lock(&value), 1);
+    }
+
+    #[test]
+    fn entropy_fills_all_of_a_long_slice() {
+        let mut bytes = [0; 1000];
+        entropy(&mut bytes).unwrap();
+        // The chance of this many zeros in a row is one in 2^128.
+        assert!(bytes.windows(16).all(|part| part != [0; 16]));
+    }
+
+    #[test]
+    fn pages_are_a_power_of_two() {
+        assert!(page_size().is_power_of_two() && page_size() >= 4096);
+    }
+}
