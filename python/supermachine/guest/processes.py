@@ -176,8 +176,7 @@ class Popen:
                 raise explained(error, context.worker(), command, variables_, encode(cwd or context.cwd)) from None
             raise
 
-    @staticmethod
-    def _targets(stdin: Target, stdout: Target, stderr: Target, tty: bool) -> tuple[Any, Any, Any]:
+    def _targets(self, stdin: Target, stdout: Target, stderr: Target, tty: bool) -> tuple[Any, Any, Any]:
         def one(target: Target, name: str, inherited: int) -> int | str | None:
             if target is None:
                 return inherited
@@ -346,6 +345,39 @@ class Popen:
         return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
 
 
+class _Captured(Popen):
+    """A process for `run`: its input is known from the start, and both outputs are collected beside the interpreter,
+    with no pipe and no thread of Python's between.
+    """
+
+    def __init__(self, context: Context, args: Args, data: Any, **options: Any) -> None:
+        self._input = data
+        super().__init__(context, args, **options)
+
+    def _targets(self, stdin: Target, stdout: Target, stderr: Target, tty: bool) -> tuple[Any, Any, Any]:
+        if self._input is not None:
+            return _input_bytes(self._input, self.text_mode, self.encoding, self.errors), "buffer", "buffer"
+        return super()._targets(stdin, stdout, stderr, tty)[0], "buffer", "buffer"
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002, ARG002
+        try:
+            self.wait(timeout)
+        except TimeoutExpired:
+            out, err = self._partial()
+            raise TimeoutExpired(self.args, timeout or 0.0, output=out, stderr=err) from None
+        self._collect()
+        return self._text(self._buffers[0]), self._text(self._buffers[1])
+
+    def _partial(self) -> tuple[bytes | None, bytes | None]:
+        self._collect()
+        return b"".join(self._buffers[0]) or None, b"".join(self._buffers[1]) or None
+
+    def _collect(self) -> None:
+        out, err = self._exec.take_output()
+        self._buffers[0].append(out)
+        self._buffers[1].append(err)
+
+
 def _must_be_directory(worker: Worker | Remote, path: bytes) -> None:
     """The agent makes a working directory that is missing, as docker does for the image's; one named for a single
     command must be there, as with `subprocess`.
@@ -413,9 +445,7 @@ def run(
     if capture_output or (capture_output is None and stdout is None and stderr is None):
         stdout, stderr = PIPE, PIPE
     deadline = None if timeout is None else time.monotonic() + timeout
-    process = Popen(
-        context,
-        args,
+    options.update(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -424,8 +454,10 @@ def run(
         encoding=encoding,
         errors=errors,
         start_timeout=timeout,
-        **options,
     )
+    # A terminal has one output, and a pipe that nobody writes to is closed by `communicate`.
+    captured = stdout is PIPE and stderr is PIPE and not options.get("tty") and (stdin is not PIPE or input is not None)
+    process = _Captured(context, args, input, **options) if captured else Popen(context, args, **options)
     if stop is not None:
         threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
     try:

@@ -58,13 +58,13 @@ fn returncode(status: ExitStatus) -> i32 {
     }
 }
 
-fn output(stream: Option<Stream>, limit: usize) -> PyResult<(Sink, Option<PipeReader>)> {
+fn output(stream: Option<Stream>) -> PyResult<(Sink, Option<PipeReader>)> {
     Ok(match stream {
         None => (Sink::Null, None),
         Some(Stream::Fd(fd)) => (Sink::Fd(sys::duplicate(fd)?), None),
         Some(Stream::Word(word)) => match word.as_str() {
             "null" => (Sink::Null, None),
-            "buffer" => (Sink::Buffer { limit }, None),
+            "buffer" => (Sink::Buffer, None),
             "pipe" => {
                 let (reader, writer) = descriptors::pipe()?;
                 sys::set_nonblocking(&writer)?;
@@ -83,10 +83,11 @@ fn output(stream: Option<Stream>, limit: usize) -> PyResult<(Sink, Option<PipeRe
 #[pymethods]
 impl Exec {
     /// Starts a process. `stdin` is bytes, a descriptor, "pipe" or "null"; `stdout` and `stderr` are a descriptor,
-    /// "pipe", "buffer" or "null"; `stderr` may be "stdout" for where a descriptor or "pipe" goes. `limit` bounds each buffer in bytes. `tty` is `(rows, columns)`.
+    /// "pipe", "buffer" (for `take_output`) or "null"; `stderr` may be "stdout" for where a descriptor or "pipe" goes.
+    /// `tty` is `(rows, columns)`.
     #[staticmethod]
     #[pyo3(signature = (worker, args, *, env, cwd=Vec::new(), user=String::new(), tty=None, stdin=None,
-        stdout=None, stderr=None, limit=usize::MAX))]
+        stdout=None, stderr=None))]
     #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
     fn start(
         py: Python<'_>,
@@ -99,7 +100,6 @@ impl Exec {
         stdin: Option<Stream>,
         stdout: Option<Stream>,
         stderr: Option<Stream>,
-        limit: usize,
     ) -> PyResult<Self> {
         descriptors::reserve_standard()?;
         let (source, stdin_pipe) = match stdin {
@@ -115,14 +115,14 @@ impl Exec {
                 _ => return Err(PyValueError::new_err(format!("{word:?} is not \"null\" or \"pipe\""))),
             },
         };
-        let (stdout, stdout_pipe) = output(stdout, limit)?;
+        let (stdout, stdout_pipe) = output(stdout)?;
         let (stderr, stderr_pipe) = match (&stderr, &stdout) {
             (Some(Stream::Word(word)), Sink::Fd(fd)) if word == "stdout" => (Sink::Fd(fd.try_clone()?), None),
             (Some(Stream::Word(word)), Sink::Pipe(pipe)) if word == "stdout" => {
                 (Sink::Pipe(pipe.clone()), None)
             }
             (Some(Stream::Word(word)), _) if word == "stdout" => (Sink::Null, None),
-            _ => output(stderr, limit)?,
+            _ => output(stderr)?,
         };
         // The kernel would say so too, as a process that did not start.
         if let Some(longest) = args.iter().chain(&env).map(|word| word.len() + 1).max()
@@ -191,10 +191,10 @@ impl Exec {
         }
     }
 
-    /// Output in "buffer" streams so far, taken out: stdout, stderr, and whether some was dropped at the limit.
-    fn take_output<'py>(&self, py: Python<'py>) -> (Bound<'py, PyBytes>, Bound<'py, PyBytes>, bool) {
-        let (stdout, stderr, truncated) = self.handle.take_output();
-        (PyBytes::new(py, &stdout), PyBytes::new(py, &stderr), truncated)
+    /// Output in "buffer" streams so far, taken out: stdout and stderr.
+    fn take_output<'py>(&self, py: Python<'py>) -> (Bound<'py, PyBytes>, Bound<'py, PyBytes>) {
+        let (stdout, stderr) = self.handle.take_output();
+        (PyBytes::new(py, &stdout), PyBytes::new(py, &stderr))
     }
 
     /// Sends a Linux signal number to the process group.

@@ -216,7 +216,7 @@ fn drain(log: &OwnedFd, buffer: &mut [u8], tail: &mut Vec<u8>) -> bool {
 fn reap(child: &Mutex<Child>, grace: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + grace;
     loop {
-        let mut child = lock(&child);
+        let mut child = lock(child);
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
             Ok(None) => {}

@@ -34,8 +34,8 @@ const EXIT_GRACE: Duration = Duration::from_millis(300);
 pub enum Sink {
     /// Nowhere.
     Null,
-    /// Into memory, at most so many bytes; what is beyond is dropped and noted.
-    Buffer { limit: usize },
+    /// Into memory, for whoever takes it.
+    Buffer,
     /// To a descriptor of the caller's.
     Fd(OwnedFd),
     /// The writing end of a pipe made here, which is non-blocking.
@@ -72,7 +72,6 @@ struct Progress {
     outcome: Option<Outcome>,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
-    truncated: bool,
     commands: VecDeque<Command>,
     /// Who waits with poll(2) has the first of them; the second is closed with the outcome.
     bell: Option<(PipeReader, Unshared<PipeWriter>)>,
@@ -144,13 +143,13 @@ impl Handle {
         if self.vm.elsewhere().is_some() { None } else { self.lock().pid }
     }
 
-    /// Output collected so far, taken out: stdout, stderr, and whether some was dropped at the limit.
-    pub fn take_output(&self) -> (Vec<u8>, Vec<u8>, bool) {
+    /// Output collected so far, taken out: stdout and stderr.
+    pub fn take_output(&self) -> (Vec<u8>, Vec<u8>) {
         if self.vm.elsewhere().is_some() {
             return Default::default();
         }
         let mut progress = self.lock();
-        (std::mem::take(&mut progress.stdout), std::mem::take(&mut progress.stderr), progress.truncated)
+        (std::mem::take(&mut progress.stdout), std::mem::take(&mut progress.stderr))
     }
 
     /// Queues a command. Without effect once the process has ended.
@@ -202,7 +201,7 @@ impl Out {
         match &self.sink {
             Sink::Fd(fd) => Interest::when(!self.held.is_empty(), fd, libc::POLLOUT),
             Sink::Pipe(pipe) => Interest::when(!self.held.is_empty(), &**pipe, libc::POLLOUT),
-            Sink::Null | Sink::Buffer { .. } => Interest::none(),
+            Sink::Null | Sink::Buffer => Interest::none(),
         }
     }
 
@@ -216,7 +215,7 @@ impl Out {
         let fd = match &self.sink {
             Sink::Fd(fd) => fd.as_fd(),
             Sink::Pipe(pipe) => pipe.as_fd(),
-            Sink::Null | Sink::Buffer { .. } => return,
+            Sink::Null | Sink::Buffer => return,
         };
         let may_block = self.may_block();
         while !self.held.is_empty() {
@@ -474,12 +473,12 @@ impl Pump {
         let out = if stderr { &mut self.stderr } else { &mut self.stdout };
         match out.sink {
             Sink::Null => {}
-            Sink::Buffer { limit } => self.handle.update(|p| {
-                let buffer = if stderr { &mut p.stderr } else { &mut p.stdout };
-                let room = limit.saturating_sub(buffer.len());
-                buffer.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                p.truncated |= bytes.len() > room;
-            }),
+            Sink::Buffer => {
+                // Nobody waits for output alone, so nobody is woken.
+                let mut progress = self.handle.lock();
+                let buffer = if stderr { &mut progress.stderr } else { &mut progress.stdout };
+                buffer.extend_from_slice(bytes);
+            }
             Sink::Fd(_) | Sink::Pipe(_) => {
                 if !out.broken {
                     out.held.extend(bytes);
