@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .named.client import Machine, attach, machines, start
     from .network.denials import NetworkDenied
     from .network.policy import Network
+    from .network.secrets import Secret
     from .storage.shares import Share
     from .storage.volumes import Volume
 
@@ -44,6 +45,7 @@ _HOMES = {
     "Machine": "named.client",
     "Network": "network.policy",
     "NetworkDenied": "network.denials",
+    "Secret": "network.secrets",
     "PIPE": "guest.processes",
     "Pool": "machine.pool",
     "Popen": "guest.processes",
@@ -81,6 +83,7 @@ __all__ = [
     "NetworkDenied",
     "Pool",
     "Popen",
+    "Secret",
     "Share",
     "Snapshot",
     "SupermachineError",

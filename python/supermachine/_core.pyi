@@ -12,6 +12,11 @@ MIN_MEMORY: int
 MAX_MEMORY: int
 MEMORY_STEP: int
 MAX_VCPUS: dict[str, int]
+#: Where a guest has the certificates that it trusts, when some is its machine's own.
+TRUST_BUNDLE: str
+#: Bytes of a secret's value at least and at most.
+MIN_SECRET: int
+MAX_SECRET: int
 #: Ranges of a working set at most.
 MAX_WORKING_SET: int
 
@@ -19,12 +24,21 @@ MAX_WORKING_SET: int
 _Stat = tuple[int, int, int, int, int, int, int, int, int, tuple[int, int, int]]
 
 #: Executable of the policy process, preset, rules that allow, rules that deny, name servers; a descriptor of the audit
-#: log, with what names the machine in it.
-_Network = tuple[str, str, Sequence[str], Sequence[str], Sequence[str], tuple[int, str] | None]
+#: log, with what names the machine in it; and secrets: placeholder, value, hosts, in queries, in bodies.
+_Network = tuple[
+    str,
+    str,
+    Sequence[str],
+    Sequence[str],
+    Sequence[str],
+    tuple[int, str] | None,
+    Sequence[tuple[str, bytes, Sequence[str], bool, bool]],
+]
 #: Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
 _Denial = tuple[str | None, str | None, int, str, str | None, str, str, int]
 
 def check_network_rule(rule: str) -> bool: ...
+def check_secret_host(host: str) -> None: ...
 
 @final
 class Worker:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..errors import ConfigurationError, FleetClosed, FleetFailed, FleetFull, HostLost
+from ..errors import ConfigurationError, FleetClosed, FleetFailed, FleetFull, HostLost, NotSupported
 from . import drivers
 from .connection import HostConnection
 from .vm import FleetVM
@@ -323,6 +323,8 @@ def _spec(
         raise ConfigurationError("a fleet is of an image or of a snapshot: name one of them")
     if unknown := sorted(options.keys() - {setting.name for setting in SETTINGS}):
         raise TypeError(f"Fleet() got an unexpected keyword argument {unknown[0]!r}")
+    if options.get("secrets"):
+        raise NotSupported("a fleet's machines have no secrets: what its hosts are told is not encrypted")
     if (warmup := options.get("warmup")) is not None:
         if callable(warmup) or snapshot is not None:
             raise ConfigurationError("a fleet's warmup is a list of commands, and is of an image")

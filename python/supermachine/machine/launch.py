@@ -154,7 +154,8 @@ def _told(network: Network | None, machine: str, opened: list[int]) -> _Network 
         log = descriptors.open_file(network.audit, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         opened.append(log)
         audit = (log, machine)
-    return (bundle.policy_process(), network.preset, network.allow, network.deny, network.dns, audit)
+    secrets = [secret.told(name) for name, secret in network.secrets.items()]
+    return (bundle.policy_process(), network.preset, network.allow, network.deny, network.dns, audit, secrets)
 
 
 def _not_started(error: OSError) -> OSError:

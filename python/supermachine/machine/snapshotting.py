@@ -256,7 +256,9 @@ def plan(path: Path, given: RestoreOptions) -> Plan:
     if said.network is not None and options.get("network") is None:
         # Rules that are given now are on top.
         here = MachineSettings.of(network=None, engine=head.engine).network.within(said.network)
-        settings = settings._replace(network=here.also(options.get("allow", ()), options.get("deny", ())))
+        settings = settings._replace(
+            network=here.also(options.get("allow", ()), options.get("deny", ()), options.get("secrets"))
+        )
     return Plan(
         said.reference,
         settings._replace(ports=wanted),

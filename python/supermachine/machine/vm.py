@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..network.denials import GuestNetwork
     from ..network.policy import Network
     from ..network.ports import Ports
+    from ..network.secrets import Secrets
     from ..settings.machine import MachineOptions
     from ..settings.parsing import Environment
     from ..snapshots.baking import Baked
@@ -48,6 +49,7 @@ class RestoreOptions(TypedDict, total=False):
     hostname: str | None
     ports: Ports | Literal["fresh", "same"]
     network: Network | str | None
+    secrets: Secrets | None
     allow: Sequence[str]
     deny: Sequence[str]
     environment: Environment | None
@@ -289,7 +291,7 @@ class VM:
         return process_context.Context(
             self._served,
             self._disks().config,
-            environment=settings.environment,
+            environment={**settings.network.environment, **settings.environment},
             working_dir=settings.working_dir,
             user=settings.user,
             ended=self._answered,

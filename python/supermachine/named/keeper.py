@@ -255,6 +255,7 @@ class Keeper:
                 "network",
                 "allow",
                 "deny",
+                "secrets",
                 "boot_timeout",
             )
             known = {name: options[name] for name in kept if options.get(name) is not None}

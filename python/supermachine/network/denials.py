@@ -82,21 +82,28 @@ class GuestNetwork:
         """Sets another policy, or adds rules to the one that there is. What that does not allow is reset.
 
         Forks that are made from now on have it as well. Raises `NotSupported` where the machine was started without a
-        network, and for other name servers or another audit log than it was started with.
+        network, and for other name servers, secrets or another audit log than it was started with.
         """
         from . import policy
 
         worker, before = self._worker(), self._policy()
         new = before.also(allow, deny) if network is None else policy.network(network, allow, deny)
         if isinstance(network, str):
-            new = policy.Network(new.preset, allow=new.allow, deny=new.deny, dns=before.dns, audit=before.audit)
+            new = policy.Network(
+                new.preset,
+                allow=new.allow,
+                deny=new.deny,
+                dns=before.dns,
+                audit=before.audit,
+                secrets=before.secrets,
+            )
         if not worker.has_network:
             raise NotSupported(
                 "the virtual machine was started without a network, and gets none while it runs",
                 hint="start it with a network that allows little: Network('none', allow=['gateway'])",
             )
-        if (new.dns, new.audit) != (before.dns, before.audit):
-            raise NotSupported("name servers and the audit log are those that the machine was started with")
+        if (new.dns, new.audit, new.secrets) != (before.dns, before.audit, before.secrets):
+            raise NotSupported("name servers, the audit log and secrets are those that the machine was started with")
         worker.set_network_policy(new.preset, new.allow, new.deny)
         self._keep(new)
 

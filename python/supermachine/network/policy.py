@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .secrets import Secret, Secrets
+
 #: What holds where no rule matches: nothing, public addresses, or all but metadata and link-local addresses.
 PRESETS = ("none", "public", "all")
 DEFAULT = "public"
@@ -25,23 +27,37 @@ class Network:
     before `allow`. `dns` are addresses of name servers in place of the host's, each with a port if need be. `audit` is
     a file to which each connection's begin and end and each denial are appended, one JSON object a line. Raises
     ConfigurationError for what is no rule.
+
+    `secrets` are values that the guest uses without having them, by the names of the variables in which it has their
+    placeholders: ``{"TOKEN": Secret(value, hosts=["api.example.com"])}``. Their hosts are allowed. They are only for a
+    network that allows nothing else than its rules do: with them the preset is ``none``, and may be no other.
     """
 
-    __slots__ = ("allow", "audit", "deny", "dns", "preset")
+    __slots__ = ("allow", "audit", "deny", "dns", "preset", "secrets")
 
     def __init__(
         self,
-        preset: str = "public",
+        preset: str | None = None,
         *,
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
         dns: Sequence[str] = (),
         audit: str | os.PathLike[str] | None = None,
+        secrets: Secrets | None = None,
     ) -> None:
+        self.secrets = _named(secrets)
+        preset = preset or ("none" if self.secrets else DEFAULT)
         if preset not in PRESETS:
             raise ConfigurationError(f"{preset!r} is not a network; {', '.join(PRESETS)} are")
+        if self.secrets and preset != "none":
+            raise ConfigurationError(
+                f"a network with secrets allows nothing but what its rules do, and {preset!r} allows more",
+                hint="say network='none' and allow= what the guest needs beside the secrets' hosts",
+            )
         from .._core import check_network_rule
 
+        hosts = [rule for secret in self.secrets.values() for rule in secret.rules()]
+        allow = [*allow, *(rule for rule in dict.fromkeys(hosts) if rule not in allow)]
         for rule in (*allow, *deny):
             try:
                 check_network_rule(rule)
@@ -53,13 +69,27 @@ class Network:
         self.dns = tuple(dns)
         self.audit = None if audit is None else os.fspath(audit)
 
-    def also(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> Network:
-        """This and more rules."""
-        if not allow and not deny:
+    def also(self, allow: Sequence[str] = (), deny: Sequence[str] = (), secrets: Secrets | None = None) -> Network:
+        """This and more rules and secrets."""
+        if not allow and not deny and not secrets:
             return self
         return Network(
-            self.preset, allow=[*self.allow, *allow], deny=[*self.deny, *deny], dns=self.dns, audit=self.audit
+            self.preset,
+            allow=[*self.allow, *allow],
+            deny=[*self.deny, *deny],
+            dns=self.dns,
+            audit=self.audit,
+            secrets={**self.secrets, **_named(secrets)},
         )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the guest's processes: placeholders of secrets, and what certificates they trust."""
+        if not self.secrets:
+            return {}
+        from .secrets import environment
+
+        return environment(self.secrets)
 
     @property
     def is_none(self) -> bool:
@@ -67,7 +97,7 @@ class Network:
         return self.preset == "none" and not self.allow
 
     def record(self) -> list[object]:
-        """What a snapshot says of it."""
+        """What a snapshot says of it: nothing of secrets."""
         return [self.preset, list(self.allow), list(self.deny)]
 
     def within(self, recorded: Network) -> Network:
@@ -89,24 +119,39 @@ class Network:
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     def __hash__(self) -> int:
-        return hash((self.preset, self.allow, self.deny, self.dns, self.audit))
+        return hash((self.preset, self.allow, self.deny, self.dns, self.audit, *self.secrets))
 
     def __repr__(self) -> str:
         rules = "".join(
             f", {name}={list(getattr(self, name))}" for name in ("allow", "deny", "dns") if getattr(self, name)
         ) + (f", audit={self.audit!r}" if self.audit else "")
+        if self.secrets:
+            rules += f", secrets={self.secrets}"
         return f"Network({self.preset!r}{rules})"
 
 
-def network(value: Network | str | None, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> Network:
+def _named(value: Secrets | None) -> dict[str, Secret]:
+    if not value:
+        return {}
+    from .secrets import secrets
+
+    return secrets(value)
+
+
+def network(
+    value: Network | str | None,
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
+    secrets: Secrets | None = None,
+) -> Network:
     """The network that is asked for, by default what SUPERMACHINE_NETWORK says, with further rules.
 
     A text is a preset's name, and after it, with spaces between them, rules that allow; a rule after "!" denies.
     """
     if isinstance(value, Network):
-        return value.also(allow, deny)
-    words = (value or os.environ.get(env.NETWORK) or DEFAULT).split()
+        return value.also(allow, deny, secrets)
+    words = (value or os.environ.get(env.NETWORK) or "").split()
     rules = words[1:]
     allow = [*(rule for rule in rules if not rule.startswith("!")), *allow]
     deny = [*(rule[1:] for rule in rules if rule.startswith("!")), *deny]
-    return Network(words[0] if words else DEFAULT, allow=allow, deny=deny)
+    return Network(words[0] if words else None, allow=allow, deny=deny, secrets=secrets)

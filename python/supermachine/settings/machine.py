@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..images.resolution import Pull
     from ..network.policy import Network
     from ..network.ports import Ports, Wanted
+    from ..network.secrets import Secrets
     from ..snapshots.baking import Warmup
     from ..storage.shares import Mounted, Mounts, Parsed, Volumes
     from ..storage.volumes import Mounted as MountedVolume
@@ -39,6 +40,7 @@ class MachineOptions(TypedDict, total=False):
     network: Network | str | None
     allow: Sequence[str]
     deny: Sequence[str]
+    secrets: Secrets | None
     volumes: Volumes | None
     mounts: Mounts | None
     platform: str | None
@@ -87,7 +89,7 @@ class MachineSettings(NamedTuple):
         if unknown := sorted(options.keys() - _DEFAULTS.keys()):
             raise TypeError(f"VM() got an unexpected keyword argument {unknown[0]!r}")
         said: dict[str, Any] = {**_DEFAULTS, **options}
-        said["network"] = _network(said["network"], said.pop("allow"), said.pop("deny"))
+        said["network"] = _network(said["network"], said.pop("allow"), said.pop("deny"), said.pop("secrets"))
         said["shares"], said["volumes"] = _shares(said.pop("volumes"), said.pop("mounts"))
         if said["boot_timeout"] <= 0:
             raise ConfigurationError(f"boot_timeout is {said['boot_timeout']}; a positive number of seconds is needed")
@@ -97,6 +99,8 @@ class MachineSettings(NamedTuple):
         said["vcpus"] = parsing.vcpu_count(said["vcpus"], engine.architecture)
         for name, check in _CHECKS.items():
             said[name] = check(said[name])
+        if twice := sorted(said["network"].secrets.keys() & said["environment"].keys()):
+            raise ConfigurationError(f"the variable {twice[0]} is in the environment and among the secrets")
         return cls(**said)
 
     def of_restored(self) -> MachineSettings:
@@ -112,10 +116,12 @@ def _ports(value: Ports | None) -> Wanted:
     return parse(value)
 
 
-def _network(value: Network | str | None, allow: Sequence[str], deny: Sequence[str]) -> Network:
+def _network(
+    value: Network | str | None, allow: Sequence[str], deny: Sequence[str], secrets: Secrets | None
+) -> Network:
     from ..network import policy
 
-    return policy.network(value, allow, deny)
+    return policy.network(value, allow, deny, secrets)
 
 
 def _shares(volumes: Volumes | None, mounts: Mounts | None) -> Parsed | tuple[tuple[()], tuple[()]]:

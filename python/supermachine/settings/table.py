@@ -187,6 +187,17 @@ SETTINGS = (
         remembered="process",
     ),
     Setting(
+        "secrets",
+        (),
+        'Values that the guest uses without having them: {"TOKEN": Secret(value, hosts=["api.example.com"])}, or texts '
+        'as "TOKEN@api.example.com". The network is then "none" and rules.',
+        options=("--secret",),
+        kind="texts",
+        metavar="NAME[=FILE]@HOST[,HOST]…",
+        help="Put the value of the variable NAME, or FILE's, into requests to HOST; the guest has a placeholder.",
+        remembered="process",
+    ),
+    Setting(
         "volumes",
         None,
         'Directories and files of the host, and volumes: ["./src:/work:ro", "name:/data"], or as docker-py does.',

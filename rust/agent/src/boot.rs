@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, REQUEST_PORT};
 use supermachine_proto::{VERSION, frame};
 
-use crate::{connections, freeze, identity, init, limits, mounts, network, reaper, server, sys, volumes};
+use crate::{
+    authority, connections, freeze, identity, init, limits, mounts, network, reaper, server, sys, volumes,
+};
 
 /// Between two attempts to reach a host that has just been restored.
 const RETRY: Duration = Duration::from_millis(5);
@@ -77,6 +79,7 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 let _ = connections::end_all();
                 network::assume(new.network.as_ref(), true)
                     .map_err(step("taking the guest's place on its network"))?;
+                authority::trust(&new.authority);
                 volumes::thaw();
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Renewed)?;
@@ -111,6 +114,7 @@ fn prepare(configure: &Configure) -> Result<(), Error> {
     loopback_up().map_err(step("bringing up the loopback interface"))?;
     let place = configure.identity.network.as_ref();
     network::assume(place, false).map_err(step("taking the guest's place on its network"))?;
+    authority::trust(&configure.identity.authority);
     reaper::start().map_err(step("starting the reaper"))?;
     let listener = sys::listen_vsock(REQUEST_PORT).map_err(step("listening for requests"))?;
     server::start(listener).map_err(step("starting to serve requests"))

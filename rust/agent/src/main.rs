@@ -1,5 +1,6 @@
 //! PID 1 of a guest: mounts, processes, files, clock and entropy, for the host at the other end of vsock.
 
+mod authority;
 mod boot;
 mod connections;
 mod drain;

@@ -8,7 +8,12 @@ pub struct Error(String);
 #[cfg(target_os = "linux")]
 pub fn confine() -> Result<(), Error> {
     use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr};
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let failed = |error: &dyn std::fmt::Display| Error(error.to_string());
+    // Secrets are in its memory: no core dump has them, and no process of the same user reads them.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| failed(&error))?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .map_err(|error| failed(&error))?;
     Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))
         .and_then(|ruleset| ruleset.create())
@@ -19,7 +24,9 @@ pub fn confine() -> Result<(), Error> {
 
 #[cfg(not(target_os = "linux"))]
 pub fn confine() -> Result<(), Error> {
-    Ok(())
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, none).map_err(|error| Error(error.to_string()))
 }
 
 #[cfg(target_os = "linux")]

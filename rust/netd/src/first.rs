@@ -171,18 +171,24 @@ fn head(head: &[u8]) -> Option<Seen> {
 
 /// A page that says to a program and to a person what is not allowed.
 pub fn forbidden(reason: &str, rule: Option<&str>, remedy: &str) -> Vec<u8> {
+    answer("403 Forbidden", "denied by the virtual machine's network policy", reason, rule, remedy)
+}
+
+/// A page of this status, after which the connection ends.
+pub fn answer(status: &str, error: &str, reason: &str, rule: Option<&str>, remedy: &str) -> Vec<u8> {
     let text = |text: &str| {
         let escaped = text.chars().flat_map(char::escape_default).collect::<String>();
         format!("\"{}\"", escaped.replace("\\'", "'"))
     };
     let rule = rule.map_or_else(|| "null".into(), text);
     let body = format!(
-        "{{\"error\": \"denied by the virtual machine's network policy\", \"reason\": {}, \"rule\": {rule}, \"remedy\": {}}}\n",
+        "{{\"error\": {}, \"reason\": {}, \"rule\": {rule}, \"remedy\": {}}}\n",
+        text(error),
         text(reason),
         text(remedy)
     );
     format!(
-        "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
     .into_bytes()

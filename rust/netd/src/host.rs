@@ -34,11 +34,19 @@ pub struct Host {
     pub servers: Vec<SocketAddr>,
     /// Names, in small letters.
     pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// Certificates, in DER, of the authorities that it trusts: those of the system, or of SSL_CERT_FILE and SSL_CERT_DIR.
+    /// They are read when there are secrets alone.
+    pub roots: Vec<Vec<u8>>,
 }
 
 impl Host {
-    pub fn read() -> Self {
-        Self { servers: servers(&read("/etc/resolv.conf")), names: names(&read("/etc/hosts")) }
+    pub fn read(roots: bool) -> Self {
+        let roots = if roots { rustls_native_certs::load_native_certs().certs } else { Vec::new() };
+        Self {
+            servers: servers(&read("/etc/resolv.conf")),
+            names: names(&read("/etc/hosts")),
+            roots: roots.iter().map(|der| der.to_vec()).collect(),
+        }
     }
 }
 

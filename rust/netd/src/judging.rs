@@ -37,6 +37,8 @@ pub struct Judging {
     /// To the server; none where it is denied anyway.
     socket: Option<OwnedFd>,
     pending: Pending,
+    /// It may be one that is opened for secrets, so TLS is expected at any port.
+    secret: bool,
     said: Vec<u8>,
     deadline: Instant,
 }
@@ -65,9 +67,11 @@ impl Server {
         if self.judgements.waiting.len() >= MOST {
             return self.refuse(flow, Refusal::Unreachable);
         }
-        let patience = if matches!(pending, Pending::Basis(Basis::Address)) { SHORT } else { PATIENCE };
+        let secret = self.granted.get(&flow).is_some_and(|granted| self.has_secrets_for(granted));
+        let patience =
+            if matches!(pending, Pending::Basis(Basis::Address)) && !secret { SHORT } else { PATIENCE };
         let deadline = Instant::now() + patience;
-        self.judgements.waiting.push(Judging { flow, socket, pending, said: Vec::new(), deadline });
+        self.judgements.waiting.push(Judging { flow, socket, pending, secret, said: Vec::new(), deadline });
         self.link.send(&Reply::Judged { flow }, None)
     }
 
@@ -83,6 +87,7 @@ impl Server {
         judging.said.extend(bytes);
         let seen = match port {
             HTTPS => first::hello(&judging.said),
+            _ if judging.secret => first::hello(&judging.said),
             _ => first::request(&judging.said),
         };
         let more = seen == Seen::Incomplete && !ended && judging.said.len() < first::MOST;
@@ -104,7 +109,7 @@ impl Server {
     }
 
     fn conclude(&mut self, judging: Judging, seen: Seen) -> io::Result<()> {
-        let Judging { flow, socket, pending, said, .. } = judging;
+        let Judging { flow, socket, pending, secret, said, .. } = judging;
         let Some(granted) = self.granted.get(&flow) else { return Ok(()) };
         let (destination, class) = (granted.destination, self.class(granted.destination.ip()));
         let pinned: Vec<&str> = granted.names.iter().map(String::as_str).collect();
@@ -125,6 +130,15 @@ impl Server {
         };
         match (verdict, socket) {
             (Ok(()), Some(socket)) => {
+                if let (true, Seen::Name(name), Some(opening)) = (secret, &seen, &mut self.opening)
+                    && opening.concerns(std::iter::once(&name[..]), destination.port())
+                {
+                    let (to, port) = (destination.ip(), destination.port());
+                    return match opening.open(flow, socket, said, name, to, port) {
+                        Ok(guest) => self.link.send(&Reply::Granted { flow }, Some(guest)),
+                        Err(_) => self.refuse(flow, Refusal::Unreachable),
+                    };
+                }
                 // A fresh socket takes as much as this.
                 if rustix::io::write(&socket, &said).ok() != Some(said.len()) && !said.is_empty() {
                     return self.refuse(flow, Refusal::Refused);
@@ -137,7 +151,8 @@ impl Server {
                     Seen::Name(name) => Some(name.clone()),
                     _ => granted.names.first().cloned(),
                 };
-                let http = destination.port() == HTTP && !matches!(seen, Seen::Other | Seen::Incomplete);
+                let http =
+                    destination.port() == HTTP && !secret && !matches!(seen, Seen::Other | Seen::Incomplete);
                 let page = first::forbidden(denied.reason, denied.rule.as_deref(), &denied.remedy);
                 if !told {
                     let (to, port) = (Some(destination.ip()), destination.port());

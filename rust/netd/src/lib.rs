@@ -13,4 +13,5 @@ mod judging;
 pub mod policy;
 mod resolver;
 pub mod rules;
+pub mod secrets;
 pub mod server;

@@ -9,7 +9,7 @@ use supermachine_netd::channel::Channel;
 use supermachine_netd::host::Host;
 use supermachine_netd::{confine, server::Server};
 use supermachine_proto::VERSION;
-use supermachine_proto::netd::{Command, Event, Start};
+use supermachine_proto::netd::{Command, Event, ROOTS, Start};
 
 fn main() -> ExitCode {
     match run() {
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 fn run() -> io::Result<()> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     stream.peer_addr()?;
-    let host = Host::read();
+    let host = Host::read(std::env::args_os().any(|argument| argument == ROOTS));
     confine::confine().map_err(io::Error::other)?;
     let last_word = stream.try_clone()?;
     let mut control = Channel::new(stream)?;

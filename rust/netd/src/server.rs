@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, ipproto, socket, sockopt};
+use supermachine_proto::agent::HOST_NAMES;
 use supermachine_proto::netd::{Command, Denial, Event, Flow, Protocol, Refusal, Reply, Request, Start};
 
 use crate::address::{Class, class};
@@ -17,6 +18,7 @@ use crate::host::Host;
 use crate::judging::{HTTP, HTTPS, Judgements, Pending};
 use crate::policy::{Basis, Denied, Pins, Policy};
 use crate::resolver::{Context, Resolver};
+use crate::secrets::{Complaint, Opening};
 
 /// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(60);
@@ -67,6 +69,7 @@ pub struct Server {
     connecting: Vec<Connecting>,
     pub(crate) granted: HashMap<u64, Granted>,
     pub(crate) judgements: Judgements,
+    pub(crate) opening: Option<Opening>,
     dial: Dial,
 }
 
@@ -80,6 +83,8 @@ impl Server {
         if !start.dns.is_empty() {
             host.servers = start.dns;
         }
+        let opening = start.secrets.map(|secrets| Opening::new(secrets, &host.roots)).transpose();
+        let opening = opening.map_err(io::Error::other)?;
         let resolver = Resolver::new(host, start.gateway.clone())?;
         Ok(Self {
             control,
@@ -92,6 +97,7 @@ impl Server {
             connecting: Vec::new(),
             granted: HashMap::new(),
             judgements: Judgements::default(),
+            opening,
             dial: connect,
         })
     }
@@ -118,6 +124,7 @@ impl Server {
             for (name, why) in denied {
                 self.tell(Some(name), None, 0, Protocol::Dns, why)?;
             }
+            self.tell_complaints()?;
             self.control.flush()?;
             self.link.flush()?;
         }
@@ -131,6 +138,8 @@ impl Server {
         let mut fds =
             vec![PollFd::new(&self.control, both(&self.control)), PollFd::new(&self.link, both(&self.link))];
         fds.extend(self.connecting.iter().map(|pending| PollFd::new(&pending.socket, PollFlags::OUT)));
+        let complaints = self.opening.as_ref().map(Opening::descriptor);
+        fds.extend(complaints.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         fds.extend(self.resolver.descriptors().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let deadline = self.connecting.iter().map(|pending| pending.deadline).chain(self.resolver.deadline());
         let deadline = deadline.chain(self.judgements.deadline()).min();
@@ -187,6 +196,9 @@ impl Server {
     fn forget(&mut self, flow: u64) -> io::Result<()> {
         self.connecting.retain(|pending| pending.flow != flow);
         self.judgements.forget(flow);
+        if let Some(opening) = &mut self.opening {
+            opening.forget(flow);
+        }
         match self.granted.remove(&flow) {
             Some(granted) if self.audit => self.control.send(&Event::Closed(granted.told()), None),
             _ => Ok(()),
@@ -229,7 +241,8 @@ impl Server {
                 return self.refuse(flow, Refusal::Denied);
             }
         };
-        let judged = (web && (basis == Basis::Name || self.policy.denies_names())).then_some(basis);
+        let secret = protocol == Protocol::Tcp && self.has_secrets_for(&granted);
+        let judged = (secret || web && (basis == Basis::Name || self.policy.denies_names())).then_some(basis);
         // The host's loopback, by its name on the guest's link.
         let target = match destination {
             SocketAddr::V4(_) if gateway => SocketAddr::from((Ipv4Addr::LOCALHOST, destination.port())),
@@ -267,6 +280,16 @@ impl Server {
             _ if self.is_gateway(address) => Class::Host,
             Class::Public | Class::Private | Class::Special if is_own(address) => Class::Host,
             class => class,
+        }
+    }
+
+    /// Whether secrets may be for who is there.
+    pub(crate) fn has_secrets_for(&self, granted: &Granted) -> bool {
+        let Some(opening) = &self.opening else { return false };
+        let (to, names) = (granted.destination, granted.names.iter().map(String::as_str));
+        match self.is_gateway(to.ip()) {
+            true => opening.concerns(HOST_NAMES.into_iter(), to.port()),
+            false => opening.concerns(names, to.port()),
         }
     }
 
@@ -325,8 +348,30 @@ impl Server {
             .map(|(flow, _)| *flow)
             .collect();
         for flow in ended {
+            if let Some(opening) = &mut self.opening {
+                opening.end(flow);
+            }
             self.forget(flow)?;
             self.link.send(&Reply::Revoked { flow }, None)?;
+        }
+        Ok(())
+    }
+
+    /// Tells what was not passed on to hosts of secrets.
+    fn tell_complaints(&mut self) -> io::Result<()> {
+        for complaint in self.opening.as_mut().map(Opening::complaints).unwrap_or_default() {
+            let Complaint { name, address, port, reason } = complaint;
+            let denial = Denial {
+                name: Some(name),
+                address: Some(address),
+                port,
+                protocol: Protocol::Tcp,
+                rule: None,
+                reason,
+                remedy: String::new(),
+                time_ns: now_ns(),
+            };
+            self.control.send(&Event::Denied(denial), None)?;
         }
         Ok(())
     }

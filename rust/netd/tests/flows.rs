@@ -55,6 +55,7 @@ impl Netd {
             dns,
             gateway: vec![GATEWAY],
             audit: false,
+            secrets: None,
         };
         thread::spawn(move || {
             let (control, link) = (Channel::new(theirs).unwrap(), Channel::new(link).unwrap());

@@ -94,6 +94,9 @@ pub struct Identity {
     pub wall_clock_ns: u64,
     /// The guest's place on its network; `None` for a guest without one.
     pub network: Option<Network>,
+    /// The certificate, in PEM, of the authority that this machine's policy process opens TLS with; empty for none. The
+    /// guest trusts it, in place of the one from before a restore.
+    pub authority: String,
 }
 
 /// The guest's place on a network that is its own: no other guest is on it, so all have the same.
@@ -118,6 +121,8 @@ impl Default for Network {
 
 /// The host's names in its guests.
 pub const HOST_NAMES: [&str; 3] = ["host.docker.internal", "host.supermachine.internal", "gateway"];
+/// Where a guest has all certificates that it trusts, once it trusts one of its machine's own.
+pub const TRUST_BUNDLE: &str = "/etc/ssl/supermachine-bundle.pem";
 /// The network interface of a guest that has one.
 pub const INTERFACE: &str = "eth0";
 

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::Chunk;
 
+/// The argument with which the process reads, before it gives up its access to files, whom the host trusts: where there
+/// are secrets.
+pub const ROOTS: &str = "--roots";
+
 /// API to the policy process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -34,6 +38,38 @@ pub struct Start {
     pub gateway: Vec<IpAddr>,
     /// Whether the API is told of each flow's begin and end.
     pub audit: bool,
+    /// What is put on the wire in place of what the guest has of it.
+    pub secrets: Option<Secrets>,
+}
+
+/// Secrets of a guest that it never gets, and what TLS is opened with to put them on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secrets {
+    /// The key of a certificate authority of one machine's own: PKCS #8, in DER.
+    pub authority: Hidden,
+    pub secrets: Vec<Secret>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// What the guest has in its place.
+    pub placeholder: String,
+    pub value: Hidden,
+    /// Rules of the form `NAME[:PORTS]`: for whom it is. Port 443 where none is named.
+    pub hosts: Vec<String>,
+    /// Whether it may be in the query of a target, and in the body of a request, as well as in header fields.
+    pub query: bool,
+    pub body: bool,
+}
+
+/// Bytes that no message shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hidden(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hidden")
+    }
 }
 
 /// What the guest may reach. Rules are texts, as users write them.

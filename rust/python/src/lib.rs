@@ -41,7 +41,7 @@ mod _core {
     #[pymodule_export]
     use crate::image::{convert_image, decompress_archive, sha256};
     #[pymodule_export]
-    use crate::netd::check_network_rule;
+    use crate::netd::{check_network_rule, check_secret_host};
     #[pymodule_export]
     use crate::parts::{Unpacker, pack_part};
     #[pymodule_export]
@@ -65,6 +65,16 @@ mod _core {
     /// Version of the messages this build speaks with workers and agents.
     #[pymodule_export]
     const PROTOCOL_VERSION: u32 = supermachine_proto::VERSION;
+
+    /// Where a guest has the certificates that it trusts, when some is its machine's own.
+    #[pymodule_export]
+    const TRUST_BUNDLE: &str = supermachine_proto::agent::TRUST_BUNDLE;
+
+    /// Bytes of a secret's value at least and at most.
+    #[pymodule_export]
+    const MIN_SECRET: usize = supermachine_netd::secrets::LEAST_BYTES;
+    #[pymodule_export]
+    const MAX_SECRET: usize = supermachine_netd::secrets::MOST_BYTES;
 
     /// Bytes of RAM that a guest has at least and at most.
     #[pymodule_export]

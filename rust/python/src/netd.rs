@@ -14,10 +14,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use supermachine_netd::policy;
+use supermachine_netd::{policy, secrets};
 use supermachine_proto::agent::Network;
 use supermachine_proto::frame::{self, Decoder};
-use supermachine_proto::netd::{Command, Denial, Event, Flow, Policy, Preset, Protocol, Start};
+use supermachine_proto::netd::{
+    Command, Denial, Event, Flow, Hidden, Policy, Preset, Protocol, ROOTS, Secret, Secrets, Start,
+};
 
 use crate::descriptors::{self, Unshared};
 use crate::sys::{self, Interest};
@@ -27,9 +29,13 @@ const KEPT: usize = 4096;
 /// How long the process may take to exit once it has been told to.
 const REAP: Duration = Duration::from_secs(2);
 
-/// What Python says of a network: executable, preset, rules that allow, rules that deny, name servers, and a descriptor of
-/// the audit log with what names the machine there.
-pub type Wanted = (PathBuf, String, Vec<String>, Vec<String>, Vec<String>, Option<(RawFd, String)>);
+/// What Python says of a network: executable, preset, rules that allow, rules that deny, name servers, a descriptor of
+/// the audit log with what names the machine there, and secrets.
+pub type Wanted =
+    (PathBuf, String, Vec<String>, Vec<String>, Vec<String>, Option<(RawFd, String)>, Vec<WantedSecret>);
+
+/// Placeholder, value, hosts, whether it may be in queries, whether it may be in bodies.
+pub type WantedSecret = (String, Vec<u8>, Vec<String>, bool, bool);
 
 /// A policy and its name servers, after its rules have been read.
 pub struct Settings {
@@ -37,6 +43,8 @@ pub struct Settings {
     policy: Policy,
     dns: Vec<SocketAddr>,
     audit: Option<Log>,
+    /// With the certificate of the authority, in PEM.
+    secrets: Option<(Secrets, String)>,
 }
 
 /// An audit log: one JSON object a line.
@@ -46,7 +54,7 @@ struct Log {
 }
 
 impl Settings {
-    pub fn new((path, preset, allow, deny, dns, audit): Wanted) -> PyResult<Self> {
+    pub fn new((path, preset, allow, deny, dns, audit, secrets): Wanted) -> PyResult<Self> {
         let audit =
             audit.map(|(fd, machine)| Unshared::new(|| sys::duplicate(fd)).map(|file| Log { file, machine }));
         let audit = audit.transpose()?;
@@ -56,8 +64,30 @@ impl Settings {
             let server = text.parse().or_else(|_| text.parse().map(port));
             server.map_err(|_| PyValueError::new_err(format!("{text:?} is not the address of a name server")))
         });
-        Ok(Self { path, policy, dns: dns.collect::<Result<_, _>>()?, audit })
+        let secrets = if secrets.is_empty() { None } else { Some(with_authority(secrets)?) };
+        Ok(Self { path, policy, dns: dns.collect::<Result<_, _>>()?, audit, secrets })
     }
+
+    /// The certificate, in PEM, that the guest is to trust; empty for none.
+    pub fn certificate(&self) -> String {
+        self.secrets.as_ref().map(|(_, certificate)| certificate.clone()).unwrap_or_default()
+    }
+}
+
+/// Secrets, and an authority that is made for this machine.
+fn with_authority(secrets: Vec<WantedSecret>) -> PyResult<(Secrets, String)> {
+    let wrong = |error: secrets::Error| PyValueError::new_err(error.to_string());
+    let hosts = secrets.iter().flat_map(|(_, _, hosts, ..)| hosts).map(|text| secrets::host(text));
+    let hosts = hosts.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+    let (authority, certificate) = secrets::authority::create(&hosts).map_err(wrong)?;
+    let secrets = secrets.into_iter().map(|(placeholder, value, hosts, query, body)| Secret {
+        placeholder,
+        value: Hidden(value),
+        hosts,
+        query,
+        body,
+    });
+    Ok((Secrets { authority, secrets: secrets.collect() }, certificate))
 }
 
 pub fn policy_of(preset: &str, allow: Vec<String>, deny: Vec<String>) -> PyResult<Policy> {
@@ -322,10 +352,18 @@ type Started = (Unshared<UnixStream>, Unshared<UnixStream>, Child);
 
 fn start(settings: Settings, link: &UnixStream, audit: bool) -> io::Result<Started> {
     let (control, child) = descriptors::pair_for(|theirs| {
-        let mut command = std::process::Command::new(settings.path);
+        let mut command = std::process::Command::new(&settings.path);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
         // A process group of its own: Ctrl-C on the terminal is for the guest's process.
-        command.env_clear().process_group(0).spawn()
+        command.env_clear().process_group(0);
+        if settings.secrets.is_some() {
+            command.arg(ROOTS);
+            // As programs that verify hosts have it.
+            for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+                command.envs(std::env::var_os(name).map(|value| (name, value)));
+            }
+        }
+        command.spawn()
     })?;
     let start = Command::Start(Box::new(Start {
         version: supermachine_proto::VERSION,
@@ -333,6 +371,7 @@ fn start(settings: Settings, link: &UnixStream, audit: bool) -> io::Result<Start
         dns: settings.dns,
         gateway: vec![Network::default().gateway.into()],
         audit,
+        secrets: settings.secrets.map(|(secrets, _)| secrets),
     }));
     let mut bytes = Vec::new();
     frame::encode(&start, &mut bytes).map_err(io::Error::other)?;
@@ -491,4 +530,10 @@ pub fn check_network_rule(rule: &str) -> PyResult<bool> {
         Target::Below(_) => true,
         Target::Network { .. } | Target::Group(_) => false,
     })
+}
+
+/// Checks a host of a secret's. Raises ValueError, with what is wrong, for a text that is none.
+#[pyfunction]
+pub fn check_secret_host(host: &str) -> PyResult<()> {
+    secrets::host(host).map(drop).map_err(|error| PyValueError::new_err(error.to_string()))
 }

@@ -45,12 +45,18 @@ fn engine_named(name: &str) -> PyResult<Engine> {
 }
 
 /// Who the guest is; the worker sets the clock as it tells the guest.
-fn identity(hostname: String, machine_id: [u8; 16], entropy: Vec<u8>, network: bool) -> Identity {
-    let network = network.then(|| {
+fn identity(
+    hostname: String,
+    machine_id: [u8; 16],
+    entropy: Vec<u8>,
+    network: Option<&netd::Settings>,
+) -> Identity {
+    let authority = network.map(netd::Settings::certificate).unwrap_or_default();
+    let network = network.map(|_| {
         let Search { domains: search, ndots } = Search::read();
         Network { search, ndots, ..Network::default() }
     });
-    Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0, network }
+    Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0, network, authority }
 }
 
 /// The process that owns one VM. In a process that was forked from this one, it is of a VM that has ended.
@@ -227,7 +233,7 @@ impl Worker {
                 memory_bytes,
                 vcpus,
                 configure: Configure {
-                    identity: identity(hostname, machine_id, entropy, network.is_some()),
+                    identity: identity(hostname, machine_id, entropy, network.as_ref()),
                     root,
                     upper_bytes,
                     mounts: Vec::new(),
@@ -281,7 +287,7 @@ impl Worker {
         let working_set = working_set.into_iter();
         let restore = Restore {
             files,
-            identity: identity(hostname, machine_id, entropy, network.is_some()),
+            identity: identity(hostname, machine_id, entropy, network.as_ref()),
             working_set: working_set
                 .map(|(start, count, written)| PageRange { start, count, written })
                 .collect(),

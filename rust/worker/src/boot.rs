@@ -266,6 +266,7 @@ mod tests {
                 entropy: Chunk::from(vec![2; 64]),
                 wall_clock_ns: 0,
                 network: None,
+                authority: String::new(),
             },
             root: Root::Initramfs,
             upper_bytes: 0,

@@ -267,12 +267,14 @@ def _short_way(said: Arguments) -> int | None:
     settings = said["settings"]
     own = parsing.environment([*parsing.environment_files(said["env_file"]), *settings["environment"]])
     terminal = foreground.wants_terminal(said["tty"])
+    reach = network(settings["network"], settings["allow"], settings["deny"], settings["secrets"])
+    if reach.secrets.keys() & own.keys():
+        return None  # the whole way says so
+    own = {**reach.environment, **own}
     try:
         with foreground.Signals() as signals:
             steps("image")
-            started = start.worker(
-                settings["boot_timeout"], network(settings["network"], settings["allow"], settings["deny"])
-            )
+            started = start.worker(settings["boot_timeout"], reach)
             if started is None:
                 _forget(file)
                 return None

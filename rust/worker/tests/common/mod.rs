@@ -61,6 +61,7 @@ pub fn identity(hostname: &str) -> Identity {
         entropy: Chunk::from(vec![2; 64]),
         wall_clock_ns: 0,
         network: None,
+        authority: String::new(),
     }
 }
 
