@@ -5,6 +5,7 @@
 
 mod access;
 mod asm;
+mod atomic;
 mod block;
 mod cache;
 mod compute;
@@ -13,6 +14,7 @@ mod flags;
 mod float;
 mod layout;
 mod sse;
+mod structures;
 mod stubs;
 mod vector;
 
