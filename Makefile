@@ -45,6 +45,7 @@ soak: $(VENV)/installed
 	SUPERMACHINE_SOAK_EVENTS=100000 $(BIN)/pytest tests/vm/test_soak.py -o faulthandler_timeout=14400
 	SUPERMACHINE_TEST_MOMENTS=100 SUPERMACHINE_TEST_MACHINES=200 $(BIN)/pytest tests/named -k "soak or twenty or killed"
 	SUPERMACHINE_TEST_MOMENTS=100 $(BIN)/pytest tests/storage/test_volumes.py -k killed
+	SUPERMACHINE_TEST_MOMENTS=200 SUPERMACHINE_TEST_ROUNDS=500 $(BIN)/pytest tests/hostile -o faulthandler_timeout=14400
 
 # Fleets under the engines of distribution, which are large and are not installed for the other tests.
 test-fleet: $(VENV)/installed
