@@ -458,9 +458,9 @@ def run(
     # A terminal has one output, and a pipe that nobody writes to is closed by `communicate`.
     captured = stdout is PIPE and stderr is PIPE and not options.get("tty") and (stdin is not PIPE or input is not None)
     process = _Captured(context, args, input, **options) if captured else Popen(context, args, **options)
-    if stop is not None:
-        threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
     try:
+        if stop is not None:
+            threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         out, err = process.communicate(input, timeout=left)
     except TimeoutExpired as expired:
