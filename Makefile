@@ -90,7 +90,7 @@ guest-kernels:
 # Bytes that a fuzzer makes up, into each parser and each device: no crash, no hang, no large
 # allocation. What led to one is kept in fuzz/artifacts. Without a sanitizer any toolchain will do.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= v8 v9 export layer archive fuse frames kernel queues vsock network dns first http
+FUZZ_TARGETS ?= v8 v9 export layer archive fuse frames kernel queues vsock network dns first http translate
 fuzz:
 	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz@0.13.2
 	set -e; for target in $(FUZZ_TARGETS); do \
