@@ -2,6 +2,8 @@
 //!
 //! A guest that breaks the rules of its device gets that device marked as needing a reset ([`Broken`]); the host goes on.
 
+#![deny(unsafe_code)]
+
 pub mod balloon;
 pub mod blk;
 pub mod bus;

@@ -1,6 +1,7 @@
 //! What a snapshot holds of a device: of what it is, and of its transport and queues.
 
 use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 use virtio_queue::{Queue, QueueT};
 
 use crate::{Device, Memory, Transport};
@@ -23,6 +24,8 @@ pub struct DeviceState {
     pub config: Vec<u8>,
     pub transport: TransportState,
 }
+
+saved_structure!(DeviceState { id: u32, config: Vec<u8>, transport: TransportState });
 
 impl<D: Device> Persist for Transport<D> {
     fn save(&self) -> DeviceState {
@@ -52,6 +55,13 @@ pub struct TransportState {
     pub queues: Vec<QueueState>,
 }
 
+saved_structure!(TransportState {
+    driver_features: u64,
+    status: u32,
+    interrupt_status: u32,
+    queues: Vec<QueueState>
+});
+
 /// One queue; addresses are guest physical.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
@@ -63,6 +73,16 @@ pub struct QueueState {
     pub last_avail_idx: u16,
     pub next_used_idx: u16,
 }
+
+saved_structure!(QueueState {
+    size: u16,
+    ready: bool,
+    desc: u64,
+    avail: u64,
+    used: u64,
+    last_avail_idx: u16,
+    next_used_idx: u16
+});
 
 /// Why saved state was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,8 @@
 //! Engines: what runs guest code. The arm64 machine is written against [`arm64::Vm`] and [`arm64::Vcpu`] alone, with
 //! the shape of Hypervisor.framework; each engine is a provider of them.
 
+#![allow(unsafe_code, reason = "hypervisors are C interfaces, and guest memory is raw")]
+
 pub mod arm64;
 #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
 pub mod hvf;

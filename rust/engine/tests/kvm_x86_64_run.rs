@@ -1,4 +1,5 @@
 //! Running vCPUs on KVM, and getting them out of the guest, by bare guests on the real device.
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod bare;

@@ -1,6 +1,8 @@
 //! A request and the room for its answer, as they lie in guest memory. The guest may change them at any time: what
 //! decides something is copied once, and file contents go by without being looked at.
 
+#![allow(unsafe_code, reason = "preadv(2) and pwritev(2) straight to guest memory")]
+
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;

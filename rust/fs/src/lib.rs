@@ -7,6 +7,8 @@
 //! The guest is hostile, and so may be whoever changes the shares on the host: every name is one component that is looked
 //! up beneath an open directory, symbolic links are bytes, devices and FIFOs are never opened, and what is kept for the
 //! guest is bounded.
+
+#![deny(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 pub mod abi;

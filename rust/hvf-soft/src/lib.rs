@@ -18,8 +18,9 @@
 //! | WFI with an interrupt controller | waits inside `hv_vcpu_run` | measured: the same |
 //! | a VM without `hv_gic_create` | no vCPU can be made | allowed |
 
+#![allow(unsafe_code, reason = "it is a C interface")]
 // The C interface passes raw pointers; what each must point at is Apple's to document.
-#![allow(clippy::missing_safety_doc)]
+#![allow(clippy::missing_safety_doc, reason = "the contract is the framework's")]
 
 mod gic;
 mod host;

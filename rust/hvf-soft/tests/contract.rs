@@ -1,5 +1,7 @@
 //! The framework's contract, as a C caller sees it.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
+
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,7 +26,7 @@ const ICPENDR0: u32 = 0x1_0280;
 static ONE: Mutex<()> = Mutex::new(());
 
 /// The process's VM with an interrupt controller, gone when this is.
-struct Vm(#[allow(dead_code)] MutexGuard<'static, ()>);
+struct Vm(#[allow(dead_code, reason = "held until it is dropped")] MutexGuard<'static, ()>);
 
 impl Vm {
     fn bare() -> Self {

@@ -23,6 +23,8 @@
 //! # Ok::<(), supermachine_image::Error>(())
 //! ```
 
+#![deny(unsafe_code)]
+
 mod apply;
 mod archive;
 mod arena;

@@ -1,5 +1,7 @@
 //! The file that becomes the image: written under another name, published whole or not at all.
 
+#![allow(unsafe_code, reason = "calls of the kernel that the standard library has not")]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;

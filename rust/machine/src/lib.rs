@@ -1,5 +1,7 @@
 //! A virtual machine: memory, devices, vCPUs and boot, over any engine.
 
+#![deny(unsafe_code)]
+
 mod address_map;
 mod architecture;
 pub mod arm64;

@@ -1,6 +1,8 @@
 //! Guest memory: private, and taken from the host only page by page as the guest touches it. A guest that boots starts
 //! with anonymous memory; one that is restored with its snapshot's, copied on write.
 
+#![allow(unsafe_code, reason = "guest memory is mapped from files and given back page by page")]
+
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;

@@ -1,6 +1,8 @@
 //! Which pages of guest RAM the host has given, as the kernel's page tables tell (Documentation/admin-guide/mm/
 //! pagemap.rst): those that a guest has touched, and those that it has written to since its memory was mapped.
 
+#![allow(unsafe_code, reason = "an ioctl of /proc/self/pagemap")]
+
 use std::ops::Range;
 
 /// Bytes of a page as snapshots and working sets count them.

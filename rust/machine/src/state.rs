@@ -73,4 +73,22 @@ mod tests {
         assert_eq!(encode("", &device).unwrap(), bytes);
         assert_eq!(decode::<DeviceState>("", &bytes).unwrap(), device);
     }
+
+    /// As above, for what no golden file has: a vCPU that is off or about to start.
+    #[test]
+    fn the_encoding_of_power_stays() {
+        let power = vec![Power::Off, Power::Starting { entry: 0x80, context: 3 }, Power::On];
+        let bytes = [3, 0, 1, 0x80, 1, 3, 2];
+        assert_eq!(encode("", &power).unwrap(), bytes);
+        assert_eq!(decode::<Vec<Power>>("", &bytes).unwrap(), power);
+    }
+
+    #[test]
+    fn the_encoding_of_a_disk_elsewhere_stays() {
+        let disk =
+            crate::snapshot::v9::Elsewhere { bytes: 9, files: vec![(1, 2)], pieces: vec![(3..4, 0, 5)] };
+        let bytes = [9, 1, 1, 2, 1, 3, 4, 0, 5];
+        assert_eq!(encode("", &disk).unwrap(), bytes);
+        assert_eq!(decode::<crate::snapshot::v9::Elsewhere>("", &bytes).unwrap(), disk);
+    }
 }

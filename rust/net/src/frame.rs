@@ -1,5 +1,7 @@
 //! A frame in the guest's memory, and frames for it.
 
+#![allow(unsafe_code, reason = "frames lie in guest memory")]
+
 use std::marker::PhantomData;
 
 /// A frame of the guest's, where it lies. The guest may change it at any time, so it is only ever copied out of or given

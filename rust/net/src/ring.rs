@@ -1,5 +1,7 @@
 //! Bytes that wait. Memory is taken when there are some and given back when there are none.
 
+#![allow(unsafe_code, reason = "readv(2), writev(2) and recv(2) into memory of its own")]
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 

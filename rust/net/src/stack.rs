@@ -1,5 +1,7 @@
 //! The stack: finds the flow that a frame belongs to, makes new ones, and gives each its turn to send.
 
+#![allow(unsafe_code, reason = "a frame names its memory by address")]
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;

@@ -3,6 +3,8 @@
 //! The link is the guest's memory, which loses and reorders nothing. So there is no congestion control, and a segment
 //! that is not the next one is not kept but acknowledged anew, and sent again by its sender.
 
+#![allow(unsafe_code, reason = "shutdown(2) is a C call")]
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};

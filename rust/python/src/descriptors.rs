@@ -4,6 +4,8 @@
 //! up in a control socket. And a process that is forked from this one has no share in them: a share would keep a
 //! worker alive whose owner was killed, a port bound, and an end of file from ever coming. exec(2) closes them.
 
+#![allow(unsafe_code, reason = "descriptors come as numbers, and forks are watched")]
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io::{self, PipeReader, PipeWriter};

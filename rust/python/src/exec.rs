@@ -88,7 +88,10 @@ impl Exec {
     #[staticmethod]
     #[pyo3(signature = (worker, args, *, env, cwd=Vec::new(), user=String::new(), tty=None, stdin=None,
         stdout=None, stderr=None))]
-    #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keywords in Python; a struct would only repeat their names"
+    )]
     fn start(
         py: Python<'_>,
         worker: Machine<'_>,

@@ -3,6 +3,8 @@
 //! Every call that may wait gives up the GIL and looks for Python signals at least every
 //! [`sys::SIGNAL_INTERVAL_MS`] milliseconds, and ends when the VM does.
 
+#![deny(unsafe_code)]
+
 mod connection;
 mod descriptors;
 mod errors;

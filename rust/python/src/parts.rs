@@ -1,5 +1,7 @@
 //! Snapshots in pieces, for registries.
 
+#![allow(unsafe_code, reason = "descriptors come as numbers")]
+
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, RawFd};

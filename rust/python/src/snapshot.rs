@@ -233,7 +233,7 @@ impl v9::DiskContents for WrittenDisk {
 /// byte ranges of it that are held and those that are zeros, and what is held. Gives its id.
 #[pyfunction]
 #[pyo3(signature = (path, identity, sections, ram, present, replace, disk=None))]
-#[allow(clippy::too_many_arguments)] // as Python sees it
+#[allow(clippy::too_many_arguments, reason = "keywords in Python")]
 pub fn write_snapshot_v9(
     py: Python<'_>,
     path: PathBuf,

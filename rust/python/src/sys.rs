@@ -1,5 +1,7 @@
 //! Waiting on descriptors with an ear for Python's signals, and the system calls around it.
 
+#![allow(unsafe_code, reason = "descriptors come as numbers")]
+
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -192,7 +192,10 @@ impl Worker {
         root_fs, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
         agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(), network=None, scratch=None,
         volume_disks=Vec::new()))]
-    #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keywords in Python; a struct would only repeat their names"
+    )]
     fn spawn(
         py: Python<'_>,
         path: PathBuf,
@@ -262,7 +265,10 @@ impl Worker {
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
         boot_timeout_ms=60_000, agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(),
         network=None, scratch=None, volume_disks=Vec::new()))]
-    #[allow(clippy::too_many_arguments)] // keywords in Python; a struct would only repeat their names
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keywords in Python; a struct would only repeat their names"
+    )]
     fn restore(
         py: Python<'_>,
         path: PathBuf,
@@ -378,7 +384,7 @@ impl Worker {
 
     /// Counters of the running VM: exits by kind and instructions executed. `None` at the time-out (seconds).
     #[pyo3(signature = (timeout=None))]
-    #[allow(clippy::type_complexity)] // a pair of a list of pairs and a number, as Python sees it
+    #[allow(clippy::type_complexity, reason = "a pair of a list of pairs and a number, as Python sees it")]
     fn stats(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<(Vec<(String, u64)>, u64)>> {
         self.must_be_here(py)?;
         self.0.shared.lock().stats = None;
@@ -394,7 +400,11 @@ impl Worker {
     /// writes to them. Raises OSError with what is wrong when no snapshot could be
     /// taken.
     #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, volume_mark=[0; 16], timeout=None))]
-    #[allow(clippy::type_complexity, clippy::too_many_arguments)] // a tuple and keywords, as Python sees them
+    #[allow(
+        clippy::type_complexity,
+        clippy::too_many_arguments,
+        reason = "a tuple and keywords, as Python sees them"
+    )]
     fn capture(
         &self,
         py: Python<'_>,

@@ -3,6 +3,8 @@
 //! guest writes to the PL011 goes to standard output. Ends with the guest (PSCI SYSTEM_OFF or SYSTEM_RESET), and
 //! says how many instructions it ran.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
+
 use std::io::Write;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, mpsc};

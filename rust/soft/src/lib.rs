@@ -5,6 +5,8 @@
 //! Hypervisor.framework's ids ([`id`]). The interrupt controller and the virtual timer live in here, as they do in
 //! the framework from macOS 15 on; WFI sleeps inside [`Vcpu::run`].
 
+#![allow(unsafe_code, reason = "guest memory is shared with the guest, and translated code is called")]
+
 mod code;
 mod cpu;
 mod debug;

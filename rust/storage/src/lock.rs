@@ -1,5 +1,7 @@
 //! The lock of a volume: one machine at a time, held by the open file, so that it ends with whoever has it open.
 
+#![allow(unsafe_code, reason = "locks of open file descriptions are a C call")]
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;

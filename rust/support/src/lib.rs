@@ -1,4 +1,7 @@
-//! What several crates need and none owns: locks, entropy, page size, elapsed time. It knows no other crate.
+//! What several crates need and none owns: locks, entropy, page size, elapsed time, a tripwire for saved structures. It knows
+//! no other crate.
+
+#![allow(unsafe_code, reason = "getentropy(3) and sysconf(3) are C calls")]
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,6 +35,38 @@ pub fn page_size() -> u64 {
 /// Nanoseconds since `then`, as messages carry them; the largest number after 584 years.
 pub fn elapsed_ns(then: Instant) -> u64 {
     u64::try_from(then.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Does not compile when a structure that snapshots hold has other fields than those that are listed. Who has changed one
+/// reads docs/concepts/snapshot-versioning.md, "Changing a saved structure", before this list is changed as well.
+///
+/// ```
+/// #[derive(Clone, Copy)]
+/// struct Saved {
+///     count: u32,
+///     ready: bool,
+/// }
+/// supermachine_support::saved_structure!(Saved { count: u32, ready: bool });
+/// ```
+///
+/// ```compile_fail
+/// struct Saved {
+///     count: u32,
+///     ready: bool,
+/// }
+/// supermachine_support::saved_structure!(Saved { count: u32 });
+/// ```
+#[macro_export]
+macro_rules! saved_structure {
+    ($name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+        const _: () = {
+            #[allow(dead_code, clippy::needless_pass_by_value, reason = "it is there to be compiled")]
+            fn saved_structure_has_changed_read_docs_concepts_snapshot_versioning(saved: $name) {
+                let $name { $($field),* } = saved;
+                $(let _: $type = $field;)*
+            }
+        };
+    };
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! A guest counts time by a counter that stands still while the host sleeps, and nobody in the guest notices that the
 //! host's clock was set. Both show in the host as wall clock and counter moving against each other.
 
+#![allow(unsafe_code, reason = "clock_gettime(2) is a C call")]
+
 use std::mem::MaybeUninit;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;

@@ -2,6 +2,8 @@
 //! `--probe-kvm`, which tells as JSON what this host's KVM is worth, and `--probe-confinement`, which tells what there is to
 //! confine it with.
 
+#![deny(unsafe_code)]
+
 mod boot;
 mod boot_files;
 mod capture;

@@ -1,5 +1,7 @@
 //! The guest's network: its card's cable is plugged into the stack, and the stack asks the policy process for flows.
 
+#![allow(unsafe_code, reason = "frames lie in guest memory")]
+
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;

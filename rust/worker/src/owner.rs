@@ -3,6 +3,8 @@
 //!
 //! The thread here waits for nothing else and takes no lock, so that no guest can keep it from its work.
 
+#![allow(unsafe_code, reason = "the owner is watched by calls that the standard library has not")]
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,7 @@
 //! By epoll(7).
 
+#![allow(unsafe_code, reason = "epoll(7) and eventfd(2) are C calls")]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};

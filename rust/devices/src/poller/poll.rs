@@ -1,6 +1,8 @@
 //! By poll(2), for systems without epoll. Few sockets are watched at a time, so that going through all of them costs
 //! little.
 
+#![allow(unsafe_code, reason = "poll(2) is a C call")]
+
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};

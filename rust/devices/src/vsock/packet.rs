@@ -1,5 +1,7 @@
 //! The header of every virtio-vsock packet (virtio 1.2, 5.10.6).
 
+#![allow(unsafe_code, reason = "a packet's header is plain bytes")]
+
 use vm_memory::{ByteValued, Le16, Le32, Le64};
 
 pub const OP_REQUEST: u16 = 1;

@@ -4,6 +4,7 @@
 //! state and turned into it.
 
 use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 
 use super::{IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu};
 use crate::Result;
@@ -117,6 +118,15 @@ pub struct VcpuState {
     pub icc: Vec<(IccReg, u64)>,
     pub redistributor: Vec<(RedistReg, u64)>,
 }
+
+saved_structure!(VcpuState {
+    vtimer_offset: u64,
+    general: Vec<(Reg, u64)>,
+    simd: Vec<(SimdReg, u128)>,
+    system: Vec<(SysReg, u64)>,
+    icc: Vec<(IccReg, u64)>,
+    redistributor: Vec<(RedistReg, u64)>
+});
 
 /// The guest's virtual time as a vCPU goes back to work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! A guest that has something in registers of every class.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
+
 use super::Program;
 
 // Sets registers of every class, rings, and then, perhaps in another VM, stores what it finds.

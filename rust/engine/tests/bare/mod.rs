@@ -1,7 +1,8 @@
 //! Bare guests for KVM on x86_64: a few hundred instructions in 64-bit mode, on page tables made here.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
 // Each file of tests needs some of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses a part of this")]
 
 pub mod classes;
 

@@ -1,5 +1,7 @@
 //! An arm64 VM of an engine, with a little memory.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
+
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +31,7 @@ pub struct Machine {
 
 impl Machine {
     /// On the hvf engine over the software framework.
-    #[allow(dead_code)] // each test program uses a part of this
+    #[allow(dead_code, reason = "each test program uses a part of this")]
     pub fn new(vcpus: u32, code: &[u32]) -> Self {
         let code: Vec<u8> = code.iter().flat_map(|instruction| instruction.to_le_bytes()).collect();
         Self::of(Engine::Hvf, vcpus, &code)
@@ -50,7 +52,7 @@ impl Machine {
     }
 
     /// A new machine with all that there was in this one and its only vCPU.
-    #[allow(dead_code)] // as above
+    #[allow(dead_code, reason = "as above")]
     pub fn moved(self, vcpu: Box<dyn Vcpu>) -> (Self, Box<dyn Vcpu>) {
         let (engine, saved, controller) = (self.engine, vcpu.save().unwrap(), self.vm.gic_state().unwrap());
         let count = self.vm.host_counter().wrapping_sub(vcpu.vtimer_offset());
@@ -65,7 +67,7 @@ impl Machine {
     }
 
     /// The memory, while no vCPU runs.
-    #[allow(dead_code)] // as above
+    #[allow(dead_code, reason = "as above")]
     pub fn ram(&self) -> &[u8] {
         // SAFETY: the memory is this long, and tests look at it between runs only.
         unsafe { std::slice::from_raw_parts(self.ram.as_ptr(), RAM_BYTES) }

@@ -50,7 +50,7 @@ pub fn share(path: &Path, read_only: bool) -> Share {
 #[macro_export]
 macro_rules! args {
     ($($value:expr),* $(,)?) => {{
-        #[allow(unused_mut)]
+        #[allow(unused_mut, reason = "without a value nothing is pushed")]
         let mut bytes: Vec<u8> = Vec::new();
         $(bytes.extend_from_slice(&$value.to_le_bytes());)*
         bytes

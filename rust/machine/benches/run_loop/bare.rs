@@ -1,5 +1,7 @@
 //! A guest that does nothing but leave: as a kernel for a machine, and by itself.
 
+#![allow(unsafe_code, reason = "guest memory is raw")]
+
 use std::time::Instant;
 
 use kvm_bindings::{KVM_EXIT_IO, KVM_EXIT_MMIO, kvm_userspace_memory_region};

@@ -1,5 +1,7 @@
 //! The arm64 machine, on any engine that runs arm64 guests.
 
+#![allow(unsafe_code, reason = "guest memory is mapped into an engine's VM")]
+
 pub mod boot;
 pub mod fdt;
 pub mod layout;

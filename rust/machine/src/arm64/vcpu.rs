@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use supermachine_engine::arm64::state::Clock;
 use supermachine_engine::arm64::{Access, Canceller, DataAbort, Exit, Reg, Vcpu, Vm, features};
+use supermachine_support::saved_structure;
 
 use super::layout;
 use super::psci::{self, Call};
@@ -46,6 +47,8 @@ pub struct Common {
     pub cntvct: u64,
     pub power: Vec<Power>,
 }
+
+saved_structure!(Common { cntvct: u64, power: Vec<Power> });
 
 impl VcpuBackend for Arm64 {
     type Vcpu = Box<dyn Vcpu>;

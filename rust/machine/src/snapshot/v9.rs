@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use supermachine_engine::Engine;
 use supermachine_snapshot::v9::{self, DiskContents, Identity, Metadata, Section, Writer};
 use supermachine_snapshot::{Digest32, layout, ram};
+use supermachine_support::saved_structure;
 
 use crate::Error;
 use crate::architecture::Architecture;
@@ -57,6 +58,8 @@ pub struct Elsewhere {
     /// In ascending order: bytes of the disk, the file that has them, and where they begin there.
     pub pieces: Vec<(Range<u64>, u32, u64)>,
 }
+
+saved_structure!(Elsewhere { bytes: u64, files: Vec<(u64, u64)>, pieces: Vec<(Range<u64>, u32, u64)> });
 
 /// The disk of a machine that is restored. What is in no piece is zeros.
 pub struct OpenedDisk {

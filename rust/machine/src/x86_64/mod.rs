@@ -1,5 +1,7 @@
 //! The x86_64 machine, on KVM.
 
+#![allow(unsafe_code, reason = "guest memory is mapped into an engine's VM")]
+
 pub mod boot;
 pub mod layout;
 pub mod mptable;

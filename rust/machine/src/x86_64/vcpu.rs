@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use supermachine_engine::arm64::Canceller;
 use supermachine_engine::kvm::x86_64::{self as kvm, CpuModel, Exit, Start, Vcpu, Vm};
+use supermachine_support::saved_structure;
 
 use super::layout;
 use super::serial::{self, Serial};
@@ -49,6 +50,8 @@ struct Common {
     cpu: Vec<u8>,
     power: Vec<Power>,
 }
+
+saved_structure!(Common { cpu: Vec<u8>, power: Vec<Power> });
 
 /// The CPU of a snapshot, which its VM is made with.
 pub fn model(machine: &[u8]) -> Result<CpuModel, Error> {

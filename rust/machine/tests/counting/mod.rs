@@ -1,5 +1,7 @@
 //! A guest of each architecture that counts in memory, with what registers of every kind hold added to the count.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
+
 /// Bytes from the start of RAM to where the guest counts.
 pub const COUNTER: usize = 16 << 20;
 /// What the guest's general, system and vector registers hold.

@@ -1,5 +1,6 @@
 //! What tests of the stack share: a guest's end of the link, and a broker that does as it is told.
-#![allow(dead_code)] // each test uses its part
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
+#![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;

@@ -135,7 +135,7 @@ macro_rules! choose {
         if host::$has() {
             let h: Handler = |$r, $i| {
                 // SAFETY: this handler is handed out only where the host has the feature.
-                #[allow(unused_unsafe)]
+                #[allow(unused_unsafe, reason = "where the whole build has the feature nothing is unsafe")]
                 let $f = |x| unsafe { host::$step(x) };
                 $body
             };

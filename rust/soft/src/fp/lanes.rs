@@ -329,11 +329,11 @@ pub fn narrow2<W: Elem, N: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(
 /// the shape `K`.
 macro_rules! arm {
     ($u:ty, $s:ty, $k:literal, $body:expr) => {{
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "not every shape uses it")]
         type T = $u;
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "not every shape uses it")]
         type S = $s;
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "not every shape uses it")]
         const K: u32 = $k;
         #[allow(clippy::unnecessary_cast, reason = "only so for some sizes")]
         let h: crate::fp::Handler = $body;
@@ -431,15 +431,15 @@ macro_rules! any_fp {
 /// Widening and narrowing: `N`/`NS` the narrow lanes, `W`/`WS` the wide ones, by narrow size; `$q` 2 is the scalar form.
 macro_rules! arm_nw {
     ($n:ty, $ns:ty, $w:ty, $ws:ty, $k:literal, $body:expr) => {{
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "not every shape uses it")]
         type N = $n;
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "not every shape uses it")]
         type NS = $ns;
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "not every shape uses it")]
         type W = $w;
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "not every shape uses it")]
         type WS = $ws;
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "not every shape uses it")]
         const K: u32 = $k;
         #[allow(clippy::unnecessary_cast, reason = "only so for some sizes")]
         let h: crate::fp::Handler = $body;

@@ -1,5 +1,6 @@
 //! A machine for programs of a few instructions.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::ptr::NonNull;

@@ -1,5 +1,7 @@
 //! Our side as a whole CPU: one vCPU at EL1 with the memory of a sequence mapped one to one.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
+
 use crate::oracle::{BASE, INSNS, MEMORY, Request, SIGILL, State};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;

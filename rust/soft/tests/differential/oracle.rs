@@ -1,5 +1,7 @@
 //! QEMU's user emulation as the oracle: builds runner.c for arm64 and talks to it.
 
+#![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
+
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -4,6 +4,8 @@
 //! A block is written to the next free place of the file. So what is there can be sealed at any moment, in no time: blocks
 //! that are written from then on get places of their own, and whoever reads what was sealed reads the disk as it was.
 
+#![allow(unsafe_code, reason = "holes are punched by a C call")]
+
 mod map;
 #[cfg(test)]
 mod tests;

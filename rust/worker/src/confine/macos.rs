@@ -1,6 +1,8 @@
 //! A sandbox profile (sandbox(7)). `sandbox_init` is marked as deprecated without a successor for processes that are no
 //! app bundles; the system's own daemons and browsers go on using it.
 
+#![allow(unsafe_code, reason = "confinement is made by calls of the kernel")]
+
 use std::ffi::{CStr, c_char, c_int};
 
 use supermachine_machine::Engine;

@@ -1,5 +1,5 @@
 //! A worker process with a real guest, as the API drives it.
-#![allow(dead_code)] // each test program uses a part of it
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;

@@ -10,6 +10,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 
 use crate::arm64::{IccReg, VmConfig};
 use crate::kvm::host::Unusable;
@@ -64,6 +65,14 @@ struct GicState {
     private_levels: Vec<u32>,
     shared_levels: Vec<(u32, u32)>,
 }
+
+saved_structure!(GicState {
+    distributor: Vec<(u32, u32)>,
+    redistributors: Vec<Vec<(u32, u32)>>,
+    cpu_interfaces: Vec<Vec<(u16, u64)>>,
+    private_levels: Vec<u32>,
+    shared_levels: Vec<(u32, u32)>
+});
 
 /// The device.
 pub struct Gic {

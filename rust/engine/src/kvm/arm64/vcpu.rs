@@ -9,6 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 
 use super::regs::{self, TIMER_COUNT};
 use super::vm::{Shared, host_counter};
@@ -31,6 +32,8 @@ struct VcpuState {
     serror: (u8, u8, u64),
     registers: Vec<(u64, Vec<u8>)>,
 }
+
+saved_structure!(VcpuState { mp_state: kvm_mp_state, serror: (u8, u8, u64), registers: Vec<(u64, Vec<u8>)> });
 
 /// A vCPU; used on the thread that asked for it.
 pub struct KvmVcpu {

@@ -3,6 +3,7 @@
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 
 use super::features::{self, HTT, KVM_FEATURES, KVM_SIGNATURE, OSXSAVE, Register, WORDS, XCR0};
 use crate::kvm::{Error, Result};
@@ -53,6 +54,8 @@ pub struct Leaf {
     pub edx: u32,
 }
 
+saved_structure!(Leaf { leaf: u32, subleaf: u32, indexed: bool, eax: u32, ebx: u32, ecx: u32, edx: u32 });
+
 impl Leaf {
     fn register(&mut self, register: Register) -> &mut u32 {
         match register {
@@ -71,6 +74,8 @@ pub struct CpuModel {
     /// Frequency of the time stamp counter.
     pub tsc_khz: u32,
 }
+
+saved_structure!(CpuModel { leaves: Vec<Leaf>, tsc_khz: u32 });
 
 impl CpuModel {
     /// The most that guests of this host may have. `supported` is what KVM_GET_SUPPORTED_CPUID gave.

@@ -9,6 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::Cap;
 use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 
 use super::ioctl;
 use super::vcpu::Vcpu;
@@ -54,6 +55,22 @@ struct VcpuState {
     tsc_offset: Option<u64>,
     tsc_deadline: u64,
 }
+
+saved_structure!(VcpuState {
+    mp_state: kvm_mp_state,
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    pdptrs: Option<Pdptrs>,
+    debugregs: kvm_debugregs,
+    xcrs: kvm_xcrs,
+    xsave: Vec<u32>,
+    lapic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+    msrs: Vec<(u32, u64)>,
+    tsc: u64,
+    tsc_offset: Option<u64>,
+    tsc_deadline: u64
+});
 
 impl Vcpu {
     /// Everything that a snapshot holds of this vCPU, which is out of the guest by [`super::Exit::Canceled`] or has

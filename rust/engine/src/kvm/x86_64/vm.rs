@@ -10,6 +10,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 
 use super::cpuid::CpuModel;
 use super::ioctl;
@@ -56,6 +57,14 @@ struct VmState {
     /// kvmclock, in nanoseconds.
     clock: u64,
 }
+
+saved_structure!(VmState {
+    pic_master: kvm_irqchip,
+    pic_slave: kvm_irqchip,
+    ioapic: kvm_irqchip,
+    pit: kvm_pit_state2,
+    clock: u64
+});
 
 impl Vm {
     /// Makes a VM for `vcpus` vCPUs, without memory. `model` is the CPU of the snapshot that is to be restored, or

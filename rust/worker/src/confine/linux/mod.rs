@@ -1,5 +1,7 @@
 //! Landlock, seccomp, no privileges, limits of its own. What a kernel has not is left out, and said by [`walls`].
 
+#![allow(unsafe_code, reason = "confinement is made by calls of the kernel")]
+
 mod privileges;
 mod seccomp;
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Every call that the filter knows, and many that it must not let through, made by a process that is confined as a
 //! worker is. Each refused one is also made by a process that is not, which shows that the wall is what refuses it.
 
+#![allow(unsafe_code, reason = "the tests call the kernel as an attacker would")]
+
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsRawFd;
