@@ -97,6 +97,14 @@ def local_socket() -> socket.socket:
     return _raised_socket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
 
 
+def local_pair() -> tuple[socket.socket, socket.socket]:
+    """As `socket.socketpair`."""
+    import socket
+
+    one, other = socket.socketpair()
+    return _raised_socket(one), _raised_socket(other)
+
+
 def connection(address: tuple[str, int], timeout: float | None) -> socket.socket:
     """As `socket.create_connection`."""
     import socket

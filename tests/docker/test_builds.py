@@ -207,5 +207,7 @@ def test_variables() -> None:
         ("${a:+then}${empty:+then}", "then"),
         ("${b:-${a", "${b:-${a"),
         ("x$", "x$"),
+        ("'$a' \"$a'$a'\" ${b:-'q'}", "'$a' \"1'1'\" 'q'"),
+        ("it's $a", "it's 1"),
     ]:
         assert dockerfile.expand(text, known) == wanted

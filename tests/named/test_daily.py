@@ -166,9 +166,73 @@ def test_formats_and_filters_are_dockers(busybox: str) -> None:
     assert sm("images", "-q").stdout.startswith("sha256:")
 
 
+def test_attached_clients_see_and_type(busybox: str) -> None:
+    script = "while read line; do echo got:$line; echo seen >&2; test $line = last && exit 5; done"
+    sm("run", "-q", "-d", "-i", "--name", "web", busybox, "sh", "-c", script)
+    with subprocess.Popen([*CLI, "attach", "--no-stdin", "web"], stdout=subprocess.PIPE, text=True) as watcher:
+        done = sm("attach", "web", input="one\ntwo\nlast\n", check=False)
+        assert done.returncode == 5
+        assert done.stdout == "got:one\ngot:two\ngot:last\n"
+        assert done.stderr == "seen\n" * 3
+        assert watcher.stdout is not None
+        assert watcher.stdout.read().endswith("got:last\n")  # it may have come later
+        assert watcher.wait(60) == 5
+    assert sm("logs", "web").stdout == done.stdout
+    assert "has ended with 5" in sm("attach", "web", check=False).stderr
+
+
+def test_a_signal_to_an_attached_client_is_the_main_processs(busybox: str) -> None:
+    script = "trap 'echo told; exit 6' INT; echo up; while true; do sleep 0.1; done"
+    sm("run", "-q", "-d", "--name", "web", busybox, "sh", "-c", script)
+    with subprocess.Popen([*CLI, "attach", "web"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        # Once it is attached what the process says is shown; nothing is said before the signal.
+        assert until(lambda: len(json.loads(sm("inspect", "web").stdout)) == 1)
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.read() == b"told\n"
+        assert process.wait(60) == 6
+
+
+def test_a_terminal_is_left_and_taken_up_again(busybox: str) -> None:
+    sm("run", "-q", "-d", "-it", "--name", "term", busybox, "sh")
+    main, other = pty.openpty()
+    os.set_blocking(main, False)
+    said = b""
+
+    def says(wanted: bytes) -> bool:
+        nonlocal said
+        try:
+            said += os.read(main, 4096)
+        except (BlockingIOError, OSError):
+            pass
+        return wanted in said
+
+    for keys, answer in ((b"x=6; echo $((x+1))00\r", b"700"), (b"echo $((x*7))00\r", b"4200")):
+        words = [*CLI, "attach", "term"]
+        with subprocess.Popen(words, stdin=other, stdout=other, stderr=other, start_new_session=True) as process:
+            os.write(main, keys)
+            assert until(lambda answer=answer: says(answer)), said
+            os.write(main, b"\x10\x11")
+            assert process.wait(60) == 0
+        assert state("term") == "running"
+    os.close(main)
+    os.close(other)
+
+
+def test_docker_s_long_forms(busybox: str) -> None:
+    sm("run", "-q", "-d", "--name", "web", busybox, "sh", "-c", "trap 'exit 9' USR1; while true; do sleep 0.1; done")
+    assert sm("container", "ls", "-q").stdout == "web\n"
+    assert "busybox" in sm("image", "ls").stdout
+    assert sm("container", "stop", "-s", "USR1", "web").stdout == "web\n"
+    assert supermachine.attach("web").state.exit_code == 9
+    sm("container", "rm", "-v", "web")
+    assert "freed" in sm("system", "prune", "-f").stdout
+
+
 def test_what_there_is_not_says_what_to_type(busybox: str) -> None:
     for words, wanted in [
-        (["attach", "web"], "logs -f NAME"),
+        (["events"], "logs -f"),
         (["network", "ls"], "--network"),
         (["run", "--privileged", busybox], "kernel"),
         (["run", "--gpus", "all", busybox], "GPUs"),

@@ -70,8 +70,8 @@ class Machine:
     async def wait(self, timeout: float | None = None) -> int | None:
         return await call(self._machine.wait, timeout)
 
-    async def stop(self, timeout: float | None = None) -> int | None:
-        return await call(self._machine.stop, timeout)
+    async def stop(self, timeout: float | None = None, *, signal: int | str | None = None) -> int | None:
+        return await call(self._machine.stop, timeout, signal=signal)
 
     async def restart(self, timeout: float | None = None) -> None:
         await call(self._machine.restart, timeout)

@@ -8,17 +8,16 @@ import click
 
 #: Commands.
 _COMMANDS = {
-    "attach": "`supermachine logs -f NAME` shows its output, `supermachine exec -it NAME sh` gives a shell in it",
-    "build": "build with docker, buildah or umoci, then `supermachine run oci:DIRECTORY` or `docker-archive:FILE`",
+    "build": "`DOCKER_BUILDKIT=0 supermachine docker -- docker build …`; `supermachine run oci:DIR` runs it",
     "commit": "`supermachine snapshot create NAME FILE` keeps all of it, running processes included",
     "compose": "start each service with `supermachine run -d --name SERVICE IMAGE`",
-    "container": "leave the word out: `supermachine ps`, `supermachine rm NAME`",
+    "container": "`supermachine ps` lists machines, `supermachine rm NAME` removes one",
     "create": "`supermachine run -d IMAGE` creates and starts it",
     "diff": "look inside: `supermachine exec NAME COMMAND`",
     "events": "`supermachine wait NAME` tells of its end, `supermachine logs -f NAME` of its output",
     "export": "`supermachine cp NAME:/ DIRECTORY`",
     "history": "`supermachine inspect IMAGE`",
-    "image": "leave the word out: `supermachine images`, `supermachine pull IMAGE`, `supermachine rmi IMAGE`",
+    "image": "`supermachine images` lists them, `supermachine rmi IMAGE` removes one",
     "import": "`supermachine run oci-archive:FILE` runs an archive as it is",
     "info": "`supermachine doctor`",
     "load": "`supermachine run docker-archive:FILE` runs an archive as it is",
@@ -33,6 +32,17 @@ _COMMANDS = {
     "tag": "images keep the names that they were pulled by",
     "update": "stop it, and run it again with other options",
     "version": "`supermachine --version`",
+}
+
+#: docker's long forms of commands that there are.
+_LONG = {
+    "container": {
+        **{"ls": "ps", "list": "ps", "ps": "ps"},
+        **{name: name for name in ("run", "exec", "logs", "top", "stop", "restart", "pause", "unpause", "kill", "rm")},
+        **{name: name for name in ("cp", "port", "wait", "stats", "inspect")},
+    },
+    "image": {"ls": "images", "list": "images", "rm": "rmi", "pull": "pull", "inspect": "inspect", "prune": "prune"},
+    "system": {"prune": "prune", "info": "doctor"},
 }
 
 _OWN_KERNEL = "leave it out: the kernel is the machine's own, in which root may do all, and nothing of it is the host's"
@@ -75,19 +85,22 @@ _RUN = {
     "--volumes-from": "name the same volumes with -v NAME:DIR",
     "-a": "both outputs are shown in the foreground; with -d, `supermachine logs`",
     "--attach": "both outputs are shown in the foreground; with -d, `supermachine logs`",
-    "--detach-keys": "a machine in the foreground is not left: start it with -d, and look at it with `logs -f`",
+    "--detach-keys": "Control-P Control-Q leaves what `supermachine attach` shows; start it with -d",
     "--expose": "-p publishes a port",
     "--stop-grace-period": "--stop-timeout SECONDS",
 }
 
 
 class HintingGroup(click.Group):
-    """Says of docker's commands that there are not what does it here."""
+    """Knows docker's long forms, and says of its commands that there are not what does it here."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError:
+            short = _LONG.get(args[0], {}).get(args[1]) if len(args) > 1 else None
+            if short is not None:
+                return super().resolve_command(ctx, [short, *args[2:]])
             if (instead := _COMMANDS.get(args[0])) is not None:
                 raise click.UsageError(f"There is no command '{args[0]}' here: {instead}.", ctx) from None
             raise

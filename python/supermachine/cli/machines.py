@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .attach import attach
 from .completion import machine_names, machines_and_images
 from .format import human, table
 from .listing import ps
@@ -21,7 +22,25 @@ if TYPE_CHECKING:
 
 def register(cli: click.Group) -> None:
     """Adds the commands to the command line."""
-    commands = (ps, exec_, logs, top, stop, restart, pause, unpause, kill, rm, cp, port, wait, stats, inspect, fork)
+    commands = (
+        ps,
+        exec_,
+        attach,
+        logs,
+        top,
+        stop,
+        restart,
+        pause,
+        unpause,
+        kill,
+        rm,
+        cp,
+        port,
+        wait,
+        stats,
+        inspect,
+        fork,
+    )
     for command in commands:
         cli.add_command(command)
 
@@ -33,12 +52,12 @@ def _each(names: tuple[str, ...], work: Any, missing: str | None = None) -> int:
     """
     from ..errors import NoSuchMachine, SupermachineError
     from ..host.warnings import say
-    from ..named.client import attach
+    from ..named import client
 
     status = 0
     for name in names:
         try:
-            work(attach(name))
+            work(client.attach(name))
         except (SupermachineError, OSError) as error:
             hint = missing if missing and isinstance(error, NoSuchMachine) else getattr(error, "hint", None)
             say(f"{error}" + (f" ({hint})" if hint else ""))
@@ -73,11 +92,11 @@ def exec_(
     env_file: tuple[str, ...],
 ) -> int:
     """Run a command in a machine with a name; the exit status is the command's."""
-    from ..named.client import attach
+    from ..named import client
     from ..settings.parsing import environment, environment_files
     from .run import foreground
 
-    machine = attach(name)
+    machine = client.attach(name)
     words = list(command[1:] if command[0] == "--" else command)
     if not words:
         raise click.UsageError("Missing argument 'COMMAND...'.")
@@ -106,13 +125,13 @@ def exec_(
 @click.argument("name", shell_complete=machine_names)
 def logs(name: str, follow: bool, tail: str, timestamps: bool, since: str | None, until: str | None) -> None:
     """Show what the main process of a machine has written."""
-    from ..named.client import attach
+    from ..named import client
 
     if tail != "all" and not tail.isdecimal():
         raise click.UsageError(f"{tail!r} is not a number of lines")
     streams = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     lines = None if tail == "all" else int(tail)
-    for entry in attach(name).logs(tail=lines, follow=follow, since=moment(since), until=moment(until)):
+    for entry in client.attach(name).logs(tail=lines, follow=follow, since=moment(since), until=moment(until)):
         stream = streams.get(entry.stream, sys.stdout.buffer)
         stream.write(f"{entry.time} ".encode() + entry.data if timestamps else entry.data)
         if follow:
@@ -120,11 +139,12 @@ def logs(name: str, follow: bool, tail: str, timestamps: bool, since: str | None
 
 
 @click.command()
+@click.option("-s", "--signal", metavar="SIGNAL", help="In place of the machine's stop signal.")
 @click.option("-t", "--time", "--timeout", "timeout", type=click.FloatRange(min=0), metavar="SECONDS")
 @_names
-def stop(name: tuple[str, ...], timeout: float | None) -> int:
+def stop(name: tuple[str, ...], timeout: float | None, signal: str | None) -> int:
     """End machines: the stop signal, and SIGKILL after a time (10 seconds unless it was started with another)."""
-    return _each(name, lambda machine: machine.stop(timeout))
+    return _each(name, lambda machine: machine.stop(timeout, signal=signal))
 
 
 @click.command()
@@ -154,9 +174,9 @@ def unpause(name: tuple[str, ...]) -> int:
 def top(name: str) -> None:
     """Show the processes of a machine; its image needs no `ps`."""
     from ..guest.process_table import TITLES
-    from ..named.client import attach
+    from ..named import client
 
-    click.echo(table([TITLES, *(list(row.values()) for row in attach(name).top())]))
+    click.echo(table([TITLES, *(list(row.values()) for row in client.attach(name).top())]))
 
 
 @click.command()
@@ -169,8 +189,9 @@ def kill(name: tuple[str, ...], signal: str) -> int:
 
 @click.command()
 @click.option("-f", "--force", is_flag=True, help="End those that run.")
+@click.option("-v", "--volumes", is_flag=True, help="Accepted for docker's sake: only volumes with names are kept.")
 @_names
-def rm(name: tuple[str, ...], force: bool) -> int:
+def rm(name: tuple[str, ...], force: bool, volumes: bool) -> int:  # noqa: ARG001
     """Remove machines that have ended, with their logs; images are removed by `supermachine rmi`."""
     return _each(
         name,
@@ -180,11 +201,13 @@ def rm(name: tuple[str, ...], force: bool) -> int:
 
 
 @click.command()
+@click.option("-a", "--archive", is_flag=True, help="Accepted for docker's sake.")
+@click.option("-q", "--quiet", is_flag=True, help="Accepted for docker's sake: nothing is said.")
 @click.argument("source")
 @click.argument("target")
-def cp(source: str, target: str) -> None:
+def cp(source: str, target: str, archive: bool, quiet: bool) -> None:  # noqa: ARG001
     """Copy files: one of SOURCE and TARGET is NAME:PATH, the other a path of the host."""
-    from ..named.client import attach
+    from ..named import client
 
     if "-" in (source, target):
         raise click.UsageError("a tar is moved by tar: supermachine exec -i NAME tar -xC DIR, or exec NAME tar -c DIR")
@@ -192,9 +215,9 @@ def cp(source: str, target: str) -> None:
     if (here[0] is None) == (there[0] is None):
         raise click.UsageError("one of the two is in a machine: supermachine cp FILE NAME:PATH, or NAME:PATH FILE")
     if here[0] is not None:
-        attach(here[0]).copy_out(here[1], there[1])
+        client.attach(here[0]).copy_out(here[1], there[1])
     elif there[0] is not None:
-        attach(there[0]).copy_in(here[1], there[1])
+        client.attach(there[0]).copy_in(here[1], there[1])
 
 
 def _side(text: str) -> tuple[str | None, str]:
@@ -210,10 +233,10 @@ def _side(text: str) -> tuple[str | None, str]:
 @click.argument("guest", required=False, metavar="[PORT[/tcp]]")
 def port(name: str, guest: str | None) -> int:
     """Show where the ports of a machine are published."""
-    from ..named.client import attach
+    from ..named import client
 
     wanted = None if guest is None else guest if "/" in guest else f"{guest}/tcp"
-    found = attach(name).ports
+    found = client.attach(name).ports
     for published, places in found.items():
         for address, number in places:
             shown = f"[{address}]" if ":" in address else address
@@ -230,10 +253,10 @@ def port(name: str, guest: str | None) -> int:
 @_names
 def wait(name: tuple[str, ...]) -> None:
     """Wait until machines have ended, and print their exit codes."""
-    from ..named.client import attach
+    from ..named import client
 
     for one in name:
-        code = attach(one).wait()
+        code = client.attach(one).wait()
         click.echo("unknown" if code is None else code)
 
 
@@ -243,11 +266,12 @@ def wait(name: tuple[str, ...]) -> None:
 @click.argument("name", nargs=-1, shell_complete=machine_names)
 def stats(name: tuple[str, ...], no_stream: bool, form: str) -> None:
     """Show what machines use of the host."""
-    from ..named.client import attach, machines
+    from ..named import client
+    from ..named.client import machines
 
     once = no_stream or form != "table" or not sys.stdout.isatty()
     while True:
-        chosen = [attach(one) for one in name] if name else machines()
+        chosen = [client.attach(one) for one in name] if name else machines()
         rows = _usage(chosen, 0.25 if once else 1.0)
         if form == "json":
             click.echo(json.dumps(rows, indent=2))
@@ -302,12 +326,12 @@ def _usage(machines: list[Machine], seconds: float) -> list[dict[str, Any]]:
 def inspect(name: tuple[str, ...], platform: str | None, form: str) -> None:
     """Show all that is known of machines, or of images in the cache, as JSON. A machine goes before an image."""
     from ..errors import NoSuchMachine
-    from ..named.client import attach
+    from ..named import client
 
     shown = []
     for one in name:
         try:
-            shown.append(attach(one).inspect())
+            shown.append(client.attach(one).inspect())
         except NoSuchMachine:
             shown.append(_image(one, platform))
     if form == "json":
@@ -348,9 +372,9 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
 @click.argument("name", shell_complete=machine_names)
 def fork(name: str, count: int, names: tuple[str, ...]) -> None:
     """Start machines that go on where one is now, and print their names."""
-    from ..named.client import attach
+    from ..named import client
 
     if names and len(names) != count:
         raise click.UsageError(f"{count} forks need {count} names, not {len(names)}")
-    for made in attach(name).fork(count, names=names or None):
+    for made in client.attach(name).fork(count, names=names or None):
         click.echo(made.name)

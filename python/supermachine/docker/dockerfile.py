@@ -23,6 +23,8 @@ MAX_BYTES = 1 << 20
 _MAX_INSTRUCTIONS = 2000
 _DIRECTIVE = re.compile(r"#\s*(\w+)\s*=\s*(.+)")
 _VARIABLE = re.compile(r"\\(.)|\$(?:\{(\w+)(?::([-+])((?:[^\\}]|\\.)*))?\}|(\w+))", re.DOTALL)
+#: What is looked at as one piece: braces, so that quotes in them are theirs, and quotations.
+_QUOTED = re.compile(r"""(\$\{[^}]*\}|'[^']*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
 #: Those in whose words variables stand for their values; in the others the shell or nobody looks at them.
 _EXPANDED = frozenset(["ADD", "COPY", "ENV", "EXPOSE", "FROM", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"])
 #: The flags that each knows.
@@ -146,12 +148,12 @@ def _instruction(line: str, number: int) -> Instruction:
     return made
 
 
-def expand(text: str, variables: Mapping[str, str], *, keep_quotes: bool = True) -> str:
+def expand(text: str, variables: Mapping[str, str]) -> str:
     """The text with variables' values: $NAME, ${NAME}, ${NAME:-else}, ${NAME:+then}; a backslash keeps one as it is."""
 
     def value(found: re.Match[str]) -> str:
         if found[1] is not None:
-            return found[1] if found[1] == "$" else found[0] if keep_quotes else found[1]
+            return found[1] if found[1] == "$" else found[0]
         name = found[2] or found[5]
         said = variables.get(name, "")
         if found[3] == "-":
@@ -160,7 +162,9 @@ def expand(text: str, variables: Mapping[str, str], *, keep_quotes: bool = True)
             return expand(found[4], variables) if said else ""
         return said
 
-    return _VARIABLE.sub(value, text)
+    # What is in single quotes stays as it is, as in a shell.
+    pieces = (piece if piece.startswith("'") else _VARIABLE.sub(value, piece) for piece in _QUOTED.split(text))
+    return "".join(pieces)
 
 
 def expanded(instruction: Instruction, variables: Mapping[str, str]) -> Instruction:

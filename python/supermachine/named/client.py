@@ -180,11 +180,12 @@ class Machine:
         """
         return self._until_over({"ask": "wait"}, timeout)
 
-    def stop(self, timeout: float | None = None) -> int | None:
-        """Sends the stop signal to its main process, SIGKILL after `timeout` seconds (default: as it was started with,
-        or 10), and waits for its end. Does nothing when it has ended.
+    def stop(self, timeout: float | None = None, *, signal: int | str | None = None) -> int | None:
+        """Sends the stop signal, or `signal`, to its main process, SIGKILL after `timeout` seconds (default: as it was
+        started with, or 10), and waits for its end. Does nothing when it has ended.
         """
-        return self._until_over({"ask": "stop", "timeout": timeout}, None)
+        number = None if signal is None else signal_number(str(signal))
+        return self._until_over({"ask": "stop", "timeout": timeout, "signal": number}, None)
 
     def restart(self, timeout: float | None = None) -> None:
         """Ends its main process as `stop` does, and starts it again in the same guest, whose files are as they were.
@@ -387,11 +388,20 @@ class Machine:
             self._last_exit_code = answer.get("exit_code")
         return answer
 
+    def _attached(self) -> tuple[socket.socket, bool, bool]:
+        """A connection of `attached`'s frames, whether the main process has a terminal, and whether it reads input."""
+        connection, said = self._handed({"ask": "attach"})
+        return connection, bool(said["tty"]), bool(said["interactive"])
+
     def _dial(self, port: int) -> socket.socket:
         """A connection to a port of the guest, which the keeper hands over."""
+        return self._handed({"ask": "connect", "port": port})[0]
+
+    def _handed(self, request: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
+        """A connection that the keeper hands over, and what it says of it."""
         channel = self._open(protocol.ANSWER)
         try:
-            channel.send({"ask": "connect", "port": port})
+            channel.send(request)
             answer = channel.receive()
             if answer is None:
                 raise KeeperLost(f"the keeper of the machine {self.name} has gone")
@@ -406,7 +416,7 @@ class Machine:
             channel.close()
         if fd is None:
             raise KeeperLost(f"the keeper of the machine {self.name} gave no connection")
-        return socket.socket(fileno=descriptors.raised(fd))
+        return socket.socket(fileno=descriptors.raised(fd)), answer
 
     def _reach(self) -> Remote:
         """What stands for the worker, of the virtual machine that runs now."""

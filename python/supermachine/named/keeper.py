@@ -134,6 +134,7 @@ class Keeper:
         """Without a report the machine is kept in the foreground, by `keep_here`."""
         from .. import directories, env
         from ..host import boots
+        from .attached import Attached
         from .records import Record, process_start
 
         self.spec = spec
@@ -169,6 +170,8 @@ class Keeper:
         self._main_over = threading.Event()
         self._restart_asked, self._restarted = threading.Event(), threading.Event()
         self._freezing = threading.Lock()
+        #: Who looks at the main process as it writes.
+        self.attached = Attached(self._typed)
         self._foreground: Foreground | None = None
         #: Processes that nobody waits for.
         self._detached: list[Popen] = []
@@ -327,11 +330,24 @@ class Keeper:
         with contextlib.suppress(ValueError, OSError):
             while data := stream.read1(1 << 16):
                 self.logs.write(name, data)
+                self.attached.write(name, data)
                 while shown >= 0 and data:
                     data = data[os.write(shown, data) :]
         with contextlib.suppress(OSError):
             # Where nobody reads here any more, nobody does there.
             stream.close()
+
+    def _typed(self, data: bytes) -> None:
+        """Gives the main process what an attached client has sent, if it reads anything."""
+        main = self._main
+        if main is not None and main.stdin is not None:
+            main.stdin.write(data)
+            main.stdin.flush()
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tells the main process's terminal its size, where it has one that is not somebody's own."""
+        if self._main is not None and self.policy.tty and self._foreground is None:
+            self._main.resize(rows, columns)
 
     def _write(self) -> None:
         """Replaces the record. A full disk ends no machine: what is read then is older."""
@@ -419,8 +435,8 @@ class Keeper:
             return False
         return code != 0 and (policy.restart_max is None or self.record.restarts < policy.restart_max)
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Ends the machine: the stop signal to its main process, SIGKILL after `timeout` seconds."""
+    def stop(self, timeout: float | None = None, signal: int | None = None) -> None:
+        """Ends the machine: the stop signal, or another, to its main process, SIGKILL after `timeout` seconds."""
         grace = self.policy.stop_timeout if timeout is None else timeout
         self._stop_asked.set()
         self._thaw()
@@ -430,7 +446,7 @@ class Keeper:
         if main is None:
             self.vm.stop(grace)
             return
-        main._exec.send_signal(self.stop_signal)
+        main._exec.send_signal(signal or self.stop_signal)
         if not self._main_over.wait(grace):
             main._exec.send_signal(9)
             if not self._main_over.wait(_KILL_GRACE):
@@ -524,9 +540,11 @@ class Keeper:
                 vm.kill()
 
     def _finish(self, code: int | None, error: str) -> None:
+        self.phase = "stopping"
         if self.health is not None:
             self.health.end()
         self._join_pumps()
+        self.attached.close()
         self._end_vm()
         self.logs.close()
         record = self.record

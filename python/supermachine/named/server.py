@@ -39,6 +39,7 @@ class Server:
             "restart": self._restart,
             "freeze": self._freeze,
             "exec": self._exec,
+            "resize": self._resize,
             "signal": self._signal,
             "wait": self._wait,
             "watch": self._watch,
@@ -104,6 +105,15 @@ class Server:
                 finally:
                     os.close(fd)
                 return
+            if what == "attach":
+                policy, here = self._keeper.policy, self._keeper._foreground is not None
+                fd = self._keeper.attached.add()
+                said = {"tty": policy.tty and not here, "interactive": policy.interactive and not here}
+                try:
+                    channel.send({"ok": True, **said}, fd)
+                finally:
+                    os.close(fd)
+                return
             work = self._requests.get(str(what))
             if work is None:
                 raise ConfigurationError(
@@ -147,7 +157,10 @@ class Server:
 
     def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
         timeout = request.get("timeout")
-        self._keeper.stop(None if timeout is None else max(0.0, float(timeout)))
+        signal = request.get("signal")
+        self._keeper.stop(
+            None if timeout is None else max(0.0, float(timeout)), None if signal is None else int(signal)
+        )
         return self._wait(request)
 
     def _restart(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +175,11 @@ class Server:
     def _exec(self, request: dict[str, Any]) -> dict[str, Any]:
         given = {name: request[name] for name in ("env", "cwd", "user", "tty") if request.get(name)}
         return {"pid": self._keeper.execute([str(word) for word in request["command"]], **given)}
+
+    def _resize(self, request: dict[str, Any]) -> dict[str, Any]:
+        rows, columns = (min(65535, max(1, int(request[name]))) for name in ("rows", "columns"))
+        self._keeper.resize(rows, columns)
+        return {}
 
     def _signal(self, request: dict[str, Any]) -> dict[str, Any]:
         self._keeper.signal(int(request["signal"]))
