@@ -106,6 +106,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name not in _MODULES and name not in _HOMES and name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     value: Any
@@ -113,10 +115,8 @@ def __getattr__(name: str) -> Any:
         value = import_module("._core", __name__).VERSION
     elif name in _MODULES:
         value = import_module(f".{name}", __name__)
-    elif (home := _HOMES.get(name)) is not None:
-        value = getattr(import_module(f".{home}", __name__), name)
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -10,9 +10,8 @@ On the way of every `supermachine run`: nothing here loads a module that takes l
 
 from __future__ import annotations
 
-import fcntl
 import os
-import threading
+from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ _LAST_STANDARD = 2
 
 #: Those that a forked child gives up. The lock is held while one is made or closed, so that no fork falls in between.
 _unshared: set[int] = set()
-_lock = threading.RLock()
+_lock = RLock()
 
 
 def reserve() -> None:
@@ -36,6 +35,8 @@ def raised(fd: int) -> int:
     """The same file under a number above 2. The one given is closed when it was another, and /dev/null has it then."""
     if fd > _LAST_STANDARD:
         return fd
+    import fcntl
+
     try:
         high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD + 1)
     finally:

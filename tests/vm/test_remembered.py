@@ -44,6 +44,13 @@ def sm(*words: str, **options: object) -> Done:
     return Done(done.returncode, done.stdout, said, "supermachine.machine.vm" not in loaded)
 
 
+def _loaded(*words: str) -> set[str]:
+    """The modules that Python loads for a program and its arguments."""
+    command = [sys.executable, "-X", "importtime", "-c", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL)
+    return {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache, and an image that has been there for long enough to be remembered."""
@@ -371,3 +378,12 @@ def test_damaged_ones_are_refused(start: Start, data: st.DataObject) -> None:
     for bad in (bytes(flipped), good[:at]):
         with pytest.raises(ValueError):
             Start.decode(bad)
+
+
+def test_the_short_way_loads_next_to_nothing_of_pythons_library(image: Path) -> None:
+    """Each module costs it a hundredth, and one like `threading` or `collections` a tenth."""
+    program = "from supermachine.cli import main; main()"
+    loaded = _loaded(program, "run", "--quiet", "--engine", "soft", str(image), "--", "true") - _loaded("pass")
+    assert "supermachine.cli.run.fast" in loaded
+    assert "supermachine.machine.vm" not in loaded
+    assert {name for name in loaded if not name.startswith("supermachine")} <= {"__future__", "encodings.ascii", "gc"}

@@ -60,13 +60,14 @@ def _flushed(code: int) -> int:
 
 def _main() -> int:
     from ..errors import CommandNotExecutable, CommandNotFound, CommandTimeout, SupermachineError, VMExited
-    from ..host.warnings import say
 
     try:
         return _dispatch()
     except SupermachineError as error:
         _complain(str(error), error.cause, error.hint)
         if isinstance(error, VMExited) and error.console_tail and os.environ.get(env.DEBUG):
+            from ..host.warnings import say
+
             for line in error.console_tail.splitlines():
                 say(line)
         if isinstance(error, CommandNotFound):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .. import descriptors, env, shortage
+from .. import descriptors, env
 from ..errors import BadSnapshot, ConfigurationError, RenewFailed, VMExited, VMTimeout
 from ..host import bundle, confinement
 
@@ -160,6 +160,8 @@ def _told(network: Network | None, machine: str, opened: list[int]) -> _Network 
 
 def _not_started(error: OSError) -> OSError:
     """What is short, where that is why there is no worker."""
+    from .. import shortage
+
     return shortage.named(error, "the virtual machine's process cannot be started") or error
 
 
@@ -181,6 +183,8 @@ def wait_ready(worker: Worker, timeout: float) -> Timings:
 
 def _meaning(error: VMExited, timeout: float) -> Exception:
     """The error that says what a virtual machine's early end means."""
+    from .. import shortage
+
     if error.reason == "agent-timeout":
         return VMTimeout(
             f"the guest was not ready after {timeout:g} seconds",

@@ -19,7 +19,7 @@ from ... import directories
 from ..._core import VERSION, sha256
 from ...errors import HostShortage, SupermachineError
 from ...guest.process_context import Context, command
-from ...host import boots, bundle
+from ...host import bundle
 from ...machine import launch
 from ...network.policy import network
 from ...settings import parsing
@@ -283,6 +283,8 @@ def _short_way(said: Arguments) -> int | None:
             steps("started")
             try:
                 if start.warning and not said["quiet"]:
+                    from ...host import boots
+
                     boots.say_once(start.engine, start.warning)
                 context = Context(
                     lambda: worker, start, environment=own, working_dir=settings["working_dir"], user=settings["user"]

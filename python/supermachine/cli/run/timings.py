@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-from ...host.warnings import say
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +31,8 @@ class Steps:
 
     def report(self, where: str | bool, title: str) -> None:
         """Says them on stderr, or draws a page: where is ``html`` or a file's name."""
+        from ...host.warnings import say
+
         if isinstance(where, str):
             from ...machine.timings import Timings
 
