@@ -10,6 +10,7 @@
 mod code;
 mod cpu;
 mod debug;
+mod exception;
 pub mod fp;
 pub mod gic;
 pub mod id;
@@ -19,6 +20,7 @@ mod jit;
 mod mem;
 mod mmu;
 mod regs;
+mod requests;
 mod state;
 mod sysreg;
 mod vcpu;

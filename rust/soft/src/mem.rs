@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cpu::{Cpu, Pend};
+use crate::cpu::Cpu;
 use crate::interp::op::P;
 use crate::mmu::{Access, Fault};
 use crate::sysreg::ZVA_BYTES;
@@ -275,7 +275,7 @@ impl Cpu {
         let Some(host) = host else {
             let v = self.device(pa, va, len, None, iss)?;
             buf.copy_from_slice(&v.to_le_bytes()[..buf.len()]);
-            return self.resume();
+            return Some(());
         };
         // SAFETY: `first` bytes from here are in one mapped page of guest memory.
         unsafe { std::ptr::copy_nonoverlapping(host, buf.as_mut_ptr(), first as usize) };
@@ -295,7 +295,7 @@ impl Cpu {
                 );
             }
         }
-        self.resume()
+        Some(())
     }
 
     /// Writes; see [`Cpu::read_slow`].
@@ -316,7 +316,7 @@ impl Cpu {
                 value[..buf.len()].copy_from_slice(buf);
             }
             self.device(pa, va, len, Some(u64::from_le_bytes(value)), iss)?;
-            return self.resume();
+            return Some(());
         };
         let mut rest = None;
         if first < len {
@@ -335,7 +335,7 @@ impl Cpu {
                 std::ptr::copy_nonoverlapping(buf.as_ptr().add(first as usize), rest, (len - first) as usize);
             }
         }
-        self.resume()
+        Some(())
     }
 
     /// DC ZVA of the block around `va`, which is what faults name (D24.2.41, FAR_EL1). `None` as for the others.
@@ -349,7 +349,7 @@ impl Cpu {
         };
         // SAFETY: the block is aligned to its size, and so in the mapped, writable page that `host` is in.
         unsafe { std::ptr::write_bytes(host.sub(offset as usize), 0, ZVA_BYTES as usize) };
-        self.resume()
+        Some(())
     }
 
     /// An address for an atomic access of `size` bytes, aligned. `None` when the instruction is not to be finished.
@@ -372,7 +372,6 @@ impl Cpu {
             self.abort_exit(pa, va, 0, write);
         }
         let host = host?;
-        self.resume()?;
         Some(host)
     }
 
@@ -422,19 +421,6 @@ impl Cpu {
     pub fn sync(&mut self, o: P) {
         self.state.pc = self.page | o.off();
         self.reached = o.n();
-    }
-
-    fn resume(&mut self) -> Option<()> {
-        Some(())
-    }
-
-    /// Work that another thread has left for this vCPU.
-    pub fn pending(&self) -> u32 {
-        self.me.pending.load(Ordering::Relaxed)
-    }
-
-    pub fn post(&self, what: Pend) {
-        self.me.pending.fetch_or(what.0, Ordering::SeqCst);
     }
 }
 

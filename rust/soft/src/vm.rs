@@ -7,10 +7,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use crate::cpu::{Cpu, Pend};
+use crate::cpu::Cpu;
 use crate::gic::Gic;
 use crate::jit::memory::{self, CodeMemory};
 use crate::jit::{Jit, Translation};
+use crate::requests::Pending;
 use crate::vcpu::Vcpu;
 use crate::{Error, Result};
 
@@ -68,7 +69,7 @@ const MAX_REQUESTS: usize = 64;
 /// The part of a vCPU that other threads reach.
 #[derive(Default)]
 pub(crate) struct VcpuShared {
-    /// Bits of [`Pend`].
+    /// Bits of [`Pending`].
     pub pending: AtomicU32,
     /// Whether it may be using what it has cached.
     pub running: AtomicBool,
@@ -104,11 +105,11 @@ impl VcpuShared {
                 self.done.fetch_add(n as u64, Ordering::SeqCst);
             }
         }
-        self.pending.fetch_or(Pend::REQUEST.0, Ordering::SeqCst);
+        self.pending.fetch_or(Pending::REQUEST.0, Ordering::SeqCst);
     }
 
     /// Leaves work and wakes the vCPU when it sleeps.
-    pub fn wake(&self, what: Pend) {
+    pub fn wake(&self, what: Pending) {
         self.pending.fetch_or(what.0, Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst)
             && let Some(t) = &*lock(&self.thread)
@@ -130,7 +131,7 @@ impl VcpuShared {
     pub fn sleep(&self) {
         self.running.store(false, Ordering::SeqCst);
         self.sleeping.store(true, Ordering::SeqCst);
-        while self.pending.load(Ordering::SeqCst) & !Pend::REQUEST.0 == 0 {
+        while self.pending.load(Ordering::SeqCst) & !Pending::REQUEST.0 == 0 {
             std::thread::park();
         }
         self.sleeping.store(false, Ordering::SeqCst);
@@ -249,7 +250,7 @@ impl Timers {
             for i in ready {
                 due.at.remove(&i);
                 if let Some(v) = vcpus[i as usize].upgrade() {
-                    v.wake(Pend::TIMER);
+                    v.wake(Pending::TIMER);
                 }
             }
             let first = due.at.values().min().copied();
@@ -285,7 +286,7 @@ impl Vm {
                 i as u32,
                 Arc::new(move || {
                     if let Some(v) = v.upgrade() {
-                        v.wake(Pend::INTERRUPT);
+                        v.wake(Pending::INTERRUPT);
                     }
                 }),
             );
@@ -411,6 +412,6 @@ pub struct Canceller {
 
 impl Canceller {
     pub fn cancel(&self) {
-        self.vcpu.wake(Pend::CANCEL);
+        self.vcpu.wake(Pending::CANCEL);
     }
 }
