@@ -617,8 +617,10 @@ fn sequences(mix: Mix, seed: u64, count: usize) {
         for (request, theirs) in batch.iter().zip(oracle.run(&batch)) {
             completed += usize::from(theirs.signal == 0);
             for (translation, machine) in &mut machines {
-                if machine.run(request) != theirs && failures.len() < 20 {
-                    failures.push(report(&mut oracle, request, *translation));
+                let mine = machine.run(request);
+                if mine != theirs && failures.len() < 20 {
+                    let first = format!("{translation:?}, after others:\n{}", mine.difference(&theirs));
+                    failures.push(first + &report(&mut oracle, request, *translation));
                 }
             }
         }
