@@ -26,15 +26,12 @@ use crate::memory::Memory;
 use crate::vcpus::{EntryPoint, Power, VcpuSet, Vcpus};
 
 /// What every guest gets on its command line. `panic=-1` turns a panic into a reset at once; the UART shows what goes
-/// wrong before the virtio console is there.
-const CMDLINE: &str = "earlycon=pl011,mmio32,0x9000000 console=hvc0 panic=-1";
-
-/// Comes first on hardware, where each character of the UART is two exits: nothing but what goes wrong is shown.
-const QUIET: &str = "quiet ";
+/// wrong before the virtio console is there. Each of its characters is three exits, of which all that the kernel says at
+/// boot was 23,700 of 24,500, and a tenth of the software CPU's time: `quiet` comes first, to be heeded first.
+const CMDLINE: &str = "quiet earlycon=pl011,mmio32,0x9000000 console=hvc0 panic=-1";
 
 /// An arm64 machine that is being made.
 pub struct Arm64Builder {
-    engine: Engine,
     vm: Arc<dyn Vm>,
     vcpus: u32,
 }
@@ -51,7 +48,7 @@ impl Arm64Builder {
             // SAFETY: as above.
             unsafe { vm.map(generation, at, size, Protection::Read)? };
         }
-        Ok(Self { engine, vm, vcpus })
+        Ok(Self { vm, vcpus })
     }
 }
 
@@ -62,8 +59,7 @@ impl MachineBuilder for Arm64Builder {
     }
 
     fn load(&self, memory: &Memory, load: &Load) -> Result<EntryPoint, Error> {
-        let quiet = if self.engine == Engine::Soft { "" } else { QUIET };
-        let cmdline = format!("{quiet}{CMDLINE} {NO_SPARE_DEVICES} {}", load.cmdline);
+        let cmdline = format!("{CMDLINE} {NO_SPARE_DEVICES} {}", load.cmdline);
         let description = Description {
             vcpus: self.vcpus,
             memory_bytes: load.memory_bytes,
