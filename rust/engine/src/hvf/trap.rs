@@ -1,6 +1,7 @@
 //! Exceptions that the framework leaves to the machine and that no device is behind: system registers that it traps,
 //! and fetches from where there is no memory.
 
+use super::ids;
 use crate::Result;
 use crate::arm64::{Reg, SysReg, Vcpu};
 
@@ -24,8 +25,9 @@ const OSLSR: (u16, u64) = (SysReg::new(2, 0, 1, 1, 4).0, 8);
 /// LORSA_EL1 to LORC_EL1 and LORID_EL1: limited ordering regions, none of them.
 const LOR: u16 = SysReg::new(3, 0, 10, 4, 0).0;
 
-/// Serves an MRS or MSR that trapped (EC 0x18), and goes on after it. Debug registers read as zero and ignore writes;
-/// any other register is undefined, as the guest's ID registers say.
+/// Serves an MRS or MSR that trapped (EC 0x18), and goes on after it. MDSCR_EL1, breakpoints and watchpoints are the
+/// framework's, which may leave the access to us all the same; other debug registers read as zero and ignore writes; any
+/// other register is undefined, as the guest's ID registers say.
 pub fn system_register<V: Vcpu + ?Sized>(vcpu: &mut V, syndrome: u64) -> Result<()> {
     let field = |low: u32, bits: u32| (syndrome >> low & ((1 << bits) - 1)) as u16;
     let (op0, op1, crn, crm, op2) = (field(20, 2), field(14, 3), field(10, 4), field(1, 4), field(17, 3));
@@ -34,12 +36,21 @@ pub fn system_register<V: Vcpu + ?Sized>(vcpu: &mut V, syndrome: u64) -> Result<
     if !debug && register & !7 != LOR {
         return undefined(vcpu);
     }
+    let kept = debug && ids::system(SysReg(register)).is_ok();
+    // 31 is XZR.
+    let general = (field(5, 5) != 31).then(|| Reg::x(field(5, 5).into()));
     if syndrome & 1 == 1 {
-        let value = if register == OSLSR.0 { OSLSR.1 } else { 0 };
-        match field(5, 5) {
-            31 => {}
-            n => vcpu.set_reg(Reg::x(n.into()), value)?,
+        let value = match register {
+            _ if kept => vcpu.sys_reg(SysReg(register))?,
+            register if register == OSLSR.0 => OSLSR.1,
+            _ => 0,
+        };
+        if let Some(general) = general {
+            vcpu.set_reg(general, value)?;
         }
+    } else if kept {
+        let value = general.map_or(Ok(0), |general| vcpu.reg(general))?;
+        vcpu.set_sys_reg(SysReg(register), value)?;
     }
     skip(vcpu)
 }
@@ -118,6 +129,25 @@ mod tests {
         vcpu.set_reg(Reg::x(5), 1).unwrap();
         system_register(&mut *vcpu, access([3, 0, 10, 4, 7], 5, true)).unwrap();
         assert_eq!((vcpu.reg(Reg::x(5)).unwrap(), vcpu.reg(Reg::PC).unwrap()), (0, 0x1014));
+    }
+
+    #[test]
+    fn breakpoints_that_trap_are_kept() {
+        let mut vcpu = vcpu();
+        // DBGBVR1_EL1 and DBGWVR1_EL1 ← X5, MDSCR_EL1 ← X6, and back into others.
+        vcpu.set_reg(Reg::x(5), 0x4000).unwrap();
+        vcpu.set_reg(Reg::x(6), 1 << 15).unwrap();
+        for (fields, from) in [([2, 0, 0, 1, 4], 5), ([2, 0, 0, 1, 6], 5), ([2, 0, 0, 2, 2], 6)] {
+            let register = SysReg::new(2, 0, 0, fields[3] as u16, fields[4] as u16);
+            system_register(&mut *vcpu, access(fields, from, false)).unwrap();
+            let wrote = vcpu.reg(Reg::x(from as u32)).unwrap();
+            assert_eq!(vcpu.sys_reg(register).unwrap(), wrote);
+            system_register(&mut *vcpu, access(fields, 7, true)).unwrap();
+            assert_eq!(vcpu.reg(Reg::x(7)).unwrap(), wrote);
+            // From XZR.
+            system_register(&mut *vcpu, access(fields, 31, false)).unwrap();
+            assert_eq!(vcpu.sys_reg(register).unwrap(), 0);
+        }
     }
 
     #[test]
