@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use supermachine_net::{
-    Addresses, Broker, Frame, Header, Offloads, Output, Question, Refusal, Stack, Watch, limits, wire,
+    Addresses, Broker, Call, Ended, Frame, Header, INCOMING, Offloads, Output, Protocol, Question, Refusal,
+    Stack, Watch, limits, wire,
 };
 
 const ADDRESSES: Addresses = Addresses {
@@ -37,7 +38,11 @@ impl Broker for Questions {
         assert!(bytes.len() <= limits::FIRST);
     }
 
-    fn closed(&mut self, flow: u64) {
+    fn accepted(&mut self, flow: u64) {
+        assert!(flow & INCOMING != 0);
+    }
+
+    fn closed(&mut self, flow: u64, _: Ended) {
         self.0.retain(|asked| *asked != flow);
     }
 }
@@ -110,7 +115,7 @@ fuzz_target!(
         let (body, rest) = rest.split_at(rest.len().min(usize::from(*length)));
         data = rest;
         let at = |at: usize| body.get(at).copied().unwrap_or(0);
-        match opcode % 10 {
+        match opcode % 11 {
             0 => give(&mut stack, body, now),
             1 => give(&mut stack, &packet(at(0), u16::from_be_bytes([at(1), at(2)]), body), now),
             // A segment that fits: ports, flags, a distance from the next number, a window, payload.
@@ -157,13 +162,24 @@ fuzz_target!(
                 queue.room = usize::from(*length);
                 stack.flush(&mut queue, now);
             }
+            // Somebody comes to the guest.
+            9 => {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                ours.set_nonblocking(true).unwrap();
+                theirs.set_nonblocking(true).unwrap();
+                servers.push(theirs);
+                let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Icmp][usize::from(at(0) % 3)];
+                last = INCOMING | u64::from(at(1));
+                let source = (Ipv4Addr::new(192, 0, 2, at(2)), u16::from(at(3))).into();
+                stack.call(&Call { flow: last, protocol, source, port: u16::from(at(4)) }, ours.into(), now);
+            }
             _ => match stack.broker().0.front().copied() {
                 Some(flow) if at(0) & 1 == 0 => {
                     last = flow;
                     stack.judged(flow, now);
                 }
                 Some(flow) => stack.more_wanted(flow, now),
-                None => stack.revoke(last, now),
+                None => stack.revoke(last, Refusal::Denied, now),
             },
         }
         assert!(stack.kept() <= limits::RINGS + 4 * limits::RING && stack.flows() <= limits::FLOWS);

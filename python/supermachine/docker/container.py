@@ -304,7 +304,7 @@ class Container:
         if self.wanted.publish_all:
             for text in (*self.wanted.exposed, *self.image.said.exposed_ports):
                 name = specification.port_name(text)
-                if name.endswith("/tcp"):
+                if name.endswith(("/tcp", "/udp")):
                     wanted.setdefault(name, [(GATEWAY, 0)])
         if wanted:
             self._bound = Bound(vm._running(), wanted)

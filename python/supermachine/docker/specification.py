@@ -190,8 +190,8 @@ def _ports(bindings: Mapping[str, Any]) -> dict[str, list[tuple[str, int]]]:
     found: dict[str, list[tuple[str, int]]] = {}
     for port, places in bindings.items():
         name = port_name(port)
-        if not name.endswith("/tcp"):
-            raise NotImplementedHere(f"the port {port} cannot be published: only TCP ports can")
+        if not name.endswith(("/tcp", "/udp")):
+            raise NotImplementedHere(f"the port {port} cannot be published: ports of TCP and UDP can")
         if places is not None and not isinstance(places, list):
             raise BadRequest(f"PortBindings of {port} is no list")
         for place in places or [{}]:

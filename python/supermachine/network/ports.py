@@ -1,4 +1,4 @@
-"""Ports of the host that lead to ports of a guest, written as docker-py writes them: ``{"80/tcp": 8080}``.
+"""Ports of the host that lead to ports of a guest, as docker-py writes them: ``{"80/tcp": 8080, "53/udp": 53}``.
 
 ``"5000/vsock"`` is a port on which something in the guest listens with AF_VSOCK.
 """
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 #: Where a port of the guest is to be had: a port, ``None`` for any free one, (address, port), or several of them.
 Place: TypeAlias = "int | tuple[str, int | None] | None"
 Ports: TypeAlias = "Mapping[str, Place | Sequence[Place]]"
-#: "80/tcp" or "5000/vsock" to (address, port) of the host; port 0 for any free one.
+#: "80/tcp", "53/udp" or "5000/vsock" to (address, port) of the host; port 0 for any free one.
 Wanted: TypeAlias = "dict[str, list[tuple[str, int]]]"
 
 _LOOPBACK = "127.0.0.1"
 #: The guest's ports by protocol: the last one.
-_LAST = {"tcp": 65535, "vsock": (1 << 32) - 2}
+_LAST = {"tcp": 65535, "udp": 65535, "vsock": (1 << 32) - 2}
 
 
 def parse(ports: Ports | None) -> Wanted:
@@ -31,7 +31,7 @@ def parse(ports: Ports | None) -> Wanted:
         number, _, protocol = str(key).partition("/")
         protocol = protocol or "tcp"
         if protocol not in _LAST:
-            raise NotSupported(f"{key!r} is neither a TCP port nor one of vsock; others cannot be published")
+            raise NotSupported(f"{key!r} is no port of TCP, UDP or vsock; others cannot be published")
         name = f"{_number(number, key, 1, _LAST[protocol])}/{protocol}"
         places = value if isinstance(value, list) else [value]
         wanted.setdefault(name, []).extend(_place(place, key) for place in places)
@@ -54,7 +54,7 @@ def _number(value: object, key: object, least: int, most: int = 65535) -> int:
 
 
 def published(texts: Sequence[str]) -> Wanted:
-    """What docker's ``--publish`` says: ``[[ADDRESS:]PORT:]GUEST[/tcp]``."""
+    """What docker's ``--publish`` says: ``[[ADDRESS:]PORT:]GUEST[/tcp|/udp]``."""
     wanted: Wanted = {}
     for text in texts:
         rest, _, guest = text.rpartition(":")
@@ -99,9 +99,14 @@ class Bound:
 def _listen(worker: Worker, name: str, address: str, port: int) -> Forward:
     from .._core import Forward
 
+    number, _, protocol = name.partition("/")
+    if protocol == "udp" and not worker.has_network:
+        raise NotSupported(
+            f"the guest's port {name} cannot be published: UDP ports need a network, and this guest has none",
+            hint="start it with a network that allows nothing of its own: Network('none', allow=['gateway:9'])",
+        )
     try:
-        number, _, protocol = name.partition("/")
-        return Forward.start(worker, int(number), address, port, vsock=protocol == "vsock")
+        return Forward.start(worker, protocol, int(number), address, port)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     except OSError as error:

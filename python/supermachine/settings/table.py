@@ -149,7 +149,7 @@ SETTINGS = (
     Setting(
         "ports",
         None,
-        'Ports to publish: {"80/tcp": 8080}, None for any free port of the host, (address, port), or a list of these.',
+        'Ports to publish: {"80/tcp": 8080, "53/udp": 53}, None for any free one, (address, port), or a list of these.',
         options=("-p", "--publish"),
         kind="texts",
         metavar="[[ADDR:]PORT:]GUEST",

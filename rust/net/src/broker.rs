@@ -52,6 +52,34 @@ pub enum Refusal {
     Unreachable,
 }
 
+/// A flow that the broker has for the guest: somebody connects to one of its ports, or pings it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Chosen by the broker, with [`INCOMING`] set.
+    pub flow: u64,
+    pub protocol: Protocol,
+    /// Who the guest sees. Of ping the port is the identifier.
+    pub source: SocketAddr,
+    /// Of the guest's; 0 for ping.
+    pub port: u16,
+}
+
+/// Set in the numbers of flows that the broker begins.
+pub const INCOMING: u64 = 1 << 63;
+
+/// How a flow has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Both sides have ended it, or it was idle.
+    Over,
+    /// The guest, or the stack, has broken it off.
+    Reset,
+    /// Of a [`Call`]: the guest does not take it.
+    Refused,
+    /// Of a [`Call`]: the guest does not answer, or there is no room for more flows.
+    Unreachable,
+}
+
 /// What the broker says to a [`Question`].
 pub type Answer = Result<OwnedFd, Refusal>;
 
@@ -65,8 +93,11 @@ pub trait Broker {
     /// [`Stack::judged`]: crate::Stack::judged
     fn first(&mut self, flow: u64, bytes: Vec<u8>, ended: bool);
 
-    /// A flow that was asked for has ended.
-    fn closed(&mut self, flow: u64);
+    /// The guest has taken a [`Call`].
+    fn accepted(&mut self, flow: u64);
+
+    /// A flow that was asked for, or a [`Call`], has ended.
+    fn closed(&mut self, flow: u64, how: Ended);
 }
 
 /// Has somebody wait for sockets: each event is told once, by [`Stack::event`], until it is asked for again.

@@ -10,6 +10,7 @@ use crate::wire::{self, Ip, Writer};
 
 const ECHO: (u8, u8) = (8, 0);
 const ECHO_V6: (u8, u8) = (128, 129);
+const PORT_UNREACHABLE: [u8; 2] = [3, 3];
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
@@ -25,8 +26,17 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         if v6 && start[0] == SOLICITATION {
             return self.neighbour(ip, &message.to_vec());
         }
-        if start[..2] != [request, 0] {
-            return;
+        let id = u16::from_be_bytes([start[4], start[5]]);
+        let (guest, remote) = (wire::end(ip.source, id), wire::end(ip.destination, 0));
+        let key = Key { protocol: Protocol::Icmp, guest, remote };
+        match [start[0], start[1]] {
+            request_or if request_or == [request, 0] => {}
+            // To who pings the guest.
+            answer if answer == [reply, 0] && self.keys.contains_key(&key) => {
+                return self.datagram(key, message, head, ip, now);
+            }
+            PORT_UNREACHABLE if !v6 => return self.not_taken(&message.part(8, 28).to_vec()),
+            _ => return,
         }
         let here = match ip.destination {
             IpAddr::V4(address) => address == self.addresses.gateway,
@@ -37,14 +47,14 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             bytes[0] = reply;
             return self.send_icmp((ip.destination, ip.source), bytes);
         }
-        let id = u16::from_be_bytes([start[4], start[5]]);
-        let (guest, remote) = (wire::end(ip.source, id), wire::end(ip.destination, 0));
-        self.datagram(Key { protocol: Protocol::Icmp, guest, remote }, message, head, ip, now);
+        self.datagram(key, message, head, ip, now);
     }
 
-    /// An answer to an echo request, under the identifier that the guest chose: the host's kernel has put its own there.
+    /// An echo or the answer to one, under the identifier that the guest knows it by: the host's kernel, or who pings the
+    /// guest, has put another there.
     pub(crate) fn send_echo(&mut self, key: &Key, message: &[u8]) {
-        if message.len() >= 8 {
+        let (request, reply) = if key.guest.is_ipv6() { ECHO_V6 } else { ECHO };
+        if message.len() >= 8 && (message[..2] == [request, 0] || message[..2] == [reply, 0]) {
             let mut bytes = message.to_vec();
             bytes[4..6].copy_from_slice(&key.guest.port().to_be_bytes());
             self.send_icmp((key.remote.ip(), key.guest.ip()), bytes);

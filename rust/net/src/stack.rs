@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use crate::broker::{Addresses, Answer, Broker, Offloads, Protocol, Question, Refusal, Watch};
+use crate::broker::{Addresses, Answer, Broker, Ended, Offloads, Protocol, Question, Refusal, Watch};
 use crate::frame::Frame;
 use crate::limits;
 use crate::tcp::{Connection, Fate};
@@ -40,12 +40,12 @@ pub(crate) struct Flow {
 pub struct Stack<B, W> {
     pub(crate) addresses: Addresses,
     pub(crate) offloads: Offloads,
-    broker: B,
+    pub(crate) broker: B,
     pub(crate) watch: W,
     pub(crate) flows: HashMap<u64, Flow>,
-    keys: HashMap<Key, u64>,
+    pub(crate) keys: HashMap<Key, u64>,
     next_flow: u64,
-    datagram_flows: usize,
+    pub(crate) datagram_flows: usize,
     pub(crate) ready: VecDeque<u64>,
     timers: BTreeSet<(Instant, u64)>,
     pub(crate) answers: VecDeque<Vec<u8>>,
@@ -222,9 +222,15 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         let spare = limits::RINGS.saturating_sub(self.kept);
         let Some(flow) = self.flows.get_mut(&id) else { return };
         let Kind::Tcp(connection) = &mut flow.kind else { return };
-        let before = connection.kept();
+        if connection.is_stray(segment) {
+            return self.reset_unknown(&key, segment, payload.len());
+        }
+        let (before, opening) = (connection.kept(), connection.is_opening());
         let fate = connection.receive(segment, payload, spare, now);
         self.kept = self.kept - before + connection.kept();
+        if opening && !connection.is_opening() {
+            self.broker.accepted(id);
+        }
         self.settle(id, fate, now);
     }
 
@@ -260,7 +266,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
     }
 
     /// Ends the UDP flow that was idle the longest.
-    fn make_room(&mut self) {
+    pub(crate) fn make_room(&mut self) {
         let idle = self.flows.iter().filter_map(|(id, flow)| match &flow.kind {
             Kind::Datagrams(datagrams) => Some((datagrams.last_used, *id)),
             Kind::Tcp(_) => None,
@@ -273,10 +279,14 @@ impl<B: Broker, W: Watch> Stack<B, W> {
     fn insert(&mut self, key: Key, kind: Kind, now: Instant) -> u64 {
         let id = self.next_flow;
         self.next_flow += 1;
+        self.insert_as(id, key, kind, now);
+        id
+    }
+
+    pub(crate) fn insert_as(&mut self, id: u64, key: Key, kind: Kind, now: Instant) {
         self.keys.insert(key, id);
         self.flows.insert(id, Flow { key, kind, queued: false, timer: None, watched: false });
         self.set_timer(id, now);
-        id
     }
 
     fn ask(&mut self, flow: u64, key: &Key) -> bool {
@@ -336,11 +346,11 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         }
     }
 
-    /// Ends a flow that the policy no longer allows.
-    pub fn revoke(&mut self, id: u64, now: Instant) {
+    /// Ends a flow that the policy no longer allows, or whose other end is gone.
+    pub fn revoke(&mut self, id: u64, why: Refusal, now: Instant) {
         match self.flows.get(&id).map(|flow| &flow.kind) {
             Some(Kind::Tcp(_)) => self.settle(id, Fate::Reset, now),
-            Some(Kind::Datagrams(_)) => self.refuse(id, Refusal::Denied),
+            Some(Kind::Datagrams(_)) => self.refuse(id, why),
             None => {}
         }
     }
@@ -357,7 +367,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
                 self.unreachable(&first, refusal);
             }
         }
-        self.remove(id);
+        self.end(id, Ended::Reset);
     }
 
     /// What was asked for by [`Watch`] is there.
@@ -423,7 +433,8 @@ impl<B: Broker, W: Watch> Stack<B, W> {
                 self.set_timer(id, now);
             }
             Fate::Reset => self.refuse(id, Refusal::Refused),
-            Fate::Done | Fate::Aborted => self.remove(id),
+            Fate::Done => self.remove(id),
+            Fate::Aborted => self.end(id, Ended::Reset),
         }
     }
 
@@ -445,8 +456,18 @@ impl<B: Broker, W: Watch> Stack<B, W> {
     }
 
     pub(crate) fn remove(&mut self, id: u64) {
+        self.end(id, Ended::Over);
+    }
+
+    pub(crate) fn end(&mut self, id: u64, how: Ended) {
         let Some(flow) = self.flows.remove(&id) else { return };
-        self.broker.closed(id);
+        let how = match &flow.kind {
+            Kind::Tcp(connection) if !connection.is_opening() => how,
+            Kind::Tcp(connection) if connection.is_unanswered() => Ended::Unreachable,
+            Kind::Tcp(_) => Ended::Refused,
+            Kind::Datagrams(_) => how,
+        };
+        self.broker.closed(id, how);
         self.keys.remove(&flow.key);
         if let Some(at) = flow.timer {
             self.timers.remove(&(at, id));
@@ -472,7 +493,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
     }
 
     /// The initial sequence number (RFC 6528): a clock's time and a secret hash.
-    fn first_number(&self, key: &Key) -> u32 {
+    pub(crate) fn first_number(&self, key: &Key) -> u32 {
         use std::hash::BuildHasher;
         let clock = (self.started.elapsed().as_micros() / 4) as u32;
         (self.secret.hash_one(key) as u32).wrapping_add(clock)
@@ -486,7 +507,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
 }
 
 /// An address that no flow leads to: it is nobody's, or everybody's.
-fn is_nobody(address: IpAddr) -> bool {
+pub(crate) fn is_nobody(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_multicast() || address.is_broadcast() || address.is_unspecified(),
         IpAddr::V6(address) => address.is_multicast() || address.is_unspecified(),

@@ -17,6 +17,8 @@ use crate::wire::{ACK, FIN, PSH, RST, SYN, Tcp as Segment};
 /// The shift of our windows (RFC 7323).
 const SCALE: u8 = 7;
 const WINDOW: u32 = limits::RING as u32;
+/// The window of our SYN: more cannot be told without a scale.
+const SYN_WINDOW: u16 = 0xffff;
 /// What a peer that names no segment size takes (RFC 9293, 3.7.1).
 const DEFAULT_MSS: u16 = 536;
 
@@ -26,6 +28,8 @@ enum State {
     Asking,
     /// A SYN with ACK is on its way.
     Answered,
+    /// A SYN of ours is on its way: the connection comes to the guest.
+    Opening,
     Open,
 }
 
@@ -139,8 +143,41 @@ impl Connection {
         }
     }
 
+    /// For a socket whose other end connects to the guest.
+    pub fn opening(iss: u32, socket: OwnedFd, now: Instant) -> Self {
+        // Of the guest nothing is known yet; all of it comes with its SYN.
+        let syn = Segment {
+            source: 0,
+            destination: 0,
+            seq: 0,
+            ack: 0,
+            flags: SYN,
+            window: 0,
+            header: 0,
+            mss: None,
+            scale: Some(0),
+        };
+        let (socket, state) = (Some(socket), State::Opening);
+        Self { state, socket, deadline: None, readable: true, ..Self::new(&syn, iss, now) }
+    }
+
     pub fn socket(&self) -> Option<&OwnedFd> {
         self.socket.as_ref()
+    }
+
+    /// Whether the guest has not taken it yet.
+    pub fn is_opening(&self) -> bool {
+        self.state == State::Opening
+    }
+
+    /// Whether the segment belongs to an earlier connection with the same ends, which the guest still has.
+    pub fn is_stray(&self, segment: &Segment) -> bool {
+        self.is_opening() && segment.flags & (ACK | RST) == ACK && segment.ack != self.snd_max
+    }
+
+    /// Whether it was given up for want of an answer.
+    pub fn is_unanswered(&self) -> bool {
+        self.attempts >= limits::RETRANSMISSIONS
     }
 
     /// Whether the broker has not answered yet.
@@ -212,6 +249,9 @@ impl Connection {
 
     /// A segment of the guest's with its payload. `spare` is memory that may still be kept.
     pub fn receive(&mut self, segment: &Segment, payload: Frame<'_>, spare: usize, now: Instant) -> Fate {
+        if self.state == State::Opening {
+            return self.taken(segment);
+        }
         if segment.flags & RST != 0 {
             // Only the exact one counts (RFC 5961, 3.2).
             if segment.seq == self.rcv_nxt || self.state == State::Asking {
@@ -247,6 +287,27 @@ impl Connection {
             return Fate::Lives;
         }
         self.take(segment, payload, spare)
+    }
+
+    /// The guest's answer to our SYN (RFC 9293, 3.10.7.3).
+    fn taken(&mut self, segment: &Segment) -> Fate {
+        let answers = segment.flags & ACK != 0 && segment.ack == self.snd_max;
+        if segment.flags & RST != 0 {
+            return if answers { Fate::Aborted } else { Fate::Lives };
+        }
+        if !answers || segment.flags & SYN == 0 {
+            return Fate::Lives;
+        }
+        (self.irs, self.rcv_nxt) = (segment.seq, segment.seq.wrapping_add(1));
+        // What our SYN has told, which has no scale.
+        self.rcv_edge = self.rcv_nxt.wrapping_add(SYN_WINDOW.into());
+        (self.scaled, self.guest_scale) = (segment.scale.is_some(), segment.scale.unwrap_or(0));
+        self.mss = segment.mss.unwrap_or(DEFAULT_MSS).clamp(64, 65_000);
+        (self.snd_una, self.snd_nxt) = (segment.ack, segment.ack);
+        self.snd_edge = segment.ack.wrapping_add(segment.window.into());
+        self.window_from = (segment.seq, segment.ack);
+        (self.state, self.attempts, self.deadline, self.must_ack) = (State::Open, 0, None, true);
+        Fate::Lives
     }
 
     /// Takes over the guest's acknowledgement and window.
@@ -407,7 +468,11 @@ impl Connection {
         match self.state {
             State::Asking => return None,
             State::Answered if self.snd_nxt == self.snd_una => return out(self.snd_una, SYN, 0, 0),
-            State::Answered => return None,
+            State::Opening if self.snd_nxt == self.snd_una => {
+                let (seq, flags, window, scale) = (self.snd_una, SYN, SYN_WINDOW, Some(SCALE));
+                return Some(Out { seq, ack: 0, flags, window, offset: 0, length: 0, scale });
+            }
+            State::Answered | State::Opening => return None,
             State::Open => {}
         }
         if self.probe {
@@ -495,7 +560,8 @@ impl Connection {
 
     /// Has the socket's other end see a reset too, and not an orderly end.
     pub fn abort(&self) {
-        if let Some(socket) = &self.socket {
+        // One that the guest has not taken may be somebody else's to serve.
+        if let (Some(socket), false) = (&self.socket, self.is_opening()) {
             ring::linger_never(socket.as_fd());
         }
     }

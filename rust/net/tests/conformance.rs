@@ -14,7 +14,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
-use supermachine_net::Offloads;
+use supermachine_net::{Call, INCOMING, Offloads, Protocol};
 
 /// Frames that are lost or swapped at most, and how long a conversation may take in virtual time: the peer waits up to a
 /// minute before it sends again.
@@ -82,6 +82,8 @@ struct Case {
     queue: usize,
     /// Bytes that the broker wants to see first; none for a connection that it grants at once.
     judged: Option<usize>,
+    /// The host's side connects to the guest.
+    incoming: bool,
     seed: u64,
 }
 
@@ -91,8 +93,9 @@ fn cases() -> impl Strategy<Value = Case> {
         (0..20_u32, 0..30_u32, any::<bool>(), 600..100_000_usize, 576..1500_usize),
         (sizes(), sizes(), 1..70_000_usize, 1..70_000_usize, 1..40_usize, any::<u64>()),
         prop_oneof![Just(None), (1..40_000_usize).prop_map(Some)],
+        any::<bool>(),
     )
-        .prop_map(|((loss, reorder, offloads, peer_buffer, segment), rest, judged)| {
+        .prop_map(|((loss, reorder, offloads, peer_buffer, segment), rest, judged, incoming)| {
             let (from_guest, from_host, host_chunk, guest_chunk, queue, seed) = rest;
             Case {
                 loss,
@@ -106,6 +109,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 guest_chunk,
                 queue,
                 judged,
+                incoming,
                 seed,
             }
         })
@@ -161,7 +165,11 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
     let mut sockets = SocketSet::new(vec![]);
     let handle = sockets.add(tcp::Socket::new(buffer(), buffer()));
     let client = sockets.get_mut::<tcp::Socket>(handle);
-    client.connect(interface.context(), (IpAddress::v4(192, 0, 2, 1), 80), 49_152).unwrap();
+    if case.incoming {
+        client.listen(80).unwrap();
+    } else {
+        client.connect(interface.context(), (IpAddress::v4(192, 0, 2, 1), 80), 49_152).unwrap();
+    }
 
     let (ours, mut server) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
@@ -172,6 +180,11 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
     let (mut guest_sent, mut host_sent, mut guest_closed, mut host_closed, mut host_saw_end) =
         (0, 0, false, false, false);
     let began = Instant::now();
+    if case.incoming {
+        let source = "192.0.2.1:49152".parse().unwrap();
+        let call = Call { flow: INCOMING | 1, protocol: Protocol::Tcp, source, port: 80 };
+        stack.call(&call, ours.take().unwrap().into(), began);
+    }
     let mut passed = Duration::ZERO;
     while passed < LONG {
         let before = at_guest.len();
@@ -255,6 +268,8 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
         if all && peer_over && stack.flows() == 0 {
             prop_assert!(at_guest == sent_by_host && at_host == sent_by_guest);
             prop_assert_eq!(stack.kept(), 0);
+            let taken: &[u64] = if case.incoming { &[INCOMING | 1] } else { &[] };
+            prop_assert_eq!(&stack.broker().accepted[..], taken);
             return Ok(());
         }
     }

@@ -11,6 +11,9 @@ use supermachine_netd::{confine, server::Server};
 use supermachine_proto::VERSION;
 use supermachine_proto::netd::{Command, Event, ROOTS, Start};
 
+/// Descriptors that it may have.
+const MAX_FILES: u64 = 64 * 1024;
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -25,6 +28,7 @@ fn run() -> io::Result<()> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     stream.peer_addr()?;
     let host = Host::read(std::env::args_os().any(|argument| argument == ROOTS));
+    raise_file_limit()?;
     confine::confine().map_err(io::Error::other)?;
     let last_word = stream.try_clone()?;
     let mut control = Channel::new(stream)?;
@@ -35,6 +39,14 @@ fn run() -> io::Result<()> {
         let _ = last_word.send(&Event::Failed { message: error.to_string() }, None);
     }
     served
+}
+
+/// As many descriptors as there may be: those on their way to the worker are here in between.
+fn raise_file_limit() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = Some(maximum.unwrap_or(MAX_FILES).min(MAX_FILES));
+    Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum })?)
 }
 
 /// Waits for the first message and the link; `None` when the API is gone before.

@@ -103,6 +103,19 @@ impl Policy {
         }
     }
 
+    /// Whether a flow to another machine of a private segment may be. What has put both there allows it; rules deny.
+    pub fn member(&self, to: IpAddr, names: &[&str], protocol: Protocol, port: u16) -> Result<Basis, Denied> {
+        let denies = |rule: &&Rule| rule.matches(to, Class::Private, names, protocol, port);
+        match self.deny.iter().find(denies) {
+            None => Ok(Basis::Address),
+            Some(rule) => Err(Denied {
+                rule: Some(rule.text.clone()),
+                reason: "a rule denies it",
+                remedy: String::new(),
+            }),
+        }
+    }
+
     /// The rule that denies all that has this name, as an error.
     pub fn denied_name(&self, name: &str) -> Option<Denied> {
         let denies = |rule: &&Rule| rule.names(name) && rule.ports.is_empty() && rule.protocol.is_none();

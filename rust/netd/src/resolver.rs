@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::dns::{self, Question};
 use crate::host::Host;
 use crate::policy::{self, Denied, Pins, Policy};
+use crate::segments::Segments;
 
 /// Connections of the guest's that are served at once; the one that was idle the longest makes room.
 const CLIENTS: usize = 512;
@@ -51,7 +52,7 @@ struct Answered {
     answer: Option<Vec<u8>>,
 }
 
-pub struct Resolver {
+pub(crate) struct Resolver {
     host: Host,
     gateway: Vec<IpAddr>,
     clients: VecDeque<Client>,
@@ -64,9 +65,10 @@ pub struct Resolver {
 }
 
 /// What a resolver learns and tells while it works.
-pub struct Context<'a> {
+pub(crate) struct Context<'a> {
     pub policy: &'a Policy,
     pub pins: &'a mut Pins,
+    pub segments: &'a Segments,
     /// Names that were not allowed.
     pub denied: &'a mut Vec<(String, Denied)>,
 }
@@ -186,6 +188,15 @@ impl Resolver {
         if policy::is_host_name(&name) {
             let gateway = self.gateway.clone();
             return own(self, 0, &gateway);
+        }
+        if let Some(addresses) = context.segments.addresses(&name) {
+            return match context.policy.denied_name(&name) {
+                None => own(self, 0, &addresses),
+                Some(denied) => {
+                    context.denied.push((name, denied));
+                    own(self, dns::NO_SUCH_NAME, &[])
+                }
+            };
         }
         if let Err(denied) = context.policy.name(&name) {
             context.denied.push((name, denied));

@@ -10,15 +10,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, ipproto, socket, sockopt};
 use supermachine_proto::agent::HOST_NAMES;
-use supermachine_proto::netd::{Command, Denial, Event, Flow, Protocol, Refusal, Reply, Request, Start};
+use supermachine_proto::netd::{
+    Command, Denial, Ended, Event, Flow, INCOMING, Protocol, Refusal, Reply, Request, Start,
+};
 
 use crate::address::{Class, class};
 use crate::channel::Channel;
 use crate::host::Host;
+use crate::incoming::{Caller, Incoming};
 use crate::judging::{HTTP, HTTPS, Judgements, Pending};
 use crate::policy::{Basis, Denied, Pins, Policy};
 use crate::resolver::{Context, Resolver};
 use crate::secrets::{Complaint, Opening};
+use crate::segments::Segments;
 
 /// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(60);
@@ -36,14 +40,18 @@ struct Connecting {
 
 /// A flow that was granted.
 pub(crate) struct Granted {
-    protocol: Protocol,
-    source: SocketAddr,
+    pub protocol: Protocol,
+    pub source: SocketAddr,
     pub destination: SocketAddr,
     pub names: Vec<String>,
     since_ns: u64,
 }
 
 impl Granted {
+    pub fn new(protocol: Protocol, source: SocketAddr, destination: SocketAddr, names: Vec<String>) -> Self {
+        Self { protocol, source, destination, names, since_ns: now_ns() }
+    }
+
     fn told(&self) -> Flow {
         Flow {
             protocol: self.protocol,
@@ -59,17 +67,20 @@ impl Granted {
 const FLOWS: usize = 256;
 
 pub struct Server {
-    control: Channel,
+    pub(crate) control: Channel,
     pub(crate) link: Channel,
     pub(crate) policy: Policy,
     pins: Pins,
     resolver: Resolver,
+    pub(crate) guest: Ipv4Addr,
     gateway: Vec<IpAddr>,
     audit: bool,
     connecting: Vec<Connecting>,
     pub(crate) granted: HashMap<u64, Granted>,
     pub(crate) judgements: Judgements,
     pub(crate) opening: Option<Opening>,
+    pub(crate) incoming: Incoming,
+    pub(crate) segments: Segments,
     dial: Dial,
 }
 
@@ -92,12 +103,15 @@ impl Server {
             policy,
             pins: Pins::default(),
             resolver,
+            guest: start.guest,
             gateway: start.gateway,
             audit: start.audit,
             connecting: Vec::new(),
             granted: HashMap::new(),
             judgements: Judgements::default(),
             opening,
+            incoming: Incoming::default(),
+            segments: Segments::default(),
             dial: connect,
         })
     }
@@ -111,15 +125,22 @@ impl Server {
     /// Serves until the API or the worker is gone.
     pub fn run(mut self) -> io::Result<()> {
         loop {
-            let (control, link) = self.wait()?;
+            let (control, link, members) = self.wait()?;
             if (control && !self.hear_control()?) || (link && !self.hear_link()?) {
                 return Ok(());
             }
             let now = Instant::now();
+            self.hear_members(&members, now)?;
+            self.expire_incoming(now)?;
             self.finish(now)?;
             self.end_judgements(now)?;
             let mut denied = Vec::new();
-            let mut context = Context { policy: &self.policy, pins: &mut self.pins, denied: &mut denied };
+            let mut context = Context {
+                policy: &self.policy,
+                pins: &mut self.pins,
+                segments: &self.segments,
+                denied: &mut denied,
+            };
             self.resolver.serve(&mut context, now);
             for (name, why) in denied {
                 self.tell(Some(name), None, 0, Protocol::Dns, why)?;
@@ -130,19 +151,23 @@ impl Server {
         }
     }
 
-    /// Waits until there is something to do; whether something came from the API and from the worker.
-    fn wait(&self) -> io::Result<(bool, bool)> {
+    /// Waits until there is something to do; whether something came from the API, from the worker, and from each of the
+    /// other machines.
+    fn wait(&self) -> io::Result<(bool, bool, Vec<bool>)> {
         let both = |channel: &Channel| {
             if channel.has_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
         };
         let mut fds =
             vec![PollFd::new(&self.control, both(&self.control)), PollFd::new(&self.link, both(&self.link))];
+        fds.extend(self.segments.channels().map(|channel| PollFd::new(channel, both(channel))));
+        let members = 2..fds.len();
         fds.extend(self.connecting.iter().map(|pending| PollFd::new(&pending.socket, PollFlags::OUT)));
         let complaints = self.opening.as_ref().map(Opening::descriptor);
         fds.extend(complaints.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         fds.extend(self.resolver.descriptors().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let deadline = self.connecting.iter().map(|pending| pending.deadline).chain(self.resolver.deadline());
-        let deadline = deadline.chain(self.judgements.deadline()).min();
+        let deadline = deadline.chain(self.judgements.deadline());
+        let deadline = deadline.chain(self.incoming.deadline()).chain(self.segments.deadline()).min();
         let timeout = deadline.map(|at| {
             // Rounded up, so that the deadline has passed afterwards.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -153,7 +178,7 @@ impl Server {
             Err(error) => return Err(error.into()),
         }
         let told = |fd: &PollFd<'_>| fd.revents().intersects(!PollFlags::OUT);
-        Ok((told(&fds[0]), told(&fds[1])))
+        Ok((told(&fds[0]), told(&fds[1]), fds[members].iter().map(told).collect()))
     }
 
     fn hear_control(&mut self) -> io::Result<bool> {
@@ -173,6 +198,18 @@ impl Server {
                     }
                     self.control.send(&Event::Flows(Vec::new()), None)?;
                 }
+                Command::Deliver { call, protocol, source, port } => {
+                    let socket =
+                        self.control.take_fd().ok_or_else(|| io::Error::other("a descriptor is missing"))?;
+                    self.deliver(Caller::Api(call), protocol, source, port, socket)?;
+                }
+                Command::Join(member) => self.segments.join(member),
+                Command::Meet(member) => {
+                    let link =
+                        self.control.take_fd().ok_or_else(|| io::Error::other("a descriptor is missing"))?;
+                    self.segments.meet(member, link)?;
+                }
+                Command::Leave { segment } => self.leave(segment)?,
             }
         }
         Ok(open)
@@ -185,7 +222,8 @@ impl Server {
                 Request::Open { flow, protocol, source, destination } => {
                     self.open(flow, protocol, source, destination)?;
                 }
-                Request::Closed { flow } => self.forget(flow)?,
+                Request::Closed { flow, how } => self.closed(flow, how)?,
+                Request::Accepted { flow } => self.accepted(flow)?,
                 Request::First { flow, bytes, ended } => self.hear_first(flow, &bytes.0, ended)?,
             }
         }
@@ -193,12 +231,18 @@ impl Server {
     }
 
     /// A flow has ended.
-    fn forget(&mut self, flow: u64) -> io::Result<()> {
+    fn closed(&mut self, flow: u64, how: Ended) -> io::Result<()> {
         self.connecting.retain(|pending| pending.flow != flow);
         self.judgements.forget(flow);
         if let Some(opening) = &mut self.opening {
             opening.forget(flow);
         }
+        self.incoming_ended(flow, how)?;
+        self.outgoing_ended(flow, how == Ended::Reset)?;
+        self.granted_ended(flow)
+    }
+
+    pub(crate) fn granted_ended(&mut self, flow: u64) -> io::Result<()> {
         match self.granted.remove(&flow) {
             Some(granted) if self.audit => self.control.send(&Event::Closed(granted.told()), None),
             _ => Ok(()),
@@ -224,10 +268,14 @@ impl Server {
                 Err(_) => self.refuse(flow, Refusal::Unreachable),
             };
         }
-        let names: Vec<String> =
-            self.pins.names(destination.ip(), Instant::now()).into_iter().map(Into::into).collect();
-        let granted = Granted { protocol, source, destination, names, since_ns: now_ns() };
-        let web = protocol == Protocol::Tcp && !gateway && matches!(destination.port(), HTTP | HTTPS);
+        let member = self.segments.names_of(destination.ip()).map(<[String]>::to_vec);
+        let is_member = member.is_some();
+        let names = member.unwrap_or_else(|| {
+            self.pins.names(destination.ip(), Instant::now()).into_iter().map(Into::into).collect()
+        });
+        let granted = Granted::new(protocol, source, destination, names);
+        let web =
+            protocol == Protocol::Tcp && !gateway && !is_member && matches!(destination.port(), HTTP | HTTPS);
         let basis = match self.decide(&granted) {
             Ok(basis) => basis,
             Err(denied) => {
@@ -241,6 +289,9 @@ impl Server {
                 return self.refuse(flow, Refusal::Denied);
             }
         };
+        if is_member {
+            return self.call_member(flow, granted);
+        }
         let secret = protocol == Protocol::Tcp && self.has_secrets_for(&granted);
         let judged = (secret || web && (basis == Basis::Name || self.policy.denies_names())).then_some(basis);
         // The host's loopback, by its name on the guest's link.
@@ -296,18 +347,26 @@ impl Server {
     fn decide(&self, granted: &Granted) -> Result<Basis, Denied> {
         let to = granted.destination;
         let names: Vec<&str> = granted.names.iter().map(String::as_str).collect();
+        if self.segments.names_of(to.ip()).is_some() {
+            return self.policy.member(to.ip(), &names, granted.protocol, to.port());
+        }
         self.policy.flow(to.ip(), self.class(to.ip()), &names, granted.protocol, to.port())
     }
 
     /// A connected socket is the worker's, unless what the guest says first decides.
-    fn hand_over(&mut self, flow: u64, socket: OwnedFd, judged: Option<Basis>) -> io::Result<()> {
-        if let (true, Some(granted)) = (self.audit, self.granted.get(&flow)) {
-            self.control.send(&Event::Opened(granted.told()), None)?;
+    pub(crate) fn hand_over(&mut self, flow: u64, socket: OwnedFd, judged: Option<Basis>) -> io::Result<()> {
+        if let Some(told) = self.granted.get(&flow).filter(|_| self.audit).map(Granted::told) {
+            self.control.send(&Event::Opened(told), None)?;
         }
         match judged {
             Some(basis) => self.judge(flow, Some(socket), Pending::Basis(basis)),
             None => self.link.send(&Reply::Granted { flow }, Some(socket)),
         }
+    }
+
+    /// Tells of a flow, where that is asked for.
+    pub(crate) fn opened(&mut self, granted: &Granted) -> io::Result<()> {
+        if self.audit { self.control.send(&Event::Opened(granted.told()), None) } else { Ok(()) }
     }
 
     pub(crate) fn refuse(&mut self, flow: u64, refusal: Refusal) -> io::Result<()> {
@@ -344,15 +403,15 @@ impl Server {
         let ended: Vec<u64> = self
             .granted
             .iter()
-            .filter(|(_, granted)| self.decide(granted).is_err())
+            .filter(|(flow, granted)| *flow & INCOMING == 0 && self.decide(granted).is_err())
             .map(|(flow, _)| *flow)
             .collect();
         for flow in ended {
             if let Some(opening) = &mut self.opening {
                 opening.end(flow);
             }
-            self.forget(flow)?;
-            self.link.send(&Reply::Revoked { flow }, None)?;
+            self.closed(flow, Ended::Reset)?;
+            self.link.send(&Reply::Revoked { flow, why: Refusal::Denied }, None)?;
         }
         Ok(())
     }

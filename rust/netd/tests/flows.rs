@@ -53,6 +53,7 @@ impl Netd {
             version: supermachine_proto::VERSION,
             policy: policy(preset, allow, deny),
             dns,
+            guest: std::net::Ipv4Addr::new(10, 0, 2, 15),
             gateway: vec![GATEWAY],
             audit: false,
             secrets: None,
@@ -336,7 +337,7 @@ fn another_policy_ends_the_flows_that_it_does_not_allow() {
     assert_eq!(flows.len(), 2);
     assert_eq!(receive::<Event>(&mut netd.control), Event::Flows(vec![]));
     netd.control.send(&Command::SetPolicy(policy(Preset::Nothing, &["1.1.1.2"], &[])), None).unwrap();
-    assert_eq!(receive::<Reply>(&mut netd.link), Reply::Revoked { flow: 1 });
+    assert_eq!(receive::<Reply>(&mut netd.link), Reply::Revoked { flow: 1, why: Refusal::Denied });
     assert!(matches!(netd.ask(Protocol::Tcp, "1.1.1.1:22"), Reply::Refused { refusal: Refusal::Denied, .. }));
     assert!(netd.denied().remedy.contains("1.1.1.1:22"));
     assert!(netd.link.as_fd().try_clone_to_owned().is_ok());

@@ -137,6 +137,7 @@ impl Netd {
             version: supermachine_proto::VERSION,
             policy: allowing(&["host"]),
             dns: Vec::new(),
+            guest: std::net::Ipv4Addr::new(10, 0, 2, 15),
             gateway: vec![GATEWAY],
             audit: false,
             secrets: Some(Secrets { authority, secrets: vec![secret] }),

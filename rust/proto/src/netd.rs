@@ -3,8 +3,11 @@
 //! Its standard input is a socket of the API's: the first message is [`Command::Start`], along with which comes the link,
 //! one end of a socket pair whose other end is the worker's. Over the link the worker asks for flows, and each that is
 //! granted comes back as a connected descriptor (SCM_RIGHTS). The process ends when the API's socket or the link does.
+//!
+//! Flows come to the guest as well: from published ports, by [`Command::Deliver`], and from other machines on a private
+//! segment, whose policy processes talk to each other by [`Between`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +28,54 @@ pub enum Command {
     Sync,
     /// Answered by [`Event::Flows`]s, the last of which is empty.
     Flows,
+    /// Somebody connects to a published port, or sends it datagrams; the descriptor to speak with them comes along.
+    /// Answered by [`Event::Delivered`] with the same number.
+    Deliver { call: u64, protocol: Protocol, source: SocketAddr, port: u16 },
+    /// The machine is on a private segment, as this.
+    Join(Member),
+    /// So is another one; the link to its policy process comes along, whose end says that it is no more.
+    Meet(Member),
+    /// The machine is on that segment no more.
+    Leave { segment: u64 },
+}
+
+/// A machine on a private segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The same for all that are on it.
+    pub segment: u64,
+    pub address: IpAddr,
+    pub names: Vec<String>,
+}
+
+/// What policy processes of machines on a segment say to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Between {
+    /// A flow to the other machine, from this port; the descriptor comes along. Answered by [`Between::Taken`] or
+    /// [`Between::Refused`].
+    Open {
+        call: u64,
+        protocol: Protocol,
+        source: u16,
+        port: u16,
+    },
+    /// Who has opened it has ended it.
+    Hung {
+        call: u64,
+        reset: bool,
+    },
+    Taken {
+        call: u64,
+    },
+    Refused {
+        call: u64,
+        refusal: Refusal,
+    },
+    /// Who has taken it has ended it.
+    Closed {
+        call: u64,
+        reset: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +85,8 @@ pub struct Start {
     pub policy: Policy,
     /// Name servers in place of the host's.
     pub dns: Vec<SocketAddr>,
+    /// The guest's own address.
+    pub guest: Ipv4Addr,
     /// Addresses of the guest's gateway, which is the host's loopback and a name server to it.
     pub gateway: Vec<IpAddr>,
     /// Whether the API is told of each flow's begin and end.
@@ -99,6 +152,11 @@ pub enum Event {
     /// A flow was granted, or has ended; only where that was asked for.
     Opened(Flow),
     Closed(Flow),
+    /// Whether the guest takes what came to a published port.
+    Delivered {
+        call: u64,
+        taken: bool,
+    },
     /// The last message: it cannot serve.
     Failed {
         message: String,
@@ -150,8 +208,10 @@ pub enum Protocol {
 pub enum Request {
     /// Answered by [`Reply::Granted`] or [`Reply::Refused`].
     Open { flow: u64, protocol: Protocol, source: SocketAddr, destination: SocketAddr },
-    /// A flow that was granted has ended.
-    Closed { flow: u64 },
+    /// A flow that was granted, or is [`Reply::Incoming`], has ended.
+    Closed { flow: u64, how: Ended },
+    /// The guest takes one that is [`Reply::Incoming`].
+    Accepted { flow: u64 },
     /// The guest's next bytes of a flow that is [`Reply::Judged`]; `ended` when there will be no more. Answered by
     /// [`Reply::More`], [`Reply::Granted`] or [`Reply::Refused`], before which no further ones are sent.
     First { flow: u64, bytes: Chunk, ended: bool },
@@ -168,9 +228,10 @@ pub enum Reply {
         flow: u64,
         refusal: Refusal,
     },
-    /// The policy no longer allows it.
+    /// The policy no longer allows it, or its other end is gone.
     Revoked {
         flow: u64,
+        why: Refusal,
     },
     /// The guest is to be told that it is connected: what it says first decides. Those bytes are not the worker's to
     /// send.
@@ -180,6 +241,29 @@ pub enum Reply {
     More {
         flow: u64,
     },
+    /// Somebody wants a flow with the guest; the connected descriptor comes along. Its number has [`INCOMING`] set, and of
+    /// ping the source's port is the identifier. Answered by [`Request::Accepted`] or [`Request::Closed`].
+    Incoming {
+        flow: u64,
+        protocol: Protocol,
+        source: SocketAddr,
+        port: u16,
+    },
+}
+
+/// Set in the numbers of flows that come to the guest.
+pub const INCOMING: u64 = 1 << 63;
+
+/// How a flow has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// Both sides have ended it, or it was idle.
+    Over,
+    Reset,
+    /// The guest does not take it.
+    Refused,
+    /// The guest does not answer, or its worker has no room for it.
+    Unreachable,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

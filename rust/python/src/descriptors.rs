@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::io::{self, PipeReader, PipeWriter};
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::{Mutex, MutexGuard, Once};
 
 /// Descriptors that a forked child gives up, by number.
@@ -118,6 +118,14 @@ impl Drop for Watched {
 pub fn pair() -> io::Result<(Unshared<UnixStream>, Unshared<UnixStream>)> {
     hold(|kept| {
         let (a, b) = UnixStream::pair()?;
+        Ok((Unshared::keep(kept, a), Unshared::keep(kept, b)))
+    })
+}
+
+/// Two connected sockets for datagrams.
+pub fn datagram_pair() -> io::Result<(Unshared<UnixDatagram>, Unshared<UnixDatagram>)> {
+    hold(|kept| {
+        let (a, b) = UnixDatagram::pair()?;
         Ok((Unshared::keep(kept, a), Unshared::keep(kept, b)))
     })
 }

@@ -1,8 +1,12 @@
-//! A port of the host that leads to a port of the guest: every connection is joined to one of the guest's, by threads
-//! that never take the GIL.
+//! A port of the host that leads to a port of the guest.
+//!
+//! A connection is handed to the guest's network, whose worker speaks with the client from then on. What does not come to
+//! the guest that way, as a service that listens on the guest's loopback alone, is joined to a connection that the agent
+//! makes there, by threads that never take the GIL.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,16 +14,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
-use supermachine_proto::agent::{FileReply, REQUEST_PORT, Request};
+use supermachine_proto::agent::{FileReply, Network, REQUEST_PORT, Request};
 use supermachine_proto::frame;
+use supermachine_proto::netd::Protocol;
 use supermachine_support::lock;
 
+use crate::datagrams;
 use crate::descriptors::{self, Owner, Unshared};
+use crate::netd::Otherwise;
 use crate::sys::{self, Interest};
 use crate::worker::{Dialer, Worker};
 
-/// Connections that one port serves at once; more are closed as they come.
-const MAX_CONNECTIONS: usize = 512;
+/// Connections that one port serves by threads at once; more are closed as they come.
+const MAX_CONNECTIONS: usize = 1024;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
 /// Bytes in flight in each direction of a connection.
 const BUFFER: usize = 64 * 1024;
 /// How long the guest may take to answer a new connection.
@@ -30,9 +39,17 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// A port of the guest.
 #[derive(Clone, Copy, Debug)]
 enum Guest {
-    /// On its loopback.
+    /// By its network; where it has none, or nobody listens there, on its loopback, by way of its agent.
     Tcp(u16),
+    /// By its network.
+    Udp(u16),
     Vsock(u32),
+}
+
+/// What listens on the host.
+enum Listener {
+    Stream(Unshared<TcpListener>),
+    Datagrams(Unshared<UdpSocket>),
 }
 
 /// A listening port of the host; closed with the VM, or by `close`.
@@ -46,39 +63,43 @@ pub struct Forward {
 
 #[pymethods]
 impl Forward {
-    /// Listens on `host`:`port`, 0 for any free one, for connections to the guest's `guest_port`: of TCP, by way of its
-    /// agent, or with `vsock` of that, for which it needs none. Raises OSError when the port cannot be had.
+    /// Listens on `host`:`port`, 0 for any free one, for the guest's `guest_port` of "tcp", "udp" or "vsock". UDP needs a
+    /// guest with a network. Raises OSError when the port cannot be had.
     #[staticmethod]
-    #[pyo3(signature = (worker, guest_port, host, port, *, vsock=false))]
     fn start(
         py: Python<'_>,
         worker: &Worker,
+        protocol: &str,
         guest_port: u32,
         host: &str,
         port: u16,
-        vsock: bool,
     ) -> PyResult<Self> {
-        let guest = match u16::try_from(guest_port) {
-            _ if vsock => Guest::Vsock(guest_port),
-            Ok(port) => Guest::Tcp(port),
-            Err(_) => {
-                let message = format!("{guest_port} is not a TCP port");
-                return Err(pyo3::exceptions::PyValueError::new_err(message));
-            }
+        let invalid = |message: String| Err(pyo3::exceptions::PyValueError::new_err(message));
+        let guest = match (protocol, u16::try_from(guest_port)) {
+            ("vsock", _) => Guest::Vsock(guest_port),
+            ("tcp", Ok(port)) => Guest::Tcp(port),
+            ("udp", Ok(port)) => Guest::Udp(port),
+            _ => return invalid(format!("{guest_port} is not a port of {protocol}")),
         };
-        let address: IpAddr = host.parse().map_err(|_| {
-            pyo3::exceptions::PyValueError::new_err(format!("{host:?} is not an IP address of this host"))
-        })?;
+        let Ok(address) = host.parse::<IpAddr>() else {
+            return invalid(format!("{host:?} is not an IP address of this host"));
+        };
         let dialer = worker.dialer();
+        if matches!(guest, Guest::Udp(_)) && dialer.door().is_none() {
+            return invalid("a guest without a network has no UDP ports to publish".into());
+        }
         let started = py.detach(move || -> io::Result<Self> {
-            let listener = Unshared::new(|| TcpListener::bind((address, port)))?;
-            listener.set_nonblocking(true)?;
-            let address = listener.local_addr()?;
+            let (listener, address) = Listener::bind(guest, (address, port).into())?;
             let (stop, alive) = descriptors::pipe()?;
-            thread::Builder::new()
-                .name("supermachine-port".into())
-                .stack_size(128 * 1024)
-                .spawn(move || listen(&listener, &dialer, guest, &stop))?;
+            thread::Builder::new().name("supermachine-port".into()).stack_size(128 * 1024).spawn(
+                move || match (&listener, guest, dialer.door()) {
+                    (Listener::Datagrams(socket), Guest::Udp(port), Some(door)) => {
+                        datagrams::listen(socket, door, port, &stop, dialer.vm().ended());
+                    }
+                    (Listener::Stream(listener), ..) => listen(listener, &dialer, guest, &stop),
+                    _ => {}
+                },
+            )?;
             Ok(Self { address, alive: Mutex::new(Some(alive)), owner: Owner::this() })
         });
         Ok(started?)
@@ -99,18 +120,37 @@ impl Forward {
     }
 }
 
+impl Listener {
+    fn bind(guest: Guest, address: SocketAddr) -> io::Result<(Self, SocketAddr)> {
+        if matches!(guest, Guest::Udp(_)) {
+            let socket = Unshared::new(|| UdpSocket::bind(address))?;
+            socket.set_nonblocking(true)?;
+            let address = socket.local_addr()?;
+            return Ok((Self::Datagrams(socket), address));
+        }
+        let listener = Unshared::new(|| TcpListener::bind(address))?;
+        listener.set_nonblocking(true)?;
+        // The standard library has 128 connections wait at most; clients of more would be told nothing and try again after
+        // a second.
+        rustix::net::listen(&*listener, BACKLOG)?;
+        let address = listener.local_addr()?;
+        Ok((Self::Stream(listener), address))
+    }
+}
+
 /// Takes connections until `stop` or `ended` closes.
 fn listen(listener: &TcpListener, dialer: &Dialer, guest: Guest, stop: &PipeReader) {
     let open = Arc::new(AtomicUsize::new(0));
+    let ended = dialer.vm().ended();
     loop {
         let interests = [
             Interest::when(true, listener, libc::POLLIN),
             Interest::when(true, stop, libc::POLLIN),
-            Interest::when(true, dialer.vm().ended(), libc::POLLIN),
+            Interest::when(true, ended, libc::POLLIN),
         ];
         let Ok([_, 0, 0]) = sys::poll(interests, None) else { return };
-        let client = match Unshared::new(|| Ok(listener.accept()?.0)) {
-            Ok(client) => client,
+        let (client, source) = match accept(listener) {
+            Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(_) => {
                 // Out of descriptors, most likely: the connection stays in the queue.
@@ -118,19 +158,68 @@ fn listen(listener: &TcpListener, dialer: &Dialer, guest: Guest, stop: &PipeRead
                 continue;
             }
         };
-        if open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
-            open.fetch_sub(1, Ordering::SeqCst);
-            continue;
+        let (agent, counted) = (dialer.clone(), open.clone());
+        let client = Arc::new(client);
+        let kept = client.clone();
+        let otherwise: Otherwise = Box::new(move || by_thread(kept, agent, guest, counted));
+        match (guest, dialer.door()) {
+            (Guest::Tcp(port), Some(door)) => {
+                door.deliver(Protocol::Tcp, source, port, client.as_fd(), otherwise, || goes_on(stop, ended));
+            }
+            _ => otherwise(),
         }
-        let (dialer, counted) = (dialer.clone(), open.clone());
-        let spawned =
-            thread::Builder::new().name("supermachine-port".into()).stack_size(256 * 1024).spawn(move || {
-                let _ = serve(&client, &dialer, guest);
-                counted.fetch_sub(1, Ordering::SeqCst);
-            });
-        if spawned.is_err() {
-            open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether neither has closed.
+pub fn goes_on(stop: &PipeReader, ended: &PipeReader) -> bool {
+    let interests = [Interest::when(true, stop, libc::POLLIN), Interest::when(true, ended, libc::POLLIN)];
+    matches!(sys::poll(interests, Some(Duration::ZERO)), Ok([0, 0]))
+}
+
+/// The next connection, and who the guest is told has come.
+fn accept(listener: &TcpListener) -> io::Result<(Unshared<TcpStream>, SocketAddr)> {
+    let client = Unshared::new(|| Ok(listener.accept()?.0))?;
+    client.set_nonblocking(true)?;
+    client.set_nodelay(true)?;
+    // A client whose host has gone would be kept for ever.
+    rustix::net::sockopt::set_socket_keepalive(&*client, true)?;
+    let source = seen_as(client.peer_addr()?, client.local_addr()?.ip());
+    Ok((client, source))
+}
+
+/// A client as the guest sees it: by its own address, or as the gateway where that is the host's, is none of IPv4, or is
+/// one of the guest's own network.
+pub fn seen_as(client: SocketAddr, at: IpAddr) -> SocketAddr {
+    let own = Network::default();
+    let subnet = |address: Ipv4Addr| address.to_bits() >> (32 - u32::from(own.prefix));
+    let address = match client.ip().to_canonical() {
+        IpAddr::V4(address)
+            if !address.is_loopback()
+                && IpAddr::V4(address) != at.to_canonical()
+                && subnet(address) != subnet(own.gateway) =>
+        {
+            address
         }
+        _ => own.gateway,
+    };
+    (address, client.port()).into()
+}
+
+/// Serves a connection by a thread of its own; one that there are too many for is closed.
+fn by_thread(client: Arc<Unshared<TcpStream>>, dialer: Dialer, guest: Guest, open: Arc<AtomicUsize>) {
+    if open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
+        open.fetch_sub(1, Ordering::SeqCst);
+        return;
+    }
+    let counted = open.clone();
+    let spawned =
+        thread::Builder::new().name("supermachine-port".into()).stack_size(256 * 1024).spawn(move || {
+            let _ = serve(&client, &dialer, guest);
+            counted.fetch_sub(1, Ordering::SeqCst);
+        });
+    if spawned.is_err() {
+        open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -138,7 +227,7 @@ fn listen(listener: &TcpListener, dialer: &Dialer, guest: Guest, stop: &PipeRead
 fn serve(client: &TcpStream, dialer: &Dialer, to: Guest) -> Result<(), frame::Error> {
     let guest = match to {
         Guest::Vsock(port) => dialer.open(port)?,
-        Guest::Tcp(port) => {
+        Guest::Tcp(port) | Guest::Udp(port) => {
             let guest = dialer.open(REQUEST_PORT)?;
             guest.set_read_timeout(Some(ANSWER))?;
             guest.set_write_timeout(Some(ANSWER))?;
@@ -150,8 +239,6 @@ fn serve(client: &TcpStream, dialer: &Dialer, to: Guest) -> Result<(), frame::Er
             guest
         }
     };
-    client.set_nonblocking(true)?;
-    client.set_nodelay(true)?;
     guest.set_nonblocking(true)?;
     Ok(relay(client, &guest, dialer.vm().ended())?)
 }

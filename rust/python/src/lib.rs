@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod connection;
+mod datagrams;
 mod descriptors;
 mod errors;
 mod exec;

@@ -1,9 +1,9 @@
 //! The policy process of a VM's network: started for the guest's first flow, told the policy, heard of what it denies.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{OwnedFd, RawFd};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -29,6 +29,11 @@ const KEPT: usize = 4096;
 /// How long the process may take to exit once it has been told to.
 const REAP: Duration = Duration::from_secs(2);
 
+/// Connections to published ports that the guest has not answered, at most; further ones wait.
+const CALLS: usize = 256;
+/// Between two looks whether that has changed, and the machine still lives.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What Python says of a network: executable, preset, rules that allow, rules that deny, name servers, a descriptor of
 /// the audit log with what names the machine there, and secrets.
 pub type Wanted =
@@ -42,6 +47,7 @@ pub struct Settings {
     path: PathBuf,
     policy: Policy,
     dns: Vec<SocketAddr>,
+    guest: Ipv4Addr,
     audit: Option<Log>,
     /// With the certificate of the authority, in PEM.
     secrets: Option<(Secrets, String)>,
@@ -65,7 +71,8 @@ impl Settings {
             server.map_err(|_| PyValueError::new_err(format!("{text:?} is not the address of a name server")))
         });
         let secrets = if secrets.is_empty() { None } else { Some(with_authority(secrets)?) };
-        Ok(Self { path, policy, dns: dns.collect::<Result<_, _>>()?, audit, secrets })
+        let guest = Network::default().address;
+        Ok(Self { path, policy, dns: dns.collect::<Result<_, _>>()?, guest, audit, secrets })
     }
 
     /// The certificate, in PEM, that the guest is to trust; empty for none.
@@ -106,10 +113,13 @@ pub fn policy_of(preset: &str, allow: Vec<String>, deny: Vec<String>) -> PyResul
     Ok(policy)
 }
 
+/// What is done about a connection to a published port that the guest does not take there.
+pub type Otherwise = Box<dyn FnOnce() + Send>;
+
 /// Where the process is in its life.
 enum Process {
-    /// Not started: the guest has asked for nothing yet.
-    Wanted(Settings),
+    /// Not started: the guest has asked for nothing yet, and nobody has come to it. Commands wait for the start.
+    Wanted(Box<Settings>, Vec<(Command, Option<OwnedFd>)>),
     Runs {
         control: Unshared<UnixStream>,
         pid: u32,
@@ -131,11 +141,26 @@ struct State {
     flows_answered: u64,
     flows: Vec<Flow>,
     coming: Vec<Flow>,
+    /// Connections to published ports that the guest has not answered.
+    calls: HashMap<u64, Otherwise>,
+    next_call: u64,
 }
 
 impl State {
     fn is_over(&self) -> bool {
         matches!(self.process, Process::Over)
+    }
+
+    /// Tells the process something, or has it started for that.
+    fn command(&mut self, bell: &UnixStream, command: Command, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        match &mut self.process {
+            Process::Wanted(_, waiting) => {
+                waiting.push((command, fd.map(|fd| fd.try_clone_to_owned()).transpose()?));
+                (&mut &*bell).write_all(&[0])
+            }
+            Process::Runs { control, .. } => send(control, &command, fd),
+            Process::Over => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     fn add(&mut self, denial: Told) {
@@ -150,6 +175,8 @@ impl State {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// A byte has the process started; its end wakes the thread that waits for that.
+    bell: Unshared<UnixStream>,
 }
 
 impl Shared {
@@ -162,15 +189,50 @@ impl Shared {
 /// no process, and no start waits for one.
 pub struct Netd {
     shared: Arc<Shared>,
-    /// Its end wakes the thread that waits for the guest's first question.
-    bell: Unshared<UnixStream>,
+}
+
+/// Brings connections to the guest from published ports, from any thread.
+#[derive(Clone)]
+pub struct Door(Arc<Shared>);
+
+impl Door {
+    /// Passes on what speaks with `source`, who has come to the guest's `port`. When the guest does not take it, or there
+    /// is nobody to pass it on, `otherwise` runs. Waits while too much is on its way, for as long as `lives`.
+    pub fn deliver(
+        &self,
+        protocol: Protocol,
+        source: SocketAddr,
+        port: u16,
+        socket: BorrowedFd<'_>,
+        otherwise: Otherwise,
+        lives: impl Fn() -> bool,
+    ) {
+        let mut state = self.0.lock();
+        while state.calls.len() >= CALLS && !state.is_over() {
+            if !lives() {
+                return;
+            }
+            let waited = self.0.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.next_call += 1;
+        let call = state.next_call;
+        let command = Command::Deliver { call, protocol, source, port };
+        match state.command(&self.0.bell, command, Some(socket)) {
+            Ok(()) => drop(state.calls.insert(call, otherwise)),
+            Err(_) => {
+                drop(state);
+                otherwise();
+            }
+        }
+    }
 }
 
 impl Netd {
     /// Has a thread wait at this end of the link for what the guest asks first.
     pub fn new(settings: Settings, link: Unshared<UnixStream>) -> io::Result<Self> {
         let state = State {
-            process: Process::Wanted(settings),
+            process: Process::Wanted(Box::new(settings), Vec::new()),
             denials: VecDeque::new(),
             forgotten: 0,
             asked: 0,
@@ -179,15 +241,21 @@ impl Netd {
             flows_answered: 0,
             flows: Vec::new(),
             coming: Vec::new(),
+            calls: HashMap::new(),
+            next_call: 0,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let (bell, rings) = descriptors::pair()?;
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), bell });
         let hears = shared.clone();
         thread::Builder::new()
             .name("supermachine-netd".into())
             .stack_size(128 * 1024)
             .spawn(move || follow(&hears, link, &rings))?;
-        Ok(Self { shared, bell })
+        Ok(Self { shared })
+    }
+
+    pub fn door(&self) -> Door {
+        Door(self.shared.clone())
     }
 
     /// The process, once there is one.
@@ -201,8 +269,8 @@ impl Netd {
     /// Another policy from here on.
     pub fn set_policy(&self, policy: Policy) -> io::Result<()> {
         match &mut self.shared.lock().process {
-            Process::Wanted(settings) => settings.policy = policy,
-            Process::Runs { control, .. } => send(control, &Command::SetPolicy(policy))?,
+            Process::Wanted(settings, _) => settings.policy = policy,
+            Process::Runs { control, .. } => send(control, &Command::SetPolicy(policy), None)?,
             Process::Over => {}
         }
         Ok(())
@@ -214,7 +282,7 @@ impl Netd {
             let mut state = self.shared.lock();
             let Process::Runs { control, .. } = &state.process else { return None };
             // Of one that is gone already the thread tells.
-            let _ = send(control, &Command::Sync);
+            let _ = send(control, &Command::Sync, None);
             state.asked += 1;
             Some(state.asked)
         });
@@ -236,7 +304,7 @@ impl Netd {
         let wanted = py.detach(|| {
             let mut state = self.shared.lock();
             let Process::Runs { control, .. } = &state.process else { return None };
-            let _ = send(control, &Command::Flows);
+            let _ = send(control, &Command::Flows, None);
             state.flows_asked += 1;
             Some(state.flows_asked)
         });
@@ -288,31 +356,36 @@ impl Drop for Netd {
             let _ = control.shutdown(Shutdown::Both);
         }
         state.process = Process::Over;
-        let _ = self.bell.shutdown(Shutdown::Both);
+        let _ = self.shared.bell.shutdown(Shutdown::Both);
     }
 }
 
-fn send(mut control: &UnixStream, command: &Command) -> io::Result<()> {
+fn send(mut control: &UnixStream, command: &Command, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut bytes = Vec::new();
     frame::encode(command, &mut bytes).map_err(io::Error::other)?;
-    control.write_all(&bytes)
+    match fd {
+        Some(fd) => sys::send_with_fds(control, &bytes, &[fd]),
+        None => control.write_all(&bytes),
+    }
 }
 
 /// The thread: waits for the guest's first question, starts the process, hears it out and reaps it. With the link's end,
 /// which goes when this returns, the worker knows that nobody answers.
 fn follow(shared: &Shared, link: Unshared<UnixStream>, bell: &UnixStream) {
     if !is_asked(&link, bell) {
-        shared.lock().process = Process::Over;
-        shared.changed.notify_all();
-        return;
+        return over(shared, None);
     }
     let mut log = None;
     let started = {
         let mut state = shared.lock();
         match std::mem::replace(&mut state.process, Process::Over) {
-            Process::Wanted(mut settings) => {
+            Process::Wanted(mut settings, waiting) => {
                 log = settings.audit.take();
-                start(settings, &link, log.is_some()).map(|(control, reader, child)| {
+                start(*settings, &link, log.is_some()).map(|(control, reader, child)| {
+                    for (command, fd) in waiting {
+                        // Of one that is gone already the reader tells.
+                        let _ = send(&control, &command, fd.as_ref().map(AsFd::as_fd));
+                    }
                     state.process = Process::Runs { control, pid: child.id() };
                     Some((reader, child))
                 })
@@ -326,22 +399,30 @@ fn follow(shared: &Shared, link: Unshared<UnixStream>, bell: &UnixStream) {
         Ok(None) => None,
         Err(error) => Some(format!("its policy process cannot be started: {error}")),
     };
+    over(shared, failure);
+}
+
+/// Nobody answers any more; who waits for an answer gets none from here.
+fn over(shared: &Shared, failure: Option<String>) {
     let mut state = shared.lock();
     state.process = Process::Over;
     if let Some(reason) = failure {
         state.add((None, None, 0, "any", None, reason, String::new(), now()));
     }
+    let calls = std::mem::take(&mut state.calls);
     shared.changed.notify_all();
+    drop(state);
+    calls.into_values().for_each(|otherwise| otherwise());
 }
 
-/// Whether the worker asks for a flow before either end of this is gone.
+/// Whether the worker asks for a flow, or the bell rings, before either end of this is gone.
 fn is_asked(link: &UnixStream, bell: &UnixStream) -> bool {
     loop {
         let interests = [Interest::when(true, link, libc::POLLIN), Interest::when(true, bell, libc::POLLIN)];
         match sys::poll(interests, None) {
-            Ok([_, bell]) if bell != 0 => return false,
+            Ok([_, bell]) if bell & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 => return false,
             Ok([link, _]) if link & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 => return false,
-            Ok([link, _]) if link & libc::POLLIN != 0 => return true,
+            Ok([link, bell]) if (link | bell) & libc::POLLIN != 0 => return true,
             Ok(_) => {}
             Err(_) => return false,
         }
@@ -369,6 +450,7 @@ fn start(settings: Settings, link: &UnixStream, audit: bool) -> io::Result<Start
         version: supermachine_proto::VERSION,
         policy: settings.policy,
         dns: settings.dns,
+        guest: settings.guest,
         gateway: vec![Network::default().gateway.into()],
         audit,
         secrets: settings.secrets.map(|(secrets, _)| secrets),
@@ -405,6 +487,14 @@ fn hear(mut reader: &UnixStream, shared: &Shared, mut child: Child, mut log: Opt
                 }
                 Event::Flows(flows) => state.coming.extend(flows),
                 Event::Opened(_) | Event::Closed(_) => continue,
+                Event::Delivered { call, taken } => {
+                    let otherwise = state.calls.remove(&call);
+                    shared.changed.notify_all();
+                    drop(state);
+                    // Closes its share of the descriptor where the guest has it.
+                    otherwise.filter(|_| !taken).into_iter().for_each(|otherwise| otherwise());
+                    continue;
+                }
                 Event::Failed { message } => {
                     failure = Some(format!("its policy process cannot serve: {message}"));
                     break 'heard;

@@ -19,7 +19,7 @@ use supermachine_proto::worker::{
 use crate::descriptors::{self, Unshared};
 use crate::errors;
 use crate::monitor::{self, Control, Launched, REAP_GRACE};
-use crate::netd::{self, Netd};
+use crate::netd::{self, Door, Netd};
 use crate::state::{Shared, State};
 use crate::sys;
 
@@ -68,6 +68,7 @@ pub struct Worker(Launched, Option<Netd>);
 pub struct Dialer {
     control: Arc<Control>,
     shared: Arc<Shared>,
+    door: Option<Door>,
 }
 
 impl Dialer {
@@ -76,6 +77,11 @@ impl Dialer {
         let (ours, theirs) = descriptors::pair()?;
         self.control.send(&Command::Connect { port }, &[theirs.as_fd()])?;
         Ok(ours)
+    }
+
+    /// The way to its ports over its network, where it has one.
+    pub fn door(&self) -> Option<&Door> {
+        self.door.as_ref()
     }
 
     /// What tells how the VM fares.
@@ -109,7 +115,8 @@ impl Worker {
 
     /// What makes connections without this object.
     pub fn dialer(&self) -> Dialer {
-        Dialer { control: self.0.control.clone(), shared: self.0.shared.clone() }
+        let door = self.1.as_ref().map(Netd::door);
+        Dialer { control: self.0.control.clone(), shared: self.0.shared.clone(), door }
     }
 
     fn start(

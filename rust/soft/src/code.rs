@@ -128,11 +128,6 @@ impl CodeCache {
         *self.by_address.entry(pa >> 12).or_insert_with(|| PageRef(pages.add([0; 1024 / LINE])))
     }
 
-    /// The page at physical address `pa`, if it is there.
-    pub fn known_page(&self, pa: u64) -> Option<PageRef> {
-        self.by_address.get(&(pa >> 12)).copied()
-    }
-
     /// The block at this address in its page.
     pub fn get(&self, page: PageRef, address: u64) -> Option<P> {
         let instruction = (address >> 2) as usize & 1023;

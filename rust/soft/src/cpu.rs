@@ -6,13 +6,13 @@ use crate::code::{CodeCache, PageRef};
 use crate::debug::Debug;
 use crate::interp::op::{self, FUEL, P};
 use crate::jit::{self, Jit};
-use crate::mem::{EL1_TAG, Tlb, TlbEntry};
+use crate::mem::{EL1_TAG, Tlb, TlbEntry, set_bits};
 use crate::mmu::{Access, Fault, PA_BITS};
 use crate::state::State;
 use crate::vcpu::Exit;
 use crate::vm::{Region, Shared, VcpuShared};
 
-pub(crate) const JUMPS: usize = 16384;
+pub(crate) const JUMPS: usize = 4096;
 
 /// Where code at a virtual address starts in the code cache.
 #[derive(Clone, Copy)]
@@ -22,32 +22,10 @@ pub(crate) struct Jump {
     pub op: P,
 }
 
-/// Keys have the number of the flush that they came after in the bits from here on, which are those of a canonical address
-/// otherwise: 1 to `EPOCHS`, so that a key of 0 is nothing's.
-const EPOCH_SHIFT: u32 = 58;
-const EPOCHS: u64 = 63;
+/// An odd key is no instruction's.
+const NO_JUMP: Jump = Jump { key: 1, op: P::NULL };
 
-/// Memory for jumps, of which none is known. What is not used costs nothing.
-fn no_jumps() -> Box<[Jump; JUMPS]> {
-    let layout = std::alloc::Layout::new::<[Jump; JUMPS]>();
-    // SAFETY: the size is not zero; all zeros are jumps with a key that nothing has and a null pointer; what is allocated
-    // with the layout of a type may be a box of it.
-    unsafe {
-        let jumps = std::alloc::alloc_zeroed(layout).cast::<[Jump; JUMPS]>();
-        if jumps.is_null() {
-            std::alloc::handle_alloc_error(layout);
-        }
-        Box::from_raw(jumps)
-    }
-}
-
-/// Whether an address is one that PC has, tags being gone.
-#[inline(always)]
-fn canonical(va: u64) -> bool {
-    matches!(va >> 55, 0 | 0x1ff)
-}
-
-const FETCHES: usize = 256;
+const FETCHES: usize = 64;
 
 /// A page that code is fetched from: where its memory and its decoded code are.
 #[derive(Clone, Copy)]
@@ -65,7 +43,7 @@ pub(crate) struct Cpu {
     pub state: State,
     /// Virtual page of the block that runs.
     pub page: u64,
-    /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other, and from those before a flush.
+    /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other.
     pub key: u64,
     pub tlb: *const TlbEntry,
     pub tag: u64,
@@ -84,8 +62,8 @@ pub(crate) struct Cpu {
     pub patch: P,
     pub tlbs: [Tlb; 2],
     pub jumps: Box<[Jump; JUMPS]>,
-    /// See [`EPOCHS`].
-    epoch: u64,
+    /// One bit for each of `jumps` that has been written to since the last flush.
+    jumps_used: [u64; JUMPS / 64],
     /// One bit for each (hashed) page that has entries in `jumps`.
     jump_pages: [u64; 64],
     /// Each of these pages has its bit in `jump_pages` and goes with `jumps`.
@@ -116,6 +94,7 @@ impl Cpu {
     pub fn new(vm: Arc<Shared>, index: u32) -> Box<Self> {
         let me = vm.vcpus[index as usize].clone();
         let jit = vm.jit(index);
+        let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice();
         let mut cpu = Box::new(Self {
             state: State::new(index),
             page: 0,
@@ -131,8 +110,8 @@ impl Cpu {
             exit: None,
             patch: P::NULL,
             tlbs: [Tlb::new(), Tlb::new()],
-            jumps: no_jumps(),
-            epoch: 1,
+            jumps: jumps.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
+            jumps_used: [0; JUMPS / 64],
             jump_pages: [0; 64],
             fetches: Box::new([NO_FETCH; FETCHES]),
             code: CodeCache::new(vm.vcpus.len()),
@@ -186,11 +165,6 @@ impl Cpu {
             if self.debug.alert && self.debugged() {
                 continue;
             }
-            if !canonical(self.state.pc) {
-                // Nothing that is remembered by address holds here, and nothing comes to be.
-                self.one();
-                continue;
-            }
             if self.state.il {
                 self.exception(0x0e, 0, None);
             }
@@ -227,29 +201,6 @@ impl Cpu {
             self.breakpoint_exception();
             return true;
         }
-        let insn = self.run_one(fetch);
-        let unfinished = matches!(self.exit, Some(Exit::DataAbort(_) | Exit::Smc { .. }));
-        if stepping && !unfinished {
-            // An exception has cleared it, and nothing was stepped then. LDXR and its kind; CASP is beside them.
-            let exclusive = insn & 0x3fc0_0000 == 0x0840_0000 && insn & 0x8020_0000 != 0x0020_0000;
-            self.stepped = std::mem::take(&mut self.state.ss).then_some(exclusive);
-        }
-        true
-    }
-
-    /// Runs the instruction at PC, or takes the exception that it has.
-    fn one(&mut self) {
-        if self.state.il {
-            return self.exception(0x0e, 0, None);
-        }
-        self.patch = P::NULL;
-        if let Some(fetch) = self.fetchable() {
-            self.run_one(fetch);
-        }
-    }
-
-    /// Runs the one instruction at PC, in this page, and tells its word.
-    fn run_one(&mut self, fetch: Fetch) -> u32 {
         let (op, insn) = self.code.decode_one(self.state.pc, fetch.host);
         self.page = self.state.pc & !0xfff;
         // None is left after the instruction, so that no branch goes on by itself.
@@ -257,7 +208,13 @@ impl Cpu {
         op::run(self, op);
         // The operation is gone with the next one: nothing may remember it.
         self.patch = P::NULL;
-        insn
+        let unfinished = matches!(self.exit, Some(Exit::DataAbort(_) | Exit::Smc { .. }));
+        if stepping && !unfinished {
+            // An exception has cleared it, and nothing was stepped then. LDXR and its kind; CASP is beside them.
+            let exclusive = insn & 0x3fc0_0000 == 0x0840_0000 && insn & 0x8020_0000 != 0x0020_0000;
+            self.stepped = std::mem::take(&mut self.state.ss).then_some(exclusive);
+        }
+        true
     }
 
     /// The block at PC; `None` when fetching took an exception.
@@ -282,6 +239,7 @@ impl Cpu {
             patch.set_chain(op);
         }
         let slot = Self::jump_slot(pc);
+        self.jumps_used[slot / 64] |= 1 << (slot % 64);
         self.jumps[slot] = Jump { key: pc ^ self.key, op };
         Some(op)
     }
@@ -306,7 +264,7 @@ impl Cpu {
         let number = (pc >> 12) as usize;
         let key = (pc & !0xfff) ^ self.key;
         let known = self.fetches[number % FETCHES];
-        if known.key == key && canonical(pc) {
+        if known.key == key {
             return Some(known);
         }
         let t = match self.walk(pc, Access::Execute, self.state.el == 0) {
@@ -320,56 +278,36 @@ impl Cpu {
             self.instruction_abort(pc, Fault::EXTERNAL);
             return None;
         };
-        let page = self.code.page(t.pa);
-        if !canonical(pc) {
-            return Some(Fetch { key: 0, host, page });
-        }
-        Some(self.remember(pc, host, page))
-    }
-
-    /// The page that the block `op` at this address is in; `None` when another would be fetched there now.
-    pub fn fetched(&mut self, op: P, address: u64) -> Option<Fetch> {
-        let known = self.fetches[(address >> 12) as usize % FETCHES];
-        let fetch = if known.key == (address & !0xfff) ^ self.key {
-            known
-        } else {
-            // Another page has taken its place.
-            let t = self.walk(address, Access::Execute, self.state.el == 0).ok()?;
-            let host = self.host(t.pa & !0xfff, false)?;
-            self.remember(address, host, self.code.known_page(t.pa)?)
-        };
-        // Page tables that were changed count at the latest when the TLB is flushed, not at once.
-        (self.code.get(fetch.page, address)?.address() == op.address()).then_some(fetch)
-    }
-
-    fn remember(&mut self, address: u64, host: *const u8, page: PageRef) -> Fetch {
-        let number = (address >> 12) as usize;
-        let fetch = Fetch { key: (address & !0xfff) ^ self.key, host, page };
+        let fetch = Fetch { key, host, page: self.code.page(t.pa) };
         self.fetches[number % FETCHES] = fetch;
         self.jump_pages[(number & 4095) >> 6] |= 1 << (number & 63);
-        fetch
+        Some(fetch)
+    }
+
+    /// The page at this address, if code was fetched there lately.
+    pub fn fetched(&self, address: u64) -> Option<Fetch> {
+        let known = self.fetches[(address >> 12) as usize % FETCHES];
+        (known.key == (address & !0xfff) ^ self.key).then_some(known)
     }
 
     #[inline(always)]
     fn jump_slot(va: u64) -> usize {
-        ((va >> 2) ^ (va >> 14)) as usize & (JUMPS - 1)
+        ((va >> 2) ^ (va >> 12)) as usize & (JUMPS - 1)
     }
 
     #[inline(always)]
     pub fn jump_cache(&self, va: u64) -> Option<P> {
         let e = &self.jumps[Self::jump_slot(va)];
-        (e.key == va ^ self.key && canonical(va)).then_some(e.op)
+        (e.key == va ^ self.key).then_some(e.op)
     }
 
     pub fn flush_jumps(&mut self) {
-        self.epoch += 1;
-        if self.epoch > EPOCHS {
-            self.epoch = 1;
-            self.jumps = no_jumps();
-            self.fetches.fill(NO_FETCH);
+        for slot in set_bits(&self.jumps_used) {
+            self.jumps[slot] = NO_JUMP;
         }
-        self.key = self.key << (64 - EPOCH_SHIFT) >> (64 - EPOCH_SHIFT) | self.epoch << EPOCH_SHIFT;
+        self.jumps_used = [0; JUMPS / 64];
         self.jump_pages = [0; 64];
+        self.fetches.fill(NO_FETCH);
         self.patch = P::NULL;
     }
 
@@ -434,11 +372,11 @@ impl Cpu {
         if self.state.el == 0 {
             self.tlb = self.utlb;
             self.tag = asid;
-            self.key = (asid + 1) << 48 | self.epoch << EPOCH_SHIFT;
+            self.key = (asid + 1) << 48;
         } else {
             self.tlb = self.tlbs[1].entries.as_ptr();
             self.tag = EL1_TAG;
-            self.key = self.epoch << EPOCH_SHIFT;
+            self.key = 0;
         }
         let fpen = self.state.sys.cpacr >> 20 & 3;
         self.fp_trap = if self.state.el == 0 { fpen != 3 } else { fpen & 1 == 0 };

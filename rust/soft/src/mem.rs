@@ -86,7 +86,7 @@ impl Tlb {
 }
 
 /// The numbers of the bits that are set.
-fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
+pub(crate) fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
     words.iter().enumerate().flat_map(|(at, word)| {
         let next = |left: &u64| Some(left & (left - 1)).filter(|left| *left != 0);
         std::iter::successors(Some(*word).filter(|word| *word != 0), next)

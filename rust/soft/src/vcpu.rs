@@ -38,11 +38,6 @@ impl Vcpu {
         Self { cpu }
     }
 
-    #[cfg(test)]
-    pub(crate) fn cpu(&mut self) -> &mut Cpu {
-        &mut self.cpu
-    }
-
     /// Runs the guest until something happens that the machine must handle. Sleeps while the guest waits for
     /// interrupts.
     pub fn run(&mut self) -> Result<Exit> {

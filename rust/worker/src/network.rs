@@ -16,7 +16,8 @@ use supermachine_devices::net::{self as device, Backend, Receiver, Segments};
 use supermachine_devices::poller::{Event, Interest, Poller};
 use supermachine_machine::assembly;
 use supermachine_net::{
-    Addresses, Broker, Frame, Header, Offloads, Output, Protocol, Question, Refusal, Stack, Watch,
+    Addresses, Broker, Call, Ended, Frame, Header, Offloads, Output, Protocol, Question, Refusal, Stack,
+    Watch,
 };
 use supermachine_proto::agent::Network;
 use supermachine_proto::frame::{self, Decoder};
@@ -27,6 +28,8 @@ use vm_memory::VolatileSlice;
 const GATEWAY_MAC: [u8; 6] = [0x02, 0x53, 0x4d, 0x00, 0x00, 0x02];
 /// The poller's name of the link; flows have other numbers.
 const LINK: u64 = 0;
+// Flows that come to the guest are numbered by the policy process, beside the stack's own.
+const _: () = assert!(supermachine_net::INCOMING == netd::INCOMING);
 /// Bytes of requests that wait for the policy process. It reads at once, or is not well.
 const MAX_WAITING: usize = 4 << 20;
 
@@ -66,17 +69,21 @@ impl Cable {
             match (reply, fd) {
                 (Reply::Granted { flow }, Some(fd)) => self.stack.answer(flow, Ok(fd), now),
                 (Reply::Granted { flow }, None) => self.stack.answer(flow, Err(Refusal::Unreachable), now),
-                (Reply::Refused { flow, refusal }, _) => {
-                    let refusal = match refusal {
-                        netd::Refusal::Denied => Refusal::Denied,
-                        netd::Refusal::Refused => Refusal::Refused,
-                        netd::Refusal::Unreachable => Refusal::Unreachable,
-                    };
-                    self.stack.answer(flow, Err(refusal), now);
-                }
-                (Reply::Revoked { flow }, _) => self.stack.revoke(flow, now),
+                (Reply::Refused { flow, refusal: why }, _) => self.stack.answer(flow, Err(refusal(why)), now),
+                (Reply::Revoked { flow, why }, _) => self.stack.revoke(flow, refusal(why), now),
                 (Reply::Judged { flow }, _) => self.stack.judged(flow, now),
                 (Reply::More { flow }, _) => self.stack.more_wanted(flow, now),
+                (Reply::Incoming { flow, protocol, source, port }, fd) => {
+                    let protocol = match protocol {
+                        netd::Protocol::Udp => Protocol::Udp,
+                        netd::Protocol::Icmp => Protocol::Icmp,
+                        netd::Protocol::Tcp | netd::Protocol::Dns => Protocol::Tcp,
+                    };
+                    match fd {
+                        Some(fd) => self.stack.call(&Call { flow, protocol, source, port }, fd, now),
+                        None => self.stack.broker().closed(flow, Ended::Unreachable),
+                    }
+                }
             }
         }
         if self.stack.broker().stream.is_none() {
@@ -140,6 +147,14 @@ impl Backend for Cable {
         let now = Instant::now();
         self.stack.tick(now);
         self.flush(guest, now)
+    }
+}
+
+fn refusal(said: netd::Refusal) -> Refusal {
+    match said {
+        netd::Refusal::Denied => Refusal::Denied,
+        netd::Refusal::Refused => Refusal::Refused,
+        netd::Refusal::Unreachable => Refusal::Unreachable,
     }
 }
 
@@ -275,7 +290,7 @@ impl Link {
                 match self.decoder.next::<Reply>() {
                     Ok(Some(reply)) => {
                         let fd = match reply {
-                            Reply::Granted { .. } => self.fds.pop_front(),
+                            Reply::Granted { .. } | Reply::Incoming { .. } => self.fds.pop_front(),
                             _ => None,
                         };
                         replies.push((reply, fd));
@@ -315,7 +330,17 @@ impl Broker for Link {
         self.send(&Request::First { flow, bytes: bytes.into(), ended });
     }
 
-    fn closed(&mut self, flow: u64) {
-        self.send(&Request::Closed { flow });
+    fn accepted(&mut self, flow: u64) {
+        self.send(&Request::Accepted { flow });
+    }
+
+    fn closed(&mut self, flow: u64, how: Ended) {
+        let how = match how {
+            Ended::Over => netd::Ended::Over,
+            Ended::Reset => netd::Ended::Reset,
+            Ended::Refused => netd::Ended::Refused,
+            Ended::Unreachable => netd::Ended::Unreachable,
+        };
+        self.send(&Request::Closed { flow, how });
     }
 }

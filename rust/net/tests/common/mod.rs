@@ -7,7 +7,9 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Instant;
 
-use supermachine_net::{Addresses, Broker, Frame, Header, Offloads, Output, Question, Stack, Watch, wire};
+use supermachine_net::{
+    Addresses, Broker, Ended, Frame, Header, Offloads, Output, Question, Stack, Watch, wire,
+};
 
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -23,7 +25,8 @@ pub const ADDRESSES: Addresses = Addresses {
 #[derive(Default)]
 pub struct Questions {
     pub asked: VecDeque<Question>,
-    pub closed: Vec<u64>,
+    pub closed: Vec<(u64, Ended)>,
+    pub accepted: Vec<u64>,
     /// What was said first, by flow.
     pub first: Vec<(u64, Vec<u8>, bool)>,
     pub gone: bool,
@@ -39,8 +42,12 @@ impl Broker for Questions {
         self.first.push((flow, bytes, ended));
     }
 
-    fn closed(&mut self, flow: u64) {
-        self.closed.push(flow);
+    fn accepted(&mut self, flow: u64) {
+        self.accepted.push(flow);
+    }
+
+    fn closed(&mut self, flow: u64, how: Ended) {
+        self.closed.push((flow, how));
     }
 }
 

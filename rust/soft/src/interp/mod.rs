@@ -7,5 +7,3 @@ pub(crate) mod block;
 pub(crate) mod handlers;
 mod lower;
 pub(crate) mod op;
-#[cfg(test)]
-mod tests;

@@ -78,8 +78,6 @@ pub(crate) enum Two {
     Rev32,
     Rev16,
     Not,
-    /// How many ones are in each byte.
-    Count,
     Neg,
     Abs,
     /// Compared with zero.
@@ -567,7 +565,6 @@ fn two(i: u32) -> Option<Simd> {
         (0, false) => Two::Rev64,
         (0, true) => Two::Rev32,
         (1, false) => Two::Rev16,
-        (5, false) => Two::Count,
         (5, true) if size == 0 => Two::Not,
         (8, false) => Two::Greater,
         (8, true) => Two::GreaterEqual,

@@ -316,7 +316,7 @@ impl Cpu {
         if op.has(enter) {
             return;
         }
-        let Some(fetch) = self.fetched(op, address) else { return };
+        let Some(fetch) = self.fetched(address) else { return };
         if let Some(jit) = &mut self.jit {
             jit.compile(op, fetch.page.identity(), (address & 0xfff) as usize, fetch.host);
         }

@@ -28,77 +28,66 @@ fn bit_masks(n: u32, imms: u32, immr: u32, wide: bool) -> Option<u64> {
     Some(if wide { v } else { v & 0xffff_ffff })
 }
 
-/// Bit 31 of most: whether the instruction is of 64 bits.
-fn is_wide(i: u32) -> bool {
-    i >> 31 == 1
-}
-
-/// Bit 30 of sums.
-fn sum(i: u32) -> Alu {
-    if i >> 30 & 1 == 1 { Alu::Sub } else { Alu::Add }
-}
-
-/// Bit 29 of sums.
-fn sets_flags(i: u32) -> bool {
-    i >> 29 & 1 == 1
-}
-
-/// Bits 30 and 29 of logical operations; the last is AND with flags.
-fn logical(i: u32) -> (Alu, bool) {
-    let opc = bits(i, 30, 29);
-    ([Alu::And, Alu::Orr, Alu::Eor, Alu::And][opc as usize], opc == 3)
-}
-
-pub(super) fn adr<T>(i: u32, off: u16, to: impl FnOnce(Insn) -> T) -> T {
-    let page = is_wide(i);
-    let imm = sext(bits(i, 23, 5) << 2 | bits(i, 30, 29), 21);
-    to(Insn::Adr { d: d(i), page, offset: if page { imm << 12 } else { imm + i64::from(off) } })
-}
-
-pub(super) fn sum_immediate<T>(i: u32, to: impl FnOnce(Insn) -> T) -> T {
-    let imm = u64::from(bits(i, 21, 10)) << if i >> 22 & 1 == 1 { 12 } else { 0 };
-    let flags = sets_flags(i);
-    let d = if flags { d(i) } else { s(i) };
-    to(Insn::Alu {
-        op: sum(i),
-        wide: is_wide(i),
-        flags,
-        invert: false,
-        d,
-        n: s(i >> 5),
-        m: Operand::Imm(imm),
+pub(super) fn immediate<T>(i: u32, off: u16, to: impl FnOnce(Insn) -> T) -> Option<T> {
+    let wide = i >> 31 == 1;
+    let narrow = |v: u64| if wide { v } else { v & 0xffff_ffff };
+    Some(match bits(i, 25, 23) {
+        0 | 1 => {
+            let imm = sext(bits(i, 23, 5) << 2 | bits(i, 30, 29), 21);
+            let offset = if wide { imm << 12 } else { imm + i64::from(off) };
+            to(Insn::Adr { d: d(i), page: wide, offset })
+        }
+        2 => {
+            let imm = u64::from(bits(i, 21, 10)) << if i >> 22 & 1 == 1 { 12 } else { 0 };
+            let flags = i >> 29 & 1 == 1;
+            let op = if i >> 30 & 1 == 1 { Alu::Sub } else { Alu::Add };
+            let d = if flags { d(i) } else { s(i) };
+            to(Insn::Alu { op, wide, flags, invert: false, d, n: s(i >> 5), m: Operand::Imm(imm) })
+        }
+        // Tags (3) are not there.
+        4 => {
+            let imm = bit_masks(bits(i, 22, 22), bits(i, 15, 10), bits(i, 21, 16), wide)?;
+            let opc = bits(i, 30, 29);
+            let op = [Alu::And, Alu::Orr, Alu::Eor, Alu::And][opc as usize];
+            let d = if opc == 3 { d(i) } else { s(i) };
+            if opc == 1 && bits(i, 9, 5) == 31 {
+                return Some(to(Insn::Const { by: Constant::Orr, wide, d, value: imm }));
+            }
+            to(Insn::Alu { op, wide, flags: opc == 3, invert: false, d, n: z(i >> 5), m: Operand::Imm(imm) })
+        }
+        5 => {
+            let shift = bits(i, 22, 21) as u8 * 16;
+            if !wide && shift >= 32 {
+                return None;
+            }
+            let value = u64::from(bits(i, 20, 5)) << shift;
+            let (by, value) = match bits(i, 30, 29) {
+                0 => (Constant::Movn { shift }, narrow(!value)),
+                2 => (Constant::Movz { shift }, value),
+                3 => return Some(to(Insn::Movk { d: d(i), shift, value, wide })),
+                _ => return None,
+            };
+            to(Insn::Const { by, wide, d: d(i), value })
+        }
+        6 => return bitfield(i, wide, to),
+        7 => {
+            let from = bits(i, 15, 10) as u8;
+            let valid = bits(i, 30, 29) == 0 && bits(i, 21, 21) == 0 && bits(i, 22, 22) == u32::from(wide);
+            if !valid || !wide && from > 31 {
+                return None;
+            }
+            let (d, n, m) = (d(i), z(i >> 5), z(i >> 16));
+            if n == m {
+                to(Insn::Shift { kind: Shift::Ror, wide, d, n, by: from })
+            } else {
+                to(Insn::Extract { wide, d, n, m, from })
+            }
+        }
+        _ => return None,
     })
 }
 
-pub(super) fn logical_immediate<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let wide = is_wide(i);
-    let imm = bit_masks(bits(i, 22, 22), bits(i, 15, 10), bits(i, 21, 16), wide)?;
-    let (op, flags) = logical(i);
-    let d = if flags { d(i) } else { s(i) };
-    if op == Alu::Orr && bits(i, 9, 5) == 31 {
-        return Some(to(Insn::Const { by: Constant::Orr, wide, d, value: imm }));
-    }
-    Some(to(Insn::Alu { op, wide, flags, invert: false, d, n: z(i >> 5), m: Operand::Imm(imm) }))
-}
-
-pub(super) fn move_wide<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let wide = is_wide(i);
-    let shift = bits(i, 22, 21) as u8 * 16;
-    if !wide && shift >= 32 {
-        return None;
-    }
-    let value = u64::from(bits(i, 20, 5)) << shift;
-    let (by, value) = match bits(i, 30, 29) {
-        0 => (Constant::Movn { shift }, if wide { !value } else { !value & 0xffff_ffff }),
-        2 => (Constant::Movz { shift }, value),
-        3 => return Some(to(Insn::Movk { d: d(i), shift, value, wide })),
-        _ => return None,
-    };
-    Some(to(Insn::Const { by, wide, d: d(i), value }))
-}
-
-pub(super) fn bitfield<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let wide = is_wide(i);
+fn bitfield<T>(i: u32, wide: bool, to: impl FnOnce(Insn) -> T) -> Option<T> {
     let (immr, imms, n) = (bits(i, 21, 16), bits(i, 15, 10), bits(i, 22, 22));
     let size = if wide { 64 } else { 32 };
     if n != u32::from(wide) || immr >= size || imms >= size {
@@ -121,135 +110,102 @@ pub(super) fn bitfield<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
     })
 }
 
-pub(super) fn extract<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let wide = is_wide(i);
-    let from = bits(i, 15, 10) as u8;
-    let valid = bits(i, 30, 29) == 0 && bits(i, 21, 21) == 0 && bits(i, 22, 22) == u32::from(wide);
-    if !valid || !wide && from > 31 {
-        return None;
-    }
-    let (d, n, m) = (d(i), z(i >> 5), z(i >> 16));
-    Some(if n == m {
-        to(Insn::Shift { kind: Shift::Ror, wide, d, n, by: from })
-    } else {
-        to(Insn::Extract { wide, d, n, m, from })
-    })
-}
-
-pub(super) fn logical_register<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let (wide, kind, amount) = (is_wide(i), bits(i, 23, 22), bits(i, 15, 10) as u8);
-    if !wide && amount > 31 {
-        return None;
-    }
-    let (op, flags) = logical(i);
-    let invert = bits(i, 21, 21) == 1;
-    let (d, n, m) = (d(i), z(i >> 5), z(i >> 16));
-    Some(if amount == 0 && kind == 0 {
-        to(Insn::Alu { op, wide, flags, invert, d, n, m: Operand::Reg(m) })
-    } else {
-        let m = Operand::Shifted(m, Shift::of(kind), amount);
-        to(Insn::Alu { op, wide, flags, invert, d, n, m })
-    })
-}
-
-pub(super) fn sum_shifted<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let (wide, kind, amount) = (is_wide(i), bits(i, 23, 22), bits(i, 15, 10) as u8);
-    if kind == 3 || !wide && amount > 31 {
-        return None;
-    }
-    let (op, flags) = (sum(i), sets_flags(i));
-    let (d, n, m) = (d(i), z(i >> 5), z(i >> 16));
-    Some(if amount == 0 && kind == 0 {
-        to(Insn::Alu { op, wide, flags, invert: false, d, n, m: Operand::Reg(m) })
-    } else {
-        let m = Operand::Shifted(m, Shift::of(kind), amount);
-        to(Insn::Alu { op, wide, flags, invert: false, d, n, m })
-    })
-}
-
-pub(super) fn sum_extended<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let shift = bits(i, 12, 10) as u8;
-    if bits(i, 23, 22) != 0 || shift > 4 {
-        return None;
-    }
-    let flags = sets_flags(i);
-    let m = Operand::Extended(z(i >> 16), bits(i, 15, 13) as u8, shift);
-    let d = if flags { d(i) } else { s(i) };
-    Some(to(Insn::Alu { op: sum(i), wide: is_wide(i), flags, invert: false, d, n: s(i >> 5), m }))
-}
-
-pub(super) fn carry<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    if bits(i, 15, 10) != 0 {
-        return flag_manipulation(i, to);
-    }
-    let (sub, flags) = (sum(i) == Alu::Sub, sets_flags(i));
-    Some(to(Insn::Adc { sub, wide: is_wide(i), flags, d: d(i), n: z(i >> 5), m: z(i >> 16) }))
-}
-
-pub(super) fn conditional_compare<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    if !sets_flags(i) || bits(i, 10, 10) != 0 || bits(i, 4, 4) != 0 {
-        return None;
-    }
-    let (add, wide, n) = (sum(i) == Alu::Add, is_wide(i), z(i >> 5));
-    let (cond, nzcv) = (bits(i, 15, 12) as u8, bits(i, 3, 0) as u8);
-    Some(if bits(i, 11, 11) == 1 {
-        let m = Operand::Imm(u64::from(bits(i, 20, 16)));
-        to(Insn::Ccmp { add, wide, n, m, cond, nzcv })
-    } else {
-        to(Insn::Ccmp { add, wide, n, m: Operand::Reg(z(i >> 16)), cond, nzcv })
-    })
-}
-
-pub(super) fn conditional_select<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
+pub(super) fn register<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
+    let wide = i >> 31 == 1;
+    let (kind, amount) = (bits(i, 23, 22), bits(i, 15, 10) as u8);
     let op = bits(i, 30, 29);
-    if op & 1 != 0 || bits(i, 11, 11) != 0 {
-        return None;
-    }
-    let kinds = [Select::Csel, Select::Csinc, Select::Csinv, Select::Csneg];
-    let (kind, cond) = (kinds[(op & 2 | bits(i, 10, 10)) as usize], bits(i, 15, 12) as u8);
-    Some(to(Insn::Select { kind, wide: is_wide(i), d: d(i), n: z(i >> 5), m: z(i >> 16), cond }))
-}
-
-pub(super) fn two_source<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let (wide, d, n, m) = (is_wide(i), d(i), z(i >> 5), z(i >> 16));
-    Some(match bits(i, 15, 10) {
-        kind @ 8..=11 => to(Insn::ShiftBy { kind: Shift::of(kind), wide, d, n, m }),
-        kind @ 2..=3 => to(Insn::Div { signed: kind == 3, wide, d, n, m }),
-        kind @ 16..=23 if wide == (kind & 3 == 3) => {
-            to(Insn::Crc32 { castagnoli: kind & 4 != 0, size: kind as u8 & 3, d, n, m })
+    let flags = i >> 29 & 1 == 1;
+    let sum = if i >> 30 & 1 == 1 { Alu::Sub } else { Alu::Add };
+    let (rd, n, m) = (d(i), z(i >> 5), z(i >> 16));
+    Some(match (bits(i, 28, 28), bits(i, 24, 21)) {
+        (0, 0..=7) => {
+            if !wide && amount > 31 {
+                return None;
+            }
+            let op = [Alu::And, Alu::Orr, Alu::Eor, Alu::And][op as usize];
+            let (invert, flags) = (bits(i, 21, 21) == 1, bits(i, 30, 29) == 3);
+            if amount == 0 && kind == 0 {
+                to(Insn::Alu { op, wide, flags, invert, d: rd, n, m: Operand::Reg(m) })
+            } else {
+                let m = Operand::Shifted(m, Shift::of(kind), amount);
+                to(Insn::Alu { op, wide, flags, invert, d: rd, n, m })
+            }
         }
-        _ => return None,
-    })
-}
-
-pub(super) fn one_source<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    if bits(i, 20, 16) != 0 {
-        return None;
-    }
-    let wide = is_wide(i);
-    let op = match (bits(i, 15, 10), wide) {
-        (0, _) => Unary::Rbit,
-        (1, _) => Unary::Rev16,
-        (2, false) | (3, true) => Unary::Rev,
-        (2, true) => Unary::Rev32,
-        (4, _) => Unary::Clz,
-        (5, _) => Unary::Cls,
-        _ => return None,
-    };
-    Some(to(Insn::Unary { op, wide, d: d(i), n: z(i >> 5) }))
-}
-
-pub(super) fn three_source<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    if bits(i, 30, 29) != 0 {
-        return None;
-    }
-    let wide = is_wide(i);
-    let (d, n, m, a) = (d(i), z(i >> 5), z(i >> 16), z(i >> 10));
-    let sub = bits(i, 15, 15) == 1;
-    Some(match (bits(i, 23, 21), wide) {
-        (0, _) => to(Insn::Madd { wide, sub, d, n, m, a }),
-        (signed @ (1 | 5), true) => to(Insn::Maddl { signed: signed == 1, sub, d, n, m, a }),
-        (signed @ (2 | 6), true) if !sub => to(Insn::Mulh { signed: signed == 2, d, n, m }),
+        (0, 8 | 10 | 12 | 14) => {
+            if kind == 3 || !wide && amount > 31 {
+                return None;
+            }
+            if amount == 0 && kind == 0 {
+                to(Insn::Alu { op: sum, wide, flags, invert: false, d: rd, n, m: Operand::Reg(m) })
+            } else {
+                let m = Operand::Shifted(m, Shift::of(kind), amount);
+                to(Insn::Alu { op: sum, wide, flags, invert: false, d: rd, n, m })
+            }
+        }
+        (0, 9 | 11 | 13 | 15) => {
+            let shift = bits(i, 12, 10) as u8;
+            if kind != 0 || shift > 4 {
+                return None;
+            }
+            let m = Operand::Extended(m, bits(i, 15, 13) as u8, shift);
+            let d = if flags { rd } else { s(i) };
+            to(Insn::Alu { op: sum, wide, flags, invert: false, d, n: s(i >> 5), m })
+        }
+        (1, 0) if amount == 0 => to(Insn::Adc { sub: op >> 1 == 1, wide, flags, d: rd, n, m }),
+        (1, 0) => return flag_manipulation(i, to),
+        (1, 2) => {
+            if op & 1 == 0 || bits(i, 10, 10) != 0 || bits(i, 4, 4) != 0 {
+                return None;
+            }
+            let (add, cond, nzcv) = (op == 1, bits(i, 15, 12) as u8, bits(i, 3, 0) as u8);
+            if bits(i, 11, 11) == 1 {
+                let m = Operand::Imm(u64::from(bits(i, 20, 16)));
+                to(Insn::Ccmp { add, wide, n, m, cond, nzcv })
+            } else {
+                to(Insn::Ccmp { add, wide, n, m: Operand::Reg(m), cond, nzcv })
+            }
+        }
+        (1, 4) => {
+            if op & 1 != 0 || bits(i, 11, 11) != 0 {
+                return None;
+            }
+            let kind = [Select::Csel, Select::Csinc, Select::Csinv, Select::Csneg]
+                [(op & 2 | bits(i, 10, 10)) as usize];
+            to(Insn::Select { kind, wide, d: rd, n, m, cond: bits(i, 15, 12) as u8 })
+        }
+        (1, 6) if op == 0 => match amount {
+            8..=11 => to(Insn::ShiftBy { kind: Shift::of(amount.into()), wide, d: rd, n, m }),
+            2..=3 => to(Insn::Div { signed: amount == 3, wide, d: rd, n, m }),
+            16..=23 if wide == (amount & 3 == 3) => {
+                to(Insn::Crc32 { castagnoli: amount & 4 != 0, size: amount & 3, d: rd, n, m })
+            }
+            _ => return None,
+        },
+        (1, 6) if op == 2 && bits(i, 20, 16) == 0 => {
+            let op = match (amount, wide) {
+                (0, _) => Unary::Rbit,
+                (1, _) => Unary::Rev16,
+                (2, false) | (3, true) => Unary::Rev,
+                (2, true) => Unary::Rev32,
+                (4, _) => Unary::Clz,
+                (5, _) => Unary::Cls,
+                _ => return None,
+            };
+            to(Insn::Unary { op, wide, d: rd, n })
+        }
+        (1, 8..=15) => {
+            if op != 0 {
+                return None;
+            }
+            let a = z(i >> 10);
+            let sub = bits(i, 15, 15) == 1;
+            match (bits(i, 23, 21), wide) {
+                (0, _) => to(Insn::Madd { wide, sub, d: rd, n, m, a }),
+                (signed @ (1 | 5), true) => to(Insn::Maddl { signed: signed == 1, sub, d: rd, n, m, a }),
+                (signed @ (2 | 6), true) if !sub => to(Insn::Mulh { signed: signed == 2, d: rd, n, m }),
+                _ => return None,
+            }
+        }
         _ => return None,
     })
 }

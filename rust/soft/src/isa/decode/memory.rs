@@ -3,46 +3,45 @@
 use super::{bits, d, s, sext, z};
 use crate::isa::insn::{Access, Acquire, Address, Insn, Rmw};
 
-fn is_vector(i: u32) -> bool {
-    bits(i, 26, 26) == 1
-}
-
-/// How much an offset or index of one register is shifted.
-fn scale(i: u32) -> u32 {
-    if is_vector(i) && bits(i, 23, 23) == 1 { 4 } else { bits(i, 31, 30) }
-}
-
-pub(super) fn scaled<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    one(i, Address::Offset(s(i >> 5), i64::from(bits(i, 21, 10)) << scale(i)), to)
-}
-
-/// With any offset, with write-back, and with EL0's rights.
-pub(super) fn unscaled<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let (base, imm) = (s(i >> 5), sext(bits(i, 20, 12), 9));
-    match bits(i, 11, 10) {
-        0 => one(i, Address::Unscaled(base, imm), to),
-        1 => one(i, Address::Post(base, imm), to),
-        2 if is_vector(i) => None,
-        2 => {
-            let access = access(bits(i, 31, 30), bits(i, 23, 22))?;
-            let t = if access.store { z(i) } else { d(i) };
-            Some(to(Insn::Unprivileged { access, t, n: base, offset: imm }))
+pub(super) fn load_store<T>(i: u32, off: u16, to: impl FnOnce(Insn) -> T) -> Option<T> {
+    let is_vector = bits(i, 26, 26) == 1;
+    let (size, opc, base) = (bits(i, 31, 30), bits(i, 23, 22), s(i >> 5));
+    match (bits(i, 29, 28), bits(i, 24, 24)) {
+        (0, single) if is_vector => {
+            structures(i, single == 1).then(|| to(Insn::Structures { word: i, single: single == 1 }))
         }
-        _ => one(i, Address::Pre(base, imm), to),
-    }
-}
-
-pub(super) fn indexed_or_atomic<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    match bits(i, 11, 10) {
-        0 if !is_vector(i) => atomic(i).map(to),
-        2 => {
-            let option = bits(i, 15, 13) as u8;
+        (0, 0) => exclusive(i).map(to),
+        (1, 0) => literal(i, is_vector, Address::Page(i64::from(off) + sext(bits(i, 23, 5), 19) * 4), to),
+        (1, 1) if !is_vector => unscaled_ordered(i).map(to),
+        (2, _) => pair(i, is_vector, to),
+        (3, 1) => {
+            let scale = if is_vector && opc >> 1 == 1 { 4 } else { size };
+            one(i, is_vector, Address::Offset(base, i64::from(bits(i, 21, 10)) << scale), to)
+        }
+        (3, _) if bits(i, 21, 21) == 0 => {
+            let imm = sext(bits(i, 20, 12), 9);
+            match bits(i, 11, 10) {
+                0 => one(i, is_vector, Address::Unscaled(base, imm), to),
+                1 => one(i, is_vector, Address::Post(base, imm), to),
+                2 if is_vector => None,
+                2 => {
+                    let access = access(size, opc)?;
+                    let t = if access.store { z(i) } else { d(i) };
+                    Some(to(Insn::Unprivileged { access, t, n: base, offset: imm }))
+                }
+                _ => one(i, is_vector, Address::Pre(base, imm), to),
+            }
+        }
+        (3, _) if bits(i, 11, 10) == 2 => {
+            let option = bits(i, 15, 13);
             if option & 2 == 0 {
                 return None;
             }
-            let shift = if bits(i, 12, 12) == 1 { scale(i) as u8 } else { 0 };
-            one(i, Address::Index(s(i >> 5), z(i >> 16), option, shift), to)
+            let scale = if is_vector && opc >> 1 == 1 { 4 } else { size };
+            let shift = if bits(i, 12, 12) == 1 { scale as u8 } else { 0 };
+            one(i, is_vector, Address::Index(base, z(i >> 16), option as u8, shift), to)
         }
+        (3, _) if bits(i, 11, 10) == 0 && !is_vector => atomic(i).map(to),
         _ => None,
     }
 }
@@ -60,9 +59,9 @@ fn access(size: u32, opc: u32) -> Option<Access> {
 }
 
 #[inline(always)]
-fn one<T>(i: u32, address: Address, to: impl FnOnce(Insn) -> T) -> Option<T> {
+fn one<T>(i: u32, is_vector: bool, address: Address, to: impl FnOnce(Insn) -> T) -> Option<T> {
     let (size, opc) = (bits(i, 31, 30), bits(i, 23, 22));
-    if is_vector(i) {
+    if is_vector {
         let (store, size) = match (size as u8, opc) {
             (size, 0 | 1) => (opc == 0, size),
             (0, _) => (opc == 2, 4),
@@ -77,10 +76,9 @@ fn one<T>(i: u32, address: Address, to: impl FnOnce(Insn) -> T) -> Option<T> {
     (size == 3 && opc == 2 && plain).then(|| to(Insn::Prfm { operation: s(i), address }))
 }
 
-pub(super) fn literal<T>(i: u32, off: u16, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let address = Address::Page(i64::from(off) + sext(bits(i, 23, 5), 19) * 4);
+fn literal<T>(i: u32, is_vector: bool, address: Address, to: impl FnOnce(Insn) -> T) -> Option<T> {
     let access = |size, signed, wide| Access { store: false, size, signed, wide };
-    Some(match (bits(i, 31, 30), is_vector(i)) {
+    Some(match (bits(i, 31, 30), is_vector) {
         (3, true) => return None,
         (size, true) => to(Insn::Vmem { store: false, size: size as u8 + 2, t: s(i), address }),
         (3, false) => to(Insn::Prfm { operation: s(i), address }),
@@ -92,8 +90,7 @@ pub(super) fn literal<T>(i: u32, off: u16, to: impl FnOnce(Insn) -> T) -> Option
     })
 }
 
-pub(super) fn pair<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let is_vector = is_vector(i);
+fn pair<T>(i: u32, is_vector: bool, to: impl FnOnce(Insn) -> T) -> Option<T> {
     let (opc, store) = (bits(i, 31, 30), bits(i, 22, 22) == 0);
     let kind = bits(i, 24, 23);
     // The non-temporal form has no LDPSW.
@@ -121,13 +118,8 @@ pub(super) fn pair<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
     Some(to(Insn::Pair { access, nontemporal, t: register(i), u: register(i >> 10), address }))
 }
 
-pub(super) fn structures<T>(i: u32, to: impl FnOnce(Insn) -> T) -> Option<T> {
-    let single = bits(i, 24, 24) == 1;
-    are_structures(i, single).then(|| to(Insn::Structures { word: i, single }))
-}
-
 /// Whether a load or store of structures is allocated.
-fn are_structures(i: u32, single: bool) -> bool {
+fn structures(i: u32, single: bool) -> bool {
     let post = bits(i, 23, 23) == 1;
     if bits(i, 31, 31) == 1 || (!post && bits(i, 20, 16) != 0) {
         return false;
@@ -153,7 +145,7 @@ fn are_structures(i: u32, single: bool) -> bool {
 }
 
 /// Exclusives, load-acquire and store-release, compare and swap.
-pub(super) fn exclusive(i: u32) -> Option<Insn> {
+fn exclusive(i: u32) -> Option<Insn> {
     let size = bits(i, 31, 30) as u8;
     let n = s(i >> 5);
     let ordered = bits(i, 15, 15) == 1;
@@ -189,7 +181,7 @@ pub(super) fn exclusive(i: u32) -> Option<Insn> {
 }
 
 /// LDAPUR and STLUR.
-pub(super) fn ordered_unscaled(i: u32) -> Option<Insn> {
+fn unscaled_ordered(i: u32) -> Option<Insn> {
     if bits(i, 21, 21) != 0 || bits(i, 11, 10) != 0 {
         return None;
     }

@@ -52,18 +52,16 @@ impl Translator<'_> {
         }
     }
 
-    /// Looks `bytes` at RAX up in the TLB, or in EL0's: RAX becomes the host's address; what is not there goes aside by
-    /// the jump.
-    pub(super) fn translate(&mut self, store: bool, user: bool, bytes: i32) -> super::asm::Jump {
-        let (tlb, tag) = if user { (layout::USER_TLB, layout::USER_TAG) } else { (layout::TLB, layout::TAG) };
+    /// Looks `bytes` at RAX up in the TLB: RAX becomes the host's address; what is not there goes aside by the jump.
+    fn translate(&mut self, store: bool, bytes: i32) -> super::asm::Jump {
         let a = &mut self.asm;
         a.mov(false, RCX, RAX);
         a.shift_i(Sh::Shr, false, RCX, 7);
         a.arith_i(Arith::And, false, RCX, 0x7fe0);
-        a.arith_m(Arith::Add, true, RCX, tlb);
+        a.arith_m(Arith::Add, true, RCX, layout::TLB);
         a.lea(true, RDX, at(RAX, bytes - 1));
         a.arith_i(Arith::And, true, RDX, !0xfff);
-        a.arith_m(Arith::Or, true, RDX, tag);
+        a.arith_m(Arith::Or, true, RDX, layout::TAG);
         let tag = if store { layout::TLB_WRITE } else { layout::TLB_READ };
         a.arith_m(Arith::Cmp, true, RDX, at(RCX, tag));
         let missing = a.jcc(Cc::NE);
@@ -79,19 +77,14 @@ impl Translator<'_> {
     }
 
     pub(super) fn memory(&mut self, access: Access, t: Reg, address: Address) {
-        self.transfer(access, false, &[t], address);
-    }
-
-    /// LDTR and STTR.
-    pub(super) fn unprivileged(&mut self, access: Access, t: Reg, n: Reg, offset: i64) {
-        self.transfer(access, true, &[t], Address::Offset(n, offset));
+        self.transfer(access, &[t], address);
     }
 
     pub(super) fn pair(&mut self, access: Access, t: Reg, u: Reg, address: Address) {
-        self.transfer(access, false, &[t, u], address);
+        self.transfer(access, &[t, u], address);
     }
 
-    fn transfer(&mut self, access: Access, user: bool, registers: &[Reg], address: Address) {
+    fn transfer(&mut self, access: Access, registers: &[Reg], address: Address) {
         let base = Self::written_base(address);
         if let Some(n) = base {
             self.will_write(n);
@@ -106,7 +99,7 @@ impl Translator<'_> {
         }
         self.address(address);
         let before = self.cache;
-        let missing = self.translate(access.store, user, (registers.len() as i32) << access.size);
+        let missing = self.translate(access.store, (registers.len() as i32) << access.size);
         let place = |i: usize| at(RAX, (i as i32) << access.size);
         let mut changed = [NO_REG, NO_REG, base.unwrap_or(NO_REG)];
         if access.store {
@@ -127,7 +120,7 @@ impl Translator<'_> {
     }
 
     /// A register for a new value of `g`, be it one that the instruction reads or not: the address is made.
-    pub(super) fn write_over(&mut self, g: Reg) -> R {
+    fn write_over(&mut self, g: Reg) -> R {
         self.cache.unpin();
         self.write(g)
     }
@@ -148,7 +141,7 @@ impl Translator<'_> {
         self.address(address);
         let before = self.cache;
         let count = 1 + i32::from(u.is_some());
-        let missing = self.translate(store, false, count << size);
+        let missing = self.translate(store, count << size);
         for (i, r) in std::iter::once(t).chain(u).enumerate() {
             let place = at(RAX, (i as i32) << size);
             let x = if store { values[i] } else { self.write_vector(r) };

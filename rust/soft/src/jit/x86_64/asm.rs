@@ -225,56 +225,6 @@ impl Asm {
         self.i32(imm);
     }
 
-    /// An atomic instruction on memory and a register: by its opcode for bytes, which is the one before that for more.
-    fn locked(&mut self, lock: bool, size: u8, opcode: &[u8], m: M, r: R) {
-        if lock {
-            self.u8(0xf0);
-        }
-        if size == 1 {
-            self.u8(0x66);
-        }
-        let mut bytes = [0; 2];
-        bytes[..opcode.len()].copy_from_slice(opcode);
-        bytes[opcode.len() - 1] |= u8::from(size != 0);
-        self.rm_with(size == 3, &bytes[..opcode.len()], r.0, m, size == 0 && r.0 >= 4);
-    }
-
-    /// Swaps `1 << size` bytes.
-    pub fn xchg(&mut self, size: u8, m: M, r: R) {
-        self.locked(false, size, &[0x86], m, r);
-    }
-
-    /// Adds `r` to memory; `r` takes what was there.
-    pub fn xadd(&mut self, size: u8, m: M, r: R) {
-        self.locked(true, size, &[0x0f, 0xc0], m, r);
-    }
-
-    /// Stores `r` where RAX is; the zero flag says whether it was, RAX takes what was there.
-    pub fn cmpxchg(&mut self, size: u8, m: M, r: R) {
-        self.locked(true, size, &[0x0f, 0xb0], m, r);
-    }
-
-    /// Memory becomes itself and `r`, atomically.
-    pub fn locked_arith(&mut self, op: Arith, size: u8, m: M, r: R) {
-        self.locked(true, size, &[(op as u8) << 3], m, r);
-    }
-
-    /// Orders all memory accesses before and after.
-    pub fn fence(&mut self) {
-        self.buf.extend_from_slice(&[0xf0, 0x83, 0x0c, 0x24, 0]);
-    }
-
-    /// CRC32C of the low `1 << size` bytes of `s`.
-    pub fn crc32c(&mut self, size: u8, d: R, s: R) {
-        if size == 1 {
-            self.u8(0x66);
-        }
-        self.u8(0xf2);
-        self.rex(size == 3, d.0, 0, s.0, size == 0 && s.0 >= 4);
-        self.buf.extend_from_slice(&[0x0f, 0x38, 0xf0 | u8::from(size != 0)]);
-        self.u8(0xc0 | (d.0 & 7) << 3 | s.0 & 7);
-    }
-
     /// The low byte.
     pub fn test_al(&mut self) {
         self.buf.extend_from_slice(&[0x84, 0xc0]);
@@ -528,9 +478,7 @@ mov byte ptr [rbx+1], 2|mov qword ptr [rbx+8], -1|lea r8, [rsi+r15*1]|lea ebp, [
 shl eax, 5|sar r14, 63|ror ebx, 7|rol r9, 32|shr rdx, cl|shrd r8, rsi, 9|not rcx|neg ebp|imul r9, rax|\
 imul rax, rax, 0x10210000|mul rsi|imul r12|div r9|idiv ebp|cqo|cdq|bswap r10|bswap eax|lzcnt r11d, r9d|\
 bt ecx, eax|bt r12, 40|cmovne r8, r15|cmovb ebp, ecx|setge al|lahf|cmc|push r12|push rbx|pop rbp|ret|\
-call rax|jmp rdx|lock xadd byte ptr [rcx], sil|lock xadd word ptr [rcx], dx|\
-xchg qword ptr [r12], rdx|lock cmpxchg dword ptr [rdx], r9d|lock or qword ptr [rax], r8|\
-lock or dword ptr [rsp], 0|crc32 r9d, sil|crc32 eax, cx|crc32 rax, r9|test byte ptr [rbx+600], 16|test dword ptr [rbx+596], 0x1c00000";
+call rax|jmp rdx|test byte ptr [rbx+600], 16|test dword ptr [rbx+596], 0x1c00000";
 
     fn all() -> Vec<u8> {
         let mut asm = Asm::default();
@@ -602,15 +550,6 @@ lock or dword ptr [rsp], 0|crc32 r9d, sil|crc32 eax, cx|crc32 rax, r9|test byte 
         a.ret();
         a.call(RAX);
         a.jmp_r(RDX);
-        a.xadd(0, at(RCX, 0), RSI);
-        a.xadd(1, at(RCX, 0), RDX);
-        a.xchg(3, at(R12, 0), RDX);
-        a.cmpxchg(2, at(RDX, 0), R9);
-        a.locked_arith(Arith::Or, 3, at(RAX, 0), R8);
-        a.fence();
-        a.crc32c(0, R9, RSI);
-        a.crc32c(1, RAX, RCX);
-        a.crc32c(3, RAX, R9);
         a.test_byte(at(RBX, 600), 16);
         a.test_m(at(RBX, 596), 0x01c0_0000);
         asm.buf

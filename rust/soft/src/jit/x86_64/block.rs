@@ -8,9 +8,8 @@ use super::layout;
 use super::sse;
 use super::stubs::{Constant, Stubs};
 use crate::Regs;
-use crate::id::SysReg;
 use crate::interp::block::End;
-use crate::isa::insn::{Barrier, Insn, Reg};
+use crate::isa::insn::{Insn, Reg};
 use crate::isa::simd::{self, Simd};
 use crate::jit::{Code, Entries, Input, Link};
 
@@ -255,18 +254,12 @@ impl Translator<'_> {
             }
             Insn::Mem { access, t, address } => self.memory(access, t, address),
             Insn::Pair { access, t, u, address, .. } => self.pair(access, t, u, address),
-            Insn::Unprivileged { access, t, n, offset } => self.unprivileged(access, t, n, offset),
-            Insn::Structures { word, single } => {
-                if !self.structures(word, single) {
-                    self.call_handler();
-                }
-            }
             Insn::Vmem { store, size, t, address } => self.vector_memory(store, size, t, None, address),
             Insn::Vpair { store, size, t, u, address, .. } => {
                 self.vector_memory(store, size, t, Some(u), address);
             }
             _ => {
-                if !self.compute(insn) && !self.system(insn) && !self.atomic(insn) {
+                if !self.compute(insn) {
                     self.call_handler();
                 }
             }
@@ -287,36 +280,6 @@ impl Translator<'_> {
             Some(f) => self.call_fp(f, self.input.words[self.at]),
             None => self.call_handler(),
         }
-    }
-
-    /// Barriers, and what programs read of system registers all the time. False when the interpreter must do it.
-    fn system(&mut self, insn: Insn) -> bool {
-        match insn {
-            // The host orders loads before all that follows, and stores, by itself.
-            Insn::Barrier { kind: Barrier::Dmb, option } if option & 3 == 1 || option & 3 == 2 => {}
-            Insn::Barrier { kind: Barrier::Dmb, .. } => self.asm.fence(),
-            Insn::Mrs { t, register } => {
-                let place = match SysReg(register) {
-                    SysReg::TPIDR_EL0 => layout::TPIDR_EL0,
-                    SysReg::TPIDR_EL1 => layout::TPIDR_EL1,
-                    SysReg::SP_EL0 => layout::SP_EL0,
-                    _ => return false,
-                };
-                if SysReg(register) != SysReg::TPIDR_EL0 {
-                    self.asm.cmp_byte(layout::EL, 0);
-                    self.exit_when(Cc::E);
-                }
-                if SysReg(register) == SysReg::SP_EL0 {
-                    self.asm.cmp_byte(layout::SPSEL, 0);
-                    self.exit_when(Cc::E);
-                }
-                self.will_write(t);
-                let r = self.write(t);
-                self.asm.load(3, false, true, r, place);
-            }
-            _ => return false,
-        }
-        true
     }
 
     fn branch_when(&mut self, cc: Cc, to: i64) {

@@ -146,14 +146,6 @@ impl Translator<'_> {
                 let r = self.write(d);
                 self.asm.mov(true, r, RDX);
             }
-            Insn::Crc32 { castagnoli: true, size, d, n, m } if self.features.sse42 => {
-                self.will_write(d);
-                let (x, y) = (self.read(n), self.read(m));
-                self.asm.mov(false, RAX, x);
-                self.asm.crc32c(size, RAX, y);
-                let r = self.write(d);
-                self.asm.mov(false, r, RAX);
-            }
             Insn::Div { signed, wide, d, n, m } => self.div(signed, wide, d, n, m),
             Insn::Unary { op, wide, d, n } => return self.unary(op, wide, d, n),
             Insn::Select { kind, wide, d, n, m, cond } => self.select(kind, wide, d, n, m, cond),

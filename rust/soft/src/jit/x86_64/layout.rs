@@ -7,8 +7,6 @@ use crate::Regs;
 use crate::cpu::{Cpu, Jump};
 use crate::interp::op::Op;
 use crate::mem::TlbEntry;
-use crate::state::Monitor;
-use crate::sysreg::Sys;
 
 /// RBX points so far into the CPU's state, which brings most of the registers within a byte's reach.
 pub(super) const BIAS: i32 = 128;
@@ -38,20 +36,6 @@ pub(super) const PAGE: M = cpu(offset_of!(Cpu, page));
 pub(super) const KEY: M = cpu(offset_of!(Cpu, key));
 pub(super) const TLB: M = cpu(offset_of!(Cpu, tlb));
 pub(super) const TAG: M = cpu(offset_of!(Cpu, tag));
-/// EL0's, for accesses with its rights.
-pub(super) const USER_TLB: M = cpu(offset_of!(Cpu, utlb));
-pub(super) const USER_TAG: M = cpu(offset_of!(Cpu, utag));
-pub(super) const EL: M = cpu(offset_of!(Cpu, state.el));
-pub(super) const SPSEL: M = cpu(offset_of!(Cpu, state.spsel));
-pub(super) const SP_EL0: M = cpu(offset_of!(Cpu, state.sp));
-pub(super) const TPIDR_EL0: M = cpu(offset_of!(Cpu, state.sys) + offset_of!(Sys, tpidr_el0));
-pub(super) const TPIDR_EL1: M = cpu(offset_of!(Cpu, state.sys) + offset_of!(Sys, tpidr_el1));
-pub(super) const MONITOR_SIZE: M = cpu(offset_of!(Cpu, state.monitor) + offset_of!(Monitor, size));
-pub(super) const MONITOR_VA: M = cpu(offset_of!(Cpu, state.monitor) + offset_of!(Monitor, va));
-pub(super) const MONITOR_VALUE: [M; 2] = [
-    cpu(offset_of!(Cpu, state.monitor) + offset_of!(Monitor, value)),
-    cpu(offset_of!(Cpu, state.monitor) + offset_of!(Monitor, value) + 8),
-];
 pub(super) const FUEL: M = cpu(offset_of!(Cpu, fuel));
 pub(super) const FP_TRAP: M = cpu(offset_of!(Cpu, fp_trap));
 pub(super) const PC: M = cpu(offset_of!(Cpu, state.pc));
@@ -71,6 +55,6 @@ pub(super) const TLB_WRITE: i32 = offset_of!(TlbEntry, write) as i32;
 pub(super) const TLB_ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
 
 // What the code does with shifts and masks.
-const _: () = assert!(size_of::<Jump>() == 16 && crate::cpu::JUMPS == 16384);
+const _: () = assert!(size_of::<Jump>() == 16 && crate::cpu::JUMPS == 4096);
 const _: () = assert!(size_of::<TlbEntry>() == 32 && crate::mem::TLB_SIZE == 1024);
 const _: () = assert!(offset_of!(Op, d) == offset_of!(Op, c) + 1);

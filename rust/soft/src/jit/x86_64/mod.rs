@@ -5,7 +5,6 @@
 
 mod access;
 mod asm;
-mod atomic;
 mod block;
 mod cache;
 mod compute;
@@ -14,7 +13,6 @@ mod flags;
 mod float;
 mod layout;
 mod sse;
-mod structures;
 mod stubs;
 mod vector;
 

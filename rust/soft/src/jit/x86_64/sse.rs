@@ -74,7 +74,6 @@ pub(super) const SHA1RNDS4: Op = Op { prefix: 0, map: 0x3a, opcode: 0xcc };
 pub(super) const SHA256RNDS2: Op = sha(0xcb);
 pub(super) const SHA256MSG1: Op = sha(0xcc);
 pub(super) const SHA256MSG2: Op = sha(0xcd);
-pub(super) const MOVAPS: Op = Op { prefix: 0, map: 0, opcode: 0x28 };
 pub(super) const XORPS: Op = Op { prefix: 0, map: 0, opcode: 0x57 };
 pub(super) const ANDPS: Op = Op { prefix: 0, map: 0, opcode: 0x54 };
 pub(super) const ORPS: Op = Op { prefix: 0, map: 0, opcode: 0x56 };

@@ -23,9 +23,6 @@ pub(super) enum Constant {
     Rev16,
     /// What takes an index from 16 on beyond 127, for PSHUFB.
     Beyond,
-    /// The low half of each byte, and how many ones are in each number of four bits.
-    Nibbles,
-    Ones,
     /// What the host's SHA-1 adds, taken away.
     Sha1c,
     Sha1p,
@@ -33,7 +30,7 @@ pub(super) enum Constant {
 }
 
 impl Constant {
-    const ALL: [(Self, u128); 14] = [
+    const ALL: [(Self, u128); 12] = [
         (Self::Sign64, 1 << 63),
         (Self::Sign32, 1 << 31),
         (Self::Rest64, (1 << 63) - 1),
@@ -43,8 +40,6 @@ impl Constant {
         (Self::Rev32, 0x0c0d_0e0f_0809_0a0b_0405_0607_0001_0203),
         (Self::Rev16, 0x0e0f_0c0d_0a0b_0809_0607_0405_0203_0001),
         (Self::Beyond, 0x7070_7070_7070_7070_7070_7070_7070_7070),
-        (Self::Nibbles, 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f),
-        (Self::Ones, 0x0403_0302_0302_0201_0302_0201_0201_0100),
         (Self::Sha1c, four(0x5a82_7999)),
         (Self::Sha1p, four(0x6ed9_eba1)),
         (Self::Sha1m, four(0x8f1b_bcdc)),
@@ -151,9 +146,9 @@ impl Stubs {
         s.goto = a.here();
         let empty = a.jcc(Cc::S);
         a.mov(true, RCX, RAX);
-        a.shift_i(super::asm::Sh::Shr, true, RCX, 12);
+        a.shift_i(super::asm::Sh::Shr, true, RCX, 10);
         a.arith(Arith::Xor, false, RCX, RAX);
-        a.arith_i(Arith::And, false, RCX, 0xfffc);
+        a.arith_i(Arith::And, false, RCX, 0x3ffc);
         a.load(3, false, true, RDX, layout::JUMPS);
         a.lea(true, RDX, indexed(RDX, RCX, 2, 0));
         a.mov(true, RCX, RAX);

@@ -150,7 +150,7 @@ impl Translator<'_> {
     }
 
     /// Nothing above the lower half unless `full`.
-    pub(super) fn halve(&mut self, full: bool, r: X) {
+    fn halve(&mut self, full: bool, r: X) {
         if !full {
             self.asm.low_half(r, r);
         }
@@ -369,19 +369,6 @@ impl Translator<'_> {
             Two::Not => {
                 self.asm.movaps(r, x);
                 self.invert(r);
-            }
-            Two::Count => {
-                self.asm.movaps(X(0), x);
-                self.asm.movaps(X(1), x);
-                self.asm.lane_shift(Ps::Rl, 1, X(1), 4);
-                for half in [X(0), X(1)] {
-                    self.constant(sse::PAND, half, Constant::Nibbles);
-                    let ones = X(half.0 + 2);
-                    self.constant(sse::MOVAPS, ones, Constant::Ones);
-                    self.asm.vector(sse::PSHUFB, ones, half);
-                }
-                self.asm.vector(sse::PADD[0], X(2), X(3));
-                self.asm.movaps(r, X(2));
             }
             Two::Neg => {
                 self.asm.vector(sse::XORPS, X(0), X(0));
@@ -630,7 +617,7 @@ impl Translator<'_> {
     }
 
     /// A lane of `x` to all lanes of `r`.
-    pub(super) fn broadcast(&mut self, size: u8, r: X, x: X, lane: u8) {
+    fn broadcast(&mut self, size: u8, r: X, x: X, lane: u8) {
         let a = &mut self.asm;
         match size {
             3 => a.vector_i(sse::PSHUFD, r, x, if lane == 0 { 0x44 } else { 0xee }),

@@ -9,8 +9,9 @@ use rustix::thread::{
 
 use crate::confine::Error;
 
-/// Descriptors that a worker may have: one for each connection of vsock's, and some for files.
-const MAX_FILES: u64 = 8192;
+/// Descriptors that a worker may have: one for each flow of the network's and each connection of vsock's, and some for
+/// files.
+const MAX_FILES: u64 = 24 * 1024;
 
 /// Takes every capability from the calling thread, keeps guest memory out of core dumps and out of the reach of other
 /// processes of the user's (ptrace(2), "Ptrace access mode checking"), and sets limits that nothing raises again: their
