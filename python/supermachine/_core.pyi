@@ -215,6 +215,10 @@ def attach_shares(
     user: str,
     host_uid: int,
     host_gid: int,
+    *,
+    tmpfs: Sequence[tuple[bytes, int, str]] = ...,
+    shm_bytes: int = 0,
+    read_only_root: bool = False,
 ) -> None: ...
 def sha256(data: bytes) -> str: ...
 def read_snapshot(path: str) -> _Snapshot: ...

@@ -130,8 +130,6 @@ def test_engines_that_are_not_there():
 def test_what_cannot_be_done_says_so():
     with pytest.raises(NotSupported):
         supermachine.VM("x", ports={"53/udp": 5353})
-    with pytest.raises(NotSupported):
-        supermachine.VM("x", mounts=["type=tmpfs,target=/tmp"])
 
 
 def all_errors():

@@ -74,6 +74,29 @@ def test_memory_and_disk_have_the_size_that_is_said(client: DockerClient) -> Non
         client.containers.create(IMAGE, storage_opt={"size": "tiny"})
 
 
+def test_memory_and_a_root_that_is_only_read(client: DockerClient) -> None:
+    script = (
+        "! echo no > /file && echo 10.0.0.9 other >> /etc/hosts && grep -q 10.0.0.7.named /etc/hosts && "
+        'awk \'$2 == "/run" || $2 == "/dev/shm" || $2 == "/data" {print $2, $3, $4}\' /proc/mounts | sort'
+    )
+    shown = client.containers.run(
+        IMAGE,
+        ["sh", "-c", script],
+        remove=True,
+        read_only=True,
+        shm_size="2m",
+        tmpfs={"/run": "size=1m,exec"},
+        mounts=[docker.types.Mount("/data", None, type="tmpfs", tmpfs_size=4 << 20, tmpfs_mode=0o750)],
+        extra_hosts={"named": "10.0.0.7"},
+    )
+    data, shm, run = (line.split() for line in shown.decode().splitlines())
+    assert data[:2] == ["/data", "tmpfs"] and {"size=4096k", "mode=750", "noexec"} <= set(data[2].split(","))
+    assert shm[:2] == ["/dev/shm", "tmpfs"] and "size=2048k" in shm[2].split(",")
+    assert "size=1024k" in run[2].split(",") and "noexec" not in run[2].split(",")
+    with pytest.raises(docker.errors.APIError, match="not understood"):
+        client.containers.create(IMAGE, tmpfs={"/run": "size"})
+
+
 def test_exec_streams(client: DockerClient) -> None:
     container = client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
     assert container.exec_run(["sh", "-c", "echo $A; id -u"], environment={"A": "b"}).output == b"b\n0\n"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from supermachine import Volume
-from supermachine.errors import ConfigurationError, NotSupported, ShareNotFound
+from supermachine.errors import ConfigurationError, ShareNotFound
+from supermachine.storage import tmpfs
 from supermachine.storage.shares import MAX_SHARES, Mounted, Share, parse
 
 
@@ -23,7 +24,7 @@ def test_docker_s_spellings_mean_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         assert parse(None, mounts).shares == (written,)
     said = parse(None, {"/work": Share("src", read_only=True, cache="none")})
     assert said.shares == (Mounted("/work", path, True, "none"),)
-    assert parse(None, None) == ((), ())
+    assert parse(None, None) == ((), (), ())
 
 
 def test_what_is_no_path_is_a_volume(tmp_path: Path) -> None:
@@ -42,8 +43,34 @@ def test_docker_s_long_form_means_the_same(tmp_path: Path) -> None:
     assert parse(None, long) == parse([f"{tmp_path}:/host:ro", "data:/work"], None)
     assert parse(None, ["type=volume,source=data,destination=/work,ro=true"]).volumes[0].read_only
     assert not parse(None, ["type=volume,source=data,destination=/work,ro=false"]).volumes[0].read_only
-    with pytest.raises(NotSupported, match="tmpfs"):
-        parse(None, ["type=tmpfs,target=/tmp"])
+
+
+def test_docker_s_spellings_of_memory_mean_the_same() -> None:
+    usual = 0x2 | 0x4 | 0x8
+    (plain,) = parse(None, None, ["/run/"]).tmpfs
+    assert plain == tmpfs.Mounted("/run", usual, "")
+    assert parse(None, None, {"/run": ""}).tmpfs == parse(None, ["type=tmpfs,target=/run"]).tmpfs == (plain,)
+    sized = tmpfs.Mounted("/run", usual & ~0x8 | 0x1, "size=67108864,mode=1750")
+    assert parse(None, None, ["/run:size=64m,exec,mode=1750,ro"]).tmpfs == (sized,)
+    long = parse(None, ["type=tmpfs,dst=/run,tmpfs-size=64m,tmpfs-mode=1750,readonly"]).tmpfs
+    assert long == (sized._replace(flags=usual | 0x1),)
+    assert parse(None, None, {"/run": "size=10%,uid=33"}).tmpfs[0].options == "size=10%,uid=33"
+
+
+@pytest.mark.parametrize(
+    "said", ["/run", ["run"], ["/"], ["/run:size"], ["/run:size=x"], ["/run:mode=9"], ["/run:dirsync"], ["/r\0n"]]
+)
+def test_what_is_no_memory_is_said(said: object) -> None:
+    with pytest.raises(ConfigurationError, match="tmpfs"):
+        parse(None, None, said)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="tmpfs"):
+        parse(None, ["type=bind,source=/tmp,target=/x,tmpfs-size=1m"])
+
+
+@pytest.mark.parametrize("size", [0, -1, "much"])
+def test_a_shm_of_no_size_is_refused(size: int | str) -> None:
+    with pytest.raises(ConfigurationError):
+        tmpfs.shm_bytes(size)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +108,7 @@ def test_what_cannot_be_had_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShareNotFound, match="missing") as caught:
         parse([f"{tmp_path}/missing:/work"], None)
     assert isinstance(caught.value, FileNotFoundError) and caught.value.code == "share.not-found"
-    with pytest.raises(ConfigurationError, match="two shares or volumes"):
+    with pytest.raises(ConfigurationError, match="two shares, volumes or tmpfs"):
         parse([f"{tmp_path}:/work"], {"/work/": tmp_path})
     with pytest.raises(ConfigurationError, match="cache"):
         parse(None, {"/work": Share(tmp_path, cache="later")})  # type: ignore[arg-type]

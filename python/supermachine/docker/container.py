@@ -185,6 +185,12 @@ class Container:
             "network": self.session.policy(self.networks),
             "platform": str(resolved.platform),
         }
+        if wanted.tmpfs:
+            options["tmpfs"] = wanted.tmpfs
+        if wanted.read_only:
+            options["read_only"] = True
+        if wanted.shm_bytes:
+            options["shm_size"] = wanted.shm_bytes
         if wanted.disk:
             options["disk"] = wanted.disk
         if wanted.working_dir:
@@ -288,10 +294,6 @@ class Container:
         if self._prepared:
             return
         self._prepared = True
-        for target in self.wanted.tmpfs:
-            place = vm.path(target)
-            place.mkdir(parents=True, exist_ok=True)
-            place.chmod(0o1777)
         hosts = [line for text in self.wanted.extra_hosts if (line := guests.host_line(text))]
         if hosts:
             with vm.path("/etc/hosts").open("a") as file:

@@ -21,7 +21,7 @@ DEFAULT_STOP_TIMEOUT = 10
 _MOST = 1024
 
 #: What HostConfig may say and a virtual machine has no use for: its kernel is its own.
-_IGNORED = ("Links", "VolumesFrom", "ReadonlyRootfs", "Ulimits", "Sysctls", "Dns", "DnsSearch", "DnsOptions")
+_IGNORED = ("Links", "VolumesFrom", "Ulimits", "Sysctls", "Dns", "DnsSearch", "DnsOptions")
 #: What HostConfig may not say, as the container would not be what was asked for.
 _REFUSED = {"Devices": "devices of the host", "DeviceRequests": "GPUs and other devices of the host"}
 
@@ -80,7 +80,11 @@ class Specification:
     ports: dict[str, list[tuple[str, int]]]
     publish_all: bool
     mounts: list[VolumeMount]
-    tmpfs: tuple[str, ...]
+    #: By the path; as docker writes options.
+    tmpfs: dict[str, str]
+    read_only: bool
+    #: Bytes; 0 for what the kernel makes it.
+    shm_bytes: int
     extra_hosts: tuple[str, ...]
     network_mode: str
     #: By the name of a network: what the container is called there.
@@ -134,7 +138,9 @@ def parse(body: Mapping[str, Any], platform: str) -> Specification:
         ports=_ports(_object(host, "PortBindings")),
         publish_all=bool(host.get("PublishAllPorts")),
         mounts=[*binds, *mounts],
-        tmpfs=(*tmpfs, *_object(host, "Tmpfs")),
+        tmpfs={**tmpfs, **{str(target): text(_object(host, "Tmpfs"), target) for target in _object(host, "Tmpfs")}},
+        read_only=bool(host.get("ReadonlyRootfs")),
+        shm_bytes=max(0, _number(host, "ShmSize") or 0),
         extra_hosts=texts(host, "ExtraHosts") or (),
         network_mode=mode,
         endpoints={str(name): value if isinstance(value, dict) else {} for name, value in networking.items()},
@@ -222,8 +228,9 @@ def _bind(text: str) -> VolumeMount:
     return VolumeMount(kind, source, rest[0], "ro" in options, make=kind == "bind")
 
 
-def _mounts(mounts: Sequence[Any]) -> tuple[list[VolumeMount], tuple[str, ...]]:
-    found, tmpfs = [], []
+def _mounts(mounts: Sequence[Any]) -> tuple[list[VolumeMount], dict[str, str]]:
+    found: list[VolumeMount] = []
+    tmpfs: dict[str, str] = {}
     for mount in mounts:
         if not isinstance(mount, dict):
             raise BadRequest("HostConfig.Mounts holds what is no object")
@@ -231,13 +238,24 @@ def _mounts(mounts: Sequence[Any]) -> tuple[list[VolumeMount], tuple[str, ...]]:
         if not target.startswith("/"):
             raise BadRequest(f"invalid mount config: {target[:200]!r} is no absolute path")
         if kind == "tmpfs":
-            tmpfs.append(target)
+            tmpfs[target] = _tmpfs(mount)
         elif kind in ("bind", "volume"):
             make = bool(_object(mount, "BindOptions").get("CreateMountpoint"))
             found.append(VolumeMount(kind, text(mount, "Source"), target, bool(mount.get("ReadOnly")), make))
         else:
             raise NotImplementedHere(f"mounts of the type {kind[:50]} are not supported: bind, volume and tmpfs are")
-    return found, tuple(tmpfs)
+    return found, tmpfs
+
+
+def _tmpfs(mount: Mapping[str, Any]) -> str:
+    """TmpfsOptions, and ReadOnly, as docker's --tmpfs writes them."""
+    said = _object(mount, "TmpfsOptions")
+    options = ["ro"] if mount.get("ReadOnly") else []
+    if size := _number(said, "SizeBytes"):
+        options.append(f"size={size}")
+    if mode := _number(said, "Mode"):
+        options.append(f"mode={mode:o}")
+    return ",".join(options)
 
 
 def health_of(said: Mapping[str, Any]) -> HealthTest | None:

@@ -222,17 +222,35 @@ class Starter:
 
     def _attached(self, guest: Guest) -> Guest:
         """Mounts shares and volumes in a guest that is ready."""
-        mounted, opened = self._settings.shares, self._volumes or ()
-        if mounted or opened:
+        settings, opened = self._settings, self._volumes or ()
+        if settings.shares or opened or settings.tmpfs or settings.shm_size or settings.read_only:
             from ..storage import shares
 
             try:
-                shares.attach(guest.served(), mounted, self._settings.user or self._root.config.user, opened)
+                user = settings.user or self._root.config.user
+                if settings.read_only:
+                    self._make_working_directory(guest)
+                shares.attach(
+                    guest.served(),
+                    settings.shares,
+                    user,
+                    opened,
+                    settings.tmpfs,
+                    settings.shm_size,
+                    settings.read_only,
+                )
             except BaseException:
                 guest.worker.kill()
                 raise
         self.close()
         return guest
+
+    def _make_working_directory(self, guest: Guest) -> None:
+        """As the first process would, which cannot when the root is read-only."""
+        if where := self._settings.working_dir or self._root.config.working_dir:
+            from ..guest.paths import FileSystem, GuestPath
+
+            GuestPath(where, filesystem=FileSystem(guest.served)).mkdir(parents=True, exist_ok=True)
 
     def _ready(self, worker: Worker, origin: Origin | None, timeout: float | None = None, *, disk: Disk) -> Guest:
         """Waits until the worker's guest is ready."""

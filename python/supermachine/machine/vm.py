@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..settings.parsing import Environment
     from ..snapshots.baking import Baked
     from ..storage.shares import Mounts, Volumes
+    from ..storage.tmpfs import Tmpfs
     from .snapshot import Snapshot
     from .starts import Root, Starter
     from .timings import Timings
@@ -64,6 +65,9 @@ class RestoreOptions(TypedDict, total=False):
     prefault: bool | None
     volumes: Volumes | None
     mounts: Mounts | None
+    tmpfs: Tmpfs | None
+    read_only: bool
+    shm_size: int | str | None
     image: str | os.PathLike[str] | None
     disks: Sequence[str | os.PathLike[str]]
     engine: str

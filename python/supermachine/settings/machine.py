@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..network.secrets import Secrets
     from ..snapshots.baking import Warmup
     from ..storage.shares import Mounted, Mounts, Parsed, Volumes
+    from ..storage.tmpfs import Mounted as MountedTmpfs
+    from ..storage.tmpfs import Tmpfs
     from ..storage.volumes import Mounted as MountedVolume
     from .parsing import Environment
 
@@ -43,6 +45,9 @@ class MachineOptions(TypedDict, total=False):
     secrets: Secrets | None
     volumes: Volumes | None
     mounts: Mounts | None
+    tmpfs: Tmpfs | None
+    read_only: bool
+    shm_size: int | str | None
     platform: str | None
     pull: Pull
     insecure: bool
@@ -72,6 +77,10 @@ class MachineSettings(NamedTuple):
     network: Network
     shares: tuple[Mounted, ...]
     volumes: tuple[MountedVolume, ...]
+    tmpfs: tuple[MountedTmpfs, ...]
+    read_only: bool
+    #: Bytes; 0 for what the kernel makes it.
+    shm_size: int
     platform: str | None
     pull: Pull
     insecure: bool
@@ -90,7 +99,9 @@ class MachineSettings(NamedTuple):
             raise TypeError(f"VM() got an unexpected keyword argument {unknown[0]!r}")
         said: dict[str, Any] = {**_DEFAULTS, **options}
         said["network"] = _network(said["network"], said.pop("allow"), said.pop("deny"), said.pop("secrets"))
-        said["shares"], said["volumes"] = _shares(said.pop("volumes"), said.pop("mounts"))
+        said["shares"], said["volumes"], said["tmpfs"] = _shares(
+            said.pop("volumes"), said.pop("mounts"), said.pop("tmpfs")
+        )
         if said["boot_timeout"] <= 0:
             raise ConfigurationError(f"boot_timeout is {said['boot_timeout']}; a positive number of seconds is needed")
         from ..host import engines
@@ -104,8 +115,12 @@ class MachineSettings(NamedTuple):
         return cls(**said)
 
     def of_restored(self) -> MachineSettings:
-        """Those of another machine that goes on from the same state: what is for the start of the first is left out."""
-        return self._replace(hostname=None, bake=False, warmup=None, warmup_key=None, prefault=None)
+        """Those of another machine that goes on from the same state.
+
+        What is for the start of the first is left out, as is what that state has.
+        """
+        start = self._replace(hostname=None, bake=False, warmup=None, warmup_key=None, prefault=None)
+        return start._replace(tmpfs=(), read_only=False, shm_size=0)
 
 
 def _ports(value: Ports | None) -> Wanted:
@@ -124,12 +139,22 @@ def _network(
     return policy.network(value, allow, deny, secrets)
 
 
-def _shares(volumes: Volumes | None, mounts: Mounts | None) -> Parsed | tuple[tuple[()], tuple[()]]:
-    if not volumes and not mounts:
-        return (), ()
+def _shares(
+    volumes: Volumes | None, mounts: Mounts | None, tmpfs: Tmpfs | None
+) -> Parsed | tuple[tuple[()], tuple[()], tuple[()]]:
+    if not volumes and not mounts and not tmpfs:
+        return (), (), ()
     from ..storage.shares import parse
 
-    return parse(volumes, mounts)
+    return parse(volumes, mounts, tmpfs)
+
+
+def _shm_bytes(value: int | str | None) -> int:
+    if value is None:
+        return 0
+    from ..storage.tmpfs import shm_bytes
+
+    return shm_bytes(value)
 
 
 _DEFAULTS = {setting.name: setting.default for setting in table.SETTINGS}
@@ -140,4 +165,6 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "user": lambda value: None if value is None else str(value),
     "hostname": lambda value: None if value is None else parsing.hostname(value),
     "ports": _ports,
+    "read_only": bool,
+    "shm_size": _shm_bytes,
 }

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from ..errors import ConfigurationError, NotSupported, ShareNotFound
+from ..errors import ConfigurationError, ShareNotFound
+from . import tmpfs as memory
 from . import volumes as named
 from .sizes import disk_bytes
 
@@ -33,7 +34,11 @@ _FIELDS = {
     **dict.fromkeys(("source", "src"), "source"),
     **dict.fromkeys(("target", "dst", "destination"), "target"),
     **dict.fromkeys(("readonly", "ro"), "read_only"),
+    "tmpfs-size": "size",
+    "tmpfs-mode": "mode",
 }
+#: Of those, what only a tmpfs has.
+_OF_TMPFS = ("size", "mode")
 _SWITCH = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
@@ -66,18 +71,24 @@ class Parsed(NamedTuple):
 
     shares: tuple[Mounted, ...]
     volumes: tuple[named.Mounted, ...]
+    tmpfs: tuple[memory.Mounted, ...]
 
 
-def parse(volumes: Volumes | None, mounts: Mounts | None) -> Parsed:
+def parse(volumes: Volumes | None, mounts: Mounts | None, tmpfs: memory.Tmpfs | None = None) -> Parsed:
     """Checks what a user wrote. Raises ConfigurationError and ShareNotFound."""
-    found = [*_volumes(volumes or ()), *_mounts(mounts or ())]
+    found = [*_volumes(volumes or ()), *_mounts(mounts or ()), *memory.parse(tmpfs or ())]
     targets = [mounted.target for mounted in found]
     if twice := next((target for target in targets if targets.count(target) > 1), None):
-        raise ConfigurationError(f"two shares or volumes are to be at {twice} in the guest")
+        raise ConfigurationError(f"two shares, volumes or tmpfs are to be at {twice} in the guest")
     found.sort(key=lambda mounted: mounted.target.count("/"))
     shares = tuple(mounted for mounted in found if isinstance(mounted, Mounted))
     disks = [mounted for mounted in found if isinstance(mounted, named.Mounted)]
-    for what, count, most in (("shares", len(shares), MAX_SHARES), ("volumes", len(disks), len(named.SLOTS))):
+    memories = tuple(mounted for mounted in found if isinstance(mounted, memory.Mounted))
+    for what, count, most in (
+        ("shares", len(shares), MAX_SHARES),
+        ("volumes", len(disks), len(named.SLOTS)),
+        ("tmpfs", len(memories), MAX_SHARES),
+    ):
         if count > most:
             raise ConfigurationError(
                 f"{count} {what} are asked for, and a machine has {most} at most",
@@ -86,7 +97,7 @@ def parse(volumes: Volumes | None, mounts: Mounts | None) -> Parsed:
     if twice := next((disk.name for disk in disks if sum(disk.name == other.name for other in disks) > 1), None):
         raise ConfigurationError(f"the volume {twice} is to be mounted twice")
     placed = zip(named.SLOTS, disks, strict=False)
-    return Parsed(shares, tuple(disk._replace(slot=slot) for slot, disk in placed))
+    return Parsed(shares, tuple(disk._replace(slot=slot) for slot, disk in placed), memories)
 
 
 def _volumes(volumes: Volumes) -> list[Mounted | named.Mounted]:
@@ -97,7 +108,7 @@ def _volumes(volumes: Volumes) -> list[Mounted | named.Mounted]:
     return [_text(text) for text in volumes]
 
 
-def _mounts(mounts: Mounts) -> list[Mounted | named.Mounted]:
+def _mounts(mounts: Mounts) -> list[Mounted | named.Mounted | memory.Mounted]:
     if isinstance(mounts, Mapping):
         return [_mounted(target, share) for target, share in mounts.items()]
     if isinstance(mounts, str):
@@ -105,7 +116,7 @@ def _mounts(mounts: Mounts) -> list[Mounted | named.Mounted]:
     return [_long(text) for text in mounts]
 
 
-def _long(text: str) -> Mounted | named.Mounted:
+def _long(text: str) -> Mounted | named.Mounted | memory.Mounted:
     """``type=bind,source=SOURCE,target=TARGET[,readonly]``, as docker's --mount."""
     said: dict[str, str] = {}
     for field in text.split(","):
@@ -114,19 +125,23 @@ def _long(text: str) -> Mounted | named.Mounted:
         if name is None:
             raise ConfigurationError(
                 f"{field!r}, in the mount {text!r}, is not understood",
-                hint="write type=bind,source=./src,target=/work or type=volume,source=NAME,target=/data, and readonly",
+                hint="write type=bind,source=./src,target=/work or type=volume,source=NAME,target=/data, and readonly; "
+                "or type=tmpfs,target=/run, and tmpfs-size and tmpfs-mode",
             )
         said[name] = value
     if "target" not in said:
         raise ConfigurationError(f"the mount {text!r} names no target", hint="add target=/work")
     kind, source = said.get("type", "volume"), said.get("source", "")
-    if kind == "tmpfs":
-        raise NotSupported(
-            f"the mount {text!r} is a tmpfs, which this version does not have",
-            hint="what is written to the root goes to a disk, and /dev/shm is memory",
+    options = [f"{name}={said[name]}" for name in _OF_TMPFS if name in said]
+    if kind == "tmpfs" and not source:
+        if _SWITCH.get(said.get("read_only", "false")):
+            options.append("ro")
+        return memory.mounted(said["target"], ",".join(options))
+    if kind not in ("bind", "volume") or not source or options:
+        raise ConfigurationError(
+            f"the mount {text!r} is neither a bind or a volume with a source nor a tmpfs without one",
+            hint="tmpfs-size and tmpfs-mode are of a tmpfs",
         )
-    if kind not in ("bind", "volume") or not source:
-        raise ConfigurationError(f"the mount {text!r} is neither a bind nor a volume with a source")
     if (read_only := _SWITCH.get(said.get("read_only", "false"))) is None:
         raise ConfigurationError(f"readonly, in the mount {text!r}, is neither true nor false")
     if kind == "bind":
@@ -178,14 +193,22 @@ def opened(shares: Sequence[Mounted]) -> list[tuple[str, bool, str]]:
     return [(share.path, share.read_only, share.cache) for share in shares]
 
 
-def attach(worker: Worker, shares: Sequence[Mounted], user: str | None, volumes: Sequence[named.Opened] = ()) -> None:
-    """Has the guest mount what its worker was started with.
+def attach(
+    worker: Worker,
+    shares: Sequence[Mounted],
+    user: str | None,
+    volumes: Sequence[named.Opened] = (),
+    tmpfs: Sequence[memory.Mounted] = (),
+    shm_bytes: int = 0,
+    read_only: bool = False,
+) -> None:
+    """Has the guest mount what its worker was started with, and memory; then its root may become read-only.
 
     What the host's user owns in a share belongs to `user` there.
 
     Raises AgentError with the reason when one cannot be mounted.
     """
-    if shares or volumes:
+    if shares or volumes or tmpfs or shm_bytes or read_only:
         from .._core import attach_shares
 
         disks = [
@@ -193,4 +216,14 @@ def attach(worker: Worker, shares: Sequence[Mounted], user: str | None, volumes:
             for disk in volumes
         ]
         targets = [(os.fsencode(share.target), share.read_only) for share in shares]
-        attach_shares(worker, disks, targets, user or "", os.geteuid(), os.getegid())
+        attach_shares(
+            worker,
+            disks,
+            targets,
+            user or "",
+            os.geteuid(),
+            os.getegid(),
+            tmpfs=[(os.fsencode(mounted.target), mounted.flags, mounted.options) for mounted in tmpfs],
+            shm_bytes=shm_bytes,
+            read_only_root=read_only,
+        )

@@ -4,11 +4,14 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
-use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, REQUEST_PORT};
+use supermachine_proto::agent::{
+    BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, Identity, REQUEST_PORT,
+};
 use supermachine_proto::{VERSION, frame};
 
 use crate::{
-    authority, connections, freeze, identity, init, limits, mounts, network, reaper, server, sys, volumes,
+    attach, authority, connections, freeze, identity, init, limits, mounts, network, reaper, room, root,
+    server, sys, volumes,
 };
 
 /// Between two attempts to reach a host that has just been restored.
@@ -73,13 +76,8 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
             }
             BootCommand::Renew(new) => {
                 sys::set_clock(new.wall_clock_ns).map_err(step("setting the guest's clock"))?;
-                identity::assume(&new).map_err(step("renewing the guest's identity"))?;
-                identity::rename_hosts(&new.hostname).map_err(step("renaming the guest in /etc"))?;
-                // Without them programs would wait for answers that cannot come; where the kernel cannot, they do.
-                let _ = connections::end_all();
-                network::assume(new.network.as_ref(), true)
-                    .map_err(step("taking the guest's place on its network"))?;
-                authority::trust(&new.authority);
+                root::writable(|| renew(&new))?;
+                room::lift();
                 volumes::thaw();
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
                 frame::write(host, &BootEvent::Renewed)?;
@@ -88,16 +86,33 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 sys::set_clock(wall_clock_ns).map_err(step("setting the guest's clock"))?;
                 frame::write(host, &BootEvent::ClockSet)?;
             }
+            BootCommand::Room { device, bytes } => {
+                // A disk without such a file system (its user made another) has its limits elsewhere.
+                let _ = room::set(&device, bytes);
+                frame::write(host, &BootEvent::RoomSet)?;
+            }
             BootCommand::Shutdown { grace_ms } => {
                 let end = Instant::now() + Duration::from_millis(grace_ms.into());
                 init::halt(end);
                 reaper::end_all(end.saturating_duration_since(Instant::now()));
+                attach::end();
                 sys::sync();
                 let _ = frame::write(host, &BootEvent::Stopping);
                 sys::power_off();
             }
         }
     }
+    Ok(())
+}
+
+/// Makes a guest that was restored another one.
+fn renew(new: &Identity) -> Result<(), Error> {
+    identity::assume(new).map_err(step("renewing the guest's identity"))?;
+    identity::rename_hosts(&new.hostname).map_err(step("renaming the guest in /etc"))?;
+    // Without them programs would wait for answers that cannot come; where the kernel cannot, they do.
+    let _ = connections::end_all();
+    network::assume(new.network.as_ref(), true).map_err(step("taking the guest's place on its network"))?;
+    authority::trust(&new.authority);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! PID 1 of a guest: mounts, processes, files, clock and entropy, for the host at the other end of vsock.
 
+mod attach;
 mod authority;
 mod boot;
 mod connections;
@@ -15,10 +16,13 @@ mod limits;
 mod mounts;
 mod network;
 mod reaper;
+mod room;
+mod root;
 mod server;
 mod shares;
 mod spawn;
 mod sys;
+mod tmpfs;
 mod user;
 mod volumes;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use supermachine_proto::agent::{AttachReply, ExecError, ExecOutput, FileReply, HOST_CID, Request};
 use supermachine_proto::frame;
 
-use crate::{drain, exec, files, forward, shares, sys};
+use crate::{attach, drain, exec, files, forward, sys};
 
 /// Enough for the deepest of the handlers, whose buffers are on the heap.
 const STACK: usize = 192 << 10;
@@ -53,7 +53,7 @@ fn serve(mut connection: File) {
         Ok(Some(Request::Exec(request))) => exec::serve(connection, &request),
         Ok(Some(Request::Files)) => drop(files::serve(connection)),
         Ok(Some(Request::Forward { port })) => drop(forward::serve(connection, port)),
-        Ok(Some(Request::Attach(attach))) => drop(frame::write(&mut connection, &shares::attach(&attach))),
+        Ok(Some(Request::Attach(wanted))) => drop(frame::write(&mut connection, &attach::attach(&wanted))),
         Ok(None) | Err(_) => {}
     }
 }

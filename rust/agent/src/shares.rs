@@ -6,12 +6,12 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libc::MS_NODEV;
-use supermachine_proto::agent::{Attach, AttachReply, SHARES_TAG, ShareMount};
+use supermachine_proto::agent::{Attach, SHARES_TAG, ShareMount};
 
-use crate::{sys, user, volumes};
+use crate::{sys, user};
 
 /// Where the session is mounted: in the initramfs, which the guest's root covers.
 const PLACE: &str = "/shares";
@@ -46,23 +46,32 @@ pub fn begin() {
     }
 }
 
-/// Mounts what the host names, in place of what it named before.
-pub fn attach(wanted: &Attach) -> AttachReply {
-    let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
-    for target in attached.drain(..).rev() {
+fn attached() -> MutexGuard<'static, Vec<PathBuf>> {
+    ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where they are mounted.
+pub fn places() -> Vec<PathBuf> {
+    attached().clone()
+}
+
+/// Unmounts them all.
+pub fn detach_all() {
+    for target in attached().drain(..).rev() {
         let _ = detach(&target);
-    }
-    match volumes::attach(&wanted.volumes).and_then(|()| mount_all(wanted, &mut attached)) {
-        Ok(()) => AttachReply::Done,
-        Err(message) => AttachReply::Failed { message },
     }
 }
 
-fn mount_all(wanted: &Attach, attached: &mut Vec<PathBuf>) -> Result<(), String> {
-    if wanted.shares.is_empty() {
-        return Ok(());
-    }
-    let session = SESSION.get().ok_or("this guest has no device for shares; boot it anew")?;
+/// What all shares of a request are mounted by.
+pub struct Session {
+    root: &'static OwnedFd,
+    /// Who owns what; `None` where host and guest agree.
+    namespace: Option<OwnedFd>,
+}
+
+/// The session, for the user that the request names.
+pub fn session(wanted: &Attach) -> Result<Session, String> {
+    let root = SESSION.get().ok_or("this guest has no device for shares; boot it anew")?;
     let owner = user::resolve(&wanted.user)?;
     let ids = [(wanted.host_uid, owner.uid), (wanted.host_gid, owner.gid)];
     let namespace = if ids.iter().all(|(host, guest)| host == guest) {
@@ -71,36 +80,29 @@ fn mount_all(wanted: &Attach, attached: &mut Vec<PathBuf>) -> Result<(), String>
         let made = id_map_namespace(&exchange(ids[0]), &exchange(ids[1]));
         Some(made.map_err(|e| format!("the owners of shared files cannot be mapped: {e}"))?)
     };
-    for share in &wanted.shares {
-        let target = PathBuf::from(std::ffi::OsStr::from_bytes(&share.target.0));
-        mount(session, share, namespace.as_ref(), &target)
-            .map_err(|e| format!("a share cannot be mounted at {}: {e}", target.display()))?;
-        attached.push(target);
-    }
-    Ok(())
+    Ok(Session { root, namespace })
 }
 
-/// Binds one share.
-fn mount(
-    session: &OwnedFd,
-    share: &ShareMount,
-    namespace: Option<&OwnedFd>,
-    target: &Path,
-) -> io::Result<()> {
-    let tree = open_tree(session, &share.index.to_string())?;
-    let mut attributes = MountAttributes { set: 0, clear: 0, propagation: 0, userns_fd: 0 };
-    if share.read_only {
-        attributes.set |= MOUNT_ATTR_RDONLY;
+impl Session {
+    /// Binds one share.
+    pub fn mount(&self, share: &ShareMount, target: &Path) -> io::Result<()> {
+        let tree = open_tree(self.root, &share.index.to_string())?;
+        let mut attributes = MountAttributes { set: 0, clear: 0, propagation: 0, userns_fd: 0 };
+        if share.read_only {
+            attributes.set |= MOUNT_ATTR_RDONLY;
+        }
+        if let Some(namespace) = &self.namespace {
+            attributes.set |= MOUNT_ATTR_IDMAP;
+            attributes.userns_fd = namespace.as_raw_fd() as u64;
+        }
+        if attributes.set != 0 {
+            set_attributes(&tree, &attributes)?;
+        }
+        make_target(&tree, target)?;
+        move_mount(&tree, target)?;
+        attached().push(target.into());
+        Ok(())
     }
-    if let Some(namespace) = namespace {
-        attributes.set |= MOUNT_ATTR_IDMAP;
-        attributes.userns_fd = namespace.as_raw_fd() as u64;
-    }
-    if attributes.set != 0 {
-        set_attributes(&tree, &attributes)?;
-    }
-    make_target(&tree, target)?;
-    move_mount(&tree, target)
 }
 
 /// A share is mounted over something of its own kind, made when there is nothing.
@@ -141,9 +143,10 @@ pub fn open_tree(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Nothing can be changed by way of this mount.
-pub fn make_read_only(tree: &OwnedFd) -> io::Result<()> {
-    set_attributes(tree, &MountAttributes { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns_fd: 0 })
+/// Says whether things can be changed by way of this mount.
+pub fn set_read_only(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
+    let (set, clear) = if read_only { (MOUNT_ATTR_RDONLY, 0) } else { (0, MOUNT_ATTR_RDONLY) };
+    set_attributes(tree, &MountAttributes { set, clear, propagation: 0, userns_fd: 0 })
 }
 
 fn set_attributes(tree: &OwnedFd, attributes: &MountAttributes) -> io::Result<()> {

@@ -5,9 +5,8 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::VolumeMount;
@@ -25,29 +24,43 @@ const FITHAW: libc::c_ulong = 0xc004_5878;
 
 /// A volume that is mounted.
 struct Attached {
+    device: String,
     target: PathBuf,
     top: File,
 }
 
 static ATTACHED: Mutex<Vec<Attached>> = Mutex::new(Vec::new());
 
-/// Mounts these, in place of those that there were.
-pub fn attach(wanted: &[VolumeMount]) -> Result<(), String> {
-    let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
-    for volume in attached.drain(..).rev() {
+fn attached() -> MutexGuard<'static, Vec<Attached>> {
+    ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where they are mounted.
+pub fn places() -> Vec<PathBuf> {
+    attached().iter().map(|volume| volume.target.clone()).collect()
+}
+
+/// Unmounts them all.
+pub fn detach_all() {
+    for volume in attached().drain(..).rev() {
         // The directory that is seen, and the file system below it.
         let _ = shares::detach(&volume.target).and_then(|()| shares::detach(&volume.target));
     }
-    for volume in wanted {
-        let target = PathBuf::from(std::ffi::OsStr::from_bytes(&volume.target.0));
-        let top = mount(volume, &target)
-            .map_err(|e| format!("a volume cannot be mounted at {}: {e}", target.display()))?;
-        attached.push(Attached { target, top });
-    }
+}
+
+/// The directory that is seen of the volume on a device; `None` where there is none on it.
+pub fn top_of(device: &str) -> io::Result<Option<File>> {
+    attached().iter().find(|volume| volume.device == device).map(|volume| volume.top.try_clone()).transpose()
+}
+
+/// Mounts one.
+pub fn mount(volume: &VolumeMount, target: &Path) -> io::Result<()> {
+    let top = mount_device(volume, target)?;
+    attached().push(Attached { device: volume.device.clone(), target: target.into(), top });
     Ok(())
 }
 
-fn mount(volume: &VolumeMount, target: &Path) -> io::Result<File> {
+fn mount_device(volume: &VolumeMount, target: &Path) -> io::Result<File> {
     wait_for(&volume.device, volume.bytes)?;
     fs::create_dir_all(target)?;
     let image = File::open(target)?;
@@ -75,7 +88,7 @@ fn show(volume: &VolumeMount, target: &Path, image: &File) -> io::Result<File> {
     let top = File::open(&visible)?;
     let tree = shares::open_tree(&OwnedFd::from(File::open(target)?), VISIBLE)?;
     if volume.read_only {
-        shares::make_read_only(&tree)?;
+        shares::set_read_only(&tree, true)?;
     }
     shares::move_mount(&tree, target)?;
     Ok(top)
@@ -101,14 +114,12 @@ fn wait_for(device: &str, bytes: u64) -> io::Result<()> {
 /// Has all that was written reach the volumes, and nothing more until [`thaw`]. One whose disk fails, or is gone, is left as
 /// it is: that is nothing to end the guest for.
 pub fn freeze() {
-    let attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
-    attached.iter().for_each(|volume| drop(control(volume, FIFREEZE)));
+    attached().iter().for_each(|volume| drop(control(volume, FIFREEZE)));
 }
 
 /// Lets them be written to again. One that was not stopped stays as it is, as does one whose disk is gone.
 pub fn thaw() {
-    let attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
-    attached.iter().for_each(|volume| drop(control(volume, FITHAW)));
+    attached().iter().for_each(|volume| drop(control(volume, FITHAW)));
 }
 
 fn control(volume: &Attached, request: libc::c_ulong) -> io::Result<()> {

@@ -56,6 +56,8 @@ pub enum BootEvent {
     Stopping,
     /// Answers [`BootCommand::Clock`].
     ClockSet,
+    /// Answers [`BootCommand::Room`].
+    RoomSet,
 }
 
 /// Host to agent, on the boot connection.
@@ -79,6 +81,12 @@ pub enum BootCommand {
     /// host has slept, or its clock was set. Nanoseconds since 1970, as the message is sent.
     Clock {
         wall_clock_ns: u64,
+    },
+    /// What the host has room for of what the guest may still write to a disk ("/dev/vdb"), where that is less than the disk
+    /// has free: so many bytes, which its file system gives out and no more. `u64::MAX` when there is enough again.
+    Room {
+        device: String,
+        bytes: u64,
     },
 }
 
@@ -175,19 +183,35 @@ pub enum Request {
     Attach(Attach),
 }
 
-/// What the guest is given beside its image. It takes the place of what an earlier request has attached, so that a guest
-/// that was restored has what its new host gives and nothing else.
+/// What the guest is given beside its image. Shares and volumes take the place of those that an earlier request has attached,
+/// so that a guest that was restored has what its new host gives and nothing else. What lies within another is mounted after
+/// it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
-    /// Mounted in this order.
     pub shares: Vec<ShareMount>,
     /// Whom the shares' files belong to in the guest when they are the host's user's own; as [`Exec::user`].
     pub user: String,
     /// The host's user and group.
     pub host_uid: u32,
     pub host_gid: u32,
-    /// Mounted before the shares, in this order.
     pub volumes: Vec<VolumeMount>,
+    /// Mounted beside those that earlier requests have had mounted: what is in them is the guest's memory, and stays.
+    pub tmpfs: Vec<TmpfsMount>,
+    /// Bytes that /dev/shm holds; 0 leaves it as it is.
+    pub shm_bytes: u64,
+    /// Whether nothing can be written to the root from here on but by way of what is mounted in it; one that is so stays so.
+    pub read_only_root: bool,
+}
+
+/// A tmpfs, and where it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TmpfsMount {
+    /// An absolute path; made when there is nothing. A directory that is there gives its mode, unless `options` have one.
+    pub target: Chunk,
+    /// MS_NOSUID and others (mount(2)).
+    pub flags: u64,
+    /// Its own (tmpfs(5)): "size=1048576,mode=1777".
+    pub options: String,
 }
 
 /// A volume, and where it is mounted.

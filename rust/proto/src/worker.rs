@@ -74,6 +74,12 @@ pub struct VolumeSlot {
     pub read_only: bool,
 }
 
+/// The guest's name for the disk in a slot, after that of its image.
+pub fn slot_device(slot: u32) -> String {
+    let letter = char::from_u32('b' as u32 + slot).unwrap_or('?');
+    format!("/dev/vd{letter}")
+}
+
 /// The slots that volumes are put into.
 pub const VOLUME_SLOTS: [u32; 3] = [1, 2, 3];
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use supermachine_proto::agent::{Attach, AttachReply, Chunk, REQUEST_PORT, Request, ShareMount, VolumeMount};
+use supermachine_proto::agent::{
+    Attach, AttachReply, Chunk, REQUEST_PORT, Request, ShareMount, TmpfsMount, VolumeMount,
+};
 
 use crate::connection::Connection;
 use crate::errors;
@@ -15,9 +17,12 @@ use crate::worker::Worker;
 const ANSWER: Duration = Duration::from_secs(120);
 
 /// Has the guest mount volumes and shares, in place of those that it was told of before: `(device, bytes, target, read_only)`
-/// of each volume, and of shares `(target, read_only)` in the order in which the worker was given them. What the host's user owns belongs to `user` in the guest. Raises AgentError with the reason
-/// when one cannot be mounted.
+/// of each volume, and of shares `(target, read_only)` in the order in which the worker was given them. What the host's user owns belongs to `user` in the guest.
+/// Beside them `(target, flags, options)` of each tmpfs that is new, bytes of /dev/shm (0 leaves it as it is), and whether the root becomes read-only.
+/// Raises AgentError with the reason when one cannot be mounted.
+#[allow(clippy::too_many_arguments, reason = "keywords in Python")]
 #[pyfunction]
+#[pyo3(signature = (worker, volumes, shares, user, host_uid, host_gid, *, tmpfs=Vec::new(), shm_bytes=0, read_only_root=false))]
 pub fn attach_shares(
     py: Python<'_>,
     worker: &Bound<'_, Worker>,
@@ -26,6 +31,9 @@ pub fn attach_shares(
     user: String,
     host_uid: u32,
     host_gid: u32,
+    tmpfs: Vec<(Vec<u8>, u64, String)>,
+    shm_bytes: u64,
+    read_only_root: bool,
 ) -> PyResult<()> {
     let (stream, vm) = worker.get().open(py, REQUEST_PORT)?;
     let mut connection = Connection::new(stream, vm, ANSWER)?;
@@ -38,7 +46,10 @@ pub fn attach_shares(
     let volume =
         |(device, bytes, target, read_only)| VolumeMount { device, bytes, target: Chunk(target), read_only };
     let volumes = volumes.into_iter().map(volume).collect();
-    connection.send(py, &Request::Attach(Attach { shares, user, host_uid, host_gid, volumes }))?;
+    let memory = |(target, flags, options)| TmpfsMount { target: Chunk(target), flags, options };
+    let tmpfs = tmpfs.into_iter().map(memory).collect();
+    let wanted = Attach { shares, user, host_uid, host_gid, volumes, tmpfs, shm_bytes, read_only_root };
+    connection.send(py, &Request::Attach(wanted))?;
     match connection.receive(py)? {
         AttachReply::Done => Ok(()),
         AttachReply::Failed { message } => Err(errors::agent(py, &message)),

@@ -187,7 +187,7 @@ impl BootChannel {
                     return Err(Misbehaviour::Unasked(name(&event)));
                 }
                 BootEvent::Failed { message } => heard(AgentEvent::Failed(reason(message))),
-                BootEvent::Frozen | BootEvent::Thawed | BootEvent::ClockSet => {
+                BootEvent::Frozen | BootEvent::Thawed | BootEvent::ClockSet | BootEvent::RoomSet => {
                     // Who does not wait any more is forgotten.
                     lock(&self.0.waiting).1.retain(|_, waiting| waiting.send(event.clone()).is_ok());
                 }
@@ -233,6 +233,7 @@ fn name(event: &BootEvent) -> &'static str {
         BootEvent::Thawed => "that processes run again",
         BootEvent::Stopping => "that the guest stops",
         BootEvent::ClockSet => "that the clock is set",
+        BootEvent::RoomSet => "that it knows what room there is",
     }
 }
 

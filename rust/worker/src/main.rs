@@ -14,6 +14,7 @@ mod network;
 mod owner;
 #[cfg(target_os = "linux")]
 mod probe;
+mod room;
 mod scratch;
 mod session;
 mod shares;

@@ -24,6 +24,7 @@ use crate::clock::{self, WallClock};
 use crate::control::{self, Commands, Events};
 use crate::network::Cable;
 use crate::owner::{self, Owner};
+use crate::room::{self, Room};
 use crate::start::{self, Built};
 
 /// How long a guest may take to power off beyond the grace that its processes get.
@@ -62,6 +63,7 @@ struct Session {
     restored: bool,
     boot: BootChannel,
     wall_clock: WallClock,
+    room: Room,
     events: Events,
     ready: AtomicBool,
     /// The reason that the API is told in place of what made the vCPUs stop.
@@ -99,7 +101,7 @@ pub fn run(control: UnixStream) -> io::Result<()> {
     let mut steps = Vec::new();
     let built =
         start::build(&start, own, volumes, &mut |name| steps.push((name.to_owned(), elapsed_ns(started))));
-    let Built { machine, page_map, kernel, initramfs, origin, listeners, scratch, volumes, leases } =
+    let Built { machine, page_map, kernel, initramfs, origin, listeners, scratch, volumes, room, leases } =
         match built {
             Ok(built) => built,
             Err(Ended { reason, message }) => {
@@ -125,6 +127,7 @@ pub fn run(control: UnixStream) -> io::Result<()> {
         }),
         boot: BootChannel::default(),
         wall_clock: WallClock::default(),
+        room,
         events,
         ready: AtomicBool::new(false),
         verdict: Mutex::new(None),
@@ -246,7 +249,7 @@ impl Session {
     }
 
     /// Waits for the end of the machine, and does meanwhile what nobody asks for: ends a guest that is not ready in time,
-    /// and keeps its clock.
+    /// keeps its clock, and tells it of room on the host's disks.
     fn watch(self: &Arc<Self>, boot_deadline: Instant, timeout_ms: u64) -> Stop {
         loop {
             let left = boot_deadline.saturating_duration_since(Instant::now());
@@ -263,6 +266,16 @@ impl Session {
             if self.wall_clock.has_moved() {
                 self.spawn("clock", |session| session.wall_clock.follow(&session.boot));
             }
+            if ready {
+                self.look_at_room(room::ANY);
+            }
+        }
+    }
+
+    /// Tells the guest what room there is, where that is less than `near`.
+    fn look_at_room(self: &Arc<Self>, near: u64) {
+        if self.room.has_changed(near) {
+            self.spawn("room", |session| session.room.tell(&session.boot));
         }
     }
 
@@ -307,6 +320,7 @@ impl Session {
                 self.step("ready");
                 let steps = self.steps.lock().unwrap_or_else(|e| e.into_inner()).clone();
                 self.events.send(&Event::Ready(Timings { steps }));
+                self.look_at_room(room::URGENT);
             }
             AgentEvent::Failed(message) if self.restored && !self.ready.load(Ordering::Acquire) => {
                 self.end(Ended::new(ExitReason::RenewFailed, message));

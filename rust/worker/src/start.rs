@@ -21,6 +21,7 @@ use supermachine_storage::scratch::Scratch;
 
 use crate::boot_files::{self, BootFile};
 use crate::confine;
+use crate::room::Room;
 use crate::scratch;
 use crate::session::Ended;
 use crate::shares::Shares;
@@ -40,6 +41,7 @@ pub struct Built {
     /// The disk that belongs to the machine.
     pub scratch: Option<Scratch>,
     pub volumes: Volumes,
+    pub room: Room,
     /// Snapshot files in use: the lock on each lasts as long as it is open.
     pub leases: Vec<File>,
 }
@@ -79,8 +81,9 @@ pub fn build(
     }?;
     if let Some(scratch) = &built.scratch {
         scratch::insert(scratch, &built.machine, scratch::SLOT).map_err(|e| Ended::bad(e.to_string()))?;
+        built.room.watch(scratch::SLOT, scratch.file(), scratch.bytes());
     }
-    built.volumes = Volumes::insert(&built.machine, &start.volumes, volumes)?;
+    built.volumes = Volumes::insert(&built.machine, &start.volumes, volumes, &built.room)?;
     // Also without shares: what the guest and its server agree on when it boots is in every snapshot of it, and a guest
     // that is restored from one may have some. One of a version 8 file has no such device.
     if let Some(server) = shares.server() {
@@ -131,6 +134,7 @@ fn boot(
         listeners,
         scratch,
         volumes: Volumes::default(),
+        room: Room::default(),
         leases,
     })
 }
@@ -180,6 +184,7 @@ fn restore(
             listeners,
             scratch: None,
             volumes: Volumes::default(),
+            room: Room::default(),
             leases,
         });
     }
@@ -214,6 +219,7 @@ fn restore(
         listeners,
         scratch,
         volumes: Volumes::default(),
+        room: Room::default(),
         leases,
     })
 }

@@ -8,6 +8,7 @@ use supermachine_machine::{DiskBacking, Machine};
 use supermachine_proto::worker::VolumeSlot;
 use supermachine_storage::volume::{Mark, Volume};
 
+use crate::room::Room;
 use crate::scratch;
 use crate::session::Ended;
 
@@ -23,7 +24,12 @@ fn lock(volume: &Shared) -> MutexGuard<'_, Volume> {
 
 impl Volumes {
     /// Puts each into its slot, before the machine starts.
-    pub fn insert(machine: &Machine, slots: &[VolumeSlot], files: Vec<File>) -> Result<Self, Ended> {
+    pub fn insert(
+        machine: &Machine,
+        slots: &[VolumeSlot],
+        files: Vec<File>,
+        room: &Room,
+    ) -> Result<Self, Ended> {
         let unusable = |e: io::Error| Ended::bad(format!("a volume cannot be used: {e}"));
         let mut files = files.into_iter();
         let mut next = || files.next().ok_or_else(|| Ended::bad("a file of a volume did not come along"));
@@ -40,6 +46,7 @@ impl Volumes {
             }
             volume.hold().map_err(unusable)?;
             let bytes = volume.bytes();
+            room.watch(slot.slot as usize, Arc::new(file), bytes);
             let volume = Arc::new(Mutex::new(volume));
             let device = Box::new(Device { volume: volume.clone(), bytes });
             machine.insert_disk(slot.slot as usize, device, false).map_err(|e| Ended::bad(e.to_string()))?;

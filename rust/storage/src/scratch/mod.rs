@@ -125,6 +125,11 @@ impl Scratch {
         self.lock().bytes
     }
 
+    /// The file that changes go to.
+    pub fn file(&self) -> Arc<File> {
+        self.lock().own.clone()
+    }
+
     /// Fills `buffer` with what is at `offset`; all of it lies inside the disk.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.lock().read(buffer, offset)
