@@ -454,6 +454,13 @@ class CopyTooLarge(SupermachineError, OSError):
     default_code = "copy.too-large"
 
 
+class InvalidArchive(SupermachineError, ValueError):
+    """A tar for a guest is damaged, or has members that lie outside of where it is unpacked."""
+
+    default_code = "archive.invalid"
+    default_hint = "make the archive again, with names that are relative and without .."
+
+
 class FileTooLarge(SupermachineError, OSError):
     """A file of the guest has more bytes than were to be read as a whole."""
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
+from typing import IO
 
 import click
 
@@ -16,7 +20,7 @@ def register_volumes(cli: click.Group) -> None:
 
 @click.group()
 def volume() -> None:
-    """Make, list and remove volumes: disks with names, for `run -v NAME:DIR`."""
+    """Make, list, move and remove volumes: disks with names, for `run -v NAME:DIR`."""
 
 
 @volume.command("create")
@@ -79,6 +83,42 @@ def remove(names: tuple[str, ...]) -> None:
     for name in names:
         volumes.remove(name)
         click.echo(name)
+
+
+@volume.command("export")
+@click.option("-o", "--output", metavar="FILE", type=click.Path(dir_okay=False), help="[default: standard output]")
+@click.argument("name")
+def export(name: str, output: str | None) -> None:
+    """Write what is in a volume as a tar."""
+    from ..machine.volume_tars import export_volume
+
+    if output is None:
+        if sys.stdout.isatty():
+            raise click.UsageError("a tar is not written to a terminal; say where it goes with --output")
+        export_volume(name, sys.stdout.buffer)
+        return
+    unfinished = f"{output}.{os.getpid()}"
+    try:
+        with open(unfinished, "xb") as file:  # noqa: PTH123
+            export_volume(name, file)
+        os.replace(unfinished, output)  # noqa: PTH105
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)  # noqa: PTH108
+        raise
+
+
+@volume.command("import")
+@click.option("--size", metavar="SIZE", help="Of a volume that is made for it, as 20g.  [default: 64g]")
+@click.argument("name")
+@click.argument("file", metavar="[FILE]", type=click.File("rb"), default="-")
+def import_(name: str, file: IO[bytes], size: str | None) -> None:
+    """Unpack a tar, from standard input unless FILE is named, into a volume, which is made if it is not there."""
+    from ..machine.volume_tars import import_volume
+    from ..storage.volumes import DEFAULT_SIZE
+
+    import_volume(name, file, size or DEFAULT_SIZE)
+    click.echo(name)
 
 
 @volume.command("prune")

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import posixpath
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import CopyTooLarge
-from ..guest.copying import MAX_ENTRIES
+from ..guest import tars
 from ..oci.archive import compression_of, decompress
-from .errors import ApiError, BadRequest, NotFound
+from .errors import BadRequest, NotFound
 from .logs import timestamp
 
 if TYPE_CHECKING:
     from ..guest.paths import GuestPath, Status
     from ..machine.vm import VM
 
-#: Bytes that are moved at once.
-_BLOCK = 256 << 10
-#: Of a tar's extended header, which is read as a whole.
-_MAX_HEADER = 4 << 20
 #: Go's os.FileMode: bits beyond the permissions, by what Linux has.
 _GO_KINDS = {
     stat.S_IFDIR: 1 << 31,
@@ -79,97 +72,13 @@ def go_mode(mode: int) -> int:
 
 def pack(vm: VM, path: str, write: Callable[[bytes], Any]) -> None:
     """Writes a tar of what is at a path, beneath its own name. Blocks."""
-    found, status = place(vm, path)
-    name = "." if path.endswith("/.") else found.name or "/"
-    with tarfile.open(fileobj=_Out(write), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
-        links: dict[tuple[int, int], str] = {}
-        for entries, (there, found_status, member) in enumerate(_walk(found, status, name)):
-            if entries > MAX_ENTRIES:
-                raise CopyTooLarge(f"{path} has more than {MAX_ENTRIES} files and directories")
-            _add(tar, there, found_status, member, links)
+    found, _ = place(vm, path)
+    tars.pack(found, "." if path.endswith("/.") else found.name or "/", write)
 
 
 def pack_root(vm: VM, write: Callable[[bytes], Any]) -> None:
     """Writes a tar of the root, without what is mounted below it. Blocks."""
-    top = vm.path("/")
-    status = top.lstat()
-    with tarfile.open(fileobj=_Out(write), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
-        links: dict[tuple[int, int], str] = {}
-        for entries, (there, found, member) in enumerate(_walk(top, status, ".", device=status.st_dev)):
-            if entries > MAX_ENTRIES:
-                raise CopyTooLarge(f"the root has more than {MAX_ENTRIES} files and directories")
-            _add(tar, there, found, member, links)
-
-
-class _Out:
-    def __init__(self, write: Callable[[bytes], Any]) -> None:
-        self._write = write
-
-    def write(self, data: bytes) -> int:
-        self._write(bytes(data))
-        return len(data)
-
-
-def _walk(
-    top: GuestPath, status: Status, name: str, device: int | None = None
-) -> Iterator[tuple[GuestPath, Status, str]]:
-    """All that is below; with a `device`, of other file systems no more than where they are mounted."""
-    todo = [(top, status, name)]
-    while todo:
-        there, found, member = todo.pop()
-        yield there, found, member
-        if not stat.S_ISDIR(found.st_mode) or (device is not None and found.st_dev != device):
-            continue
-        try:
-            entries = there.entries()
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # it has gone meanwhile
-        todo.extend((p, s, f"{member}/{p.name}") for p, s in sorted(entries, key=lambda e: e[0].name, reverse=True))
-
-
-def _add(
-    tar: tarfile.TarFile, there: GuestPath, status: Status, member: str, links: dict[tuple[int, int], str]
-) -> None:
-    info = tarfile.TarInfo(member)
-    info.mode = stat.S_IMODE(status.st_mode)
-    info.uid, info.gid, info.mtime = status.st_uid, status.st_gid, int(status.st_mtime)
-    mode = status.st_mode
-    first = links.get((status.st_dev, status.st_ino)) if status.st_nlink > 1 and stat.S_ISREG(mode) else None
-    if first is not None:
-        info.type, info.linkname = tarfile.LNKTYPE, first
-    elif stat.S_ISDIR(mode):
-        info.type = tarfile.DIRTYPE
-    elif stat.S_ISLNK(mode):
-        info.type, info.linkname = tarfile.SYMTYPE, str(there.readlink())
-    elif stat.S_ISFIFO(mode):
-        info.type = tarfile.FIFOTYPE
-    elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        info.type = tarfile.CHRTYPE if stat.S_ISCHR(mode) else tarfile.BLKTYPE
-        info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
-    elif stat.S_ISREG(mode):
-        info.size = status.st_size
-        links[status.st_dev, status.st_ino] = member
-        with there.open("rb") as file:
-            tar.addfile(info, _Sized(file, info.size))
-        return
-    else:
-        return  # a socket
-    tar.addfile(info)
-
-
-class _Sized:
-    """Just so many bytes, however the file has changed since its size was asked for."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file = file
-        self._left = size
-
-    def read(self, count: int = -1) -> bytes:
-        count = self._left if count < 0 else min(count, self._left)
-        data = self._file.read(count)
-        data += bytes(count - len(data))
-        self._left -= count
-        return data
+    tars.pack(vm.path("/"), ".", write, one_device=True)
 
 
 # In.
@@ -191,105 +100,10 @@ def unpack(vm: VM, directory: str, archive: Path, *, keep_kinds: bool, limit: in
         plain = archive.with_suffix(".plain")
         decompress(archive, compression, plain, limit)
     try:
-        with plain.open("rb") as file, tarfile.open(fileobj=_In(file), mode="r:") as tar:  # type: ignore[call-overload]
-            _unpack(tar, top, keep_kinds)
+        with plain.open("rb") as file, tarfile.open(fileobj=tars.bounded(file), mode="r:") as tar:
+            tars.unpack(tar, top, keep_kinds=keep_kinds)
     except tarfile.TarError as error:
         raise BadRequest(f"the archive is no tar, or a damaged one: {error}") from None
     finally:
         if plain is not archive:
             plain.unlink(missing_ok=True)
-
-
-def bounded(file: IO[bytes]) -> Any:
-    """The file for `tarfile`, which refuses headers of an absurd size."""
-    return _In(file)
-
-
-class _In:
-    """A file that refuses large reads: tarfile believes the sizes of extended headers."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek = file.seek
-        self.tell = file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError("an extended header of an absurd size")
-        return self._file.read(size)
-
-
-def _unpack(tar: tarfile.TarFile, top: GuestPath, keep_kinds: bool) -> None:
-    times: list[tuple[GuestPath, tarfile.TarInfo]] = []
-    count = 0
-    while (info := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]
-        count += 1
-        if count > MAX_ENTRIES:
-            raise CopyTooLarge(f"the archive has more than {MAX_ENTRIES} members")
-        target = _inside(top, info.name)
-        if target is None:
-            times.append((top, info))
-            continue
-        if not target.parent.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-        _check_kind(target, info, keep_kinds)
-        _make(tar, info, target, top)
-        if not info.islnk() and not info.issym():
-            target.chmod(info.mode & 0o7777)
-            times.append((target, info))
-    for target, info in reversed(times):
-        if info.isdir() and target != top:
-            target.utime(ns=(int(info.mtime * 1e9), int(info.mtime * 1e9)))
-
-
-def _inside(top: GuestPath, name: str) -> GuestPath | None:
-    """Where a member goes; ``None`` for the directory itself. Raises BadRequest for what goes elsewhere."""
-    clean = posixpath.normpath("/" + name.lstrip("/"))
-    if ".." in name.split("/"):
-        raise BadRequest(f"the archive's member {name[:200]!r} is outside of where it is unpacked")
-    return None if clean == "/" else top / clean.lstrip("/")
-
-
-def _check_kind(target: GuestPath, info: tarfile.TarInfo, keep_kinds: bool) -> None:
-    try:
-        there = target.lstat()
-    except FileNotFoundError:
-        return
-    is_directory = stat.S_ISDIR(there.st_mode)
-    if is_directory and info.isdir():
-        return
-    if is_directory != info.isdir():
-        if keep_kinds:
-            what = "directory with non-directory" if is_directory else "non-directory with directory"
-            raise BadRequest(f"cannot overwrite {what}: {target}")
-        if is_directory:
-            target.rmtree()
-            return
-    # A new file in its place, so that what a link leads to is not written to.
-    target.unlink(missing_ok=True)
-
-
-def _make(tar: tarfile.TarFile, info: tarfile.TarInfo, target: GuestPath, top: GuestPath) -> None:
-    if info.isdir():
-        target.mkdir(exist_ok=True)
-    elif info.issym():
-        target.symlink_to(info.linkname)
-    elif info.islnk():
-        source = _inside(top, info.linkname)
-        if source is None:
-            raise BadRequest(f"the archive's member {info.name[:200]!r} is a link to a directory")
-        target.hardlink_to(source)
-        return
-    elif info.isfifo():
-        target._do(lambda f: f.make_fifo(target._bytes, 0o600))
-    elif info.isreg():
-        source_file = tar.extractfile(info)
-        assert source_file is not None
-        with target.open("wb", buffering=0) as file:
-            while block := source_file.read(_BLOCK):
-                file.write(block)
-        target.utime(ns=(int(info.mtime * 1e9), int(info.mtime * 1e9)))
-    else:
-        raise ApiError(501, f"the archive's member {info.name[:200]!r} is a device, which cannot be made")
-    target.chown(info.uid, info.gid, follow_symlinks=False)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..guest.copying import MAX_ENTRIES
+from ..guest.tars import bounded
 from ..oci.archive import compression_of, decompress
-from .archives import bounded
 from .errors import ApiError, BadRequest
 
 if TYPE_CHECKING:

@@ -51,6 +51,7 @@ _STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (errors.ShareNotFound, HTTPStatus.BAD_REQUEST),
     (errors.PortUnavailable, HTTPStatus.INTERNAL_SERVER_ERROR),
     (errors.ConfigurationError, HTTPStatus.BAD_REQUEST),
+    (errors.InvalidArchive, HTTPStatus.BAD_REQUEST),
     (errors.InvalidReference, HTTPStatus.BAD_REQUEST),
 )
 
