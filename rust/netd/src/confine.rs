@@ -22,6 +22,19 @@ pub fn confine() -> Result<(), Error> {
     seccompiler::apply_filter_all_threads(&linux::filter()?).map_err(|error| failed(&error))
 }
 
+/// Leaves the calling thread, and those that it makes, the system calls alone that the process has. The tests run a
+/// server so.
+#[cfg(target_os = "linux")]
+pub fn confine_thread() -> Result<(), Error> {
+    seccompiler::apply_filter(&linux::filter()?).map_err(|error| Error(error.to_string()))
+}
+
+/// Leaves the calling thread as it is: only Linux has a filter.
+#[cfg(not(target_os = "linux"))]
+pub fn confine_thread() -> Result<(), Error> {
+    Ok(())
+}
+
 #[cfg(not(target_os = "linux"))]
 pub fn confine() -> Result<(), Error> {
     use rustix::process::{Resource, Rlimit, setrlimit};
@@ -79,6 +92,7 @@ mod linux {
         libc::SYS_sendto,
         libc::SYS_set_robust_list,
         libc::SYS_setsockopt,
+        libc::SYS_shutdown,
         libc::SYS_sigaltstack,
         libc::SYS_socketpair,
         libc::SYS_write,

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use supermachine_netd::channel::Channel;
+use supermachine_netd::confine;
 use supermachine_netd::host::Host;
 use supermachine_netd::server::Server;
 use supermachine_proto::netd::{
@@ -59,6 +60,7 @@ impl Netd {
             secrets: None,
         };
         thread::spawn(move || {
+            confine::confine_thread().unwrap();
             let (control, link) = (Channel::new(theirs).unwrap(), Channel::new(link).unwrap());
             Server::new(control, link, start, Host::default()).unwrap().dialing(dial).run()
         });
@@ -222,6 +224,7 @@ fn no_attempt_gets_past_rules_for_names() {
     ];
     let mut netd = Netd::start(Preset::Nothing, &["allowed.test"], &[], vec![server]);
     assert_eq!(netd.look_up("allowed.test"), 0);
+    let mut pages = 0;
     for (to, attempts) in [(TLS, attempts), (HTTP, http)] {
         for (what, said) in attempts {
             assert_eq!(netd.ask(tcp, to), Reply::Judged { flow: netd.next }, "{what}");
@@ -241,12 +244,14 @@ fn no_attempt_gets_past_rules_for_names() {
                     socket.set_nonblocking(false).unwrap();
                     socket.read_to_string(&mut page).unwrap();
                     assert!(page.starts_with("HTTP/1.1 403 "), "{what}: {page}");
+                    pages += 1;
                 }
                 other => panic!("{what}: {other:?}"),
             }
             assert_eq!(netd.denied().address, Some("8.8.4.4".parse().unwrap()), "{what}");
         }
     }
+    assert!(pages > 0, "no attempt that speaks HTTP was told why it is denied");
     for (_, server) in DIALLED.lock().unwrap().iter().filter(|(to, _)| to.ip().to_string() == "8.8.4.4") {
         server.set_nonblocking(true).unwrap();
         let mut byte = [0];

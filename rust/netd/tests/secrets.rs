@@ -15,6 +15,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use supermachine_netd::channel::Channel;
+use supermachine_netd::confine;
 use supermachine_netd::host::Host;
 use supermachine_netd::secrets::{authority, host};
 use supermachine_netd::server::Server;
@@ -144,6 +145,7 @@ impl Netd {
         };
         let host = Host { roots: vec![roots.certificate.to_vec()], ..Host::default() };
         thread::spawn(move || {
+            confine::confine_thread().unwrap();
             let (control, link) = (Channel::new(theirs).unwrap(), Channel::new(link).unwrap());
             Server::new(control, link, start, host).unwrap().dialing(dial).run()
         });
