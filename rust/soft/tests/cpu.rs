@@ -398,6 +398,28 @@ fn registers_of_floating_point_trap_as_its_instructions_do() {
 }
 
 #[test]
+fn an_inexact_result_leaves_the_other_numbers_as_they_are() {
+    // fadd d20, d1, d2; scvtf d20, x1; scvtf d20, d1; frintx d20, d1; fdiv d20, d1, d2; fsqrt d20, d1; fcvt s20, d1
+    for insn in [0x1e62_2834, 0x9e62_0034, 0x5e61_d834, 0x1e67_4034, 0x1e62_1834, 0x1e61_c034, 0x1e62_4034] {
+        let m = Machine::new(1);
+        // fmov d0, x0 to fmov d11, x11: more than there are host registers beside those of the instruction itself.
+        let mut code: Vec<u32> = (0..12).map(|n| 0x9e67_0000 | n << 5 | n).collect();
+        // fmov x12, d0 to fmov x23, d11; hvc #0
+        code.push(insn);
+        code.extend((0..12).map(|n| 0x9e66_0000 | n << 5 | (12 + n)));
+        code.push(0xd400_0002);
+        m.put(0, &code);
+        let number = |n: u32| (f64::from(n) + 1.1).to_bits();
+        let mut v = m.vcpu(0, 0, &(0..12).map(|n| (n, number(n))).collect::<Vec<_>>());
+        v.set_sys_reg(SysReg::CPACR_EL1, 3 << 20).unwrap();
+        assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+        for n in 0..12 {
+            assert_eq!(v.reg(Reg::x(12 + n)).unwrap(), number(n), "{insn:#x}, register {n}");
+        }
+    }
+}
+
+#[test]
 fn an_atomic_access_where_nothing_is_faults_as_its_read() {
     let esr = |wnr: u64, dfsc: u64| 0x25 << 26 | 1 << 25 | wnr << 6 | dfsc;
     // ldadd x1, x0, [x2]; casal x1, x0, [x2]; swp x1, x0, [x2]

@@ -65,9 +65,9 @@ impl Translator<'_> {
             Simd::FromLane { double, d, n } => {
                 let x = self.read_vector(n);
                 self.exact_modes();
-                let missing = self.inexact_is_known();
                 let r = self.cache.reserve_vector(&mut self.asm);
                 let before = self.cache;
+                let missing = self.inexact_is_known();
                 self.asm.mov_r(double, RAX, x);
                 self.asm.vector(sse::XORPS, r, r);
                 self.asm.convert(double, double, r, RAX);
@@ -146,9 +146,10 @@ impl Translator<'_> {
     /// An operation whose result may be inexact: `f` computes it. What it reads is in registers.
     fn arithmetic(&mut self, double: bool, d: Reg, range: Range, f: impl FnOnce(&mut Self, X)) {
         self.exact_modes();
-        let unknown = self.inexact_is_known();
+        // First, since it may store another register to make room: what goes aside must find that done.
         let r = self.cache.reserve_vector(&mut self.asm);
         let before = self.cache;
+        let unknown = self.inexact_is_known();
         f(self, r);
         let outside = self.check(double, range, r);
         self.assign(d, r, double);
@@ -177,10 +178,10 @@ impl Translator<'_> {
             }),
             Float1::Round(_) | Float1::RoundExact | Float1::RoundCurrent => {
                 self.exact_modes();
-                let unknown = (op == Float1::RoundExact).then(|| self.inexact_is_known());
                 let round = if let Float1::Round(round) = op { round } else { Round::Nearest };
                 let r = self.cache.reserve_vector(&mut self.asm);
                 let before = self.cache;
+                let unknown = (op == Float1::RoundExact).then(|| self.inexact_is_known());
                 self.scalar(double, r, n, x);
                 self.asm.vector_i(sse::ROUND[size], r, r, rounding(round));
                 let outside = self.check(double, Range::Finite, r);
@@ -311,12 +312,12 @@ impl Translator<'_> {
     fn convert(&mut self, double: bool, wide: bool, signed: bool, d: Reg, n: Reg) {
         let s = self.read(n);
         let exact = double && !wide;
-        let unknown = (!exact).then(|| {
+        if !exact {
             self.exact_modes();
-            self.inexact_is_known()
-        });
+        }
         let r = self.cache.reserve_vector(&mut self.asm);
         let before = self.cache;
+        let unknown = (!exact).then(|| self.inexact_is_known());
         let mut outside = None;
         self.asm.vector(sse::XORPS, r, r);
         match (wide, signed) {
