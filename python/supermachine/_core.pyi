@@ -24,7 +24,8 @@ MAX_WORKING_SET: int
 _Stat = tuple[int, int, int, int, int, int, int, int, int, tuple[int, int, int]]
 
 #: Executable of the policy process, preset, rules that allow, rules that deny, name servers; a descriptor of the audit
-#: log, with what names the machine in it; and secrets: placeholder, value, hosts, in queries, in bodies.
+#: log, with what names the machine in it; secrets: placeholder, value, hosts, in queries, in bodies; and the guest's
+#: address where that is not the usual one.
 _Network = tuple[
     str,
     str,
@@ -33,6 +34,7 @@ _Network = tuple[
     Sequence[str],
     tuple[int, str] | None,
     Sequence[tuple[str, bytes, Sequence[str], bool, bool]],
+    str | None,
 ]
 #: Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
 _Denial = tuple[str | None, str | None, int, str, str | None, str, str, int]
@@ -115,6 +117,11 @@ class Worker:
     def network_pid(self) -> int | None: ...
     @property
     def has_network(self) -> bool: ...
+    @property
+    def network_address(self) -> str | None: ...
+    def join_segment(self, segment: int, names: Sequence[str]) -> None: ...
+    def leave_segment(self, segment: int) -> None: ...
+    def meet(self, segment: int, names: Sequence[str], other: Worker, its: Sequence[str]) -> None: ...
     def denials(self, start: int = 0, timeout: float | None = None) -> tuple[list[_Denial], int]: ...
     def wait_denial(self, number: int, timeout: float | None = None) -> bool: ...
     def flows(self, timeout: float | None = None) -> list[tuple[str, int, str | None, str, int, int]] | None: ...

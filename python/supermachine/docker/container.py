@@ -17,7 +17,7 @@ from ..guest import group
 from ..guest.process_context import command as command_of
 from ..machine.starts import Root
 from ..machine.vm import VM
-from ..network import policy
+from ..network import policy, segments
 from ..network.ports import Bound
 from ..settings.machine import MachineSettings
 from ..storage.shares import Share
@@ -182,7 +182,7 @@ class Container:
             "environment": wanted.environment,
             "hostname": wanted.hostname or self.id[:12],
             "mounts": {m.target: Share(m.source, read_only=m.read_only) for m in mounts},
-            "network": self.session.policy(self.networks),
+            "network": self._network(self.networks),
             "platform": str(resolved.platform),
         }
         if wanted.tmpfs:
@@ -199,6 +199,38 @@ class Container:
             options["user"] = wanted.user
         return MachineSettings.of(**options)
 
+    def _network(self, networks: dict[str, list[str]]) -> policy.Network:
+        """What it may reach beside the containers in its networks."""
+        found = policy.network(self.session.policy(networks))
+        return found if networks and set(networks) == {"none"} else found.with_own_address()
+
+    def _join(self, vm: VM) -> None:
+        """Has the containers in its networks know it; while its command runs, as with docker."""
+        for segment, names in self._segments(self.networks).items():
+            vm.network.join(segment, names)
+
+    def _leave(self, vm: VM) -> None:
+        with contextlib.suppress(SupermachineError, OSError):
+            for segment in self._segments(self.networks):
+                vm.network.leave(segment)
+
+    def _segments(self, networks: dict[str, list[str]]) -> dict[str, list[str]]:
+        """The segment of each network that a user has made, and the container's names there."""
+        own = [self.name, self.id[:12], *([self.wanted.hostname] if self.wanted.hostname else [])]
+        found = {}
+        for name, called in networks.items():
+            segment = self.session.networks.segment(name)
+            if segment is not None:
+                found[segment] = [text for text in (*own, *called) if segments.is_name(text)]
+        return found
+
+    @property
+    def address(self) -> str:
+        """Where other containers find it, while it runs."""
+        return (
+            segments.address_of(self._vm._running()) if self.alive and self._vm is not None and self._vm.running else ""
+        )
+
     async def _fill(self, mount: VolumeMount) -> None:
         """Puts what the image has where a new volume is mounted into the volume."""
         volume = self.session.volumes.by_path(mount.source)
@@ -208,10 +240,18 @@ class Container:
 
     async def change_networks(self, networks: dict[str, list[str]]) -> None:
         """Has it in these networks from now on. Raises NotSupported for one that was started without any."""
-        before, after = self.session.policy(self.networks), self.session.policy(networks)
+        before, after = self._network(self.networks), self._network(networks)
+        old, new = self._segments(self.networks), self._segments(networks)
         async with self._machine_lock:
-            if self._vm is not None and self._vm.running and before != after:
-                await self.session.call(self._vm.network.update, policy.network(after))
+            vm = self._vm
+            if vm is not None and vm.running:
+                if before != after:
+                    await self.session.call(vm.network.update, after)
+                if self.alive:
+                    for segment in old.keys() - new.keys():
+                        await self.session.call(vm.network.leave, segment)
+                    for segment in new.keys() - old.keys():
+                        await self.session.call(vm.network.join, segment, new[segment])
             self.networks = networks
 
     async def drop_machine(self) -> None:
@@ -275,6 +315,7 @@ class Container:
         def begin() -> Process:
             self._prepare(vm)
             self._open_ports(vm)
+            self._join(vm)
             environment = {"TERM": "xterm"} if wanted.tty and "TERM" not in wanted.environment else None
             try:
                 return Process.start(
@@ -342,6 +383,8 @@ class Container:
         process.close()
         self.process = None
         self._close_ports()
+        if vm is not None:
+            await self.session.call(self._leave, vm)
         self.exit_code, self.finished_ns = code, time.time_ns()
         restarts = self._restarts(code)
         self.status = "restarting" if restarts else "exited"

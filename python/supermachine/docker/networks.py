@@ -1,7 +1,7 @@
 """Networks by name, and what containers are called there.
 
-A container of a user's network is reached by its published ports. Names of other containers do not resolve in it, as
-guests have no segment in common.
+Containers in a network that a user has made reach each other by name, alias, host name and short id, each by way of its
+own machine's policy process. In the predefined ones they do not: there are no names there with docker either.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ MAX_NETWORKS = 1000
 #: The address at which this host has a container's published ports. Test libraries that find themselves in a container
 #: connect to the gateway of a network.
 GATEWAY = "127.0.0.1"
+#: Bits of the containers' common network.
+PREFIX = 24
 #: Those that are always there, and what they are called in `HostConfig.NetworkMode`.
 _PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
 
@@ -56,6 +58,11 @@ class Networks:
             return names.find("network", wanted, self._networks, lambda n: [n.name])
         except NotFound:
             raise NotFound(f"network {wanted[:255]} not found") from None
+
+    def segment(self, name: str) -> str | None:
+        """What machines join for a network of this name; ``None`` for a predefined one."""
+        found = next((n for n in self._networks.values() if n.name == name), None)
+        return None if found is None or found.predefined else f"docker:{found.id}"
 
     def of_mode(self, mode: str) -> Network | None:
         """The network of HostConfig.NetworkMode; ``None`` for another container's."""
@@ -161,7 +168,7 @@ class Networks:
                     "Name": c.name,
                     "EndpointID": endpoint_id(network, c),
                     "MacAddress": "",
-                    "IPv4Address": "",
+                    "IPv4Address": f"{c.address}/{PREFIX}" if c.address and not network.predefined else "",
                     "IPv6Address": "",
                 }
                 for c in self.members(network)
@@ -175,6 +182,8 @@ class Networks:
         found = {}
         for name, called in container.networks.items():
             network = next((n for n in self._networks.values() if n.name == name), None)
+            # Of a predefined network there is none: this host reaches nobody there.
+            address = container.address if network is not None and not network.predefined else ""
             found[name] = {
                 "IPAMConfig": None,
                 "Links": None,
@@ -184,8 +193,8 @@ class Networks:
                 "NetworkID": network.id if network is not None else "",
                 "EndpointID": endpoint_id(network, container) if network is not None and container.alive else "",
                 "Gateway": GATEWAY if container.alive else "",
-                "IPAddress": "",
-                "IPPrefixLen": 0,
+                "IPAddress": address,
+                "IPPrefixLen": PREFIX if address else 0,
                 "IPv6Gateway": "",
                 "GlobalIPv6Address": "",
                 "GlobalIPv6PrefixLen": 0,

@@ -56,8 +56,9 @@ def spawn(
     machine_id = os.urandom(16)
     hostname = hostname or machine_id.hex()[:12]
     opened: list[int] = []
+    address, started = _own_address(network), None
     try:
-        return Worker.spawn(
+        started = Worker.spawn(
             bundle.worker(),
             engine=engine.name,
             kernel=bundle.kernel(engine.architecture),
@@ -73,14 +74,16 @@ def spawn(
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(require_confinement),
             environment=_translation(),
-            network=_told(network, hostname, opened),
+            network=_told(network, hostname, opened, address),
             shares=shares,
             scratch=scratch,
             volume_disks=volumes,
         )
+        return started
     except OSError as error:
         raise _not_started(error) from error
     finally:
+        _settle(address, started)
         for descriptor in opened:
             os.close(descriptor)
 
@@ -111,8 +114,9 @@ def spawn_restored(
     machine_id = os.urandom(16)
     hostname = hostname or machine_id.hex()[:12]
     opened: list[int] = []
+    address, started = _own_address(network), None
     try:
-        return Worker.restore(
+        started = Worker.restore(
             bundle.worker(),
             engine=engine,
             files=[os.fspath(file) for file in files],
@@ -125,14 +129,16 @@ def spawn_restored(
             boot_timeout_ms=_milliseconds(timeout),
             require_confinement=confinement.required(require_confinement),
             environment=_translation(),
-            network=_told(network, hostname, opened),
+            network=_told(network, hostname, opened, address),
             shares=shares,
             scratch=scratch,
             volume_disks=volumes,
         )
+        return started
     except OSError as error:
         raise _not_started(error) from error
     finally:
+        _settle(address, started)
         for descriptor in opened:
             os.close(descriptor)
 
@@ -145,7 +151,27 @@ def _translation() -> list[tuple[str, str]]:
     return [(env.JIT, value)] if value else []
 
 
-def _told(network: Network | None, machine: str, opened: list[int]) -> _Network | None:
+def _own_address(network: Network | None) -> str | None:
+    """One that no other machine of this process has, where it is to be on segments; `_settle` hears what came of it."""
+    if network is None or not network.has_own_address:
+        return None
+    from ..network import segments
+
+    return segments.reserve()
+
+
+def _settle(address: str | None, started: Worker | None) -> None:
+    if address is None:
+        return
+    from ..network import segments
+
+    if started is None:
+        segments.release(address)
+    else:
+        segments.keep(address, started)
+
+
+def _told(network: Network | None, machine: str, opened: list[int], address: str | None) -> _Network | None:
     """What a worker is told of its guest's network; nothing where there is none. `opened` is closed by who calls."""
     if network is None or network.is_none:
         return None
@@ -155,7 +181,8 @@ def _told(network: Network | None, machine: str, opened: list[int]) -> _Network 
         opened.append(log)
         audit = (log, machine)
     secrets = [secret.told(name) for name, secret in network.secrets.items()]
-    return (bundle.policy_process(), network.preset, network.allow, network.deny, network.dns, audit, secrets)
+    rules = (network.preset, network.allow, network.deny)
+    return (bundle.policy_process(), *rules, network.dns, audit, secrets, address)
 
 
 def _not_started(error: OSError) -> OSError:

@@ -221,7 +221,7 @@ class Starter:
             volumes.close(opened)
 
     def _attached(self, guest: Guest) -> Guest:
-        """Mounts shares and volumes in a guest that is ready."""
+        """Mounts shares and volumes in a guest that is ready, and puts it on its segments."""
         settings, opened = self._settings, self._volumes or ()
         if settings.shares or opened or settings.tmpfs or settings.shm_size or settings.read_only:
             from ..storage import shares
@@ -239,6 +239,16 @@ class Starter:
                     settings.shm_size,
                     settings.read_only,
                 )
+            except BaseException:
+                guest.worker.kill()
+                raise
+        if joins := self._settings.network.segments:
+            from ..network import segments
+
+            own = (self._settings.hostname,) if self._settings.hostname else ()
+            try:
+                for segment, names in joins:
+                    segments.join(guest.worker, segment, (*own, *names))
             except BaseException:
                 guest.worker.kill()
                 raise

@@ -97,6 +97,8 @@ class GuestNetwork:
                 audit=before.audit,
                 secrets=before.secrets,
             )
+        # It stays on its segments.
+        new = new.like(before)
         if not worker.has_network:
             raise NotSupported(
                 "the virtual machine was started without a network, and gets none while it runs",
@@ -106,6 +108,26 @@ class GuestNetwork:
             raise NotSupported("name servers, the audit log and secrets are those that the machine was started with")
         worker.set_network_policy(new.preset, new.allow, new.deny)
         self._keep(new)
+
+    def join(self, segment: str, names: Sequence[str]) -> None:
+        """Puts it on a private segment, where it is called so; a process forgets a segment that nobody is on.
+
+        Raises NotSupported where it was not started with `Network.private`, as it needs an address of its own.
+        """
+        from . import segments
+
+        segments.join(self._worker(), segment, names)
+
+    def leave(self, segment: str) -> None:
+        """Takes it off a private segment. What it has open there is reset."""
+        from . import segments
+
+        segments.leave(self._worker(), segment)
+
+    @property
+    def address(self) -> str | None:
+        """The guest's address, at which others on its segments find it; ``None`` for one without a network."""
+        return self._worker().network_address
 
     def flows(self) -> list[Flow]:
         """The connections that are open, and those that are being made."""

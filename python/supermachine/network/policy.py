@@ -33,7 +33,12 @@ class Network:
     network that allows nothing else than its rules do: with them the preset is ``none``, and may be no other.
     """
 
-    __slots__ = ("allow", "audit", "deny", "dns", "preset", "secrets")
+    __slots__ = ("allow", "audit", "deny", "dns", "has_own_address", "preset", "secrets", "segments")
+
+    #: Private segments that the machine is on from its start, each with names beside the host name.
+    segments: tuple[tuple[str, tuple[str, ...]], ...]
+    #: Whether it has an address that no other machine of this process has, as it needs on a segment.
+    has_own_address: bool
 
     def __init__(
         self,
@@ -68,12 +73,53 @@ class Network:
         self.deny = tuple(deny)
         self.dns = tuple(dns)
         self.audit = None if audit is None else os.fspath(audit)
+        self.segments = ()
+        self.has_own_address = False
+
+    @classmethod
+    def private(
+        cls,
+        name: str,
+        preset: str | None = None,
+        *,
+        names: Sequence[str] = (),
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        dns: Sequence[str] = (),
+        audit: str | os.PathLike[str] | None = None,
+        secrets: Secrets | None = None,
+    ) -> Network:
+        """A network that machines of this process have in common, beside what the rest lets each of them reach.
+
+        Machines whose `private` has the same `name` reach each other at every port, by their host names, by `names`,
+        and by address; rules that deny hold there too. A process has up to 239 such machines at once. Raises
+        ConfigurationError for what is no rule and no name.
+        """
+        from . import segments
+
+        network = cls(preset, allow=allow, deny=deny, dns=dns, audit=audit, secrets=secrets)
+        network.segments = ((name, segments.checked(names)),)
+        network.has_own_address = True
+        return network
+
+    def with_own_address(self) -> Network:
+        """This, for a machine that may be put on segments later."""
+        return self.like(self, address=True)
+
+    def like(self, other: Network, *, address: bool = False) -> Network:
+        """This policy, on the segments of the other one."""
+        network = Network(
+            self.preset, allow=self.allow, deny=self.deny, dns=self.dns, audit=self.audit, secrets=self.secrets
+        )
+        network.segments = other.segments
+        network.has_own_address = other.has_own_address or address
+        return network
 
     def also(self, allow: Sequence[str] = (), deny: Sequence[str] = (), secrets: Secrets | None = None) -> Network:
         """This and more rules and secrets."""
         if not allow and not deny and not secrets:
             return self
-        return Network(
+        more = Network(
             self.preset,
             allow=[*self.allow, *allow],
             deny=[*self.deny, *deny],
@@ -81,6 +127,7 @@ class Network:
             audit=self.audit,
             secrets={**self.secrets, **_named(secrets)},
         )
+        return more.like(self)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -94,7 +141,7 @@ class Network:
     @property
     def is_none(self) -> bool:
         """Whether nothing at all is allowed: then the guest has no network."""
-        return self.preset == "none" and not self.allow
+        return self.preset == "none" and not self.allow and not self.has_own_address
 
     def record(self) -> list[object]:
         """What a snapshot says of it: nothing of secrets."""
@@ -119,11 +166,24 @@ class Network:
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     def __hash__(self) -> int:
-        return hash((self.preset, self.allow, self.deny, self.dns, self.audit, *self.secrets))
+        return hash(
+            (
+                self.preset,
+                self.allow,
+                self.deny,
+                self.dns,
+                self.audit,
+                self.segments,
+                self.has_own_address,
+                *self.secrets,
+            )
+        )
 
     def __repr__(self) -> str:
         rules = "".join(
-            f", {name}={list(getattr(self, name))}" for name in ("allow", "deny", "dns") if getattr(self, name)
+            f", {name}={list(getattr(self, name))}"
+            for name in ("allow", "deny", "dns", "segments")
+            if getattr(self, name)
         ) + (f", audit={self.audit!r}" if self.audit else "")
         if self.secrets:
             rules += f", secrets={self.secrets}"

@@ -18,7 +18,7 @@ use supermachine_netd::{policy, secrets};
 use supermachine_proto::agent::Network;
 use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::netd::{
-    Command, Denial, Event, Flow, Hidden, Policy, Preset, Protocol, ROOTS, Secret, Secrets, Start,
+    Command, Denial, Event, Flow, Hidden, Member, Policy, Preset, Protocol, ROOTS, Secret, Secrets, Start,
 };
 
 use crate::descriptors::{self, Unshared};
@@ -35,9 +35,17 @@ const CALLS: usize = 256;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What Python says of a network: executable, preset, rules that allow, rules that deny, name servers, a descriptor of
-/// the audit log with what names the machine there, and secrets.
-pub type Wanted =
-    (PathBuf, String, Vec<String>, Vec<String>, Vec<String>, Option<(RawFd, String)>, Vec<WantedSecret>);
+/// the audit log with what names the machine there, secrets, and the guest's address where that is not the usual one.
+pub type Wanted = (
+    PathBuf,
+    String,
+    Vec<String>,
+    Vec<String>,
+    Vec<String>,
+    Option<(RawFd, String)>,
+    Vec<WantedSecret>,
+    Option<String>,
+);
 
 /// Placeholder, value, hosts, whether it may be in queries, whether it may be in bodies.
 pub type WantedSecret = (String, Vec<u8>, Vec<String>, bool, bool);
@@ -60,7 +68,7 @@ struct Log {
 }
 
 impl Settings {
-    pub fn new((path, preset, allow, deny, dns, audit, secrets): Wanted) -> PyResult<Self> {
+    pub fn new((path, preset, allow, deny, dns, audit, secrets, address): Wanted) -> PyResult<Self> {
         let audit =
             audit.map(|(fd, machine)| Unshared::new(|| sys::duplicate(fd)).map(|file| Log { file, machine }));
         let audit = audit.transpose()?;
@@ -71,7 +79,13 @@ impl Settings {
             server.map_err(|_| PyValueError::new_err(format!("{text:?} is not the address of a name server")))
         });
         let secrets = if secrets.is_empty() { None } else { Some(with_authority(secrets)?) };
-        let guest = Network::default().address;
+        let guest = match address {
+            Some(text) => {
+                let no_address = || PyValueError::new_err(format!("{text:?} is not a guest's address"));
+                text.parse().map_err(|_| no_address())?
+            }
+            None => Network::default().address,
+        };
         Ok(Self { path, policy, dns: dns.collect::<Result<_, _>>()?, guest, audit, secrets })
     }
 
@@ -95,6 +109,13 @@ fn with_authority(secrets: Vec<WantedSecret>) -> PyResult<(Secrets, String)> {
         body,
     });
     Ok((Secrets { authority, secrets: secrets.collect() }, certificate))
+}
+
+impl Settings {
+    /// The guest's address.
+    pub fn guest(&self) -> Ipv4Addr {
+        self.guest
+    }
 }
 
 pub fn policy_of(preset: &str, allow: Vec<String>, deny: Vec<String>) -> PyResult<Policy> {
@@ -189,6 +210,7 @@ impl Shared {
 /// no process, and no start waits for one.
 pub struct Netd {
     shared: Arc<Shared>,
+    address: Ipv4Addr,
 }
 
 /// Brings connections to the guest from published ports, from any thread.
@@ -231,6 +253,7 @@ impl Door {
 impl Netd {
     /// Has a thread wait at this end of the link for what the guest asks first.
     pub fn new(settings: Settings, link: Unshared<UnixStream>) -> io::Result<Self> {
+        let address = settings.guest;
         let state = State {
             process: Process::Wanted(Box::new(settings), Vec::new()),
             denials: VecDeque::new(),
@@ -251,11 +274,34 @@ impl Netd {
             .name("supermachine-netd".into())
             .stack_size(128 * 1024)
             .spawn(move || follow(&hears, link, &rings))?;
-        Ok(Self { shared })
+        Ok(Self { shared, address })
+    }
+
+    /// The guest's.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// What others on a segment know it as.
+    pub fn member(&self, segment: u64, names: Vec<String>) -> Member {
+        Member { segment, address: self.address.into(), names }
+    }
+
+    /// Has two machines on a segment know each other.
+    pub fn meet(&self, own: Member, other: &Self, its: Member) -> io::Result<()> {
+        let (ours, theirs) = descriptors::pair()?;
+        self.command(Command::Meet(its), Some(ours.as_fd()))?;
+        other.command(Command::Meet(own), Some(theirs.as_fd()))
     }
 
     pub fn door(&self) -> Door {
         Door(self.shared.clone())
+    }
+
+    /// Tells the process something, or has it started for that. What has ended hears nothing.
+    pub fn command(&self, command: Command, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let mut state = self.shared.lock();
+        if state.is_over() { Ok(()) } else { state.command(&self.shared.bell, command, fd) }
     }
 
     /// The process, once there is one.

@@ -52,15 +52,18 @@ fn identity(
     network: Option<&netd::Settings>,
 ) -> Identity {
     let authority = network.map(netd::Settings::certificate).unwrap_or_default();
-    let network = network.map(|_| {
+    let network = network.map(|settings| {
+        let (usual, address) = (Network::default(), settings.guest());
         let Search { domains: search, ndots } = Search::read();
-        Network { search, ndots, ..Network::default() }
+        // Names of machines on a segment have no dot, and are not to be looked for elsewhere first.
+        let ndots = if address == usual.address { ndots } else { 0 };
+        Network { address, search, ndots, ..usual }
     });
     Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0, network, authority }
 }
 
 /// The process that owns one VM. In a process that was forked from this one, it is of a VM that has ended.
-#[pyclass(frozen, module = "supermachine._core")]
+#[pyclass(frozen, weakref, module = "supermachine._core")]
 pub struct Worker(Launched, Option<Netd>);
 
 /// Makes connections to a guest, from any thread; holds no VM alive.
@@ -111,6 +114,11 @@ impl Worker {
             Ok(stream) => Ok((stream, dialer.shared)),
             Err(error) => Err(self.lost(py, &error)),
         }
+    }
+
+    fn network(&self) -> PyResult<&Netd> {
+        let without = || PyValueError::new_err("the virtual machine was started without a network");
+        self.1.as_ref().ok_or_else(without)
     }
 
     /// What makes connections without this object.
@@ -475,6 +483,40 @@ impl Worker {
         self.1.is_some()
     }
 
+    /// The guest's address on its network; `None` without one.
+    #[getter]
+    fn network_address(&self) -> Option<String> {
+        self.1.as_ref().map(|network| network.address().to_string())
+    }
+
+    /// The guest is on a private segment, under these names.
+    fn join_segment(&self, py: Python<'_>, segment: u64, names: Vec<String>) -> PyResult<()> {
+        let network = self.network()?;
+        Ok(py.detach(|| {
+            network.command(supermachine_proto::netd::Command::Join(network.member(segment, names)), None)
+        })?)
+    }
+
+    /// And off it again.
+    fn leave_segment(&self, py: Python<'_>, segment: u64) -> PyResult<()> {
+        let network = self.network()?;
+        Ok(py.detach(|| network.command(supermachine_proto::netd::Command::Leave { segment }, None))?)
+    }
+
+    /// Has this guest and another one on the segment know each other, by these names.
+    fn meet(
+        &self,
+        py: Python<'_>,
+        segment: u64,
+        names: Vec<String>,
+        other: &Self,
+        its: Vec<String>,
+    ) -> PyResult<()> {
+        let (own, other) = (self.network()?, other.network()?);
+        let members = (own.member(segment, names), other.member(segment, its));
+        Ok(py.detach(|| own.meet(members.0, other, members.1))?)
+    }
+
     /// What the network's policy has denied, from number `start` on, and the number of the next one. Waits up to `timeout`
     /// seconds for what is on its way. Empty without a network.
     #[pyo3(signature = (start=0, timeout=None))]
@@ -507,10 +549,8 @@ impl Worker {
         deny: Vec<String>,
     ) -> PyResult<()> {
         let policy = netd::policy_of(preset, allow, deny)?;
-        match &self.1 {
-            Some(network) => py.detach(|| network.set_policy(policy)).map_err(PyErr::from),
-            None => Err(PyValueError::new_err("the virtual machine was started without a network")),
-        }
+        let network = self.network()?;
+        Ok(py.detach(|| network.set_policy(policy))?)
     }
 
     /// A descriptor, owned by the caller, that reads as ended once the VM has ended.
