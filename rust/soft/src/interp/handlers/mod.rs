@@ -194,18 +194,6 @@ pub(crate) const fn holds(cond: u32, nzcv: u32) -> bool {
     r != (cond & 1 == 1)
 }
 
-/// For each condition the values of NZCV (as bits of a word) with which it holds.
-pub(crate) static HOLDS: [u16; 16] = {
-    let mut table = [0; 16];
-    let mut i = 0;
-    while i < 256 {
-        let (cond, nzcv) = (i >> 4, i & 15);
-        table[cond as usize] |= (holds(cond, nzcv << 28) as u16) << nzcv;
-        i += 1;
-    }
-    table
-};
-
 /// Whether it holds after comparing `a` with `b`.
 #[inline(always)]
 pub(crate) fn compare<T: Word>(cond: u32, a: T, b: T) -> bool {

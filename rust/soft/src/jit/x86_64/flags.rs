@@ -6,7 +6,19 @@ use super::cache::{Cache, home};
 use super::layout;
 use super::sse;
 use super::stubs::{nzcv_from_host, set_nzcv};
-use crate::interp::handlers::{Flags, HOLDS};
+use crate::interp::handlers::{Flags, holds};
+
+/// For each condition the values of NZCV (as bits of a word) with which it holds.
+static HOLDS: [u16; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 256 {
+        let (cond, nzcv) = (i >> 4, i & 15);
+        table[cond as usize] |= (holds(cond, nzcv << 28) as u16) << nzcv;
+        i += 1;
+    }
+    table
+};
 
 /// An operand that can be had again later: a guest register that has not changed since, or a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
