@@ -129,7 +129,7 @@ def test_engines_that_are_not_there():
 
 def test_what_cannot_be_done_says_so():
     with pytest.raises(NotSupported):
-        supermachine.VM("x", ports={"53/udp": 5353})
+        supermachine.VM("x", ports={"53/sctp": 5353})
 
 
 def all_errors():

@@ -323,8 +323,9 @@ def test_ports_as_docker_py_writes_them():
     for wrong in ({"0": 1}, {"http": 1}, {"80": "x"}, {"80": 70000}, {"70000": 1}, {"80": (1, 2)}):
         with pytest.raises(ConfigurationError):
             ports.parse(wrong)
+    assert ports.parse({"53/udp": 53}) == {"53/udp": [("127.0.0.1", 53)]}
     with pytest.raises(NotSupported):
-        ports.parse({"80/udp": 1})
+        ports.parse({"80/sctp": 1})
 
 
 def test_ports_as_docker_publishes_them():
@@ -368,8 +369,9 @@ def test_every_setting_has_a_type_and_a_place():
     names = {setting.name for setting in SETTINGS}
     assert set(MachineOptions.__annotations__) == names
     checked = set(MachineSettings._fields)
-    # These are used up when the settings are checked: the rules make the network, mounts the shares and volumes.
-    assert names - checked == {"require_hardware", "allow", "deny", "mounts"}
+    # These are used up when the settings are checked: the rules and secrets make the network, mounts the shares and
+    # volumes.
+    assert names - checked == {"require_hardware", "allow", "deny", "secrets", "mounts"}
     assert checked - names == {"shares"}
 
 
