@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = ["supermachine-worker", "supermachine-python", "supermachine-agent"]
 FREE = {
     "Apache-2.0",
+    "ISC",
     "MIT",
     "MIT-0",
     "BSD-1-Clause",

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,21 +203,20 @@ class Images:
         wanted = [reference(text) for text in filters.values("reference") if not _is_pattern(text)]
         patterns = [text for text in filters.values("reference") if _is_pattern(text)]
 
-        def named(image: Image) -> bool:
-            if not wanted and not patterns:
-                return True
-            names = [reference(name) for name in image.names]
-            exact = any(
-                n.name == w.name and (n.tag == w.tag or not _has_tag(filters, w)) for n in names for w in wanted
-            )
-            return exact or any(_matches(name, pattern) for name in image.names for pattern in patterns)
+        def shown(name: str) -> bool:
+            own = reference(name)
+            exact = any(own.name == w.name and (own.tag == w.tag or not _has_tag(filters, w)) for w in wanted)
+            return exact or any(_matches(name, pattern) for pattern in patterns)
 
+        images = await self.all()
+        if wanted or patterns:
+            # Of an image with several names those that were asked for.
+            images = [replace(image, names=names) for image in images if (names := [*filter(shown, image.names)])]
         dangling = filters.flag("dangling")
         return [
             image
-            for image in await self.all()
+            for image in images
             if (image.names or image.digests or dangling)
-            and named(image)
             and filters.labels(image.labels)
             and (dangling is None or dangling == (not image.names and not image.digests))
         ]
