@@ -114,6 +114,11 @@ impl<B: Broker, W: Watch> Stack<B, W> {
                 let buffer = std::mem::take(&mut self.buffer);
                 self.send_datagram(&key, &buffer[..n]);
                 self.buffer = buffer;
+                if self.answers.is_empty() {
+                    // Nothing for the guest, so no want of room ends a flood of them: the socket tells when it has more.
+                    self.wait_for_more(id);
+                    return Turn::Over;
+                }
                 if self.send_answers(output) { Turn::More } else { Turn::Full }
             }
             Ok(None) => Turn::Over,
@@ -122,6 +127,15 @@ impl<B: Broker, W: Watch> Stack<B, W> {
                 self.refuse(id, Refusal::Refused);
                 Turn::Over
             }
+        }
+    }
+
+    /// What the socket has is looked at when it is told of anew.
+    fn wait_for_more(&mut self, id: u64) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && let Kind::Datagrams(datagrams) = &mut flow.kind
+        {
+            datagrams.readable = false;
         }
     }
 }

@@ -176,6 +176,8 @@ fn pings_come_and_their_answers_go_back() {
     caller.send(&[5, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1]).unwrap();
     caller.send(&[8, 0, 0, 0, 99, 99, 0, 1, b'p']).unwrap();
     stack.event(INCOMING | 1, true, false, now);
+    assert_eq!(sent(&mut stack, now).len(), 0);
+    stack.event(INCOMING | 1, true, false, now);
     let frames = sent(&mut stack, now);
     assert_eq!(frames.len(), 1);
     let ip = wire::ip(&frames[0], frames[0].len()).unwrap();
@@ -190,6 +192,20 @@ fn pings_come_and_their_answers_go_back() {
     echo[5] = 8;
     from_guest(&mut stack, wire::ICMP, &echo, now);
     assert_eq!((stack.broker().asked.len(), stack.flows()), (0, 1));
+}
+
+#[test]
+fn a_flood_of_what_the_guest_is_not_given_holds_up_nobody() {
+    let (mut stack, now) = (stack(Offloads::default()), Instant::now());
+    let caller = come_by_datagrams(&mut stack, &Call { port: 0, ..call(1, Protocol::Icmp, 7) }, now);
+    while caller.send(&[]).is_ok() {}
+    for _ in 0..3 {
+        stack.event(INCOMING | 1, true, false, now);
+        assert_eq!(sent(&mut stack, now).len(), 0);
+        // One was looked at.
+        assert!(caller.send(&[]).is_ok());
+        assert!(caller.send(&[]).is_err());
+    }
 }
 
 #[test]
