@@ -1,12 +1,13 @@
 //! The policy process as a worker and the API see it: what is granted, what is judged by its first bytes, what is ended.
 
+mod common;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use supermachine_netd::channel::Channel;
 use supermachine_netd::confine;
@@ -15,6 +16,8 @@ use supermachine_netd::server::Server;
 use supermachine_proto::netd::{
     Command, Denial, Event, Policy, Preset, Protocol, Refusal, Reply, Request, Start,
 };
+
+use common::receive;
 
 /// The servers' ends of what was dialled, the latest last.
 static DIALLED: Mutex<Vec<(SocketAddr, UnixStream)>> = Mutex::new(Vec::new());
@@ -32,18 +35,6 @@ struct Netd {
     control: Channel,
     link: Channel,
     next: u64,
-}
-
-fn receive<T: serde::de::DeserializeOwned>(channel: &mut Channel) -> T {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        assert!(channel.receive().unwrap(), "the policy process is gone");
-        if let Some(message) = channel.take().unwrap() {
-            return message;
-        }
-        assert!(Instant::now() < end, "nothing was said");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 impl Netd {

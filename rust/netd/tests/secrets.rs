@@ -1,5 +1,7 @@
 //! Secrets as the guest, the hosts and their attackers see them: real TLS on both sides, and what came of each attempt.
 
+mod common;
+
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -7,7 +9,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -23,11 +24,12 @@ use supermachine_proto::netd::{
     Command, Event, Hidden, Policy, Preset, Protocol, Reply, Request, Secret, Secrets, Start,
 };
 
+use common::{PATIENCE, receive};
+
 const NAME: &str = "host.docker.internal";
 const HOLDER: &str = "PLACEHOLDER_1";
 const VALUE: &str = "the-value-itself";
 const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 2));
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The servers' ends of what was dialled, by port.
 static DIALLED: Mutex<Option<HashMap<u16, UnixStream>>> = Mutex::new(None);
@@ -222,18 +224,6 @@ fn client(store: RootCertStore, alpn: &[&str]) -> Arc<ClientConfig> {
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     Arc::new(config)
-}
-
-fn receive<T: serde::de::DeserializeOwned>(channel: &mut Channel) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        assert!(channel.receive().unwrap(), "the policy process is gone");
-        if let Some(message) = channel.take().unwrap() {
-            return message;
-        }
-        assert!(Instant::now() < end, "nothing was said");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// What the host has heard and what the guest has, of requests that are written in such pieces.

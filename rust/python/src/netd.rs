@@ -20,6 +20,7 @@ use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::netd::{
     Command, Denial, Event, Flow, Hidden, Member, Policy, Preset, Protocol, ROOTS, Secret, Secrets, Start,
 };
+use supermachine_support::lock;
 
 use crate::descriptors::{self, Unshared};
 use crate::sys::{self, Interest};
@@ -202,7 +203,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -15,6 +15,7 @@ use supermachine_proto::engine::Engine;
 use supermachine_proto::worker::{
     Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, Source, Start, VolumeSlot,
 };
+use supermachine_support::lock;
 
 use crate::descriptors::{self, Unshared};
 use crate::errors;
@@ -391,7 +392,7 @@ impl Worker {
         }
         py.detach(|| {
             self.0.shared.lock().killed = true;
-            let mut child = self.0.child.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut child = lock(&self.0.child);
             child.kill()
         })
         .map_err(PyErr::from)

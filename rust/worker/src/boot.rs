@@ -5,13 +5,14 @@ use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::retry_on_intr;
 use rustix::net::SendFlags;
 use supermachine_proto::agent::{BootCommand, BootEvent, Configure, Identity};
 use supermachine_proto::{VERSION, frame};
+use supermachine_support::lock;
 
 /// What the rest of the worker hears of the agent.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,10 +84,6 @@ enum Misbehaviour {
         "the guest's agent has connected more than {MAX_GREETINGS} times; it may be failing over and over"
     )]
     OverAndOver,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl BootChannel {

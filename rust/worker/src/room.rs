@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use supermachine_proto::agent::{BootCommand, BootEvent};
 use supermachine_proto::worker::slot_device;
+use supermachine_support::lock;
 
 use crate::boot::BootChannel;
 
@@ -41,22 +42,18 @@ impl Room {
     /// Looks after the disk of so many bytes in a slot from now on.
     pub fn watch(&self, slot: usize, file: Arc<File>, bytes: u64) {
         let device = slot_device(slot as u32);
-        self.lock().push(Disk { device, file, bytes, told: None });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Disk>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0).push(Disk { device, file, bytes, told: None });
     }
 
     /// Whether the guest is to be told something, where there is less than `near` left.
     pub fn has_changed(&self, near: u64) -> bool {
-        self.lock().iter().any(|disk| disk.news(near).is_some())
+        lock(&self.0).iter().any(|disk| disk.news(near).is_some())
     }
 
     /// Tells the guest.
     pub fn tell(&self, boot: &BootChannel) {
         let mut news = Vec::new();
-        for disk in self.lock().iter_mut() {
+        for disk in lock(&self.0).iter_mut() {
             if let Some(bytes) = disk.news(NEAR) {
                 disk.told = (bytes != u64::MAX).then_some(bytes);
                 news.push(BootCommand::Room { device: disk.device.clone(), bytes });

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use supermachine_support::elapsed_ns;
+use supermachine_support::{elapsed_ns, lock};
 
 use supermachine_machine::{Machine, Stop};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand};
@@ -178,7 +178,7 @@ impl Session {
             self.hear_out();
         }
         let console_tail = self.machine.console_tail();
-        let verdict = self.verdict.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let verdict = lock(&self.verdict).take();
         let Ended { reason, message } =
             verdict.unwrap_or_else(|| outcome(stop, self.asked.load(Ordering::Acquire), &console_tail));
         self.say_last(Ended { reason, message }, console_tail);
@@ -199,7 +199,7 @@ impl Session {
         let session = self.clone();
         let spawned = thread::Builder::new().name("end".into()).spawn(move || {
             thread::sleep(END);
-            let verdict = session.verdict.lock().unwrap_or_else(|e| e.into_inner()).take();
+            let verdict = lock(&session.verdict).take();
             let ended = verdict.unwrap_or_else(|| Ended::new(ExitReason::Shutdown, ASKED));
             session.say_last(ended, session.machine.console_tail());
             owner::exit(0)
@@ -289,7 +289,7 @@ impl Session {
 
     /// Ends the VM; the first verdict stands.
     fn end(self: &Arc<Self>, ended: Ended) {
-        self.verdict.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(ended);
+        lock(&self.verdict).get_or_insert(ended);
         self.bound_the_end();
         self.machine.stop(Stop::Requested);
     }
@@ -297,14 +297,14 @@ impl Session {
     /// An agent that cannot go on says so and powers off: its words may still be on their way to the boot thread.
     fn hear_out(&self) {
         let end = Instant::now() + LAST_WORDS;
-        while self.verdict.lock().unwrap_or_else(|e| e.into_inner()).is_none() && Instant::now() < end {
+        while lock(&self.verdict).is_none() && Instant::now() < end {
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     fn step(&self, name: &str) {
         let at = elapsed_ns(self.started);
-        self.steps.lock().unwrap_or_else(|e| e.into_inner()).push((name.into(), at));
+        lock(&self.steps).push((name.into(), at));
     }
 
     fn heard(self: &Arc<Self>, event: AgentEvent) {
@@ -318,7 +318,7 @@ impl Session {
             AgentEvent::Ready if self.ready.swap(true, Ordering::AcqRel) => {}
             AgentEvent::Ready => {
                 self.step("ready");
-                let steps = self.steps.lock().unwrap_or_else(|e| e.into_inner()).clone();
+                let steps = lock(&self.steps).clone();
                 self.events.send(&Event::Ready(Timings { steps }));
                 self.look_at_room(room::URGENT);
             }
@@ -378,7 +378,7 @@ impl Session {
     }
 
     fn capture(&self, request: Capture, file: &File) {
-        let subject = self.subject.lock().unwrap_or_else(|e| e.into_inner());
+        let subject = lock(&self.subject);
         self.events.send(&match subject.capture(&self.machine, &self.boot, request, file) {
             Ok(captured) => Event::Captured(captured),
             Err(error) => Event::CaptureFailed { message: error.to_string() },
@@ -387,7 +387,7 @@ impl Session {
 
     /// The pages that the guest has touched; the host's page tables tell.
     fn working_set(&self) -> Vec<PageRange> {
-        let subject = self.subject.lock().unwrap_or_else(|e| e.into_inner());
+        let subject = lock(&self.subject);
         let touched = subject.page_map.as_ref().and_then(|map| self.machine.touched(map).ok());
         let ranges = touched.unwrap_or_default().into_iter().take(MAX_WORKING_SET).map(|run| PageRange {
             start: run.pages.start,

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use supermachine_machine::{DiskBacking, Machine};
 use supermachine_proto::worker::VolumeSlot;
 use supermachine_storage::volume::{Mark, Volume};
+use supermachine_support::lock;
 
 use crate::room::Room;
 use crate::scratch;
@@ -17,10 +18,6 @@ use crate::session::Ended;
 pub struct Volumes(Vec<Shared>);
 
 type Shared = Arc<Mutex<Volume>>;
-
-fn lock(volume: &Shared) -> MutexGuard<'_, Volume> {
-    volume.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Volumes {
     /// Puts each into its slot, before the machine starts.
