@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..cache.store import Cache
 from ..errors import InvalidReference, SupermachineError
+from ..guest.tars import Out
 from ..images.resolution import ResolvedImage, resolve
 from ..machine.starts import Root
 from ..machine.vm import VM
@@ -230,7 +231,7 @@ class Made:
 def save(layouts: list[tuple[Layout, list[str]]], write: Callable[[bytes], None]) -> None:
     """Writes ``docker save``'s archive of images with their names: docker's own form, which `docker load` reads."""
     entries = []
-    with tarfile.open(fileobj=_Out(write), mode="w|") as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=Out(write), mode="w|") as tar:  # type: ignore[call-overload]
         there: set[str] = set()
 
         def add(name: str, path: Path) -> str:
@@ -260,12 +261,3 @@ def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
     info.uname = info.gname = ""
     info.mode = 0o644
     return info
-
-
-class _Out:
-    def __init__(self, write: Callable[[bytes], None]) -> None:
-        self._write = write
-
-    def write(self, data: bytes) -> int:
-        self._write(bytes(data))
-        return len(data)

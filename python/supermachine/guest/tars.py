@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import CopyTooLarge, InvalidArchive, NotSupported
+from ..oci.archive import Bounded
 from .copying import MAX_ENTRIES
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 #: Bytes that are moved at once.
 _BLOCK = 256 << 10
-#: Of a tar's extended header, which is read as a whole.
-_MAX_HEADER = 4 << 20
 
 
 # Out.
@@ -28,7 +27,7 @@ def pack(top: GuestPath, name: str, write: Callable[[bytes], Any], *, one_device
     """Writes a tar of what is at a path, beneath `name`; of `one_device` without what is mounted below it. Blocks."""
     status = top.lstat()
     device = status.st_dev if one_device else None
-    with tarfile.open(fileobj=_Out(write), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=Out(write), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
         links: dict[tuple[int, int], str] = {}
         for entries, (there, found, member) in enumerate(_walk(top, status, name, device=device)):
             if entries > MAX_ENTRIES:
@@ -36,7 +35,9 @@ def pack(top: GuestPath, name: str, write: Callable[[bytes], Any], *, one_device
             _add(tar, there, found, member, links)
 
 
-class _Out:
+class Out:
+    """A file for `tarfile` whose bytes a function takes."""
+
     def __init__(self, write: Callable[[bytes], Any]) -> None:
         self._write = write
 
@@ -112,21 +113,7 @@ class _Sized:
 
 def bounded(file: IO[bytes]) -> Any:
     """The file for `tarfile`, which refuses headers of an absurd size."""
-    return _In(file)
-
-
-class _In:
-    """A file that refuses large reads: tarfile believes the sizes of extended headers."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek = file.seek
-        self.tell = file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError("an extended header of an absurd size")
-        return self._file.read(size)
+    return Bounded(file, tarfile.ReadError("an extended header of an absurd size"))
 
 
 def unpack(tar: tarfile.TarFile, top: GuestPath, *, keep_kinds: bool = False, top_too: bool = False) -> None:

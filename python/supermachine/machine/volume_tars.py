@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from ..errors import InvalidArchive, VolumeExists
 from ..guest import tars
+from ..oci.archive import compression
 from ..storage import volumes
 from .vm import VM
 
@@ -81,16 +82,16 @@ def _damages() -> tuple[type[Exception], ...]:
 def _plain(file: IO[bytes]) -> IO[bytes]:
     """What a compressed file holds."""
     peeking: Any = file if hasattr(file, "peek") else io.BufferedReader(cast("io.RawIOBase", file))
-    head = peeking.peek(6)
-    if head.startswith(b"\x1f\x8b"):
+    kind = compression(peeking.peek(6))
+    if kind == "gzip":
         import gzip
 
         return cast("IO[bytes]", gzip.GzipFile(fileobj=peeking))
-    if head.startswith(b"BZh"):
+    if kind == "bzip2":
         import bz2
 
         return cast("IO[bytes]", bz2.BZ2File(peeking))
-    if head.startswith(b"\xfd7zXZ\0"):
+    if kind == "xz":
         import lzma
 
         return cast("IO[bytes]", lzma.LZMAFile(peeking))

@@ -89,14 +89,7 @@ class GuestNetwork:
         worker, before = self._worker(), self._policy()
         new = before.also(allow, deny) if network is None else policy.network(network, allow, deny)
         if isinstance(network, str):
-            new = policy.Network(
-                new.preset,
-                allow=new.allow,
-                deny=new.deny,
-                dns=before.dns,
-                audit=before.audit,
-                secrets=before.secrets,
-            )
+            new = new.replaced(dns=before.dns, audit=before.audit, secrets=before.secrets)
         # It stays on its segments.
         new = new.like(before)
         if not worker.has_network:

@@ -11,6 +11,7 @@ from ..errors import ConfigurationError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from .secrets import Secret, Secrets
 
@@ -104,30 +105,33 @@ class Network:
 
     def with_own_address(self) -> Network:
         """This, for a machine that may be put on segments later."""
-        return self.like(self, address=True)
+        network = self.replaced()
+        network.has_own_address = True
+        return network
 
-    def like(self, other: Network, *, address: bool = False) -> Network:
+    def like(self, other: Network) -> Network:
         """This policy, on the segments of the other one."""
-        network = Network(
-            self.preset, allow=self.allow, deny=self.deny, dns=self.dns, audit=self.audit, secrets=self.secrets
-        )
+        network = self.replaced()
         network.segments = other.segments
-        network.has_own_address = other.has_own_address or address
+        network.has_own_address = other.has_own_address
+        return network
+
+    def replaced(self, **changes: Any) -> Network:
+        """This with some of its arguments changed, on the same segments."""
+        said = {name: getattr(self, name) for name in ("preset", "allow", "deny", "dns", "audit", "secrets")}
+        network = Network(**{**said, **changes})
+        network.segments, network.has_own_address = self.segments, self.has_own_address
         return network
 
     def also(self, allow: Sequence[str] = (), deny: Sequence[str] = (), secrets: Secrets | None = None) -> Network:
         """This and more rules and secrets."""
         if not allow and not deny and not secrets:
             return self
-        more = Network(
-            self.preset,
+        return self.replaced(
             allow=[*self.allow, *allow],
             deny=[*self.deny, *deny],
-            dns=self.dns,
-            audit=self.audit,
             secrets={**self.secrets, **_named(secrets)},
         )
-        return more.like(self)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ import os
 import posixpath
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from .. import descriptors
 from ..errors import ImageTooLarge, InvalidImage
@@ -38,7 +38,7 @@ class Archive:
     def _index(self, stream: BinaryIO, size: int) -> None:
         import tarfile
 
-        bounded: Any = _Bounded(stream)
+        bounded: Any = Bounded(stream, InvalidImage("the archive has an extended header of an absurd size"))
         with tarfile.open(fileobj=bounded, mode="r:") as tar:
             count = 0
             while (member := tar.next()) is not None:
@@ -79,17 +79,18 @@ class Archive:
             return stream.read(place[1])
 
 
-class _Bounded:
-    """A file that refuses large reads: tarfile believes the sizes of extended headers."""
+class Bounded:
+    """A file that refuses large reads, by an error: tarfile believes the sizes of extended headers."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes], refusal: Exception) -> None:
         self._stream = stream
+        self._refusal = refusal
         self.seek = stream.seek
         self.tell = stream.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_READ:
-            raise InvalidImage("the archive has an extended header of an absurd size")
+            raise self._refusal
         return self._stream.read(size)
 
 
@@ -108,7 +109,11 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb
 def compression_of(path: Path) -> str | None:
     """What an archive is compressed with as a whole, by its first bytes."""
     with open_regular(path) as stream:
-        start = stream.read(8)
+        return compression(stream.read(8))
+
+
+def compression(start: bytes) -> str | None:
+    """What a file that begins so, with 6 bytes or more, is compressed with."""
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
 
 
