@@ -23,6 +23,21 @@ from .conftest import CLI, sm, until
 pytestmark = pytest.mark.vm
 
 
+class Screen:
+    """What has been shown at a terminal that does not block."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.said = b""
+
+    def says(self, wanted: bytes) -> bool:
+        try:
+            self.said += os.read(self._fd, 4096)
+        except (BlockingIOError, OSError):
+            pass
+        return wanted in self.said
+
+
 def state(name: str) -> str | None:
     return next((m.state.status for m in supermachine.machines(all=True) if m.name == name), None)
 
@@ -87,20 +102,12 @@ def test_a_terminal_in_the_foreground_is_the_guests(busybox: str) -> None:
     import termios
 
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 33, 77, 0, 0))
-    said = b""
-
-    def says(wanted: bytes) -> bool:
-        nonlocal said
-        try:
-            said += os.read(main, 4096)
-        except (BlockingIOError, OSError):
-            pass
-        return wanted in said
+    screen = Screen(main)
 
     with subprocess.Popen(words, stdin=other, stdout=other, stderr=other, start_new_session=True) as process:
-        assert until(lambda: says(b"33 77")), said
+        assert until(lambda: screen.says(b"33 77")), screen.said
         os.write(main, b"word\r")
-        assert until(lambda: says(b"got:word")), said
+        assert until(lambda: screen.says(b"got:word")), screen.said
         assert process.wait(60) == 0
     before = termios.tcgetattr(other)
     assert before[3] & termios.ICANON  # the terminal is as it was
@@ -203,21 +210,13 @@ def test_a_terminal_is_left_and_taken_up_again(busybox: str) -> None:
     sm("run", "-q", "-d", "-it", "--name", "term", busybox, "sh")
     main, other = pty.openpty()
     os.set_blocking(main, False)
-    said = b""
-
-    def says(wanted: bytes) -> bool:
-        nonlocal said
-        try:
-            said += os.read(main, 4096)
-        except (BlockingIOError, OSError):
-            pass
-        return wanted in said
+    screen = Screen(main)
 
     for keys, answer in ((b"x=6; echo $((x+1))00\r", b"700"), (b"echo $((x*7))00\r", b"4200")):
         words = [*CLI, "attach", "term"]
         with subprocess.Popen(words, stdin=other, stdout=other, stderr=other, start_new_session=True) as process:
             os.write(main, keys)
-            assert until(lambda answer=answer: says(answer)), said
+            assert until(lambda answer=answer: screen.says(answer)), screen.said
             os.write(main, b"\x10\x11")
             assert process.wait(60) == 0
         assert state("term") == "running"

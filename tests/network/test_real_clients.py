@@ -30,16 +30,26 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def _wheel(place: Path) -> None:
+def wheel(place: Path) -> None:
     place.mkdir()
     info = "hello_guest-1.0.dist-info"
-    with zipfile.ZipFile(place / "hello_guest-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("hello_guest.py", "print('hello from a wheel')\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: hello-guest\nVersion: 1.0\n")
-        wheel.writestr(
+    with zipfile.ZipFile(place / "hello_guest-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("hello_guest.py", "print('hello from a wheel')\n")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: hello-guest\nVersion: 1.0\n")
+        archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        wheel.writestr(f"{info}/RECORD", f"hello_guest.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+        archive.writestr(f"{info}/RECORD", f"hello_guest.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+
+
+def repository(bare: Path, source: Path) -> None:
+    """A repository of one commit, to be served as files."""
+    run("git", "init", "-q", source)
+    (source / "README").write_text("hello from a repository\n")
+    run("git", "-C", source, "add", ".")
+    run("git", "-C", source, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "-m", "one")
+    run("git", "clone", "-q", "--bare", source, bare)
+    run("git", "-C", bare, "update-server-info")
 
 
 def _debian_mirror(place: Path, work: Path) -> None:
@@ -65,15 +75,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root.mkdir()
     (root / "data").write_bytes(DATA)
     (root / "simple").mkdir()
-    _wheel(root / "simple" / "hello-guest")
+    wheel(root / "simple" / "hello-guest")
     _debian_mirror(root / "debian", place / "package")
-    source = place / "source"
-    run("git", "init", "-q", source)
-    (source / "README").write_text("hello from a repository\n")
-    run("git", "-C", source, "add", ".")
-    run("git", "-C", source, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "-m", "one")
-    run("git", "clone", "-q", "--bare", source, root / "repository.git")
-    run("git", "-C", root / "repository.git", "update-server-info")
+    repository(root / "repository.git", place / "source")
     handler = partial(_Quiet, directory=str(root))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

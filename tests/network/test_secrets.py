@@ -22,7 +22,7 @@ from supermachine.network.secrets import placeholder, secrets
 
 from ..real import require, run
 from ..vm.conftest import packages, umoci_layout
-from .test_real_clients import _wheel
+from .test_real_clients import repository, wheel
 
 CLIENTS = "curl,git,python3,python3-pip,python3-requests,coreutils,base-files,base-passwd,netbase,dash,grep,sed,openssl"
 HOST = "host.docker.internal"
@@ -87,14 +87,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     place = tmp_path_factory.mktemp("site")
     root = place / "root"
     (root / "simple").mkdir(parents=True)
-    _wheel(root / "simple" / "hello-guest")
-    source = place / "source"
-    run("git", "init", "-q", source)
-    (source / "README").write_text("hello from a repository\n")
-    run("git", "-C", source, "add", ".")
-    run("git", "-C", source, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "-m", "one")
-    run("git", "clone", "-q", "--bare", source, root / "repository.git")
-    run("git", "-C", root / "repository.git", "update-server-info")
+    wheel(root / "simple" / "hello-guest")
+    repository(root / "repository.git", place / "source")
     _certificates(place)
     site = Site(0)
     handler = partial(_Handler, site.heard, directory=str(root))

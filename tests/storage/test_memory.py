@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,6 @@ from supermachine import VM, errors
 from ..vm.guests import output
 
 BUSYBOX = str(Path(__file__).parents[2] / "demo" / "busybox.oci.tar")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUPERMACHINE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def mount_of(vm: VM, place: str) -> list[str]:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from supermachine import VM, errors, snapshots
 from ..vm.guests import output, wait_for
 
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        place = tmp_path_factory.mktemp("cache")
-        patch.setenv("SUPERMACHINE_CACHE", str(place))
-        yield place
 
 
 def sums(vm: VM) -> str:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,18 +21,7 @@ from ..vm.guests import output
 MOMENTS = int(os.environ.get("SUPERMACHINE_TEST_MOMENTS", "3"))
 BUSYBOX = str(Path(__file__).parents[2] / "demo" / "busybox.oci.tar")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUPERMACHINE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SUPERMACHINE_DATA", str(tmp_path / "data"))
-    return tmp_path / "data" / "volumes"
+pytestmark = pytest.mark.usefixtures("data")
 
 
 def check(name: str, *how: str) -> None:
