@@ -10,7 +10,7 @@ pub(crate) enum Object {
 }
 
 impl Object {
-    pub fn hand_out(self) -> *mut c_void {
+    pub(crate) fn hand_out(self) -> *mut c_void {
         Box::into_raw(Box::new(self)).cast()
     }
 }

@@ -6,8 +6,10 @@ use supermachine_soft::id::SimdReg;
 use crate::vcpu::mine;
 use crate::{HV_BAD_ARGUMENT, HV_SUCCESS, Return, put};
 
+/// How Swift and C pass a vector register.
 #[cfg(target_arch = "aarch64")]
 pub type Vector = core::arch::aarch64::uint8x16_t;
+/// The same on this host.
 #[cfg(target_arch = "x86_64")]
 pub type Vector = core::arch::x86_64::__m128i;
 

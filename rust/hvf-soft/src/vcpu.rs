@@ -27,9 +27,13 @@ const IL: u64 = 1 << 25;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Exit {
+    /// `hv_exit_reason_t`.
     pub reason: u32,
+    /// ESR_EL2.
     pub syndrome: u64,
+    /// FAR_EL2.
     pub virtual_address: u64,
+    /// The guest physical address of the same byte.
     pub physical_address: u64,
 }
 

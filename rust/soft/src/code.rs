@@ -49,10 +49,10 @@ type Page = [u32; 1024 / LINE];
 pub(crate) struct PageRef(u32);
 
 impl PageRef {
-    pub const NONE: Self = Self(u32::MAX);
+    pub(crate) const NONE: Self = Self(u32::MAX);
 
     /// A number that no other page has while this one is there.
-    pub fn identity(self) -> usize {
+    pub(crate) fn identity(self) -> usize {
         self.0 as usize
     }
 }
@@ -106,7 +106,7 @@ pub(crate) struct CodeCache {
 
 impl CodeCache {
     /// The share of one of `vcpus` vCPUs.
-    pub fn new(vcpus: usize) -> Self {
+    pub(crate) fn new(vcpus: usize) -> Self {
         let shares = vcpus.clamp(1, MAX_SHARES);
         let (capacity, max_pages) = (CAPACITY / shares, PAGES / shares);
         let ops = Vec::with_capacity(capacity);
@@ -123,13 +123,13 @@ impl CodeCache {
     }
 
     /// The page at physical address `pa`. The reference holds until the page is removed or all is cleared.
-    pub fn page(&mut self, pa: u64) -> PageRef {
+    pub(crate) fn page(&mut self, pa: u64) -> PageRef {
         let pages = &mut self.pages;
         *self.by_address.entry(pa >> 12).or_insert_with(|| PageRef(pages.add([0; 1024 / LINE])))
     }
 
     /// The block at this address in its page.
-    pub fn get(&self, page: PageRef, address: u64) -> Option<P> {
+    pub(crate) fn get(&self, page: PageRef, address: u64) -> Option<P> {
         let instruction = (address >> 2) as usize & 1023;
         let line = self.pages.values[page.0 as usize][instruction / LINE];
         let line = self.lines.values.get(line.checked_sub(1)? as usize)?;
@@ -144,12 +144,12 @@ impl CodeCache {
     }
 
     /// Whether a block might not fit any more.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.ops.len() + 2 * BLOCK_MAX + 8 > self.capacity || self.pages.len() >= self.max_pages
     }
 
     /// Decodes the block at this address in its page, whose memory is at `host`.
-    pub fn decode(&mut self, page: PageRef, address: u64, host: *const u8) -> P {
+    pub(crate) fn decode(&mut self, page: PageRef, address: u64, host: *const u8) -> P {
         let first = (address & 0xfff) as usize;
         self.block.decode(first, |off| {
             // SAFETY: `host` is a mapped page of guest memory and `off` an aligned offset in it.
@@ -167,7 +167,7 @@ impl CodeCache {
 
     /// Decodes the one instruction at this address in its page, whose memory is at `host`; gives the operation, which
     /// holds until the next call, and the instruction. Nothing is kept.
-    pub fn decode_one(&mut self, address: u64, host: *const u8) -> (P, u32) {
+    pub(crate) fn decode_one(&mut self, address: u64, host: *const u8) -> (P, u32) {
         let first = (address & 0xfff) as usize;
         // SAFETY: `host` is a mapped page of guest memory and `first` an aligned offset in it.
         let insn = u32::from_le(unsafe { host.add(first).cast::<u32>().read_volatile() });
@@ -177,7 +177,7 @@ impl CodeCache {
     }
 
     /// Forgets a page; the identity of what there was.
-    pub fn remove(&mut self, pa: u64) -> Option<usize> {
+    pub(crate) fn remove(&mut self, pa: u64) -> Option<usize> {
         let page = self.by_address.remove(&(pa >> 12))?;
         let lines = self.pages.values[page.0 as usize].iter().filter_map(|line| line.checked_sub(1));
         self.lines.free.extend(lines);
@@ -185,7 +185,7 @@ impl CodeCache {
         Some(page.identity())
     }
 
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.ops.clear();
         self.by_address.clear();
         self.pages.clear();

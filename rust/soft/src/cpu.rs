@@ -6,8 +6,9 @@ use crate::code::{CodeCache, PageRef};
 use crate::debug::Debug;
 use crate::interp::op::{self, FUEL, P};
 use crate::jit::{self, Jit};
-use crate::mem::{EL1_TAG, Tlb, TlbEntry, set_bits};
+use crate::mem::{EL0_TAG, EL1_TAG, Tlb, TlbEntry, set_bits};
 use crate::mmu::{Access, Fault, PA_BITS};
+use crate::pmu::Pmu;
 use crate::state::State;
 use crate::vcpu::Exit;
 use crate::vm::{Region, Shared, VcpuShared};
@@ -22,10 +23,30 @@ pub(crate) struct Jump {
     pub op: P,
 }
 
-/// An odd key is no instruction's.
-const NO_JUMP: Jump = Jump { key: 1, op: P::NULL };
+/// What is in a slot that has none: a key that no address has that comes to this slot, be it one that no instruction can
+/// have. Keys differ from addresses in bits alone that slots do not depend on.
+const fn no_jump(slot: usize) -> Jump {
+    Jump { key: if slot == 0 { 4 } else { 0 }, op: P::NULL }
+}
 
 const FETCHES: usize = 64;
+
+/// How far a direct branch reaches (B and BL; Arm ARM C6.2).
+const REACH: u64 = 1 << 27;
+
+/// Whether the 16 bits are equal that no address of 48 bits uses.
+#[inline(always)]
+pub(crate) fn is_canonical(va: u64) -> bool {
+    (va >> 48).wrapping_add(1) & 0xfffe == 0
+}
+
+/// Whether an instruction here may go on at an address that is not canonical, without one in a register.
+fn at_an_edge(va: u64) -> bool {
+    is_canonical(va) && !(is_canonical(va.wrapping_add(REACH)) && is_canonical(va.wrapping_sub(REACH)))
+}
+
+/// Times round the run loop between two looks at the clock: with [`FUEL`] instructions each some 10 to 25 µs.
+const LAPS: u32 = 8;
 
 /// A page that code is fetched from: where its memory and its decoded code are.
 #[derive(Clone, Copy)]
@@ -43,7 +64,7 @@ pub(crate) struct Cpu {
     pub state: State,
     /// Virtual page of the block that runs.
     pub page: u64,
-    /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other.
+    /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other, for canonical addresses.
     pub key: u64,
     pub tlb: *const TlbEntry,
     pub tag: u64,
@@ -62,6 +83,8 @@ pub(crate) struct Cpu {
     pub patch: P,
     pub tlbs: [Tlb; 2],
     pub jumps: Box<[Jump; JUMPS]>,
+    /// For each of `jumps` where its machine code is, or what goes to its operation where it has none.
+    pub codes: Box<[u64; JUMPS]>,
     /// One bit for each of `jumps` that has been written to since the last flush.
     jumps_used: [u64; JUMPS / 64],
     /// One bit for each (hashed) page that has entries in `jumps`.
@@ -77,10 +100,16 @@ pub(crate) struct Cpu {
     pub pa_bits: u32,
     pub timer_offset: u64,
     pub timer_mask: bool,
+    /// The counter's value when the next timer is due; the largest for none. Nobody else looks at it: the run loop does now and
+    /// then, and sleep ends with it.
+    pub deadline: u64,
+    /// Times round the run loop since it looked.
+    laps: u32,
     /// Requests to others whose completion the next DSB waits for.
     pub broadcast: bool,
     pub waits: u32,
     pub debug: Debug,
+    pub pmu: Pmu,
     /// Of the instruction that software step let run last: whether it was an exclusive load.
     pub stepped: Option<bool>,
     pub jit: Option<Box<Jit>>,
@@ -91,10 +120,11 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    pub fn new(vm: Arc<Shared>, index: u32) -> Box<Self> {
+    pub(crate) fn new(vm: Arc<Shared>, index: u32) -> Box<Self> {
         let me = vm.vcpus[index as usize].clone();
         let jit = vm.jit(index);
-        let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice();
+        let jumps: Box<[Jump]> = (0..JUMPS).map(no_jump).collect();
+        let codes = vec![0; JUMPS].into_boxed_slice();
         let mut cpu = Box::new(Self {
             state: State::new(index),
             page: 0,
@@ -111,6 +141,7 @@ impl Cpu {
             patch: P::NULL,
             tlbs: [Tlb::new(), Tlb::new()],
             jumps: jumps.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
+            codes: codes.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
             jumps_used: [0; JUMPS / 64],
             jump_pages: [0; 64],
             fetches: Box::new([NO_FETCH; FETCHES]),
@@ -122,9 +153,12 @@ impl Cpu {
             pa_bits: PA_BITS,
             timer_offset: 0,
             timer_mask: false,
+            deadline: u64::MAX,
+            laps: 0,
             broadcast: false,
             waits: 0,
             debug: Debug::default(),
+            pmu: Pmu::default(),
             stepped: None,
             code_entry: jit.as_ref().map_or(0, |jit| jit.entry()),
             jit,
@@ -135,12 +169,17 @@ impl Cpu {
     }
 
     /// Instructions run so far.
-    pub fn instructions(&self) -> u64 {
+    pub(crate) fn instructions(&self) -> u64 {
         self.granted.wrapping_add_signed(-self.fuel)
     }
 
+    /// Instructions run up to the one that `sync` has noted, which is in the middle of a block.
+    pub(crate) fn reached_instructions(&self) -> u64 {
+        self.instructions().wrapping_add_signed(self.reached)
+    }
+
     /// Runs until an exit.
-    pub fn run(&mut self) -> Exit {
+    pub(crate) fn run(&mut self) -> Exit {
         self.me.enter();
         let exit = self.run_inner();
         self.me.leave();
@@ -149,11 +188,20 @@ impl Cpu {
 
     fn run_inner(&mut self) -> Exit {
         self.update_timers();
+        self.tell_overflow_again();
         self.regime();
         if self.memory.is_empty() {
             self.memory = self.vm.memory();
         }
         loop {
+            self.laps += 1;
+            if self.laps >= LAPS {
+                self.laps = 0;
+                self.look_at_deadline();
+            }
+            if self.instructions() >= self.pmu.due {
+                self.look_for_overflow();
+            }
             if self.pending() != 0
                 && let Some(exit) = self.attend()
             {
@@ -167,6 +215,13 @@ impl Cpu {
             }
             if self.state.il {
                 self.exception(0x0e, 0, None);
+            }
+            if at_an_edge(self.state.pc) {
+                self.patch = P::NULL;
+                if let Some(fetch) = self.fetchable() {
+                    self.run_one(fetch);
+                }
+                continue;
             }
             let Some(op) = self.find() else { continue };
             self.page = self.state.pc & !0xfff;
@@ -201,13 +256,7 @@ impl Cpu {
             self.breakpoint_exception();
             return true;
         }
-        let (op, insn) = self.code.decode_one(self.state.pc, fetch.host);
-        self.page = self.state.pc & !0xfff;
-        // None is left after the instruction, so that no branch goes on by itself.
-        self.refuel(0);
-        op::run(self, op);
-        // The operation is gone with the next one: nothing may remember it.
-        self.patch = P::NULL;
+        let insn = self.run_one(fetch);
         let unfinished = matches!(self.exit, Some(Exit::DataAbort(_) | Exit::Smc { .. }));
         if stepping && !unfinished {
             // An exception has cleared it, and nothing was stepped then. LDXR and its kind; CASP is beside them.
@@ -217,6 +266,18 @@ impl Cpu {
         true
     }
 
+    /// Runs the instruction at PC alone, and tells its word.
+    fn run_one(&mut self, fetch: Fetch) -> u32 {
+        let (op, insn) = self.code.decode_one(self.state.pc, fetch.host);
+        self.page = self.state.pc & !0xfff;
+        // None is left after the instruction, so that no branch goes on by itself.
+        self.refuel(0);
+        op::run(self, op);
+        // The operation is gone with the next one: nothing may remember it.
+        self.patch = P::NULL;
+        insn
+    }
+
     /// The block at PC; `None` when fetching took an exception.
     fn find(&mut self) -> Option<P> {
         let mut patch = std::mem::replace(&mut self.patch, P::NULL);
@@ -224,8 +285,9 @@ impl Cpu {
         if !patch.is_null() && self.state.pc != self.page | patch.target() {
             patch = P::NULL;
         }
-        if let Some(op) = self.jump_cache(self.state.pc)
-            && patch.is_null()
+        if patch.is_null()
+            && is_canonical(self.state.pc)
+            && let Some(op) = self.jump_cache(self.state.pc)
         {
             return Some(op);
         }
@@ -241,7 +303,20 @@ impl Cpu {
         let slot = Self::jump_slot(pc);
         self.jumps_used[slot / 64] |= 1 << (slot % 64);
         self.jumps[slot] = Jump { key: pc ^ self.key, op };
+        if let Some(jit) = &self.jit {
+            self.codes[slot] = jit.code(op);
+        }
         Some(op)
+    }
+
+    /// Branches to `va` go to the machine code that the operation there has by now.
+    pub(crate) fn follow_code(&mut self, va: u64, op: P) {
+        let slot = Self::jump_slot(va);
+        if let Some(jit) = &self.jit
+            && self.jump_cache(va).is_some_and(|known| known.address() == op.address())
+        {
+            self.codes[slot] = jit.code(op);
+        }
     }
 
     /// The page that PC is in, to decode there; `None` when an exception was taken or room had to be made.
@@ -261,33 +336,23 @@ impl Cpu {
 
     /// The page that PC is in; `None` when fetching took an exception.
     fn fetch(&mut self, pc: u64) -> Option<Fetch> {
-        let number = (pc >> 12) as usize;
-        let key = (pc & !0xfff) ^ self.key;
+        self.look_up(pc).map_err(|fault| self.instruction_abort(pc, fault)).ok()
+    }
+
+    /// The page at this address, where code can be fetched; nothing happens where it cannot.
+    pub(crate) fn look_up(&mut self, address: u64) -> Result<Fetch, Fault> {
+        let number = (address >> 12) as usize;
+        let key = (address & !0xfff) ^ self.key;
         let known = self.fetches[number % FETCHES];
-        if known.key == key {
-            return Some(known);
+        if known.key == key && is_canonical(address) {
+            return Ok(known);
         }
-        let t = match self.walk(pc, Access::Execute, self.state.el == 0) {
-            Ok(t) => t,
-            Err(fault) => {
-                self.instruction_abort(pc, fault);
-                return None;
-            }
-        };
-        let Some(host) = self.host(t.pa & !0xfff, false) else {
-            self.instruction_abort(pc, Fault::EXTERNAL);
-            return None;
-        };
+        let t = self.walk(address, Access::Execute, self.state.el == 0)?;
+        let host = self.host(t.pa & !0xfff, false).ok_or(Fault::EXTERNAL)?;
         let fetch = Fetch { key, host, page: self.code.page(t.pa) };
         self.fetches[number % FETCHES] = fetch;
         self.jump_pages[(number & 4095) >> 6] |= 1 << (number & 63);
-        Some(fetch)
-    }
-
-    /// The page at this address, if code was fetched there lately.
-    pub fn fetched(&self, address: u64) -> Option<Fetch> {
-        let known = self.fetches[(address >> 12) as usize % FETCHES];
-        (known.key == (address & !0xfff) ^ self.key).then_some(known)
+        Ok(fetch)
     }
 
     #[inline(always)]
@@ -295,15 +360,16 @@ impl Cpu {
         ((va >> 2) ^ (va >> 12)) as usize & (JUMPS - 1)
     }
 
+    /// The operation at `va`, which is canonical: others could be taken for an address of another address space.
     #[inline(always)]
-    pub fn jump_cache(&self, va: u64) -> Option<P> {
+    pub(crate) fn jump_cache(&self, va: u64) -> Option<P> {
         let e = &self.jumps[Self::jump_slot(va)];
         (e.key == va ^ self.key).then_some(e.op)
     }
 
-    pub fn flush_jumps(&mut self) {
+    pub(crate) fn flush_jumps(&mut self) {
         for slot in set_bits(&self.jumps_used) {
-            self.jumps[slot] = NO_JUMP;
+            self.jumps[slot] = no_jump(slot);
         }
         self.jumps_used = [0; JUMPS / 64];
         self.jump_pages = [0; 64];
@@ -312,7 +378,7 @@ impl Cpu {
     }
 
     /// Forgets all decoded code.
-    pub fn flush_code(&mut self) {
+    pub(crate) fn flush_code(&mut self) {
         self.code.clear();
         if let Some(jit) = &mut self.jit {
             jit.clear();
@@ -321,7 +387,7 @@ impl Cpu {
     }
 
     /// Forgets the decoded code of one physical page.
-    pub fn flush_code_page(&mut self, pa: u64) {
+    pub(crate) fn flush_code_page(&mut self, pa: u64) {
         if let Some(page) = self.code.remove(pa) {
             if let Some(jit) = &mut self.jit {
                 jit.forget(page);
@@ -330,13 +396,13 @@ impl Cpu {
         }
     }
 
-    pub fn flush_tlb(&mut self) {
+    pub(crate) fn flush_tlb(&mut self) {
         self.tlbs[0].flush();
         self.tlbs[1].flush();
         self.flush_jumps();
     }
 
-    pub fn flush_tlb_va(&mut self, va: u64) {
+    pub(crate) fn flush_tlb_va(&mut self, va: u64) {
         self.tlbs[0].flush_va(va);
         self.tlbs[1].flush_va(va);
         let bit = (va >> 12) as usize & 4095;
@@ -347,7 +413,7 @@ impl Cpu {
         }
     }
 
-    pub fn flush_tlb_asid(&mut self, asid: u64) {
+    pub(crate) fn flush_tlb_asid(&mut self, asid: u64) {
         self.tlbs[0].flush_asid(asid);
         if self.tlbs[1].low {
             self.tlbs[1].flush();
@@ -356,7 +422,7 @@ impl Cpu {
     }
 
     /// Follows a change of TTBR0, TCR or ASID.
-    pub fn address_space_changed(&mut self) {
+    pub(crate) fn address_space_changed(&mut self) {
         if self.tlbs[1].low {
             self.tlbs[1].flush();
             self.flush_jumps();
@@ -365,13 +431,13 @@ impl Cpu {
     }
 
     /// Recomputes what follows from the exception level, the ASID and the FP trap.
-    pub fn regime(&mut self) {
+    pub(crate) fn regime(&mut self) {
         let asid = self.state.asid();
         self.utlb = self.tlbs[0].entries.as_ptr();
-        self.utag = asid;
+        self.utag = EL0_TAG | asid;
         if self.state.el == 0 {
             self.tlb = self.utlb;
-            self.tag = asid;
+            self.tag = self.utag;
             self.key = (asid + 1) << 48;
         } else {
             self.tlb = self.tlbs[1].entries.as_ptr();
@@ -382,7 +448,7 @@ impl Cpu {
         self.fp_trap = if self.state.el == 0 { fpen != 3 } else { fpen & 1 == 0 };
     }
 
-    pub fn set_pan(&mut self, pan: bool) {
+    pub(crate) fn set_pan(&mut self, pan: bool) {
         if pan && !self.state.pan && self.tlbs[1].low {
             self.tlbs[1].flush();
         }

@@ -219,7 +219,7 @@ impl Debug {
     }
 
     /// Whether an enabled watchpoint has a byte in this page.
-    pub fn watches_page(&self, va: u64) -> bool {
+    pub(crate) fn watches_page(&self, va: u64) -> bool {
         let page = address(va) & !0xfff;
         self.watching
             && self.watchpoints.iter().filter(|w| w.enabled()).any(|w| {
@@ -230,7 +230,7 @@ impl Debug {
 
 impl Cpu {
     /// MRS of a debug register.
-    pub fn debug_read(&self, r: u16) -> Result<u64, Sysop> {
+    pub(crate) fn debug_read(&self, r: u16) -> Result<u64, Sysop> {
         match self.debug_bar(r) {
             Some(bar) => Err(bar),
             None => self.debug.read(r).ok_or(Sysop::Undefined),
@@ -238,7 +238,7 @@ impl Cpu {
     }
 
     /// MSR of a debug register.
-    pub fn debug_write(&mut self, r: u16, v: u64) -> Sysop {
+    pub(crate) fn debug_write(&mut self, r: u16, v: u64) -> Sysop {
         if let Some(bar) = self.debug_bar(r) {
             return bar;
         }
@@ -262,11 +262,11 @@ impl Cpu {
     }
 
     /// What a snapshot holds of a debug register.
-    pub fn debug_state(&self, r: SysReg) -> Option<u64> {
+    pub(crate) fn debug_state(&self, r: SysReg) -> Option<u64> {
         self.debug.read(r.0)
     }
 
-    pub fn set_debug_state(&mut self, r: SysReg, v: u64) -> Option<()> {
+    pub(crate) fn set_debug_state(&mut self, r: SysReg, v: u64) -> Option<()> {
         match place(r.0)? {
             Place::OsLockStatus => self.debug.os_lock = v & 2 != 0,
             Place::ClaimClear => self.debug.claimed = v & CLAIM_TAGS,
@@ -297,7 +297,7 @@ impl Cpu {
     }
 
     /// Follows a change of CONTEXTIDR_EL1.
-    pub fn context_changed(&mut self) {
+    pub(crate) fn context_changed(&mut self) {
         if self.debug.alert {
             self.flush_jumps();
         }
@@ -311,12 +311,12 @@ impl Cpu {
     }
 
     /// Whether software step is active (D2.12.3).
-    pub fn stepping(&self) -> bool {
+    pub(crate) fn stepping(&self) -> bool {
         self.debug.mdscr & SS != 0 && self.debug_enabled(self.state.el, self.state.daif)
     }
 
     /// PSTATE.SS after an exception return to `el` with this SPSR.
-    pub fn step_after_return(&self, el: u8, spsr: u64) -> bool {
+    pub(crate) fn step_after_return(&self, el: u8, spsr: u64) -> bool {
         let (now, then) = (
             self.debug_enabled(self.state.el, self.state.daif),
             self.debug_enabled(el, (spsr >> 6 & 15) as u8),
@@ -325,12 +325,12 @@ impl Cpu {
     }
 
     /// Whether a breakpoint may be in the page of PC.
-    pub fn breaks_in_page(&self) -> bool {
+    pub(crate) fn breaks_in_page(&self) -> bool {
         self.breaks(0x1_ffff_ffff_f000).is_some()
     }
 
     /// Whether a breakpoint is at PC, and for this level.
-    pub fn breaks_here(&self) -> bool {
+    pub(crate) fn breaks_here(&self) -> bool {
         let at = |n: &usize| Debug::level_matches(self.debug.breakpoints[*n].control, self.state.el);
         self.debug_enabled(self.state.el, self.state.daif)
             && self.debug.mdscr & MDE != 0
@@ -344,13 +344,13 @@ impl Cpu {
         (0..BREAKPOINTS).find(|n| on && self.debug.breaks(*n, self.state.pc, mask, self.state.sys.contextidr))
     }
 
-    pub fn step_exception(&mut self) {
+    pub(crate) fn step_exception(&mut self) {
         // ISV and EX: only after an instruction that has been stepped.
         let iss = self.stepped.take().map_or(0, |exclusive| 1 << 24 | u64::from(exclusive) << 6);
         self.debug_exception(EC_STEP, iss, None);
     }
 
-    pub fn breakpoint_exception(&mut self) {
+    pub(crate) fn breakpoint_exception(&mut self) {
         self.debug_exception(EC_BREAKPOINT, 0, None);
     }
 
@@ -360,7 +360,7 @@ impl Cpu {
 
     /// Compares an access with the watchpoints, with EL0's rights where `user`. `reads` and `writes`: an atomic access
     /// does both. `None` when it has taken the exception.
-    pub fn watch(&mut self, va: u64, len: u64, reads: bool, writes: bool, user: bool) -> Option<()> {
+    pub(crate) fn watch(&mut self, va: u64, len: u64, reads: bool, writes: bool, user: bool) -> Option<()> {
         if !self.debug.watching || !self.debug_enabled(self.state.el, self.state.daif) {
             return Some(());
         }

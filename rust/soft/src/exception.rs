@@ -8,6 +8,9 @@ use crate::mmu::Fault;
 impl Cpu {
     /// Changes exception level and stack pointer selection.
     fn switch(&mut self, el: u8, spsel: bool) {
+        if self.pmu.active && el != self.state.el {
+            self.count_at_another_level(el);
+        }
         let old = self.state.sp_index();
         self.state.sp[old] = self.state.regs.x[Regs::SP];
         self.state.el = el;
@@ -16,12 +19,12 @@ impl Cpu {
         self.regime();
     }
 
-    pub fn set_spsel(&mut self, spsel: bool) {
+    pub(crate) fn set_spsel(&mut self, spsel: bool) {
         self.switch(self.state.el, spsel);
     }
 
     /// Takes PSTATE over; the mode must be one that exists.
-    pub fn set_pstate(&mut self, v: u64) {
+    pub(crate) fn set_pstate(&mut self, v: u64) {
         self.set_nzcv(v as u32 & 0xf000_0000);
         self.set_pan(v >> 22 & 1 == 1);
         self.state.ss = v >> 21 & 1 == 1;
@@ -32,7 +35,7 @@ impl Cpu {
     }
 
     /// Takes an exception to EL1 with PC as the return address.
-    pub fn exception(&mut self, ec: u64, iss: u64, far: Option<u64>) {
+    pub(crate) fn exception(&mut self, ec: u64, iss: u64, far: Option<u64>) {
         self.state.sys.esr = ec << 26 | 1 << 25 | iss;
         if let Some(far) = far {
             self.state.sys.far = far;
@@ -40,7 +43,7 @@ impl Cpu {
         self.enter_el1(0);
     }
 
-    pub fn enter_el1(&mut self, kind: u64) {
+    pub(crate) fn enter_el1(&mut self, kind: u64) {
         let from = match (self.state.el, self.state.spsel) {
             (0, _) => 0x400,
             (_, false) => 0,
@@ -59,29 +62,29 @@ impl Cpu {
         self.switch(1, true);
     }
 
-    pub fn data_abort(&mut self, va: u64, fault: Fault, write: bool) {
+    pub(crate) fn data_abort(&mut self, va: u64, fault: Fault, write: bool) {
         let ec = if self.state.el == 0 { 0x24 } else { 0x25 };
         self.fuel -= self.reached;
         self.exception(ec, u64::from(fault.0) | u64::from(write) << 6, Some(va));
     }
 
-    pub fn instruction_abort(&mut self, va: u64, fault: Fault) {
+    pub(crate) fn instruction_abort(&mut self, va: u64, fault: Fault) {
         let ec = if self.state.el == 0 { 0x20 } else { 0x21 };
         self.exception(ec, u64::from(fault.0), Some(va));
     }
 
     /// An exception of the instruction `o`, to be returned to.
-    pub fn raise(&mut self, o: P, ec: u64, iss: u64) {
+    pub(crate) fn raise(&mut self, o: P, ec: u64, iss: u64) {
         self.fuel -= o.n();
         self.sync(o);
         self.exception(ec, iss, None);
     }
 
-    pub fn undefined(&mut self, o: P) {
+    pub(crate) fn undefined(&mut self, o: P) {
         self.raise(o, 0, 0);
     }
 
-    pub fn eret(&mut self) {
+    pub(crate) fn eret(&mut self) {
         let spsr = self.state.sys.spsr;
         self.state.monitor.size = 0;
         self.state.pc = self.state.sys.elr;

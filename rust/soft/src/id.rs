@@ -7,11 +7,17 @@ use serde::{Deserialize, Serialize};
 pub struct Reg(pub u32);
 
 impl Reg {
+    /// X29, the frame pointer.
     pub const FP: Self = Self(29);
+    /// X30, the link register.
     pub const LR: Self = Self(30);
+    /// The address of the next instruction.
     pub const PC: Self = Self(31);
+    /// Floating-point control.
     pub const FPCR: Self = Self(32);
+    /// Floating-point status.
     pub const FPSR: Self = Self(33);
+    /// PSTATE, in the form of SPSR_EL1.
     pub const CPSR: Self = Self(34);
 
     /// X`n`, `n` from 0 to 30.
@@ -39,7 +45,8 @@ impl SysReg {
 macro_rules! sys_regs {
     ($($name:ident = $op0:literal $op1:literal $crn:literal $crm:literal $op2:literal;)*) => {
         impl SysReg {
-            $(pub const $name: Self = Self::new($op0, $op1, $crn, $crm, $op2);)*
+            $(#[doc = concat!("op0 ", $op0, ", op1 ", $op1, ", CRn ", $crn, ", CRm ", $crm, ", op2 ", $op2, ".")]
+            pub const $name: Self = Self::new($op0, $op1, $crn, $crm, $op2);)*
 
             /// Those that a snapshot holds, in the order in which it holds them.
             pub const SNAPSHOT: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
@@ -96,7 +103,9 @@ sys_regs! {
 }
 
 impl SysReg {
+    /// Whether the debug unit is locked.
     pub const OSLSR_EL1: Self = Self::new(2, 0, 1, 1, 4);
+    /// What a debugger has claimed.
     pub const DBGCLAIMCLR_EL1: Self = Self::new(2, 0, 7, 9, 6);
 
     /// Breakpoints' and watchpoints' value and control registers (DBGBVR<n>_EL1 to DBGWCR<n>_EL1), as many as there can
@@ -112,9 +121,37 @@ impl SysReg {
         all
     };
 
-    /// The value of one of [`SysReg::DEBUG`] in a new vCPU: OSLSR_EL1 says that there is a lock.
-    pub fn debug_at_rest(self) -> u64 {
-        if self == Self::OSLSR_EL1 { 8 } else { 0 }
+    /// The performance monitor's control register.
+    pub const PMCR_EL0: Self = Self::new(3, 3, 9, 12, 0);
+
+    /// What the performance monitor keeps: PMCR_EL0, PMSELR_EL0, PMUSERENR_EL0, PMCCFILTR_EL0, PMEVTYPER<n>_EL0,
+    /// PMCCNTR_EL0, PMEVCNTR<n>_EL0, PMCNTENSET_EL0, PMINTENSET_EL1 and PMOVSSET_EL0.
+    pub const PMU: [Self; 20] = {
+        let mut all = [Self::PMCR_EL0; 20];
+        all[1] = Self::new(3, 3, 9, 12, 5);
+        all[2] = Self::new(3, 3, 9, 14, 0);
+        all[3] = Self::new(3, 3, 14, 15, 7);
+        all[4] = Self::new(3, 3, 9, 13, 0);
+        all[5] = Self::new(3, 3, 9, 12, 1);
+        all[6] = Self::new(3, 0, 9, 14, 1);
+        all[7] = Self::new(3, 3, 9, 14, 3);
+        let mut n = 0;
+        while n < 6 {
+            all[8 + n] = Self::new(3, 3, 14, 12, n as u16);
+            all[14 + n] = Self::new(3, 3, 14, 8, n as u16);
+            n += 1;
+        }
+        all
+    };
+
+    /// The value of one of [`SysReg::DEBUG`] or [`SysReg::PMU`] in a new vCPU: OSLSR_EL1 says that there is a lock,
+    /// PMCR_EL0 that there are six event counters of 64 bits.
+    pub fn at_rest(self) -> u64 {
+        match self {
+            Self::OSLSR_EL1 => 8,
+            Self::PMCR_EL0 => 6 << 11 | 3 << 6,
+            _ => 0,
+        }
     }
 }
 
@@ -125,7 +162,8 @@ pub struct IccReg(pub u16);
 macro_rules! icc_regs {
     ($($name:ident = $crn:literal $crm:literal $op2:literal;)*) => {
         impl IccReg {
-            $(pub const $name: Self = Self(SysReg::new(3, 0, $crn, $crm, $op2).0);)*
+            $(#[doc = concat!("ICC_", stringify!($name), ": CRn ", $crn, ", CRm ", $crm, ", op2 ", $op2, ".")]
+            pub const $name: Self = Self(SysReg::new(3, 0, $crn, $crm, $op2).0);)*
         }
     };
 }

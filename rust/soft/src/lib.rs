@@ -19,6 +19,7 @@ mod isa;
 mod jit;
 mod mem;
 mod mmu;
+mod pmu;
 mod regs;
 mod requests;
 mod state;
@@ -30,36 +31,46 @@ pub use isa::disassemble;
 pub use jit::Translation;
 pub use regs::Regs;
 pub use vcpu::{DataAbort, Exit, Vcpu};
-pub use vm::{COUNTER_HZ, Canceller, MAX_VCPUS, Protection, Vm, VmConfig};
+pub use vm::{COUNTER_HZ, Canceller, MAX_VCPUS, Presence, Protection, Vm, VmConfig};
 
 /// What can go wrong outside the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// None, or too many.
     #[error("{0} vCPUs were asked for; a machine has 1 to {MAX_VCPUS}")]
     VcpuCount(u32),
+    /// No vCPU has this index.
     #[error("there is no vCPU {0} in this machine; indexes start at 0 and end below its vCPU count")]
     NoSuchVcpu(u32),
+    /// There is one of this index.
     #[error("vCPU {0} exists already; each is created once")]
     VcpuExists(u32),
+    /// Memory that cannot be the guest's there.
     #[error(
         "cannot map or unmap {len} bytes at guest address {gpa:#x}: regions are whole 4 KiB pages below 1 TiB, do \
          not overlap, and are unmapped as they were mapped"
     )]
-    BadRegion { gpa: u64, len: u64 },
+    BadRegion {
+        /// Guest physical address of its start.
+        gpa: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Its id.
     #[error("register id {0:#x} is not one of this CPU's; ids are Hypervisor.framework's")]
     UnknownRegister(u32),
+    /// The value that CPSR was to have.
     #[error("{0:#x} is no processor state of this CPU: the mode must be EL0t, EL1t or EL1h")]
     BadState(u64),
+    /// What it says.
     #[error("the interrupt controller did not take its state: {0}")]
     Gic(#[from] gic::Error),
-    #[error("the timer thread could not be started: {0}")]
-    TimerThread(#[source] std::io::Error),
 }
 
 /// Maps memory for the next machine's translated code, for a process that will not be let do so later. An error says that
 /// the host lets no memory be executable; machines interpret then.
 pub fn prepare() -> std::io::Result<()> {
-    let wanted = Translation::from_environment() != Translation::Off && cfg!(target_arch = "x86_64");
+    let wanted = Translation::from_environment() != Translation::Off && jit::TRANSLATES;
     if wanted { jit::memory::prepare() } else { Ok(()) }
 }
 
@@ -68,10 +79,11 @@ pub fn interprets() -> Option<String> {
     if Translation::from_environment() == Translation::Off {
         return Some("SUPERMACHINE_JIT is 0".into());
     }
-    if !cfg!(target_arch = "x86_64") {
-        return Some("there is a translator for x86-64 hosts only".into());
+    if !jit::TRANSLATES {
+        return Some("there are translators for x86-64 and arm64 hosts only".into());
     }
     jit::memory::CodeMemory::new().err().map(|e| format!("this system lets no memory be executable: {e}"))
 }
 
+/// What calls of this crate give.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -8,10 +8,12 @@ use crate::mmu::{Access, Fault};
 use crate::sysreg::ZVA_BYTES;
 use crate::vcpu::{DataAbort, Exit};
 
-/// Entries of one TLB; one page each.
+/// Entries of one TLB; one page each. Only those that are used cost memory and time.
 pub(crate) const TLB_SIZE: usize = 1024;
-/// Low bits of the tags of EL1's entries; EL0's hold the ASID (8 bits) there.
+/// Low bits of the tags of EL1's entries.
 pub(crate) const EL1_TAG: u64 = 0x100;
+/// In the tags of EL0's entries, beside the ASID (8 bits): no tag is zero, which is what an empty entry has.
+pub(crate) const EL0_TAG: u64 = 0x200;
 /// A tag that matches nothing: its low bits are no regime's.
 const NOTHING: u64 = u64::MAX;
 
@@ -28,7 +30,23 @@ pub(crate) struct TlbEntry {
 }
 
 impl TlbEntry {
-    pub const EMPTY: Self = Self { read: NOTHING, write: NOTHING, addend: 0, page: 0 };
+    pub(crate) const EMPTY: Self = Self { read: 0, write: 0, addend: 0, page: 0 };
+}
+
+/// Zeroed memory from the host, page by page as it is used.
+///
+/// # Safety
+/// All zeros are a `T`.
+pub(crate) unsafe fn zeroed<T>() -> Box<T> {
+    let layout = std::alloc::Layout::new::<T>();
+    assert_ne!(layout.size(), 0);
+    // SAFETY: the size is not zero, by the check above.
+    let at = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
+    if at.is_null() {
+        std::alloc::handle_alloc_error(layout);
+    }
+    // SAFETY: memory of the global allocator's with the layout of a `T`, which zeros are one of by the caller's promise.
+    unsafe { Box::from_raw(at) }
 }
 
 /// One exception level's TLB.
@@ -43,13 +61,13 @@ pub(crate) struct Tlb {
 }
 
 impl Tlb {
-    pub fn new() -> Self {
-        let entries = vec![TlbEntry::EMPTY; TLB_SIZE].into_boxed_slice();
-        let entries = entries.try_into().unwrap_or_else(|_| unreachable!("the length is right"));
+    pub(crate) fn new() -> Self {
+        // SAFETY: an empty entry is all zeros.
+        let entries = unsafe { zeroed() };
         Self { entries, blocks: [[0; BLOCK_WORDS]; 2], low: false, filled: [0; TLB_SIZE / 64] }
     }
 
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         for n in set_bits(&self.filled) {
             self.entries[n] = TlbEntry::EMPTY;
         }
@@ -59,13 +77,14 @@ impl Tlb {
     }
 
     /// Drops what maps this address, whatever the ASID.
-    pub fn flush_va(&mut self, va: u64) {
+    pub(crate) fn flush_va(&mut self, va: u64) {
         self.entries[index(va)] = TlbEntry::EMPTY;
         let (word, bit) = block_bit(va);
         if self.blocks[half(va)][word] & bit != 0 {
             let block = |tag: u64| tag << 8 >> 8 >> 21;
             let wanted = block(va);
-            for e in self.entries.iter_mut() {
+            for n in set_bits(&self.filled) {
+                let e = &mut self.entries[n];
                 // A block mapping fills many entries, and one of a gibibyte those of other 2 MiB regions too.
                 if e.page & 1 == 1 && (e.page & 2 == 2 || block(e.read) == wanted || block(e.write) == wanted)
                 {
@@ -75,10 +94,11 @@ impl Tlb {
         }
     }
 
-    pub fn flush_asid(&mut self, asid: u64) {
+    pub(crate) fn flush_asid(&mut self, asid: u64) {
         for n in set_bits(&self.filled) {
             let e = &mut self.entries[n];
-            if e.read & 0xfff == asid || e.write & 0xfff == asid {
+            let tag = EL0_TAG | asid;
+            if e.read & 0xfff == tag || e.write & 0xfff == tag {
                 *e = TlbEntry::EMPTY;
             }
         }
@@ -149,7 +169,7 @@ pub(crate) enum Kind {
 
 impl Cpu {
     #[inline(always)]
-    pub fn probe_read<T>(&self, va: u64, user: bool) -> Option<*mut T> {
+    pub(crate) fn probe_read<T>(&self, va: u64, user: bool) -> Option<*mut T> {
         let (tlb, tag) = if user { (self.utlb, self.utag) } else { (self.tlb, self.tag) };
         // SAFETY: both pointers are to the first of TLB_SIZE entries that live as long as the CPU.
         let e = unsafe { &*tlb.add(index(va)) };
@@ -158,7 +178,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    pub fn probe_write<T>(&self, va: u64, user: bool) -> Option<*mut T> {
+    pub(crate) fn probe_write<T>(&self, va: u64, user: bool) -> Option<*mut T> {
         let (tlb, tag) = if user { (self.utlb, self.utag) } else { (self.tlb, self.tag) };
         // SAFETY: both pointers are to the first of TLB_SIZE entries that live as long as the CPU.
         let e = unsafe { &*tlb.add(index(va)) };
@@ -168,7 +188,7 @@ impl Cpu {
 
     /// Loads, when the TLB knows the page.
     #[inline(always)]
-    pub fn load_fast<T: Copy>(&self, va: u64, user: bool) -> Option<T> {
+    pub(crate) fn load_fast<T: Copy>(&self, va: u64, user: bool) -> Option<T> {
         let p = self.probe_read::<T>(va, user)?;
         // SAFETY: a TLB hit is `size_of::<T>()` bytes inside one page of mapped guest memory. Other vCPUs and devices
         // may write there meanwhile; on the hosts we run on this is one machine instruction that yields some value.
@@ -177,7 +197,7 @@ impl Cpu {
 
     /// Stores, when the TLB knows the page; false when it does not.
     #[inline(always)]
-    pub fn store_fast<T: Copy>(&self, va: u64, value: T, user: bool) -> bool {
+    pub(crate) fn store_fast<T: Copy>(&self, va: u64, value: T, user: bool) -> bool {
         let Some(p) = self.probe_write::<T>(va, user) else { return false };
         // SAFETY: as in `load_fast`, and the TLB says that the page is mapped writable.
         unsafe { p.write_unaligned(value) };
@@ -240,8 +260,11 @@ impl Cpu {
         }
     }
 
-    /// The host's address of guest physical memory, when something is mapped there.
-    pub fn host(&self, pa: u64, write: bool) -> Option<*mut u8> {
+    /// The host's address of guest physical memory, when something is mapped there and has come.
+    pub(crate) fn host(&self, pa: u64, write: bool) -> Option<*mut u8> {
+        if !self.vm.is_present(pa) {
+            return None;
+        }
         // The copy can lack what has been added since, but holds nothing that is gone: see `Request::TlbAll`.
         let known = self.memory.iter().find(|r| r.holds(pa));
         match known {
@@ -251,7 +274,7 @@ impl Cpu {
     }
 
     /// Checks alignment where SCTLR_EL1.A or the instruction asks for it. False when an exception has been taken.
-    pub fn check_align(&mut self, va: u64, size: u64, write: bool, always: bool) -> bool {
+    pub(crate) fn check_align(&mut self, va: u64, size: u64, write: bool, always: bool) -> bool {
         if va & (size - 1) != 0 && (always || self.state.sys.sctlr & 2 != 0) {
             self.data_abort(va, Fault::ALIGNMENT, write);
             return false;
@@ -261,7 +284,15 @@ impl Cpu {
 
     /// Reads `buf.len()` bytes, of which `size` make one element; devices get one access of up to 8 bytes, with
     /// `iss` for the machine to finish it by. `None` when the instruction is not to be finished here.
-    pub fn read_slow(&mut self, o: P, va: u64, buf: &mut [u8], size: u64, iss: u32, user: As) -> Option<()> {
+    pub(crate) fn read_slow(
+        &mut self,
+        o: P,
+        va: u64,
+        buf: &mut [u8],
+        size: u64,
+        iss: u32,
+        user: As,
+    ) -> Option<()> {
         self.sync(o);
         if !self.check_align(va, size, false, false) {
             return None;
@@ -299,7 +330,15 @@ impl Cpu {
     }
 
     /// Writes; see [`Cpu::read_slow`].
-    pub fn write_slow(&mut self, o: P, va: u64, buf: &[u8], size: u64, iss: u32, user: As) -> Option<()> {
+    pub(crate) fn write_slow(
+        &mut self,
+        o: P,
+        va: u64,
+        buf: &[u8],
+        size: u64,
+        iss: u32,
+        user: As,
+    ) -> Option<()> {
         self.sync(o);
         if !self.check_align(va, size, true, false) {
             return None;
@@ -339,7 +378,7 @@ impl Cpu {
     }
 
     /// DC ZVA of the block around `va`, which is what faults name (D24.2.41, FAR_EL1). `None` as for the others.
-    pub fn zero_slow(&mut self, o: P, va: u64) -> Option<()> {
+    pub(crate) fn zero_slow(&mut self, o: P, va: u64) -> Option<()> {
         self.sync(o);
         let (pa, host) = self.translate(va, true, As::Current)?;
         let offset = va & (ZVA_BYTES - 1);
@@ -353,7 +392,7 @@ impl Cpu {
     }
 
     /// An address for an atomic access of `size` bytes, aligned. `None` when the instruction is not to be finished.
-    pub fn atomic_ptr(&mut self, o: P, va: u64, size: u64, kind: Kind) -> Option<*mut u8> {
+    pub(crate) fn atomic_ptr(&mut self, o: P, va: u64, size: u64, kind: Kind) -> Option<*mut u8> {
         self.sync(o);
         let write = kind != Kind::Load;
         // WnR: of an access that does both, what a read would meet too is a read's (D24.2.40).
@@ -376,7 +415,7 @@ impl Cpu {
     }
 
     /// Bytes of an instruction with several registers or a size of its own.
-    pub fn read_bytes(&mut self, o: P, va: u64, buf: &mut [u8], size: u64) -> Option<()> {
+    pub(crate) fn read_bytes(&mut self, o: P, va: u64, buf: &mut [u8], size: u64) -> Option<()> {
         if let Some(p) = self.probe_read::<u8>(va, false)
             && (va & 0xfff) as usize + buf.len() <= 4096
         {
@@ -388,7 +427,7 @@ impl Cpu {
     }
 
     /// See [`Cpu::read_bytes`].
-    pub fn write_bytes(&mut self, o: P, va: u64, buf: &[u8], size: u64) -> Option<()> {
+    pub(crate) fn write_bytes(&mut self, o: P, va: u64, buf: &[u8], size: u64) -> Option<()> {
         if let Some(p) = self.probe_write::<u8>(va, false)
             && (va & 0xfff) as usize + buf.len() <= 4096
         {
@@ -418,7 +457,7 @@ impl Cpu {
     }
 
     /// Notes where the instruction is, before it may fault.
-    pub fn sync(&mut self, o: P) {
+    pub(crate) fn sync(&mut self, o: P) {
         self.state.pc = self.page | o.off();
         self.reached = o.n();
     }

@@ -15,9 +15,9 @@ pub(crate) enum Access {
 pub(crate) struct Fault(pub u32);
 
 impl Fault {
-    pub const ALIGNMENT: Self = Self(0x21);
+    pub(crate) const ALIGNMENT: Self = Self(0x21);
     /// Synchronous external abort, not on a walk.
-    pub const EXTERNAL: Self = Self(0x10);
+    pub(crate) const EXTERNAL: Self = Self(0x10);
 
     const fn address_size(level: u32) -> Self {
         Self(level)
@@ -52,7 +52,7 @@ pub(crate) const PA_BITS: u32 = 40;
 
 impl Cpu {
     /// Translates for an access with EL0's or EL1's rights.
-    pub fn walk(&self, va: u64, access: Access, el0: bool) -> Result<Translation, Fault> {
+    pub(crate) fn walk(&self, va: u64, access: Access, el0: bool) -> Result<Translation, Fault> {
         let sys = &self.state.sys;
         let upper = va >> 55 & 1 == 1;
         if sys.sctlr & 1 == 0 {

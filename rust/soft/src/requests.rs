@@ -12,24 +12,23 @@ use crate::vm::Request;
 pub(crate) struct Pending(pub u32);
 
 impl Pending {
-    pub const INTERRUPT: Self = Self(1);
-    pub const CANCEL: Self = Self(2);
-    pub const REQUEST: Self = Self(4);
-    pub const TIMER: Self = Self(8);
+    pub(crate) const INTERRUPT: Self = Self(1);
+    pub(crate) const CANCEL: Self = Self(2);
+    pub(crate) const REQUEST: Self = Self(4);
 }
 
 impl Cpu {
     /// Work that another thread has left for this vCPU.
-    pub fn pending(&self) -> u32 {
+    pub(crate) fn pending(&self) -> u32 {
         self.me.pending.load(Ordering::Relaxed)
     }
 
-    pub fn post(&self, what: Pending) {
+    pub(crate) fn post(&self, what: Pending) {
         self.me.pending.fetch_or(what.0, Ordering::SeqCst);
     }
 
     /// Looks at what other threads have left.
-    pub fn attend(&mut self) -> Option<Exit> {
+    pub(crate) fn attend(&mut self) -> Option<Exit> {
         let pending = self.me.pending.load(Ordering::SeqCst);
         if pending & Pending::CANCEL.0 != 0 {
             if let Some(exit) = self.exit.take() {
@@ -40,10 +39,6 @@ impl Cpu {
         }
         if pending & Pending::REQUEST.0 != 0 {
             self.serve();
-        }
-        if pending & Pending::TIMER.0 != 0 {
-            self.me.pending.fetch_and(!Pending::TIMER.0, Ordering::SeqCst);
-            self.update_timers();
         }
         if self.me.pending.load(Ordering::SeqCst) & Pending::INTERRUPT.0 != 0 && self.exit.is_none() {
             let gic = self.vm.gic.clone();
@@ -63,7 +58,7 @@ impl Cpu {
     }
 
     /// Does what other vCPUs asked this one to.
-    pub fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         self.me.pending.fetch_and(!Pending::REQUEST.0, Ordering::SeqCst);
         let me = self.me.clone();
         let requests = std::mem::take(&mut *me.requests());
@@ -73,7 +68,7 @@ impl Cpu {
         me.done.fetch_add(requests.len() as u64, Ordering::SeqCst);
     }
 
-    pub fn apply(&mut self, r: Request) {
+    pub(crate) fn apply(&mut self, r: Request) {
         match r {
             Request::TlbAll => {
                 // Memory may have been taken away.
@@ -88,7 +83,7 @@ impl Cpu {
     }
 
     /// Applies to all vCPUs; the others have done it after the next DSB.
-    pub fn everywhere(&mut self, r: Request) {
+    pub(crate) fn everywhere(&mut self, r: Request) {
         self.apply(r);
         for (i, other) in self.vm.vcpus.iter().enumerate() {
             if i as u32 != self.index {
@@ -99,7 +94,7 @@ impl Cpu {
     }
 
     /// Waits until every vCPU that runs has done what it was asked to.
-    pub fn synchronize(&mut self) {
+    pub(crate) fn synchronize(&mut self) {
         if !std::mem::take(&mut self.broadcast) {
             return;
         }
@@ -125,7 +120,7 @@ impl Cpu {
     }
 
     /// WFI: sleeps until there is something to look at.
-    pub fn wait(&mut self) {
+    pub(crate) fn wait(&mut self) {
         let gic = self.vm.gic.clone();
         if gic.irq_pending(self.index) || gic.fiq_pending(self.index) {
             return;
@@ -135,11 +130,13 @@ impl Cpu {
             self.post(Pending::INTERRUPT);
             return;
         }
-        self.me.sleep();
+        self.me.sleep(self.vm.instant(self.deadline));
+        self.look_at_deadline();
     }
 
     /// WFE: gives way for a moment. Nothing here counts events, so it must come back by itself.
-    pub fn wait_event(&mut self) {
+    pub(crate) fn wait_event(&mut self) {
+        self.look_at_deadline();
         self.waits += 1;
         if self.waits.is_multiple_of(64) {
             std::thread::sleep(std::time::Duration::from_micros(20));

@@ -19,7 +19,7 @@ pub(crate) struct Monitor {
 
 /// Registers, PSTATE and system registers.
 ///
-/// Machine code knows where these are (`jit/x86_64/layout.rs`). The debug registers are in [`crate::debug::Debug`], those
+/// Machine code knows where these are (`jit/*/layout.rs`). The debug registers are in [`crate::debug::Debug`], those
 /// of the interrupt controller in [`crate::gic`].
 #[repr(C)]
 pub(crate) struct State {
@@ -47,7 +47,7 @@ pub(crate) struct State {
 
 impl State {
     /// Of vCPU `index` at reset: EL1h, everything masked.
-    pub fn new(index: u32) -> Self {
+    pub(crate) fn new(index: u32) -> Self {
         Self {
             regs: Regs::default(),
             flags: Flags::Known,
@@ -66,7 +66,7 @@ impl State {
     }
 
     #[inline(always)]
-    pub fn nzcv(&self) -> u32 {
+    pub(crate) fn nzcv(&self) -> u32 {
         let [a, b] = self.compared;
         match self.flags {
             Flags::Known => self.regs.nzcv,
@@ -76,25 +76,25 @@ impl State {
     }
 
     #[inline(always)]
-    pub fn set_nzcv(&mut self, v: u32) {
+    pub(crate) fn set_nzcv(&mut self, v: u32) {
         self.regs.nzcv = v;
         self.flags = Flags::Known;
     }
 
-    pub fn asid(&self) -> u64 {
+    pub(crate) fn asid(&self) -> u64 {
         let ttbr = if self.sys.tcr >> 22 & 1 == 1 { self.sys.ttbr1 } else { self.sys.ttbr0 };
         ttbr >> 48 & 0xff
     }
 
-    pub fn sp_index(&self) -> usize {
+    pub(crate) fn sp_index(&self) -> usize {
         usize::from(self.el == 1 && self.spsel)
     }
 
-    pub fn read_sp(&self, which: usize) -> u64 {
+    pub(crate) fn read_sp(&self, which: usize) -> u64 {
         if which == self.sp_index() { self.regs.x[Regs::SP] } else { self.sp[which] }
     }
 
-    pub fn write_sp(&mut self, which: usize, value: u64) {
+    pub(crate) fn write_sp(&mut self, which: usize, value: u64) {
         self.sp[which] = value;
         if which == self.sp_index() {
             self.regs.x[Regs::SP] = value;
@@ -102,7 +102,7 @@ impl State {
     }
 
     /// PSTATE as SPSR_EL1 holds it.
-    pub fn pstate(&self) -> u64 {
+    pub(crate) fn pstate(&self) -> u64 {
         let mode = match (self.el, self.spsel) {
             (0, _) => 0,
             (_, false) => 4,
@@ -116,12 +116,12 @@ impl State {
             | mode
     }
 
-    pub fn set_fpcr(&mut self, v: u64) {
+    pub(crate) fn set_fpcr(&mut self, v: u64) {
         // AHP, DN, FZ, RMode, FZ16.
         self.regs.fpcr = v as u32 & 0x07c8_0000;
     }
 
-    pub fn set_fpsr(&mut self, v: u64) {
+    pub(crate) fn set_fpsr(&mut self, v: u64) {
         self.regs.fpsr = v as u32 & 0x0800_009f;
     }
 }

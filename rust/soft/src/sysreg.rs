@@ -5,6 +5,7 @@ use crate::debug::{self, BREAKPOINTS, WATCHPOINTS};
 use crate::fp;
 use crate::id::SysReg;
 use crate::mmu::{Access, Fault, Translation};
+use crate::pmu;
 use crate::vm::{COUNTER_HZ, Request};
 
 /// Interrupts of the timers (Arm BSA): virtual and physical.
@@ -51,7 +52,7 @@ pub(crate) struct Sys {
 }
 
 impl Sys {
-    pub fn new(index: u32) -> Self {
+    pub(crate) fn new(index: u32) -> Self {
         Self {
             mpidr: 1 << 31 | u64::from(index),
             // RES1 bits of an EL1 without later extensions, and SPAN.
@@ -85,7 +86,7 @@ fn constant(r: u16) -> Option<u64> {
             0x11 | fp | 1 << 24 | 1 << 56 | 1 << 60
         }
         // ID_AA64DFR0_EL1: Armv8.0 debug; one breakpoint compares contexts.
-        0xc028 => 6 | (BREAKPOINTS as u64 - 1) << 12 | (WATCHPOINTS as u64 - 1) << 20,
+        0xc028 => 6 | pmu::VERSION << 8 | (BREAKPOINTS as u64 - 1) << 12 | (WATCHPOINTS as u64 - 1) << 20,
         // ID_AA64ISAR0_EL1
         0xc030 => {
             let aes = has(0x4e28_4820) + has(0x0ee0_e020) * has(0x4e28_4820);
@@ -153,7 +154,7 @@ pub(crate) enum Sysop {
 
 impl Cpu {
     /// The state that snapshots hold.
-    pub fn sys_state(&self, r: SysReg) -> Option<u64> {
+    pub(crate) fn sys_state(&self, r: SysReg) -> Option<u64> {
         Some(match r {
             SysReg::SP_EL0 => self.state.read_sp(0),
             SysReg::SP_EL1 => self.state.read_sp(1),
@@ -161,17 +162,21 @@ impl Cpu {
             SysReg::CNTP_CTL_EL0 => self.timer_ctl(false),
             SysReg::MPIDR_EL1 => self.state.sys.mpidr,
             r if debug::is_debug(r.0) => self.debug_state(r)?,
+            r if pmu::is_pmu(r.0) => self.pmu.read(r.0, self.instructions(), self.state.el)?,
             r => *self.field_ref(r.0).or(None)?,
         })
         .or_else(|| constant(r.0))
     }
 
-    pub fn set_sys_state(&mut self, r: SysReg, v: u64) -> Option<()> {
+    pub(crate) fn set_sys_state(&mut self, r: SysReg, v: u64) -> Option<()> {
         match r {
             SysReg::SP_EL0 => self.state.write_sp(0, v),
             SysReg::SP_EL1 => self.state.write_sp(1, v),
             SysReg::MPIDR_EL1 => self.state.sys.mpidr = v | 1 << 31,
             r if debug::is_debug(r.0) => self.set_debug_state(r, v)?,
+            r if pmu::is_pmu(r.0) => {
+                self.pmu.restore(r.0, v, self.instructions(), self.state.el)?;
+            }
             r => {
                 if constant(r.0).is_some() {
                     return Some(());
@@ -271,6 +276,8 @@ impl Cpu {
         }
         let s = &self.state.sys;
         let barred = match r {
+            0xdcf0 if write => return Some(Sysop::Undefined),
+            r if pmu::is_pmu(r) => !self.pmu.is_open(r, write),
             // CTR_EL0: SCTLR_EL1.UCT.
             0xd801 => s.sctlr >> 15 & 1 == 0,
             // CNTPCT, CNTVCT, CNTFRQ.
@@ -290,7 +297,7 @@ impl Cpu {
     }
 
     /// MRS: the value, or what happens instead.
-    pub fn mrs(&mut self, r: u16) -> Result<u64, Sysop> {
+    pub(crate) fn mrs(&mut self, r: u16) -> Result<u64, Sysop> {
         if debug::is_debug(r) {
             return self.debug_read(r);
         }
@@ -320,6 +327,9 @@ impl Cpu {
             0xdf19 => self.timer_ctl(true),
             0xdf10 => u64::from(self.state.sys.cntp_cval.wrapping_sub(self.vm.counter()) as u32),
             0xdf18 => u64::from(self.state.sys.cntv_cval.wrapping_sub(self.virtual_counter()) as u32),
+            r if pmu::is_pmu(r) => {
+                self.pmu.read(r, self.reached_instructions(), self.state.el).ok_or(Sysop::Undefined)?
+            }
             // ISR_EL1
             0xc608 => {
                 let g = &self.vm.gic;
@@ -340,7 +350,7 @@ impl Cpu {
     }
 
     /// MSR (register).
-    pub fn msr(&mut self, r: u16, v: u64) -> Sysop {
+    pub(crate) fn msr(&mut self, r: u16, v: u64) -> Sysop {
         if debug::is_debug(r) {
             return self.debug_write(r, v);
         }
@@ -379,6 +389,13 @@ impl Cpu {
             0xdf18 => {
                 self.state.sys.cntv_cval = self.virtual_counter().wrapping_add(v as i32 as u64);
                 self.update_timers();
+            }
+            r if pmu::is_pmu(r) => {
+                let now = self.reached_instructions();
+                if self.pmu.write(r, v, now, self.state.el).is_none() {
+                    return Sysop::Undefined;
+                }
+                self.tell_overflow();
             }
             r if read_only(r) => return Sysop::Undefined,
             _ => {
@@ -422,7 +439,7 @@ impl Cpu {
         translation
     }
 
-    pub fn virtual_counter(&self) -> u64 {
+    pub(crate) fn virtual_counter(&self) -> u64 {
         self.vm.counter().wrapping_sub(self.timer_offset)
     }
 
@@ -437,7 +454,7 @@ impl Cpu {
     }
 
     /// Brings the timers' interrupt lines and the next deadline up to date.
-    pub fn update_timers(&mut self) {
+    pub(crate) fn update_timers(&mut self) {
         let (v, p) = (self.timer_ctl(true), self.timer_ctl(false));
         self.vm.gic.set_ppi(self.index, PPI_VIRTUAL, v & 7 == 5 && !self.timer_mask);
         self.vm.gic.set_ppi(self.index, PPI_PHYSICAL, p & 7 == 5);
@@ -448,11 +465,48 @@ impl Cpu {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        self.vm.set_timer(self.index, at);
+        self.deadline = at.unwrap_or(u64::MAX);
+    }
+
+    /// Has the interrupt line of the performance monitor follow its overflows.
+    fn tell_overflow(&mut self) {
+        let level = self.pmu.interrupt();
+        if level != self.pmu.line {
+            self.pmu.line = level;
+            self.vm.gic.set_ppi(self.index, pmu::PPI, level);
+        }
+    }
+
+    /// What the performance monitor has counted at the level that is left, before the vCPU goes on at `el`.
+    #[cold]
+    pub(crate) fn count_at_another_level(&mut self, el: u8) {
+        self.pmu.advance(self.instructions(), self.state.el);
+        self.pmu.plan(el);
+        self.tell_overflow();
+    }
+
+    /// A counter may have overflowed.
+    #[cold]
+    pub(crate) fn look_for_overflow(&mut self) {
+        self.count_at_another_level(self.state.el);
+    }
+
+    /// The interrupt controller's state may have come anew.
+    pub(crate) fn tell_overflow_again(&mut self) {
+        self.pmu.plan(self.state.el);
+        self.pmu.line = false;
+        self.tell_overflow();
+    }
+
+    /// Brings the timers up to date if one has become due.
+    pub(crate) fn look_at_deadline(&mut self) {
+        if self.vm.counter() >= self.deadline {
+            self.update_timers();
+        }
     }
 
     /// SYS: cache, TLB and address translation instructions.
-    pub fn sys_op(&mut self, r: u16, v: u64) -> Sysop {
+    pub(crate) fn sys_op(&mut self, r: u16, v: u64) -> Sysop {
         let (crn, crm, op1, op2) = (r >> 7 & 15, r >> 3 & 15, r >> 11 & 7, r & 7);
         if self.state.el == 0 {
             // IC IVAU; DC CVAC, CVAU, CVAP and CIVAC.

@@ -1,11 +1,12 @@
 //! The virtual machine: memory map, vCPUs' shared parts, timer thread.
 
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
+
+use supermachine_support::lock;
 
 use crate::cpu::Cpu;
 use crate::gic::Gic;
@@ -48,6 +49,7 @@ impl Default for VmConfig {
 /// What the guest may do with mapped memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
+    /// Everything.
     ReadWriteExecute,
     /// Reads and execution; writes are exits.
     Read,
@@ -81,16 +83,12 @@ pub(crate) struct VcpuShared {
     created: AtomicBool,
 }
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl VcpuShared {
-    pub fn requests(&self) -> MutexGuard<'_, Vec<Request>> {
+    pub(crate) fn requests(&self) -> MutexGuard<'_, Vec<Request>> {
         lock(&self.requests)
     }
 
-    pub fn ask(&self, r: Request) {
+    pub(crate) fn ask(&self, r: Request) {
         {
             let mut requests = self.requests();
             if requests.len() < MAX_REQUESTS {
@@ -109,7 +107,7 @@ impl VcpuShared {
     }
 
     /// Leaves work and wakes the vCPU when it sleeps.
-    pub fn wake(&self, what: Pending) {
+    pub(crate) fn wake(&self, what: Pending) {
         self.pending.fetch_or(what.0, Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst)
             && let Some(t) = &*lock(&self.thread)
@@ -118,21 +116,26 @@ impl VcpuShared {
         }
     }
 
-    pub fn enter(&self) {
+    pub(crate) fn enter(&self) {
         *lock(&self.thread) = Some(std::thread::current());
         self.running.store(true, Ordering::SeqCst);
     }
 
-    pub fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.running.store(false, Ordering::SeqCst);
     }
 
-    /// Sleeps until something other than a request is pending. Requests wait: they are served before any guest code.
-    pub fn sleep(&self) {
+    /// Sleeps until something other than a request is pending, or until this time. Requests wait: they are served before any
+    /// guest code.
+    pub(crate) fn sleep(&self, until: Option<Instant>) {
         self.running.store(false, Ordering::SeqCst);
         self.sleeping.store(true, Ordering::SeqCst);
         while self.pending.load(Ordering::SeqCst) & !Pending::REQUEST.0 == 0 {
-            std::thread::park();
+            match until.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => break,
+                Some(left) => std::thread::park_timeout(left),
+                None => std::thread::park(),
+            }
         }
         self.sleeping.store(false, Ordering::SeqCst);
         self.running.store(true, Ordering::SeqCst);
@@ -150,12 +153,12 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    pub fn holds(&self, pa: u64) -> bool {
+    pub(crate) fn holds(&self, pa: u64) -> bool {
         pa.wrapping_sub(self.gpa) < self.len
     }
 
     /// Where `pa`, which it holds, is for the host.
-    pub fn host(&self, pa: u64, write: bool) -> Option<*mut u8> {
+    pub(crate) fn host(&self, pa: u64, write: bool) -> Option<*mut u8> {
         (self.writable || !write).then(|| (self.host + (pa - self.gpa)) as usize as *mut u8)
     }
 }
@@ -167,43 +170,49 @@ pub(crate) struct Shared {
     regions: RwLock<Vec<Region>>,
     start: Instant,
     base: u64,
-    timers: Arc<Timers>,
     translation: Translation,
     /// Memory for machine code.
     code: Option<Arc<CodeMemory>>,
+    /// What a page is waited for with, where some may be missing.
+    presence: OnceLock<Presence>,
 }
+
+/// Waits until these bytes of guest memory, by address and length, are there; `false` when they will not be.
+pub type Presence = Arc<dyn Fn(u64, u64) -> bool + Send + Sync>;
 
 impl Shared {
     /// The memory there is now.
-    pub fn memory(&self) -> Vec<Region> {
+    pub(crate) fn memory(&self) -> Vec<Region> {
         self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn region(&self, pa: u64) -> Option<Region> {
+    /// Whether the page of this address is there, for which it may wait; also where there is no memory.
+    pub(crate) fn is_present(&self, pa: u64) -> bool {
+        self.presence.get().is_none_or(|presence| presence(pa & !0xfff, 0x1000))
+    }
+
+    pub(crate) fn region(&self, pa: u64) -> Option<Region> {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
         regions.iter().find(|r| r.holds(pa)).copied()
     }
 
     /// What translates vCPU `index`'s code, if something does.
-    pub fn jit(&self, index: u32) -> Option<Box<Jit>> {
+    pub(crate) fn jit(&self, index: u32) -> Option<Box<Jit>> {
         let share = self.code.as_ref()?.share(index as usize, self.vcpus.len());
         Jit::new(share, self.translation)
     }
 
     /// The host's counter, in ticks of [`COUNTER_HZ`].
-    pub fn counter(&self) -> u64 {
+    pub(crate) fn counter(&self) -> u64 {
         self.base + ticks(self.start.elapsed())
     }
 
-    /// Asks for a look at vCPU `index`'s timers when the counter reaches `at`.
-    pub fn set_timer(&self, index: u32, at: Option<u64>) {
-        let at = at.and_then(|at| {
-            let ticks = at.saturating_sub(self.counter());
-            // Beyond a year there is nothing to wait for.
-            (ticks < COUNTER_HZ * 31_536_000)
-                .then(|| Instant::now() + Duration::from_nanos((ticks + 1) * 1000 / (COUNTER_HZ / 1_000_000)))
-        });
-        self.timers.set(index, at);
+    /// When the counter reaches `at`; `None` when that is too far away to wait for.
+    pub(crate) fn instant(&self, at: u64) -> Option<Instant> {
+        let ticks = at.saturating_sub(self.counter());
+        // Beyond a year there is nothing to wait for.
+        (ticks < COUNTER_HZ * 31_536_000)
+            .then(|| Instant::now() + Duration::from_nanos((ticks + 1) * 1000 / (COUNTER_HZ / 1_000_000)))
     }
 }
 
@@ -211,69 +220,13 @@ fn ticks(d: Duration) -> u64 {
     d.as_secs() * COUNTER_HZ + u64::from(d.subsec_nanos()) * (COUNTER_HZ / 1_000_000) / 1000
 }
 
-/// One thread that tells vCPUs when their timers are due.
-#[derive(Default)]
-struct Timers {
-    due: Mutex<TimersState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct TimersState {
-    at: BTreeMap<u32, Instant>,
-    stop: bool,
-    /// What the thread waits for; no need to wake it for anything later.
-    wait: Option<Instant>,
-}
-
-impl Timers {
-    fn set(&self, index: u32, at: Option<Instant>) {
-        let mut due = lock(&self.due);
-        match at {
-            Some(at) => {
-                due.at.insert(index, at);
-                if due.wait.is_none_or(|w| at < w) {
-                    self.changed.notify_one();
-                }
-            }
-            None => {
-                due.at.remove(&index);
-            }
-        }
-    }
-
-    fn run(&self, vcpus: &[Weak<VcpuShared>]) {
-        let mut due = lock(&self.due);
-        while !due.stop {
-            let now = Instant::now();
-            let ready: Vec<u32> = due.at.iter().filter(|(_, at)| **at <= now).map(|(i, _)| *i).collect();
-            for i in ready {
-                due.at.remove(&i);
-                if let Some(v) = vcpus[i as usize].upgrade() {
-                    v.wake(Pending::TIMER);
-                }
-            }
-            let first = due.at.values().min().copied();
-            due.wait = first;
-            due = match first {
-                Some(at) => {
-                    let wait = at.saturating_duration_since(Instant::now());
-                    self.changed.wait_timeout(due, wait).unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(due).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
-    }
-}
-
 /// A virtual machine.
 pub struct Vm {
     shared: Arc<Shared>,
-    timer_thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Vm {
-    /// Makes a machine without memory and starts its timer thread.
+    /// Makes a machine without memory.
     pub fn new(config: VmConfig) -> Result<Self> {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return Err(Error::VcpuCount(config.vcpus));
@@ -291,14 +244,7 @@ impl Vm {
                 }),
             );
         }
-        let timers = Arc::new(Timers::default());
-        let timer_thread = {
-            let timers = timers.clone();
-            let vcpus: Vec<_> = vcpus.iter().map(Arc::downgrade).collect();
-            let builder = std::thread::Builder::new().name("timers".into()).stack_size(128 << 10);
-            builder.spawn(move || timers.run(&vcpus)).map_err(Error::TimerThread)?
-        };
-        let translates = config.translation != Translation::Off && cfg!(target_arch = "x86_64");
+        let translates = config.translation != Translation::Off && crate::jit::TRANSLATES;
         // Where there is none the interpreter does everything.
         let code = translates.then(memory::take).and_then(std::io::Result::ok);
         let shared = Arc::new(Shared {
@@ -307,11 +253,11 @@ impl Vm {
             regions: RwLock::default(),
             start: Instant::now(),
             base: monotonic(),
-            timers,
             translation: config.translation,
             code: code.map(Arc::new),
+            presence: OnceLock::new(),
         });
-        Ok(Self { shared, timer_thread: Some(timer_thread) })
+        Ok(Self { shared })
     }
 
     /// Maps host memory at a guest physical address, before any vCPU runs.
@@ -333,6 +279,11 @@ impl Vm {
         Ok(())
     }
 
+    /// Has vCPUs wait for pages before they enter a TLB, once. Before any vCPU runs.
+    pub fn set_presence(&self, presence: Presence) {
+        let _ = self.shared.presence.set(presence);
+    }
+
     /// Takes a region away again. No vCPU may be running.
     pub fn unmap(&self, gpa: u64, len: u64) -> Result<()> {
         let mut regions = self.shared.regions.write().unwrap_or_else(PoisonError::into_inner);
@@ -352,6 +303,12 @@ impl Vm {
             return Err(Error::VcpuExists(index));
         }
         Ok(Vcpu::new(Cpu::new(self.shared.clone(), index)))
+    }
+
+    /// The first vCPU as it is inside, for tests of single operations.
+    #[cfg(test)]
+    pub(crate) fn bare_cpu(&self) -> Box<crate::cpu::Cpu> {
+        crate::cpu::Cpu::new(self.shared.clone(), 0)
     }
 
     /// Lets the guest find the redistributors of the first `vcpus` vCPUs only. For those that are not created in a
@@ -376,6 +333,7 @@ impl Vm {
         self.shared.gic.state()
     }
 
+    /// Takes over what [`Vm::gic_state`] has given, of a machine with as many vCPUs.
     pub fn set_gic_state(&self, state: &[u8]) -> Result<()> {
         Ok(self.shared.gic.set_state(state)?)
     }
@@ -383,16 +341,6 @@ impl Vm {
     /// The counter that virtual counters are offset from, in ticks of [`COUNTER_HZ`]; monotonic on one host boot.
     pub fn counter_now(&self) -> u64 {
         self.shared.counter()
-    }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        lock(&self.shared.timers.due).stop = true;
-        self.shared.timers.changed.notify_one();
-        if let Some(t) = self.timer_thread.take() {
-            let _ = t.join();
-        }
     }
 }
 
@@ -411,6 +359,7 @@ pub struct Canceller {
 }
 
 impl Canceller {
+    /// Asks it; the guest may run on for up to 1,024 instructions.
     pub fn cancel(&self) {
         self.vcpu.wake(Pending::CANCEL);
     }

@@ -332,11 +332,16 @@ fn remapped_code_runs_after_each_invalidation_that_covers_it() {
 /// What an instruction at EL0 or EL1 comes to, X2 being `x2`, one page mapped for EL1 to read at 0x1000_0000 and one
 /// for EL0 and EL1 at 0x1000_1000: ESR_EL1 and FAR_EL1 of its exception.
 fn fault(insn: u32, x2: u64, el0: bool) -> Option<(u64, u64)> {
+    fault_of(&[insn], x2, el0)
+}
+
+/// The same of several.
+fn fault_of(insns: &[u32], x2: u64, el0: bool) -> Option<(u64, u64)> {
     const USER: u64 = 1 << 6;
     const UXN: u64 = 1 << 54;
     let m = Machine::new(1);
     // hvc #7 (svc #0 for EL0)
-    m.put(0x5000, &[insn, if el0 { 0xd400_0001 } else { 0xd400_00e2 }]);
+    m.put(0x5000, &[insns, &[if el0 { 0xd400_0001 } else { 0xd400_00e2 }]].concat());
     m.put(0x2400, &[0xd400_0122]);
     let mut v = m.vcpu(0, 0x5000, &[(2, x2)]);
     let entry = m.tables(&mut [&mut v]);
@@ -375,6 +380,63 @@ fn cache_maintenance_by_address_faults_where_there_is_none() {
     // dc ivac is a write.
     assert_eq!(fault(0xd508_7622, 0x1000_1010, false), None);
     assert_eq!(fault(0xd508_7622, 0x1000_0010, false), Some((esr(false, 15), 0x1000_0010)));
+}
+
+#[test]
+fn a_jump_to_where_no_instruction_can_be_is_a_fault() {
+    // br x2, blr x2, ret x2
+    for insn in [0xd61f_0040, 0xd63f_0040, 0xd65f_0040] {
+        // EL0 has ASID 0: addresses that differ by it from those of EL1 are not taken for them.
+        for (el0, place) in [(false, 0), (true, 0), (true, 1 << 48)] {
+            for low in [1, 2, 3, 5, 6, 7, 0xffd] {
+                let fault = fault(insn, place | low, el0);
+                assert_eq!(fault, Some((0x22 << 26 | 1 << 25, place | low)), "{insn:#x} {place:#x} {low:#x}");
+            }
+        }
+    }
+}
+
+/// Addresses of 48 bits; EL1 is at address 0x100 and goes to EL0 by X3, on the last page that there is.
+#[test]
+fn no_branch_to_an_address_that_is_none_finds_code_of_another_address_space() {
+    const LAST: u64 = 0xffff_ffff_f000;
+    const EL1: u64 = 0x100;
+    // br x2; b EL1 from LAST, to what differs from it by bit 48
+    for (insn, bits) in [(0xd61f_0040, 1 << 48), (0xd61f_0040, 1 << 52), (0x1400_0440, 1 << 48)] {
+        for asid in [0, 1, 2, 0xff] {
+            let m = Machine::new(1);
+            let link = |n: u64| (RAM + 0x1_0000 + n * 0x1000) | 3;
+            let entry = |table: u64, n: u64, value| m.put64(0x1_0000 + table * 0x1000 + n * 8, value);
+            // Level 0, then level 1 and 2 of the lowest 2 MiB, which are RAM's; 1 GiB of RAM at its own place.
+            entry(0, 0, link(1));
+            entry(1, 0, link(2));
+            entry(2, 0, RAM | 1 << 10 | 1);
+            entry(1, 1, RAM | 1 << 10 | 1);
+            // The last page.
+            entry(0, 511, link(3));
+            entry(3, 511, link(4));
+            entry(4, 511, link(5));
+            entry(5, 511, page(RAM + 0x5000) | 1 << 6 | READ_ONLY);
+            // msr elr_el1, x3; eret
+            m.put(EL1, &[0xd518_4023, 0xd69f_03e0]);
+            m.put(0x5000, &[insn]);
+            m.put(0x2400, &[0xd400_0122]);
+            let to = EL1 | bits;
+            let mut v = m.vcpu(0, 0, &[(2, to), (3, LAST)]);
+            v.set_sys_reg(SysReg::TCR_EL1, 16 | 16 << 16 | 2 << 30).unwrap();
+            v.set_sys_reg(SysReg::TTBR0_EL1, (RAM + 0x1_0000) | asid << 48).unwrap();
+            v.set_sys_reg(SysReg::VBAR_EL1, RAM + 0x2000).unwrap();
+            let sctlr = v.sys_reg(SysReg::SCTLR_EL1).unwrap();
+            v.set_sys_reg(SysReg::SCTLR_EL1, sctlr | 1).unwrap();
+            v.set_sys_reg(SysReg::SPSR_EL1, 0).unwrap();
+            v.set_reg(Reg::PC, EL1).unwrap();
+            assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 9 });
+            // An instruction abort from EL0: a translation fault of level 0.
+            let esr = v.sys_reg(SysReg::ESR_EL1).unwrap();
+            assert_eq!(esr, 0x20 << 26 | 1 << 25 | 4, "{insn:#x} {bits:#x} ASID {asid}");
+            assert_eq!(v.sys_reg(SysReg::FAR_EL1).unwrap(), to);
+        }
+    }
 }
 
 #[test]
@@ -432,6 +494,44 @@ fn an_atomic_access_where_nothing_is_faults_as_its_read() {
     }
     // stlr x1, [x2]
     assert_eq!(fault(0xc89f_fc41, 0x1000_8010, false), Some((esr(1, 7), 0x1000_8010)));
+}
+
+#[test]
+fn accesses_with_the_rights_of_el0_are_those_of_el0_whatever_el1_has_found() {
+    const LDR: u32 = 0xf940_0041;
+    const LDTR: u32 = 0xf840_0841;
+    const STTR: u32 = 0xf800_0841;
+    let esr = |wnr: u64, dfsc: u64| 0x25 << 26 | 1 << 25 | wnr << 6 | dfsc;
+    assert_eq!(fault_of(&[LDTR, STTR, LDTR, STTR, LDR], 0x1000_1010, false), None);
+    assert_eq!(fault_of(&[LDR, LDR], 0x1000_0010, false), None);
+    assert_eq!(fault_of(&[LDR, LDR, LDTR], 0x1000_0010, false), Some((esr(0, 15), 0x1000_0010)));
+    assert_eq!(fault_of(&[LDR, LDR, STTR], 0x1000_0010, false), Some((esr(1, 15), 0x1000_0010)));
+    // What EL0 may read only is a write's fault, after reads of it too.
+    assert_eq!(fault_of(&[LDTR, LDTR, STTR], 0x1000_2010, false), Some((esr(1, 15), 0x1000_2010)));
+    assert_eq!(fault_of(&[LDTR], 0x1000_8010, false), Some((esr(0, 7), 0x1000_8010)));
+    assert_eq!(
+        fault_of(&[LDTR, STTR], 0x1000_0ffc, false),
+        Some((esr(0, 15), 0x1000_0ffc)),
+        "over the boundary"
+    );
+    assert_eq!(fault_of(&[LDTR, STTR, LDTR], 0x1000_1010, true), None);
+}
+
+#[test]
+fn accesses_with_the_rights_of_el0_move_what_they_say() {
+    let m = Machine::new(1);
+    // sttr x1, [x2, #8]; ldtrb w3, [x2, #9]; ldtrsw x4, [x2, #12]; ldtrsh w5, [x2, #14]; ldtr x6, [x2, #8]: twice, the
+    // second time with the page known.
+    let once = [0xf800_8841, 0x3840_9843, 0xb880_c844, 0x78c0_e845, 0xf840_8846];
+    m.put(0x5000, &[&once[..], &once, &[0xd400_00e2]].concat());
+    let value = 0x8877_6655_4433_2211;
+    let mut v = m.vcpu(0, 0x5000, &[(1, value), (2, 0x1000_0ff0), (5, u64::MAX)]);
+    let entry = m.tables(&mut [&mut v]);
+    m.put64(entry, page(RAM + 0x7000) | 1 << 6);
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 7 });
+    let x = |n| v.reg(Reg::x(n)).unwrap();
+    assert_eq!([3, 4, 5, 6].map(x), [0x22, 0xffff_ffff_8877_6655, 0xffff_8877, value]);
+    assert_eq!(m.get64(0x7ff8), value);
 }
 
 #[test]

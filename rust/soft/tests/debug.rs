@@ -307,8 +307,8 @@ fn at_el1(insn: u32, x: &[(u32, u64)]) -> Result<u64, u64> {
 
 #[test]
 fn debug_registers_are_those_that_are_announced() {
-    // mrs x0, id_aa64dfr0_el1: six breakpoints and four watchpoints.
-    assert_eq!(at_el1(0xd538_0500, &[]), Ok(6 | 5 << 12 | 3 << 20));
+    // mrs x0, id_aa64dfr0_el1: six breakpoints, four watchpoints and a performance monitor.
+    assert_eq!(at_el1(0xd538_0500, &[]), Ok(6 | 6 << 8 | 5 << 12 | 3 << 20));
     // oslsr_el1, mdrar_el1, dbgclaimset_el1
     assert_eq!(at_el1(0xd530_1180, &[]), Ok(8));
     assert_eq!(at_el1(0xd530_1000, &[(0, 9)]), Ok(0));

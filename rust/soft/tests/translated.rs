@@ -4,3 +4,4 @@
 
 mod cpu;
 mod debug;
+mod pmu;

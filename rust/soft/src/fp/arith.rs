@@ -9,7 +9,7 @@ use super::lanes::Env;
 use super::softfloat::{self as soft, *};
 
 /// The arithmetic of a format; operands are encodings.
-pub trait Arith: Float {
+pub(super) trait Arith: Float {
     fn fadd(e: &mut Env, a: Self, b: Self) -> Self;
     fn fsub(e: &mut Env, a: Self, b: Self) -> Self;
     fn fmul(e: &mut Env, a: Self, b: Self) -> Self;
@@ -247,7 +247,7 @@ fn ordinary<T: Float>(e: &Env, a: T, b: T) -> bool {
 
 /// As [`soft::compare`].
 #[inline(always)]
-pub fn compare<T: Float>(e: &mut Env, a: T, b: T, all: bool) -> Option<std::cmp::Ordering> {
+pub(super) fn compare<T: Float>(e: &mut Env, a: T, b: T, all: bool) -> Option<std::cmp::Ordering> {
     if ordinary(e, a, b) {
         return Some(key(a).cmp(&key(b)));
     }
@@ -261,24 +261,24 @@ fn mask<T: Float>(yes: bool) -> T {
 
 /// FCMEQ: all ones where equal.
 #[inline(always)]
-pub fn cmeq<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn cmeq<T: Float>(e: &mut Env, a: T, b: T) -> T {
     mask(compare(e, a, b, false).is_some_and(|o| o.is_eq()))
 }
 
 #[inline(always)]
-pub fn cmge<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn cmge<T: Float>(e: &mut Env, a: T, b: T) -> T {
     mask(compare(e, a, b, true).is_some_and(|o| o.is_ge()))
 }
 
 #[inline(always)]
-pub fn cmgt<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn cmgt<T: Float>(e: &mut Env, a: T, b: T) -> T {
     mask(compare(e, a, b, true).is_some_and(|o| o.is_gt()))
 }
 
 macro_rules! extremum {
     ($name:ident, $soft:path, $max:literal) => {
         #[inline(always)]
-        pub fn $name<T: Float>(e: &mut Env, a: T, b: T) -> T {
+        pub(crate) fn $name<T: Float>(e: &mut Env, a: T, b: T) -> T {
             if ordinary(e, a, b) && key(a) != key(b) {
                 return if (key(a) > key(b)) == $max { a } else { b };
             }
@@ -294,7 +294,7 @@ extremum!(minnm, soft::max_min_num::<T, false>, false);
 
 /// FABD
 #[inline(always)]
-pub fn abd<T: Arith>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn abd<T: Arith>(e: &mut Env, a: T, b: T) -> T {
     abs(T::fsub(e, a, b))
 }
 

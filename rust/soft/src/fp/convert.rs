@@ -4,7 +4,7 @@ use super::lanes::Env;
 use super::softfloat::*;
 
 /// FCVT between formats, with the rounding `rm`.
-pub fn convert<A: Float, B: Float>(e: &mut Env, rm: u32, x: A) -> B {
+pub(super) fn convert<A: Float, B: Float>(e: &mut Env, rm: u32, x: A) -> B {
     let u = unpack_cv(e, x);
     let alt = B::BITS == 16 && e.cr & AHP != 0;
     match u.class {
@@ -58,7 +58,7 @@ fn integer(u: &Unpacked, fbits: i32, rm: u32) -> Option<(u64, bool)> {
 }
 
 /// FPToFixed: x × 2^fbits as an integer of `bits` bits, saturating; the result is in the low bits.
-pub fn to_fixed<T: Float>(e: &mut Env, x: T, fbits: u32, rm: u32, bits: u32, signed: bool) -> u64 {
+pub(super) fn to_fixed<T: Float>(e: &mut Env, x: T, fbits: u32, rm: u32, bits: u32, signed: bool) -> u64 {
     let u = unpack(e, x);
     let mask = u64::MAX >> (64 - bits);
     let saturated = |e: &mut Env, low: bool| {
@@ -98,7 +98,7 @@ pub fn to_fixed<T: Float>(e: &mut Env, x: T, fbits: u32, rm: u32, bits: u32, sig
 }
 
 /// FixedToFP: the integer `x` (sign-extended when `signed`) × 2^−fbits.
-pub fn from_fixed<T: Float>(e: &mut Env, x: u64, fbits: u32, signed: bool) -> T {
+pub(super) fn from_fixed<T: Float>(e: &mut Env, x: u64, fbits: u32, signed: bool) -> T {
     let sign = signed && (x as i64) < 0;
     let mag = if sign { x.wrapping_neg() } else { x };
     if mag == 0 {
@@ -108,7 +108,7 @@ pub fn from_fixed<T: Float>(e: &mut Env, x: u64, fbits: u32, signed: bool) -> T 
 }
 
 /// FPRoundInt
-pub fn round_int<T: Float>(e: &mut Env, x: T, rm: u32, exact: bool) -> T {
+pub(super) fn round_int<T: Float>(e: &mut Env, x: T, rm: u32, exact: bool) -> T {
     let u = unpack(e, x);
     match u.class {
         Class::Quiet | Class::Signalling => return quieten(e, x),
@@ -127,7 +127,7 @@ pub fn round_int<T: Float>(e: &mut Env, x: T, rm: u32, exact: bool) -> T {
 }
 
 /// FPRoundIntN: to an integral value that fits `bits` bits, signed.
-pub fn round_int_n<T: Float>(e: &mut Env, x: T, rm: u32, bits: u32) -> T {
+pub(super) fn round_int_n<T: Float>(e: &mut Env, x: T, rm: u32, bits: u32) -> T {
     let u = unpack(e, x);
     if u.zero() {
         return zero(u.sign);
@@ -149,7 +149,7 @@ pub fn round_int_n<T: Float>(e: &mut Env, x: T, rm: u32, bits: u32) -> T {
 }
 
 /// FPToFixedJS: JavaScript's ToInt32; the result and whether it was exact (PSTATE.Z).
-pub fn to_fixed_js(e: &mut Env, x: u64) -> (u32, bool) {
+pub(super) fn to_fixed_js(e: &mut Env, x: u64) -> (u32, bool) {
     let u = unpack(e, x);
     match u.class {
         Class::Zero => return (0, x == 0),

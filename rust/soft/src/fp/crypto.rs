@@ -49,12 +49,12 @@ const INVERSE_SBOX: [u8; 256] = {
 mod portable {
     use super::{INVERSE_SBOX, SBOX, gmul};
 
-    pub fn encrypt(x: u128) -> u128 {
+    pub(super) fn encrypt(x: u128) -> u128 {
         let s = x.to_le_bytes();
         u128::from_le_bytes(std::array::from_fn(|n| SBOX[s[(n + 4 * (n % 4)) % 16] as usize]))
     }
 
-    pub fn decrypt(x: u128) -> u128 {
+    pub(super) fn decrypt(x: u128) -> u128 {
         let s = x.to_le_bytes();
         u128::from_le_bytes(std::array::from_fn(|n| INVERSE_SBOX[s[(n + 12 * (n % 4)) % 16] as usize]))
     }
@@ -66,15 +66,15 @@ mod portable {
         }))
     }
 
-    pub fn mix(x: u128) -> u128 {
+    pub(super) fn mix(x: u128) -> u128 {
         columns(x, [2, 3, 1, 1])
     }
 
-    pub fn unmix(x: u128) -> u128 {
+    pub(super) fn unmix(x: u128) -> u128 {
         columns(x, [14, 11, 13, 9])
     }
 
-    pub fn clmul(a: u64, b: u64) -> u128 {
+    pub(super) fn clmul(a: u64, b: u64) -> u128 {
         (0..64).fold(0, |p, n| if b >> n & 1 == 1 { p ^ (a as u128) << n } else { p })
     }
 }
@@ -93,37 +93,37 @@ mod host {
         unsafe { std::mem::transmute(x) }
     }
 
-    pub fn has_aes() -> bool {
+    pub(super) fn has_aes() -> bool {
         is_x86_feature_detected!("aes")
     }
 
-    pub fn has_clmul() -> bool {
+    pub(super) fn has_clmul() -> bool {
         is_x86_feature_detected!("pclmulqdq")
     }
 
     #[target_feature(enable = "aes")]
-    pub fn encrypt(x: u128) -> u128 {
+    pub(super) fn encrypt(x: u128) -> u128 {
         from(_mm_aesenclast_si128(to(x), to(0)))
     }
 
     #[target_feature(enable = "aes")]
-    pub fn decrypt(x: u128) -> u128 {
+    pub(super) fn decrypt(x: u128) -> u128 {
         from(_mm_aesdeclast_si128(to(x), to(0)))
     }
 
     /// A whole encryption round undoes the decryption round before it, but for MixColumns.
     #[target_feature(enable = "aes")]
-    pub fn mix(x: u128) -> u128 {
+    pub(super) fn mix(x: u128) -> u128 {
         from(_mm_aesenc_si128(_mm_aesdeclast_si128(to(x), to(0)), to(0)))
     }
 
     #[target_feature(enable = "aes")]
-    pub fn unmix(x: u128) -> u128 {
+    pub(super) fn unmix(x: u128) -> u128 {
         from(_mm_aesimc_si128(to(x)))
     }
 
     #[target_feature(enable = "pclmulqdq")]
-    pub fn clmul(a: u64, b: u64) -> u128 {
+    pub(super) fn clmul(a: u64, b: u64) -> u128 {
         from(_mm_clmulepi64_si128(to(a as u128), to(b as u128), 0))
     }
 }
@@ -149,7 +149,7 @@ macro_rules! choose {
     }};
 }
 
-pub fn aes(i: u32) -> Option<Handler> {
+pub(super) fn aes(i: u32) -> Option<Handler> {
     if i >> 22 & 3 != 0 {
         return None;
     }
@@ -163,7 +163,7 @@ pub fn aes(i: u32) -> Option<Handler> {
 }
 
 /// PMULL of doublewords, the upper ones for PMULL2.
-pub fn pmull(upper: bool) -> Handler {
+pub(super) fn pmull(upper: bool) -> Handler {
     #[inline(always)]
     fn run(r: &mut Regs, i: u32, shift: u32, f: impl Fn(u64, u64) -> u128) {
         r.v[rd(i)] = f((r.v[rn(i)] >> shift) as u64, (r.v[rm(i)] >> shift) as u64);
@@ -234,7 +234,7 @@ fn sha256_sigma1(x: u32) -> u32 {
 }
 
 /// "Cryptographic three-register SHA".
-pub fn sha_three(i: u32) -> Option<Handler> {
+pub(super) fn sha_three(i: u32) -> Option<Handler> {
     if i >> 22 & 3 != 0 {
         return None;
     }
@@ -263,7 +263,7 @@ pub fn sha_three(i: u32) -> Option<Handler> {
 }
 
 /// "Cryptographic two-register SHA".
-pub fn sha_two(i: u32) -> Option<Handler> {
+pub(super) fn sha_two(i: u32) -> Option<Handler> {
     if i >> 22 & 3 != 0 {
         return None;
     }
@@ -299,7 +299,7 @@ fn big_sigma1(x: u64) -> u64 {
 }
 
 /// "Cryptographic three-register SHA-512", with RAX1.
-pub fn sha512_three(i: u32) -> Option<Handler> {
+pub(super) fn sha512_three(i: u32) -> Option<Handler> {
     if i >> 14 & 1 == 1 {
         return None;
     }
@@ -328,7 +328,7 @@ pub fn sha512_three(i: u32) -> Option<Handler> {
 }
 
 /// "Cryptographic two-register SHA-512".
-pub fn sha512_two(i: u32) -> Option<Handler> {
+pub(super) fn sha512_two(i: u32) -> Option<Handler> {
     (i >> 10 & 3 == 0).then_some(|r, i| {
         let (w, x) = (load::<u64>(r, rd(i)), load::<u64>(r, rn(i)));
         let s = |x: u64| x.rotate_right(1) ^ x.rotate_right(8) ^ x >> 7;
@@ -337,7 +337,7 @@ pub fn sha512_two(i: u32) -> Option<Handler> {
 }
 
 /// EOR3 and BCAX.
-pub fn four_register(i: u32) -> Option<Handler> {
+pub(super) fn four_register(i: u32) -> Option<Handler> {
     Some(match i >> 21 & 3 {
         0 => |r, i| r.v[rd(i)] = r.v[rn(i)] ^ r.v[rm(i)] ^ r.v[ra(i)],
         1 => |r, i| r.v[rd(i)] = r.v[rn(i)] ^ (r.v[rm(i)] & !r.v[ra(i)]),
@@ -345,7 +345,7 @@ pub fn four_register(i: u32) -> Option<Handler> {
     })
 }
 
-pub fn xar(r: &mut Regs, i: u32) {
+pub(super) fn xar(r: &mut Regs, i: u32) {
     bin::<u64, 128>(r, i, |_, n, m| (n ^ m).rotate_right(i >> 10 & 63));
 }
 

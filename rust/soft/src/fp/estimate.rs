@@ -20,11 +20,11 @@ fn rsqrt_table(a: u32) -> u32 {
     b.div_ceil(2)
 }
 
-pub fn urecpe(x: u32) -> u32 {
+pub(super) fn urecpe(x: u32) -> u32 {
     if x >> 31 == 0 { !0 } else { recip_table(x >> 23) << 23 }
 }
 
-pub fn ursqrte(x: u32) -> u32 {
+pub(super) fn ursqrte(x: u32) -> u32 {
     if x >> 30 == 0 { !0 } else { rsqrt_table(x >> 23) << 23 }
 }
 
@@ -38,7 +38,7 @@ fn assemble<T: Float>(sign: bool, exp: i32, fraction: u64) -> T {
     T::of(s | (exp as u64) << T::F | fraction >> (52 - T::F))
 }
 
-pub fn frecpe<T: Float>(e: &mut Env, x: T) -> T {
+pub(super) fn frecpe<T: Float>(e: &mut Env, x: T) -> T {
     let u = unpack(e, x);
     match u.class {
         Class::Quiet | Class::Signalling => return quieten(e, x),
@@ -86,7 +86,7 @@ pub fn frecpe<T: Float>(e: &mut Env, x: T) -> T {
     assemble(u.sign, out, f)
 }
 
-pub fn frsqrte<T: Float>(e: &mut Env, x: T) -> T {
+pub(super) fn frsqrte<T: Float>(e: &mut Env, x: T) -> T {
     let u = unpack(e, x);
     match u.class {
         Class::Quiet | Class::Signalling => return quieten(e, x),
@@ -106,7 +106,7 @@ pub fn frsqrte<T: Float>(e: &mut Env, x: T) -> T {
     assemble(false, out, u64::from(rsqrt_table(scaled as u32) & 0xff) << 44)
 }
 
-pub fn frecpx<T: Float>(e: &mut Env, x: T) -> T {
+pub(super) fn frecpx<T: Float>(e: &mut Env, x: T) -> T {
     let u = unpack(e, x);
     if u.nan() {
         return quieten(e, x);
@@ -117,12 +117,12 @@ pub fn frecpx<T: Float>(e: &mut Env, x: T) -> T {
 }
 
 /// FPRecipStepFused: 2 − a × b
-pub fn frecps<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn frecps<T: Float>(e: &mut Env, a: T, b: T) -> T {
     step(e, a, b, Unpacked { class: Class::Finite, sign: false, exp: 1, sig: 1 << 63 }, 0)
 }
 
 /// FPRSqrtStepFused: (3 − a × b) / 2
-pub fn frsqrts<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn frsqrts<T: Float>(e: &mut Env, a: T, b: T) -> T {
     step(e, a, b, Unpacked { class: Class::Finite, sign: false, exp: 1, sig: 3 << 62 }, -1)
 }
 

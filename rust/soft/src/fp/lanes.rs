@@ -6,7 +6,7 @@
 use crate::Regs;
 
 /// Floating-point control and status while an instruction runs.
-pub struct Env {
+pub(super) struct Env {
     /// FPCR.
     pub cr: u32,
     /// FPSR, to which the cumulative flags are added.
@@ -16,13 +16,13 @@ pub struct Env {
 impl Env {
     /// Sets FPSR.QC, bit 27, when `sat`.
     #[inline(always)]
-    pub fn qc(&mut self, sat: bool) {
+    pub(super) fn qc(&mut self, sat: bool) {
         self.sr |= u32::from(sat) << 27;
     }
 }
 
 /// One lane of a vector register.
-pub trait Elem: Copy + Default + PartialEq + PartialOrd + 'static {
+pub(super) trait Elem: Copy + Default + PartialEq + PartialOrd + 'static {
     const N: usize;
     const BITS: u32;
     type V: Copy + std::ops::IndexMut<usize, Output = Self>;
@@ -66,50 +66,50 @@ elem! {
 compile_error!("lane order is taken from the host's byte order, which must be little-endian");
 
 #[inline(always)]
-pub fn rd(i: u32) -> usize {
+pub(super) fn rd(i: u32) -> usize {
     (i & 31) as usize
 }
 
 #[inline(always)]
-pub fn rn(i: u32) -> usize {
+pub(super) fn rn(i: u32) -> usize {
     (i >> 5 & 31) as usize
 }
 
 #[inline(always)]
-pub fn rm(i: u32) -> usize {
+pub(super) fn rm(i: u32) -> usize {
     (i >> 16 & 31) as usize
 }
 
 #[inline(always)]
-pub fn ra(i: u32) -> usize {
+pub(super) fn ra(i: u32) -> usize {
     (i >> 10 & 31) as usize
 }
 
 /// General register `n` for reading, 31 being zero.
 #[inline(always)]
-pub fn xr(n: usize) -> usize {
+pub(super) fn xr(n: usize) -> usize {
     if n == 31 { Regs::ZERO } else { n }
 }
 
 /// General register `n` for writing, 31 being nowhere.
 #[inline(always)]
-pub fn xw(n: usize) -> usize {
+pub(super) fn xw(n: usize) -> usize {
     if n == 31 { Regs::SINK } else { n }
 }
 
 #[inline(always)]
-pub fn lanes<T: Elem>(k: u32) -> usize {
+pub(super) fn lanes<T: Elem>(k: u32) -> usize {
     if k == 0 { 1 } else { (k / T::BITS) as usize }
 }
 
 #[inline(always)]
-pub fn env(r: &Regs) -> Env {
+pub(super) fn env(r: &Regs) -> Env {
     Env { cr: r.fpcr, sr: r.fpsr }
 }
 
 /// Vector register `n` as lanes, straight from memory: through a `u128` they would come by way of general registers.
 #[inline(always)]
-pub fn load<T: Elem>(r: &Regs, n: usize) -> T::V {
+pub(super) fn load<T: Elem>(r: &Regs, n: usize) -> T::V {
     let from: &u128 = &r.v[n];
     // SAFETY: a `T::V` is 16 bytes of plain integers, aligned no stricter than `u128`.
     unsafe { std::ptr::from_ref(from).cast::<T::V>().read() }
@@ -117,7 +117,7 @@ pub fn load<T: Elem>(r: &Regs, n: usize) -> T::V {
 
 /// The reverse of [`load`].
 #[inline(always)]
-pub fn store<T: Elem>(r: &mut Regs, n: usize, v: T::V) {
+pub(super) fn store<T: Elem>(r: &mut Regs, n: usize, v: T::V) {
     let to: &mut u128 = &mut r.v[n];
     // SAFETY: as in `load`.
     unsafe { std::ptr::from_mut(to).cast::<T::V>().write(v) }
@@ -125,7 +125,7 @@ pub fn store<T: Elem>(r: &mut Regs, n: usize, v: T::V) {
 
 /// Vd = f(Vn)
 #[inline(always)]
-pub fn un<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T) -> T) {
+pub(super) fn un<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T) -> T) {
     let mut e = env(r);
     let n = load::<T>(r, rn(i));
     let mut d = T::zero();
@@ -138,7 +138,7 @@ pub fn un<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T) -
 
 /// Vd = f(Vn, Vm)
 #[inline(always)]
-pub fn bin<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
+pub(super) fn bin<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
     let n = load::<T>(r, rn(i));
     let m = load::<T>(r, rm(i));
@@ -152,7 +152,7 @@ pub fn bin<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, 
 
 /// Vd = f(Vd, Vn)
 #[inline(always)]
-pub fn un_acc<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
+pub(super) fn un_acc<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
     let n = load::<T>(r, rn(i));
     let a = load::<T>(r, rd(i));
@@ -166,7 +166,7 @@ pub fn un_acc<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, 
 
 /// Vd = f(Vd, Vn, Vm)
 #[inline(always)]
-pub fn tern<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T, T) -> T) {
+pub(super) fn tern<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T, T) -> T) {
     let mut e = env(r);
     let n = load::<T>(r, rn(i));
     let m = load::<T>(r, rm(i));
@@ -181,7 +181,7 @@ pub fn tern<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T,
 
 /// Vd = f(pairs of Vn, then pairs of Vm)
 #[inline(always)]
-pub fn pair<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
+pub(super) fn pair<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
     let n = load::<T>(r, rn(i));
     let m = load::<T>(r, rm(i));
@@ -197,7 +197,7 @@ pub fn pair<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T,
 
 /// Vd<0> = f(Vn<0>, Vn<1>)
 #[inline(always)]
-pub fn pair_scalar<T: Elem>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
+pub(super) fn pair_scalar<T: Elem>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> T) {
     let mut e = env(r);
     let n = load::<T>(r, rn(i));
     let mut d = T::zero();
@@ -208,7 +208,7 @@ pub fn pair_scalar<T: Elem>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T) -> 
 
 /// The index in the H:L:M bits of a by-element instruction, and the register that it is in.
 #[inline(always)]
-pub fn indexed<T: Elem>(r: &Regs, i: u32) -> T {
+pub(super) fn indexed<T: Elem>(r: &Regs, i: u32) -> T {
     let (l, m, h) = (i >> 21 & 1, i >> 20 & 1, i >> 11 & 1);
     let (reg, index) = match T::BITS {
         16 => (i >> 16 & 15, h << 2 | l << 1 | m),
@@ -220,7 +220,7 @@ pub fn indexed<T: Elem>(r: &Regs, i: u32) -> T {
 
 /// Vd = f(Vd, Vn, Vm<index>)
 #[inline(always)]
-pub fn by_elem<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T, T) -> T) {
+pub(super) fn by_elem<T: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, T, T) -> T) {
     let mut e = env(r);
     let n = load::<T>(r, rn(i));
     let m: T = indexed(r, i);
@@ -241,7 +241,7 @@ fn upper<W: Elem>(k: u32) -> usize {
 
 /// Wide Vd = f(Vd, Vn, Vm), Vn and Vm narrow. `K` as said at [`upper`]; 0 is the scalar form.
 #[inline(always)]
-pub fn long<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, W, N, N) -> W) {
+pub(super) fn long<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, W, N, N) -> W) {
     let mut e = env(r);
     let n = load::<N>(r, rn(i));
     let m = load::<N>(r, rm(i));
@@ -257,7 +257,11 @@ pub fn long<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mu
 
 /// Wide Vd = f(Vd, Vn, Vm<index>), Vn and Vm narrow.
 #[inline(always)]
-pub fn long_elem<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, W, N, N) -> W) {
+pub(super) fn long_elem<N: Elem, W: Elem, const K: u32>(
+    r: &mut Regs,
+    i: u32,
+    f: impl Fn(&mut Env, W, N, N) -> W,
+) {
     let mut e = env(r);
     let n = load::<N>(r, rn(i));
     let m: N = indexed(r, i);
@@ -273,7 +277,7 @@ pub fn long_elem<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl F
 
 /// Wide Vd = f(wide Vn, narrow Vm)
 #[inline(always)]
-pub fn wide<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(W, N) -> W) {
+pub(super) fn wide<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(W, N) -> W) {
     let n = load::<W>(r, rn(i));
     let m = load::<N>(r, rm(i));
     let mut d = W::zero();
@@ -286,7 +290,7 @@ pub fn wide<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(W, 
 
 /// Wide Vd = f(narrow Vn)
 #[inline(always)]
-pub fn lengthen<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, N) -> W) {
+pub(super) fn lengthen<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, N) -> W) {
     let mut e = env(r);
     let n = load::<N>(r, rn(i));
     let mut d = W::zero();
@@ -300,7 +304,7 @@ pub fn lengthen<N: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn
 
 /// Narrow Vd = f(wide Vn): lower half and zeros (`K` = 64), upper half beside what was there (128), or one lane (0).
 #[inline(always)]
-pub fn narrow<W: Elem, N: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, W) -> N) {
+pub(super) fn narrow<W: Elem, N: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, W) -> N) {
     let mut e = env(r);
     let n = load::<W>(r, rn(i));
     let mut d = if K == 128 { load::<N>(r, rd(i)) } else { N::zero() };
@@ -314,7 +318,7 @@ pub fn narrow<W: Elem, N: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&
 
 /// Narrow Vd = f(wide Vn, wide Vm), halves as [`narrow`].
 #[inline(always)]
-pub fn narrow2<W: Elem, N: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(W, W) -> N) {
+pub(super) fn narrow2<W: Elem, N: Elem, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(W, W) -> N) {
     let n = load::<W>(r, rn(i));
     let m = load::<W>(r, rm(i));
     let mut d = if K == 128 { load::<N>(r, rd(i)) } else { N::zero() };

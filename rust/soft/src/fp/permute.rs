@@ -11,7 +11,7 @@ fn keep(i: u32) -> u128 {
 }
 
 /// "Copy". The lowest set bit of imm5 is the element size, what is above it the index.
-pub fn copy(i: u32) -> Option<Handler> {
+pub(super) fn copy(i: u32) -> Option<Handler> {
     let (q, op, imm5, imm4) = (i >> 30 & 1, i >> 29 & 1, i >> 16 & 31, i >> 11 & 15);
     let size = imm5.trailing_zeros();
     if size > 3 {
@@ -88,7 +88,7 @@ fn ins_elem<T: Elem>(r: &mut Regs, i: u32) {
 }
 
 /// Scalar DUP.
-pub fn scalar_copy(i: u32) -> Option<Handler> {
+pub(super) fn scalar_copy(i: u32) -> Option<Handler> {
     if i >> 29 & 1 == 1 || i >> 11 & 15 != 0 {
         return None;
     }
@@ -118,7 +118,7 @@ fn table<const L: usize, const EXTEND: bool>(r: &mut Regs, i: u32) {
     r.v[rd(i)] = u128::from_le_bytes(d) & keep(i);
 }
 
-pub fn table_lookup(i: u32) -> Option<Handler> {
+pub(super) fn table_lookup(i: u32) -> Option<Handler> {
     if i >> 22 & 3 != 0 {
         return None;
     }
@@ -160,7 +160,7 @@ fn permute<T: Elem, const K: u32, const OP: u32, const PART: usize>(r: &mut Regs
     store::<T>(r, rd(i), d);
 }
 
-pub fn zip(i: u32) -> Option<Handler> {
+pub(super) fn zip(i: u32) -> Option<Handler> {
     let (q, size) = (i >> 30 & 1, i >> 22 & 3);
     match i >> 12 & 7 {
         1 => vec_all!(size, q, |r, i| permute::<T, K, 1, 0>(r, i)),
@@ -173,7 +173,7 @@ pub fn zip(i: u32) -> Option<Handler> {
     }
 }
 
-pub fn ext(i: u32) -> Option<Handler> {
+pub(super) fn ext(i: u32) -> Option<Handler> {
     if i >> 22 & 3 != 0 {
         return None;
     }
@@ -217,7 +217,7 @@ fn immediate(i: u32) -> u128 {
 }
 
 /// "Modified immediate": MOVI, MVNI, ORR, BIC, FMOV.
-pub fn modified_immediate(i: u32) -> Option<Handler> {
+pub(super) fn modified_immediate(i: u32) -> Option<Handler> {
     let (q, op, cmode, o2) = (i >> 30 & 1, i >> 29 & 1, i >> 12 & 15, i >> 11 & 1);
     if o2 == 1 {
         return (op == 0 && cmode == 15).then_some(|r, i| {

@@ -10,10 +10,10 @@ use crate::Regs;
 use std::cmp::Ordering;
 
 /// Rounding from FPCR, where a rounding is a constant.
-pub const CURRENT: u32 = 7;
+pub(super) const CURRENT: u32 = 7;
 
 #[inline(always)]
-pub fn mode(e: &Env, rm: u32) -> u32 {
+pub(super) fn mode(e: &Env, rm: u32) -> u32 {
     if rm == CURRENT { rmode(e) } else { rm }
 }
 
@@ -29,7 +29,7 @@ macro_rules! by_type {
     };
 }
 
-pub fn decode(i: u32) -> Option<Handler> {
+pub(super) fn decode(i: u32) -> Option<Handler> {
     let ftype = i >> 22 & 3;
     if i >> 24 & 1 == 1 {
         return (i >> 29 == 0).then(|| three_source(i, ftype)).flatten();
@@ -216,7 +216,7 @@ fn conditional_compare(ftype: u32) -> Option<Handler> {
 }
 
 /// VFPExpandImm
-pub fn expand_imm<T: Float>(imm8: u32) -> T {
+pub(super) fn expand_imm<T: Float>(imm8: u32) -> T {
     let imm = u64::from(imm8);
     let b = imm >> 6 & 1;
     let exp = (b ^ 1) << (T::E - 1) | if b == 1 { ((1 << (T::E - 3)) - 1) << 2 } else { 0 } | imm >> 4 & 3;

@@ -50,7 +50,7 @@ macro_rules! shr {
 shr! { u8 u16 u32 u64 i8 i16 i32 i64 }
 
 /// "Shift by immediate": `q` 0 or 1, or 2 for scalar. immh is not zero in the vector forms.
-pub fn decode(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn decode(i: u32, q: u32) -> Option<Handler> {
     let (u, op, immh) = (i >> 29 & 1, i >> 11 & 31, i >> 19 & 15);
     if immh == 0 {
         return None;

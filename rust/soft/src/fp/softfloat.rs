@@ -4,36 +4,36 @@
 use super::lanes::{Elem, Env};
 
 /// FPSR cumulative flags.
-pub const IOC: u32 = 1;
-pub const DZC: u32 = 2;
-pub const OFC: u32 = 4;
-pub const UFC: u32 = 8;
-pub const IXC: u32 = 16;
-pub const IDC: u32 = 128;
+pub(super) const IOC: u32 = 1;
+pub(super) const DZC: u32 = 2;
+pub(super) const OFC: u32 = 4;
+pub(super) const UFC: u32 = 8;
+pub(super) const IXC: u32 = 16;
+pub(super) const IDC: u32 = 128;
 
 /// FPCR controls.
-pub const FZ16: u32 = 1 << 19;
-pub const RMODE: u32 = 3 << 22;
-pub const FZ: u32 = 1 << 24;
-pub const DN: u32 = 1 << 25;
-pub const AHP: u32 = 1 << 26;
+pub(super) const FZ16: u32 = 1 << 19;
+pub(super) const RMODE: u32 = 3 << 22;
+pub(super) const FZ: u32 = 1 << 24;
+pub(super) const DN: u32 = 1 << 25;
+pub(super) const AHP: u32 = 1 << 26;
 
 /// Rounding, 0 to 3 as FPCR.RMode encodes it.
-pub const NEAREST: u32 = 0;
-pub const PLUS: u32 = 1;
-pub const MINUS: u32 = 2;
-pub const TO_ZERO: u32 = 3;
-pub const TIES_AWAY: u32 = 4;
+pub(super) const NEAREST: u32 = 0;
+pub(super) const PLUS: u32 = 1;
+pub(super) const MINUS: u32 = 2;
+pub(super) const TO_ZERO: u32 = 3;
+pub(super) const TIES_AWAY: u32 = 4;
 /// To odd, as FCVTXN rounds.
-pub const TO_ODD: u32 = 5;
+pub(super) const TO_ODD: u32 = 5;
 
 #[inline(always)]
-pub fn rmode(e: &Env) -> u32 {
+pub(super) fn rmode(e: &Env) -> u32 {
     e.cr >> 22 & 3
 }
 
 /// A floating-point format, carried as the integer of its encoding.
-pub trait Float: Elem + Ord {
+pub(super) trait Float: Elem + Ord {
     /// Width of the exponent and of the fraction.
     const E: u32;
     const F: u32;
@@ -71,7 +71,7 @@ macro_rules! float {
 float! { u16, 5, 10, FZ16; u32, 8, 23, FZ; u64, 11, 52, FZ; }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Class {
+pub(super) enum Class {
     Zero,
     Finite,
     Inf,
@@ -81,7 +81,7 @@ pub enum Class {
 
 /// A value taken apart: (−1)^sign × sig × 2^(exp − 63), `sig` with its top bit set when finite.
 #[derive(Clone, Copy, Debug)]
-pub struct Unpacked {
+pub(super) struct Unpacked {
     pub class: Class,
     pub sign: bool,
     pub exp: i32,
@@ -89,13 +89,13 @@ pub struct Unpacked {
 }
 
 impl Unpacked {
-    pub fn nan(&self) -> bool {
+    pub(super) fn nan(&self) -> bool {
         matches!(self.class, Class::Quiet | Class::Signalling)
     }
-    pub fn inf(&self) -> bool {
+    pub(super) fn inf(&self) -> bool {
         self.class == Class::Inf
     }
-    pub fn zero(&self) -> bool {
+    pub(super) fn zero(&self) -> bool {
         self.class == Class::Zero
     }
 }
@@ -133,70 +133,70 @@ fn unpack_base<T: Float>(e: &mut Env, x: T, flush: bool, alt: bool) -> Unpacked 
 
 /// FPUnpack: for arithmetic.
 #[inline]
-pub fn unpack<T: Float>(e: &mut Env, x: T) -> Unpacked {
+pub(super) fn unpack<T: Float>(e: &mut Env, x: T) -> Unpacked {
     let flush = e.cr & T::FLUSH != 0;
     unpack_base(e, x, flush, false)
 }
 
 /// FPUnpackCV: for conversions between formats, where halves are not flushed and may be alternative.
 #[inline]
-pub fn unpack_cv<T: Float>(e: &mut Env, x: T) -> Unpacked {
+pub(super) fn unpack_cv<T: Float>(e: &mut Env, x: T) -> Unpacked {
     let half = T::BITS == 16;
     let flush = !half && e.cr & FZ != 0;
     let alt = half && e.cr & AHP != 0;
     unpack_base(e, x, flush, alt)
 }
 
-pub fn zero<T: Float>(sign: bool) -> T {
+pub(super) fn zero<T: Float>(sign: bool) -> T {
     T::of(if sign { T::SIGN } else { 0 })
 }
 
-pub fn infinity<T: Float>(sign: bool) -> T {
+pub(super) fn infinity<T: Float>(sign: bool) -> T {
     T::of(T::INF | if sign { T::SIGN } else { 0 })
 }
 
-pub fn max_normal<T: Float>(sign: bool) -> T {
+pub(super) fn max_normal<T: Float>(sign: bool) -> T {
     T::of((T::INF - 1) | if sign { T::SIGN } else { 0 })
 }
 
-pub fn default_nan<T: Float>() -> T {
+pub(super) fn default_nan<T: Float>() -> T {
     T::of(T::INF | T::QUIET)
 }
 
 /// The default NaN, and the invalid operation that led to it.
 #[cold]
-pub fn invalid<T: Float>(e: &mut Env) -> T {
+pub(super) fn invalid<T: Float>(e: &mut Env) -> T {
     e.sr |= IOC;
     default_nan()
 }
 
 #[inline(always)]
-pub fn neg<T: Float>(x: T) -> T {
+pub(super) fn neg<T: Float>(x: T) -> T {
     T::of(x.bits() ^ T::SIGN)
 }
 
 #[inline(always)]
-pub fn abs<T: Float>(x: T) -> T {
+pub(super) fn abs<T: Float>(x: T) -> T {
     T::of(x.bits() & !T::SIGN)
 }
 
 #[inline(always)]
-pub fn is_nan<T: Float>(x: T) -> bool {
+pub(super) fn is_nan<T: Float>(x: T) -> bool {
     x.bits() & !T::SIGN > T::INF
 }
 
 #[inline(always)]
-pub fn is_snan<T: Float>(x: T) -> bool {
+pub(super) fn is_snan<T: Float>(x: T) -> bool {
     is_nan(x) && x.bits() & T::QUIET == 0
 }
 
 #[inline(always)]
-pub fn is_qnan<T: Float>(x: T) -> bool {
+pub(super) fn is_qnan<T: Float>(x: T) -> bool {
     is_nan(x) && x.bits() & T::QUIET != 0
 }
 
 /// FPProcessNaN
-pub fn quieten<T: Float>(e: &mut Env, x: T) -> T {
+pub(super) fn quieten<T: Float>(e: &mut Env, x: T) -> T {
     if is_snan(x) {
         e.sr |= IOC;
     }
@@ -206,13 +206,13 @@ pub fn quieten<T: Float>(e: &mut Env, x: T) -> T {
 /// FPProcessNaNs: the NaN that the result is, if an operand is one: signalling ones first, then in operand order.
 #[cold]
 #[inline(never)]
-pub fn nans<T: Float>(e: &mut Env, ops: &[T]) -> Option<T> {
+pub(super) fn nans<T: Float>(e: &mut Env, ops: &[T]) -> Option<T> {
     let x = ops.iter().find(|&&x| is_snan(x)).or_else(|| ops.iter().find(|&&x| is_nan(x)))?;
     Some(quieten(e, *x))
 }
 
 #[inline(always)]
-pub fn shift_right_jam(x: u64, n: u32) -> u64 {
+pub(super) fn shift_right_jam(x: u64, n: u32) -> u64 {
     match n {
         0 => x,
         1..=63 => x >> n | u64::from(x << (64 - n) != 0),
@@ -293,19 +293,19 @@ fn overflow<T: Float>(e: &mut Env, s: u64, to_inf: bool, alt: bool) -> T {
 }
 
 /// FPRound with the rounding `rm`: `sig` any number but zero, its lowest bit sticky.
-pub fn round_rm<T: Float>(e: &mut Env, rm: u32, sign: bool, exp: i32, sig: u64) -> T {
+pub(super) fn round_rm<T: Float>(e: &mut Env, rm: u32, sign: bool, exp: i32, sig: u64) -> T {
     let lz = sig.leading_zeros();
     let flush = e.cr & T::FLUSH != 0;
     round_base(e, rm, sign, exp - lz as i32, sig << lz, flush, false)
 }
 
 /// FPRound
-pub fn round<T: Float>(e: &mut Env, sign: bool, exp: i32, sig: u64) -> T {
+pub(super) fn round<T: Float>(e: &mut Env, sign: bool, exp: i32, sig: u64) -> T {
     round_rm(e, rmode(e), sign, exp, sig)
 }
 
 /// FPRoundCV
-pub fn round_cv<T: Float>(e: &mut Env, rm: u32, sign: bool, exp: i32, sig: u64) -> T {
+pub(super) fn round_cv<T: Float>(e: &mut Env, rm: u32, sign: bool, exp: i32, sig: u64) -> T {
     let half = T::BITS == 16;
     let flush = !half && e.cr & FZ != 0;
     let alt = half && e.cr & AHP != 0;
@@ -324,7 +324,7 @@ fn zero_sum<T: Float>(e: &Env) -> T {
     zero(rmode(e) == MINUS)
 }
 
-pub fn add<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn add<T: Float>(e: &mut Env, a: T, b: T) -> T {
     let (x, y) = (unpack(e, a), unpack(e, b));
     if x.nan() || y.nan() {
         return nans(e, &[a, b]).unwrap_or_default();
@@ -359,7 +359,7 @@ fn sum<T: Float>(e: &mut Env, sx: bool, ex: i32, mx: u128, sy: bool, ey: i32, my
     round128(e, sign, ex + 2, sig)
 }
 
-pub fn sub<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn sub<T: Float>(e: &mut Env, a: T, b: T) -> T {
     if is_nan(a) || is_nan(b) {
         unpack(e, a);
         unpack(e, b);
@@ -368,12 +368,12 @@ pub fn sub<T: Float>(e: &mut Env, a: T, b: T) -> T {
     add(e, a, neg(b))
 }
 
-pub fn mul<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn mul<T: Float>(e: &mut Env, a: T, b: T) -> T {
     mul_inf_zero(e, a, b, false)
 }
 
 /// FMULX: infinity times zero is two.
-pub fn mulx<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn mulx<T: Float>(e: &mut Env, a: T, b: T) -> T {
     mul_inf_zero(e, a, b, true)
 }
 
@@ -399,7 +399,7 @@ fn mul_inf_zero<T: Float>(e: &mut Env, a: T, b: T, extended: bool) -> T {
     round128(e, sign, x.exp + y.exp + 1, x.sig as u128 * y.sig as u128)
 }
 
-pub fn div<T: Float>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn div<T: Float>(e: &mut Env, a: T, b: T) -> T {
     let (x, y) = (unpack(e, a), unpack(e, b));
     if x.nan() || y.nan() {
         return nans(e, &[a, b]).unwrap_or_default();
@@ -422,7 +422,7 @@ pub fn div<T: Float>(e: &mut Env, a: T, b: T) -> T {
     round(e, sign, exp, q | u64::from(q as u128 * y.sig as u128 != n))
 }
 
-pub fn sqrt<T: Float>(e: &mut Env, a: T) -> T {
+pub(super) fn sqrt<T: Float>(e: &mut Env, a: T) -> T {
     let x = unpack(e, a);
     match x.class {
         Class::Quiet | Class::Signalling => return quieten(e, a),
@@ -438,7 +438,7 @@ pub fn sqrt<T: Float>(e: &mut Env, a: T) -> T {
 }
 
 /// FPMulAdd: a + b × c with one rounding.
-pub fn mul_add<T: Float>(e: &mut Env, a: T, b: T, c: T) -> T {
+pub(super) fn mul_add<T: Float>(e: &mut Env, a: T, b: T, c: T) -> T {
     let (z, x, y) = (unpack(e, a), unpack(e, b), unpack(e, c));
     if z.nan() || x.nan() || y.nan() {
         let out = nans(e, &[a, b, c]).unwrap_or_default();
@@ -451,7 +451,7 @@ pub fn mul_add<T: Float>(e: &mut Env, a: T, b: T, c: T) -> T {
 }
 
 /// z + x × y of operands none of which is a NaN.
-pub fn fused<T: Float>(e: &mut Env, z: Unpacked, x: Unpacked, y: Unpacked) -> T {
+pub(super) fn fused<T: Float>(e: &mut Env, z: Unpacked, x: Unpacked, y: Unpacked) -> T {
     let sign = x.sign != y.sign;
     let inf = x.inf() || y.inf();
     let nil = x.zero() || y.zero();
@@ -481,7 +481,7 @@ pub fn fused<T: Float>(e: &mut Env, z: Unpacked, x: Unpacked, y: Unpacked) -> T 
 }
 
 /// FPMax and FPMin of numbers and NaNs.
-pub fn max_min<T: Float, const MAX: bool>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn max_min<T: Float, const MAX: bool>(e: &mut Env, a: T, b: T) -> T {
     let (x, y) = (unpack(e, a), unpack(e, b));
     if x.nan() || y.nan() {
         return nans(e, &[a, b]).unwrap_or_default();
@@ -492,7 +492,7 @@ pub fn max_min<T: Float, const MAX: bool>(e: &mut Env, a: T, b: T) -> T {
 }
 
 /// FPMaxNum and FPMinNum: a quiet NaN loses to a number.
-pub fn max_min_num<T: Float, const MAX: bool>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn max_min_num<T: Float, const MAX: bool>(e: &mut Env, a: T, b: T) -> T {
     let low = infinity(MAX);
     let (qa, qb) = (is_qnan(a), is_qnan(b));
     // Unpacked before the replacement, for the denormal flag of the one that stays.
@@ -512,7 +512,7 @@ fn order<T: Float>(x: T) -> i64 {
 }
 
 /// How two numbers compare; `None` when one is a NaN. Invalid operation on signalling NaNs, on all with `all`.
-pub fn compare<T: Float>(e: &mut Env, a: T, b: T, all: bool) -> Option<std::cmp::Ordering> {
+pub(super) fn compare<T: Float>(e: &mut Env, a: T, b: T, all: bool) -> Option<std::cmp::Ordering> {
     let (x, y) = (unpack(e, a), unpack(e, b));
     if x.nan() || y.nan() {
         if all || is_snan(a) || is_snan(b) {

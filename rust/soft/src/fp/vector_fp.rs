@@ -11,7 +11,7 @@ use super::softfloat::*;
 use crate::Regs;
 
 /// "Three same" with the operation `a`:`op`, `op` being the low three bits of the opcode.
-pub fn three_same(u: u32, a: u32, op: u32, size: u32, q: u32) -> Option<Handler> {
+pub(super) fn three_same(u: u32, a: u32, op: u32, size: u32, q: u32) -> Option<Handler> {
     match (u, a, op) {
         (0, 0, 3) => any_fp!(size, q, |r, i| bin::<T, K>(r, i, mulx)),
         (0, 0, 4) => any_fp!(size, q, |r, i| bin::<T, K>(r, i, arith::cmeq)),
@@ -76,7 +76,7 @@ fn mul_add_half(e: &mut Env, a: u32, b: u16, c: u16) -> u32 {
 }
 
 /// FMLAL, FMLSL, FMLAL2, FMLSL2 of the "three same" group.
-pub fn three_same_long(i: u32) -> Option<Handler> {
+pub(super) fn three_same_long(i: u32) -> Option<Handler> {
     let (u, a, op) = (i >> 29 & 1, i >> 23 & 1, i >> 11 & 31);
     if i >> 22 & 1 == 1 {
         return None;
@@ -137,7 +137,7 @@ fn complex_mul<T: Arith, const K: u32>(
 }
 
 /// "Three same extra", complex numbers (FEAT_FCMA).
-pub fn three_same_extra(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn three_same_extra(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 11 & 15);
     if u == 0 || q == 2 {
         return None;
@@ -174,7 +174,7 @@ fn to_int<T: Float, const K: u32>(r: &mut Regs, i: u32, rm: u32, signed: bool) {
 }
 
 /// "Two-register miscellaneous" with the operation `a`:`op`.
-pub fn two_misc(u: u32, a: u32, op: u32, size: u32, q: u32) -> Option<Handler> {
+pub(super) fn two_misc(u: u32, a: u32, op: u32, size: u32, q: u32) -> Option<Handler> {
     match (u, a, op) {
         (0, 1, 0b01100) => any_fp!(size, q, |r, i| un::<T, K>(r, i, |e, x| arith::cmgt(e, x, 0))),
         (0, 1, 0b01101) => any_fp!(size, q, |r, i| un::<T, K>(r, i, |e, x| arith::cmeq(e, x, 0))),
@@ -266,7 +266,7 @@ fn reduce<T: Float, const K: u32>(r: &mut Regs, i: u32, f: impl Fn(&mut Env, T, 
 }
 
 /// FMAXV and its relatives.
-pub fn across_lanes(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn across_lanes(i: u32, q: u32) -> Option<Handler> {
     let (u, a, op) = (i >> 29 & 1, i >> 23 & 1, i >> 12 & 31);
     if i >> 22 & 1 == 1 {
         return None;
@@ -291,7 +291,7 @@ pub fn across_lanes(i: u32, q: u32) -> Option<Handler> {
 }
 
 /// FADDP, FMAXP and their relatives of two lanes to a scalar.
-pub fn scalar_pairwise(i: u32) -> Option<Handler> {
+pub(super) fn scalar_pairwise(i: u32) -> Option<Handler> {
     let (u, a, sz, op) = (i >> 29 & 1, i >> 23 & 1, i >> 22 & 1, i >> 12 & 31);
     let size = match (u, sz) {
         (0, 0) => 1,
@@ -309,7 +309,7 @@ pub fn scalar_pairwise(i: u32) -> Option<Handler> {
 }
 
 /// Floating point by element: `q` 0 or 1, or 2 for scalar.
-pub fn by_element(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn by_element(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 12 & 15);
     let (h, l) = (i >> 11 & 1, i >> 21 & 1);
     if u == 1 && op & 9 == 1 {

@@ -7,7 +7,7 @@ use super::lanes::*;
 use crate::Regs;
 
 /// Saturating and rounding arithmetic on lanes, in 128-bit integers so that no size overflows on the way.
-pub trait Int: Elem {
+pub(super) trait Int: Elem {
     const MIN: i128;
     const MAX: i128;
     fn wide(self) -> i128;
@@ -43,7 +43,7 @@ int! { u8 u16 u32 u64 i8 i16 i32 i64 }
 
 /// SSHL and its relatives: `x` shifted left by `n`, right when that is negative, rounding and saturating at will.
 #[inline(always)]
-pub fn shift<T: Int, const ROUND: bool, const SAT: bool>(e: &mut Env, x: T, n: i8) -> T {
+pub(super) fn shift<T: Int, const ROUND: bool, const SAT: bool>(e: &mut Env, x: T, n: i8) -> T {
     let x = x.wide();
     let n = i32::from(n);
     let out = if n >= 0 {
@@ -69,7 +69,7 @@ pub fn shift<T: Int, const ROUND: bool, const SAT: bool>(e: &mut Env, x: T, n: i
 
 /// SQDMULH and, rounding, SQRDMULH.
 #[inline(always)]
-pub fn dmulh<T: Int, const ROUND: bool>(e: &mut Env, a: T, b: T) -> T {
+pub(super) fn dmulh<T: Int, const ROUND: bool>(e: &mut Env, a: T, b: T) -> T {
     let round = if ROUND { 1i64 << (T::BITS - 1) } else { 0 };
     let product = (a.wide() as i64 * b.wide() as i64) as i128 * 2;
     T::sat(e, (product + round as i128) >> T::BITS)
@@ -77,7 +77,7 @@ pub fn dmulh<T: Int, const ROUND: bool>(e: &mut Env, a: T, b: T) -> T {
 
 /// SQRDMLAH and, subtracting, SQRDMLSH.
 #[inline(always)]
-pub fn rdmlah<T: Int, const SUB: bool>(e: &mut Env, d: T, a: T, b: T) -> T {
+pub(super) fn rdmlah<T: Int, const SUB: bool>(e: &mut Env, d: T, a: T, b: T) -> T {
     let product = (a.wide() as i64 * b.wide() as i64) as i128 * 2;
     let sum = (d.wide() << T::BITS) + if SUB { -product } else { product };
     T::sat(e, (sum + (1 << (T::BITS - 1))) >> T::BITS)
@@ -89,7 +89,7 @@ fn pmul(a: u8, b: u8) -> u8 {
 }
 
 /// "Three same", integer: `q` 0 or 1, or 2 for scalar.
-pub fn three_same(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn three_same(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 11 & 31);
     // SQADD and the like take every size as scalars, SQDMULH halves and words, the rest of the scalars doublewords.
     match (u, op) {
@@ -217,7 +217,7 @@ fn logical(u: u32, size: u32, q: u32) -> Option<Handler> {
 }
 
 /// "Three same extra", integer: SQRDMLAH, SQRDMLSH, SDOT, UDOT (FEAT_RDM, FEAT_DotProd).
-pub fn three_same_extra(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn three_same_extra(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 11 & 15);
     match (u, op) {
         (1, 0) => any_hs!(size, q, |r, i| tern::<S, K>(r, i, rdmlah::<S, false>)),
@@ -238,19 +238,19 @@ pub fn three_same_extra(i: u32, q: u32) -> Option<Handler> {
 
 /// Adds the four products of signed bytes.
 #[inline(always)]
-pub fn sdot(d: u32, a: u32, b: u32) -> u32 {
+pub(super) fn sdot(d: u32, a: u32, b: u32) -> u32 {
     let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
     (0..4).fold(d, |d, n| d.wrapping_add((i32::from(a[n] as i8) * i32::from(b[n] as i8)) as u32))
 }
 
 #[inline(always)]
-pub fn udot(d: u32, a: u32, b: u32) -> u32 {
+pub(super) fn udot(d: u32, a: u32, b: u32) -> u32 {
     let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
     (0..4).fold(d, |d, n| d.wrapping_add(u32::from(a[n]) * u32::from(b[n])))
 }
 
 /// "Two-register miscellaneous", integer: `q` 0 or 1, or 2 for scalar.
-pub fn two_misc(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn two_misc(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 12 & 31);
     match (u, op) {
         (0, 0b00011) => any_all!(size, q, |r, i| un_acc::<S, K>(r, i, |e, d, n| {
@@ -355,7 +355,7 @@ fn across<T: Elem, W: Elem, const K: u32>(r: &mut Regs, i: u32, to: impl Fn(T) -
 }
 
 /// "Across lanes", integer.
-pub fn across_lanes(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn across_lanes(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 12 & 31);
     if size == 3 || (size == 2 && q == 0) {
         return None;
@@ -377,7 +377,7 @@ pub fn across_lanes(i: u32, q: u32) -> Option<Handler> {
 }
 
 /// Scalar ADDP.
-pub fn scalar_pairwise(i: u32) -> Option<Handler> {
+pub(super) fn scalar_pairwise(i: u32) -> Option<Handler> {
     if i >> 29 & 1 == 0 && i >> 22 & 3 == 3 && i >> 12 & 31 == 0b11011 {
         return Some(|r, i| pair_scalar::<u64>(r, i, |_, a, b| a.wrapping_add(b)));
     }

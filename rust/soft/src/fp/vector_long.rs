@@ -28,7 +28,7 @@ fn pmull8(a: u8, b: u8) -> u16 {
 }
 
 /// "Three different": `q` 0 or 1, or 2 for scalar.
-pub fn three_different(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn three_different(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 12 & 15);
     match (u, op) {
         (0, 0b1001) if size > 0 => any_nw!(size, q, |r, i| long::<NS, WS, K>(r, i, dmlal)),
@@ -98,7 +98,7 @@ fn three_different_vector(u: u32, size: u32, op: u32, q: u32) -> Option<Handler>
 }
 
 /// Integer by element: `q` 0 or 1, or 2 for scalar.
-pub fn by_element(i: u32, q: u32) -> Option<Handler> {
+pub(super) fn by_element(i: u32, q: u32) -> Option<Handler> {
     let (u, size, op) = (i >> 29 & 1, i >> 22 & 3, i >> 12 & 15);
     if size == 0 || size == 3 {
         return None;

@@ -84,7 +84,7 @@ impl Default for Cpu {
 
 impl Cpu {
     /// Priority of the interrupt being handled, or [`IDLE`].
-    pub fn running_priority(&self) -> u8 {
+    pub(super) fn running_priority(&self) -> u8 {
         match self.active[0] | self.active[1] {
             0 => IDLE,
             active => (active.trailing_zeros() as u8) << 3,
@@ -102,7 +102,7 @@ impl Cpu {
     }
 
     /// Whether mask and running priority let this interrupt through.
-    pub fn may_signal(&self, pending: &Pending) -> bool {
+    pub(super) fn may_signal(&self, pending: &Pending) -> bool {
         pending.priority < self.mask
             && self.group_priority(pending.priority, pending.group) < self.running_priority()
     }

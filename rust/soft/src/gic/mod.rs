@@ -14,7 +14,7 @@ mod state;
 mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use bank::Bank;
 use cpu::Cpu;
@@ -33,18 +33,34 @@ pub const MAX_VCPUS: u32 = 16;
 /// Why interrupt-controller state could not be read or set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// Its begin is not this engine's.
     #[error(
         "the interrupt controller's state is not one of this engine's (it must begin with SMGIC and version 1)"
     )]
     Format,
+    /// It has been cut, or belongs to another machine.
     #[error("the interrupt controller's state is {found} bytes long and must be {expected}")]
-    Length { found: usize, expected: usize },
+    Length {
+        /// Bytes that it has.
+        found: usize,
+        /// Bytes that it must have.
+        expected: usize,
+    },
+    /// It is of another machine.
     #[error("the interrupt controller's state is of {found} vCPUs and this machine has {expected}")]
-    Vcpus { found: u32, expected: u32 },
+    Vcpus {
+        /// As many as it is of.
+        found: u32,
+        /// As many as there are.
+        expected: u32,
+    },
+    /// The field that it is in.
     #[error("the interrupt controller's state is damaged: {0} holds a value that cannot be")]
     Value(&'static str),
+    /// An index that no vCPU has.
     #[error("the interrupt controller has no vCPU {0}")]
     NoVcpu(u32),
+    /// Its id or offset.
     #[error("the interrupt controller has no settable register {0:#x}")]
     Register(u32),
 }
@@ -162,7 +178,7 @@ impl Gic {
 
     /// Runs `change` under the lock and then wakes the vCPUs whose lines have risen through it.
     fn with<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        let mut inner: MutexGuard<'_, Inner> = self.inner.lock().unwrap_or_else(|e| e.into_inner());
+        let mut inner = supermachine_support::lock(&self.inner);
         let result = change(&mut inner);
         let mut risen = std::mem::take(&mut inner.risen);
         drop(inner);

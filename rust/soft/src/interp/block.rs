@@ -8,6 +8,9 @@ use crate::isa;
 /// Instructions of one block at most.
 pub(crate) const BLOCK_MAX: usize = 64;
 
+/// Branches that one block follows at most.
+const MOST_FOLLOWED: usize = 8;
+
 /// What the operation before was, for those that merge with their successor.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Last {
@@ -43,6 +46,12 @@ pub(crate) struct Block {
     fp_checked: bool,
     /// Each operation is for one instruction, by itself.
     plain: bool,
+    /// Branches inside the page are followed.
+    follows: bool,
+    /// Operations up to each that was followed, and where it went.
+    followed: Vec<(usize, usize)>,
+    /// Operations up to the last that branches to the begin.
+    around: usize,
     /// Which operation checks that FP is enabled.
     pub check: Option<usize>,
     pub end: End,
@@ -68,19 +77,28 @@ pub(super) enum Flow {
 
 impl Block {
     /// Decodes from offset `first` of a page on; `fetch` reads the word at an offset.
-    pub fn decode(&mut self, first: usize, fetch: impl FnMut(usize) -> u32) {
+    pub(crate) fn decode(&mut self, first: usize, fetch: impl FnMut(usize) -> u32) {
         self.decode_up_to(BLOCK_MAX, first, fetch);
     }
 
-    /// The same with an operation for each instruction, none of which does its neighbour's work.
-    pub fn decode_plain(&mut self, first: usize, fetch: impl FnMut(usize) -> u32) {
+    /// The same with an operation for each instruction, none of which does its neighbour's work. Where it `follows`, what a
+    /// B inside the page goes to comes behind it, so that a loop of several parts is one block.
+    pub(crate) fn decode_plain(&mut self, first: usize, follows: bool, fetch: impl FnMut(usize) -> u32) {
         self.plain = true;
+        self.follows = follows;
         self.decode(first, fetch);
         self.plain = false;
+        self.follows = false;
+        // What is followed no branch to the begin comes behind would only be there twice.
+        if let Some((cut, _)) = self.followed.iter().find(|(cut, _)| *cut > self.around) {
+            self.ops.truncate(*cut);
+            self.check = self.check.filter(|check| check < cut);
+            self.end = End::Instruction;
+        }
     }
 
     /// The same for `most` instructions at most.
-    pub fn decode_up_to(&mut self, most: usize, first: usize, mut fetch: impl FnMut(usize) -> u32) {
+    pub(crate) fn decode_up_to(&mut self, most: usize, first: usize, mut fetch: impl FnMut(usize) -> u32) {
         self.ops.clear();
         self.check = None;
         self.end = End::Instruction;
@@ -89,6 +107,8 @@ impl Block {
         self.fp_checked = false;
         self.n = 0;
         let mut off = first;
+        self.followed.clear();
+        self.around = 0;
         loop {
             self.off = off as u16;
             self.n += 1;
@@ -99,7 +119,22 @@ impl Block {
             let flow = isa::decode_with(word, self.off, |insn| self.lower(insn, word));
             let flow = flow.unwrap_or_else(|| self.undefined());
             self.last = if self.plain { Last::Other } else { self.now };
+            if self.follows && isa::branch_in_page(word, self.off) == Some(first) {
+                self.around = self.ops.len();
+            }
             if flow == Flow::End {
+                if self.follows
+                    && (self.n as usize) < most
+                    && self.followed.len() < MOST_FOLLOWED
+                    && isa::always_branches(word)
+                    && let Some(to) = isa::branch_in_page(word, self.off)
+                    && to != first
+                    && self.followed.iter().all(|(_, known)| *known != to)
+                {
+                    self.followed.push((self.ops.len(), to));
+                    off = to;
+                    continue;
+                }
                 return;
             }
             half = match (half, self.half) {
@@ -114,10 +149,16 @@ impl Block {
                 self.end = End::FallFar;
                 return self.op(sys::fall_far, [0; 4], 0);
             }
-            if self.n as usize >= most {
+            // Back at the begin, from before it.
+            let again = !self.followed.is_empty() && off == first;
+            if self.n as usize >= most || again {
                 self.end = End::Fall;
                 let (lo, hi) = (off as u8, (off >> 8) as u8);
-                return self.op(sys::fall, [0, 0, lo, hi], 0);
+                self.op(sys::fall, [0, 0, lo, hi], 0);
+                if again {
+                    self.around = self.ops.len();
+                }
+                return;
             }
         }
     }

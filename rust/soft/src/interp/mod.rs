@@ -4,6 +4,8 @@
 //! an operation looks nothing up. `handlers` are what operations do.
 
 pub(crate) mod block;
+#[cfg(test)]
+mod effects;
 pub(crate) mod handlers;
 mod lower;
 pub(crate) mod op;

@@ -35,12 +35,12 @@ pub(crate) struct Op {
 pub(crate) struct P(*const Op);
 
 impl P {
-    pub const NULL: Self = Self(std::ptr::null());
+    pub(crate) const NULL: Self = Self(std::ptr::null());
 
     /// # Safety
     /// `op` is null or points into a block of the code cache, and is used only while that block lives.
     #[inline(always)]
-    pub unsafe fn new(op: *const Op) -> Self {
+    pub(crate) unsafe fn new(op: *const Op) -> Self {
         Self(op)
     }
 
@@ -51,86 +51,86 @@ impl P {
     }
 
     #[inline(always)]
-    pub fn is_null(self) -> bool {
+    pub(crate) fn is_null(self) -> bool {
         self.0.is_null()
     }
 
     #[inline(always)]
-    pub fn a(self) -> usize {
+    pub(crate) fn a(self) -> usize {
         self.op().a as usize
     }
 
     #[inline(always)]
-    pub fn b(self) -> usize {
+    pub(crate) fn b(self) -> usize {
         self.op().b as usize
     }
 
     #[inline(always)]
-    pub fn c(self) -> usize {
+    pub(crate) fn c(self) -> usize {
         self.op().c as usize
     }
 
     #[inline(always)]
-    pub fn d(self) -> usize {
+    pub(crate) fn d(self) -> usize {
         self.op().d as usize
     }
 
     #[inline(always)]
-    pub fn off(self) -> u64 {
+    pub(crate) fn off(self) -> u64 {
         u64::from(self.op().off)
     }
 
     #[inline(always)]
-    pub fn n(self) -> i64 {
+    pub(crate) fn n(self) -> i64 {
         i64::from(self.op().n)
     }
 
     #[inline(always)]
-    pub fn imm(self) -> u64 {
+    pub(crate) fn imm(self) -> u64 {
         self.op().imm
     }
 
     /// The instruction word, for operations that keep it.
     #[inline(always)]
-    pub fn insn(self) -> u32 {
+    pub(crate) fn insn(self) -> u32 {
         self.op().imm as u32
     }
 
     /// Offset in the page of a branch's target.
     #[inline(always)]
-    pub fn target(self) -> u64 {
+    pub(crate) fn target(self) -> u64 {
         u64::from(self.op().c) | u64::from(self.op().d) << 8
     }
 
     /// Where a branch inside its page goes: the first operation there, or null before the first time.
     #[inline(always)]
-    pub fn chain(self) -> P {
+    pub(crate) fn chain(self) -> P {
         P(self.op().imm as usize as *const Op)
     }
 
     /// Remembers where a branch inside its page goes.
-    pub fn set_chain(self, to: P) {
+    pub(crate) fn set_chain(self, to: P) {
         // SAFETY: operations live in the code cache's own memory, which nothing else refers to while the run loop
         // (the only caller) is between two blocks.
         unsafe { (*self.0.cast_mut()).imm = to.0 as usize as u64 };
     }
 
     /// Where the operation is.
-    pub fn address(self) -> usize {
+    pub(crate) fn address(self) -> usize {
         self.0 as usize
     }
 
-    pub fn copy(self) -> Op {
+    pub(crate) fn copy(self) -> Op {
         *self.op()
     }
 
     /// Whether this is its handler.
-    pub fn has(self, f: Handler) -> bool {
+    pub(crate) fn has(self, f: Handler) -> bool {
         std::ptr::fn_addr_eq(self.op().f, f)
     }
 
     /// Gives the operation machine code, which `f` goes to.
-    pub fn set_code(self, f: Handler, code: u64) {
+    pub(crate) fn set_code(self, f: Handler, code: u64) {
         let op = self.0.cast_mut();
         // SAFETY: as in `set_chain`; the only callers are the run loop and what stands between two blocks like it.
         unsafe {
@@ -141,7 +141,7 @@ impl P {
 
     /// The operation after this one in the block.
     #[inline(always)]
-    pub fn succ(self) -> P {
+    pub(crate) fn succ(self) -> P {
         // SAFETY: every block ends with an operation that does not ask for the one after it.
         P(unsafe { self.0.add(1) })
     }

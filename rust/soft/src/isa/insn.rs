@@ -17,7 +17,7 @@ pub(crate) enum Shift {
 }
 
 impl Shift {
-    pub fn of(kind: u32) -> Self {
+    pub(crate) fn of(kind: u32) -> Self {
         [Self::Lsl, Self::Lsr, Self::Asr, Self::Ror][kind as usize & 3]
     }
 }

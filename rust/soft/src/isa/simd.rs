@@ -3,6 +3,7 @@
 
 use super::decode::{bits, d, z};
 use super::insn::Reg;
+use super::registers::Registers;
 use crate::Regs;
 use crate::fp;
 
@@ -17,6 +18,11 @@ pub(crate) enum Float1 {
     /// FRINTX: in the current mode, noting when the value changes; FRINTI does not note it.
     RoundExact,
     RoundCurrent,
+    /// FRINT32Z, FRINT32X and the same with 64: to an integral value of so many bits.
+    Bounded {
+        long: bool,
+        current: bool,
+    },
     /// From the other size to this one.
     Convert,
 }
@@ -28,8 +34,11 @@ pub(crate) enum Round {
     Up,
     Down,
     Zero,
+    /// To nearest, halves away from zero.
+    Away,
 }
 
+/// Of two numbers; FNMUL is elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Float2 {
     Mul,
@@ -40,8 +49,56 @@ pub(crate) enum Float2 {
     Min,
     MaxNum,
     MinNum,
-    /// FNMUL.
-    Nmul,
+}
+
+/// Numbers lane by lane, of two registers and, for FMLA and FMLS, the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Floats2 {
+    /// What there is of two single numbers as well.
+    Each(Float2),
+    /// FMULX.
+    MulExtended,
+    /// FABD.
+    Difference,
+    /// FMLA, FMLS.
+    MulAdd,
+    MulSub,
+    Equal,
+    GreaterEqual,
+    Greater,
+    /// FACGE, FACGT.
+    AbsGreaterEqual,
+    AbsGreater,
+    /// FADDP and its kind: of neighbours, those of the first register first.
+    AddPairs,
+    MaxPairs,
+    MinPairs,
+    MaxNumPairs,
+    MinNumPairs,
+    /// FRECPS, FRSQRTS.
+    ReciprocalStep,
+    RootStep,
+}
+
+/// A comparison of numbers with zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FloatZero {
+    Greater,
+    GreaterEqual,
+    Equal,
+    LessEqual,
+    Less,
+}
+
+/// Which lanes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Those of 8 bytes.
+    Half,
+    /// Those of 16.
+    Full,
+    /// The lowest alone, zeros above.
+    Scalar,
 }
 
 /// Lane by lane, of two registers and, for some, the destination.
@@ -162,6 +219,13 @@ pub(crate) enum Simd {
         n: Reg,
         m: Reg,
     },
+    /// FNMUL.
+    NegatedMul {
+        double: bool,
+        d: Reg,
+        n: Reg,
+        m: Reg,
+    },
     /// `a` plus `n` times `m`, rounded once.
     Fma {
         double: bool,
@@ -177,6 +241,15 @@ pub(crate) enum Simd {
         double: bool,
         n: Reg,
         m: Option<Reg>,
+    },
+    /// FCCMP and, where `signal`, FCCMPE.
+    ConditionalCompare {
+        double: bool,
+        signal: bool,
+        n: Reg,
+        m: Reg,
+        cond: u8,
+        nzcv: u8,
     },
     /// FCSEL.
     Select {
@@ -203,8 +276,108 @@ pub(crate) enum Simd {
         d: Reg,
         n: Reg,
     },
+    /// To and from fixed point with so many bits behind the point; the one register is a general register.
+    ToFixed {
+        double: bool,
+        wide: bool,
+        signed: bool,
+        d: Reg,
+        n: Reg,
+        fraction: u8,
+    },
+    FromFixed {
+        double: bool,
+        wide: bool,
+        signed: bool,
+        d: Reg,
+        n: Reg,
+        fraction: u8,
+    },
+    /// FJCVTZS; `d` is a general register, and Z says whether the value was exact.
+    Javascript {
+        d: Reg,
+        n: Reg,
+    },
+    /// FMOV from and to the upper half of a vector register; the other is a general register.
+    FromUpper {
+        d: Reg,
+        n: Reg,
+    },
+    ToUpper {
+        d: Reg,
+        n: Reg,
+    },
+    /// FCVT to half precision and from it.
+    ToHalf {
+        double: bool,
+        d: Reg,
+        n: Reg,
+    },
+    FromHalf {
+        double: bool,
+        d: Reg,
+        n: Reg,
+    },
     /// SCVTF of a scalar; the integer is as wide as the number.
     FromLane {
+        double: bool,
+        d: Reg,
+        n: Reg,
+    },
+    /// Lane by lane; none is a conversion to the other size.
+    Floats1 {
+        op: Float1,
+        double: bool,
+        shape: Shape,
+        d: Reg,
+        n: Reg,
+    },
+    /// `lane` says which lane of `m` is meant for all, where one is.
+    Floats2 {
+        op: Floats2,
+        double: bool,
+        shape: Shape,
+        d: Reg,
+        n: Reg,
+        m: Reg,
+        lane: Option<u8>,
+    },
+    FloatsZero {
+        op: FloatZero,
+        double: bool,
+        shape: Shape,
+        d: Reg,
+        n: Reg,
+    },
+    /// FCVTZS and its kind, SCVTF and UCVTF, to and from integers as wide as the numbers.
+    FloatsToInts {
+        double: bool,
+        signed: bool,
+        round: Round,
+        shape: Shape,
+        d: Reg,
+        n: Reg,
+    },
+    FloatsFromInts {
+        double: bool,
+        signed: bool,
+        shape: Shape,
+        d: Reg,
+        n: Reg,
+    },
+    /// FCVTL: single to double, of the upper half where `upper`; FCVTN: double to single, to the upper half.
+    Lengthen {
+        upper: bool,
+        d: Reg,
+        n: Reg,
+    },
+    Shorten {
+        upper: bool,
+        d: Reg,
+        n: Reg,
+    },
+    /// FADDP of the two lowest lanes to a scalar.
+    AddPair {
         double: bool,
         d: Reg,
         n: Reg,
@@ -323,21 +496,108 @@ pub(crate) enum Simd {
 }
 
 impl Simd {
-    /// The vector register that it writes.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        allow(dead_code, reason = "machine code is made on one kind of host")
-    )]
-    pub fn written(self) -> Option<Reg> {
+    /// What it reads.
+    pub(crate) fn reads(self) -> Registers {
+        let none = Registers::NONE;
         match self {
-            Self::Compare { .. } | Self::ToInt { .. } | Self::ToGeneral { .. } => None,
+            Self::Const { .. } => none,
+            Self::Float1 { n, .. }
+            | Self::Compare { n, m: None, .. }
+            | Self::ToInt { n, .. }
+            | Self::ToFixed { n, .. }
+            | Self::Javascript { n, .. }
+            | Self::FromUpper { n, .. }
+            | Self::ToHalf { n, .. }
+            | Self::FromHalf { n, .. }
+            | Self::FromLane { n, .. }
+            | Self::Floats1 { n, .. }
+            | Self::FloatsZero { n, .. }
+            | Self::FloatsToInts { n, .. }
+            | Self::FloatsFromInts { n, .. }
+            | Self::Lengthen { n, .. }
+            | Self::Shorten { upper: false, n, .. }
+            | Self::AddPair { n, .. }
+            | Self::Sum { n, .. }
+            | Self::Dup { n, .. }
+            | Self::Lane { n, .. }
+            | Self::ToGeneral { n, .. } => none.v(n),
+            Self::Floats2 { op, d, n, m, .. } => {
+                let all = none.v(n).v(m);
+                if matches!(op, Floats2::MulAdd | Floats2::MulSub) { all.v(d) } else { all }
+            }
+            Self::Float2 { n, m, .. }
+            | Self::NegatedMul { n, m, .. }
+            | Self::Compare { n, m: Some(m), .. }
+            | Self::Permute { n, m, .. }
+            | Self::Extract { n, m, .. }
+            | Self::Table { n, m, .. } => none.v(n).v(m),
+            Self::Fma { n, m, a, .. } | Self::Eor3 { n, m, a, .. } => none.v(n).v(m).v(a),
+            Self::ConditionalCompare { n, m, .. } | Self::Select { n, m, .. } => Registers::FLAGS.v(n).v(m),
+            Self::FromInt { n, .. } | Self::FromFixed { n, .. } | Self::DupGeneral { n, .. } => none.x(n),
+            // The rest of the register stays.
+            Self::ToUpper { d, n } | Self::FromGeneral { d, n, .. } => none.x(n).v(d),
+            Self::Insert { d, n, .. } | Self::Shorten { d, n, .. } => none.v(n).v(d),
+            Self::Three { op, d, n, m, .. } => {
+                let all = none.v(n).v(m);
+                match op {
+                    Three::Bsl | Three::Bit | Three::Bif | Three::Mla | Three::Mls => all.v(d),
+                    _ => all,
+                }
+            }
+            Self::Two { op, full, d, n, .. } => {
+                if op == Two::Narrow && full {
+                    none.v(n).v(d)
+                } else {
+                    none.v(n)
+                }
+            }
+            Self::Shift { op, full, d, n, .. } => match op {
+                LaneShift::RightAdd
+                | LaneShift::RightSignedAdd
+                | LaneShift::LeftInsert
+                | LaneShift::RightInsert => none.v(n).v(d),
+                LaneShift::Narrow if full => none.v(n).v(d),
+                _ => none.v(n),
+            },
+            Self::Crypto { op, d, n, m } => match op {
+                Crypto::Aesmc | Crypto::Aesimc | Crypto::Sha1h => none.v(n),
+                Crypto::Aese | Crypto::Aesd | Crypto::Sha1su1 | Crypto::Sha256su0 => none.v(n).v(d),
+                Crypto::Pmull | Crypto::Pmull2 => none.v(n).v(m),
+                _ => none.v(n).v(m).v(d),
+            },
+        }
+    }
+
+    /// What it writes.
+    pub(crate) fn writes(self) -> Registers {
+        let none = Registers::NONE;
+        match self {
+            Self::Compare { .. } | Self::ConditionalCompare { .. } => Registers::FLAGS,
+            Self::Javascript { d, .. } => Registers::FLAGS.x(d),
+            Self::ToInt { d, .. }
+            | Self::ToFixed { d, .. }
+            | Self::FromUpper { d, .. }
+            | Self::ToGeneral { d, .. } => none.x(d),
             Self::Const { d, .. }
             | Self::Float1 { d, .. }
             | Self::Float2 { d, .. }
+            | Self::NegatedMul { d, .. }
             | Self::Fma { d, .. }
             | Self::Select { d, .. }
             | Self::FromInt { d, .. }
+            | Self::FromFixed { d, .. }
+            | Self::ToUpper { d, .. }
+            | Self::ToHalf { d, .. }
+            | Self::FromHalf { d, .. }
             | Self::FromLane { d, .. }
+            | Self::Floats1 { d, .. }
+            | Self::Floats2 { d, .. }
+            | Self::FloatsZero { d, .. }
+            | Self::FloatsToInts { d, .. }
+            | Self::FloatsFromInts { d, .. }
+            | Self::Lengthen { d, .. }
+            | Self::Shorten { d, .. }
+            | Self::AddPair { d, .. }
             | Self::Three { d, .. }
             | Self::Two { d, .. }
             | Self::Sum { d, .. }
@@ -351,7 +611,7 @@ impl Simd {
             | Self::FromGeneral { d, .. }
             | Self::Insert { d, .. }
             | Self::Crypto { d, .. }
-            | Self::Eor3 { d, .. } => Some(d),
+            | Self::Eor3 { d, .. } => none.v(d),
         }
     }
 }
@@ -390,8 +650,24 @@ pub(crate) fn decode(i: u32) -> Option<Simd> {
             a: rd(i >> 10),
         });
     }
+    if is(0x1e00_0000, 0x7fa0_0000) {
+        let (double, wide) = (bits(i, 22, 22) == 1, i >> 31 == 1);
+        let (signed, fraction) = (bits(i, 16, 16) == 0, 64 - bits(i, 15, 10) as u8);
+        return Some(match bits(i, 18, 17) {
+            0 => Simd::ToFixed { double, wide, signed, d: d(i), n: rn(i), fraction },
+            _ => Simd::FromFixed { double, wide, signed, d: rd(i), n: z(i >> 5), fraction },
+        });
+    }
     if is(0x1e20_0000, 0x7fa0_0000) {
         return scalar(i, handler);
+    }
+    match i & 0xffff_fc00 {
+        0x9eae_0000 => return Some(Simd::FromUpper { d: d(i), n: rn(i) }),
+        0x9eaf_0000 => return Some(Simd::ToUpper { d: rd(i), n: z(i >> 5) }),
+        0x1ee2_4000 | 0x1ee2_c000 => {
+            return Some(Simd::FromHalf { double: bits(i, 15, 15) == 1, d: rd(i), n: rn(i) });
+        }
+        _ => {}
     }
     if is(0x0f00_0400, 0x9ff8_0400) {
         return constant(i, handler);
@@ -399,15 +675,24 @@ pub(crate) fn decode(i: u32) -> Option<Simd> {
     if is(0x0f00_0400, 0x9f80_0400) || is(0x5f40_0400, 0xdfc0_0400) {
         return shift(i);
     }
+    if is(0x0e20_c400, 0x9f20_c400) || is(0x5e20_c400, 0xdf20_c400) {
+        return floats2(i);
+    }
     if is(0x0e20_0400, 0x9f20_0400) {
         return three(i);
+    }
+    if is(0x0f80_0000, 0x9f80_0400) || is(0x5f80_0000, 0xdf80_0400) {
+        return floats_by_element(i);
     }
     if is(0x4e28_0800, 0xff3e_0c00) {
         let op = [Crypto::Aese, Crypto::Aesd, Crypto::Aesmc, Crypto::Aesimc];
         return Some(Simd::Crypto { op: *op.get(bits(i, 14, 12) as usize - 4)?, d: rd(i), n: rn(i), m: 0 });
     }
-    if is(0x0e20_0800, 0x9f3e_0c00) {
-        return two(i);
+    if is(0x0e20_0800, 0x9f3e_0c00) || is(0x5e20_0800, 0xdf3e_0c00) {
+        return floats1(i).or_else(|| if bits(i, 28, 28) == 0 { two(i) } else { crypto(i) });
+    }
+    if is(0x7e30_d800, 0xffbf_fc00) {
+        return Some(Simd::AddPair { double: bits(i, 22, 22) == 1, d: rd(i), n: rn(i) });
     }
     if is(0x0e31_b800, 0xbf3f_fc00) {
         return Some(Simd::Sum { size: bits(i, 23, 22) as u8, full: full(i), d: rd(i), n: rn(i) });
@@ -495,6 +780,8 @@ fn scalar(i: u32, handler: fp::Handler) -> Option<Simd> {
         return match (bits(i, 18, 17), round) {
             (0, _) => Some(Simd::ToInt { double, wide, signed, round, d: d(i), n }),
             (1, Round::Nearest) => Some(Simd::FromInt { double, wide, signed, d: rd(i), n: z(i >> 5) }),
+            (2, Round::Nearest) => Some(Simd::ToInt { double, wide, signed, round: Round::Away, d: d(i), n }),
+            (3, Round::Zero) if double && !wide && signed => Some(Simd::Javascript { d: d(i), n }),
             _ => None,
         };
     }
@@ -513,22 +800,138 @@ fn scalar(i: u32, handler: fp::Handler) -> Option<Simd> {
                 2 => Float1::Neg,
                 3 => Float1::Sqrt,
                 4 | 5 => return Some(Simd::Float1 { op: Float1::Convert, double: !double, d: rd(i), n }),
+                7 => return Some(Simd::ToHalf { double, d: rd(i), n }),
                 8 => Float1::Round(Round::Nearest),
                 9 => Float1::Round(Round::Up),
                 10 => Float1::Round(Round::Down),
                 11 => Float1::Round(Round::Zero),
+                12 => Float1::Round(Round::Away),
                 14 => Float1::RoundExact,
                 15 => Float1::RoundCurrent,
+                op @ 16..=19 => Float1::Bounded { long: op >= 18, current: op & 1 == 1 },
                 _ => return None,
             };
             Some(Simd::Float1 { op, double, d: rd(i), n })
         }
+        1 => Some(Simd::ConditionalCompare {
+            double,
+            signal: bits(i, 4, 4) == 1,
+            n,
+            m,
+            cond: bits(i, 15, 12) as u8,
+            nzcv: bits(i, 3, 0) as u8,
+        }),
         2 => {
-            use Float2::{Add, Div, Max, MaxNum, Min, MinNum, Mul, Nmul, Sub};
-            let op = [Mul, Div, Add, Sub, Max, Min, MaxNum, MinNum, Nmul];
-            Some(Simd::Float2 { op: *op.get(bits(i, 15, 12) as usize)?, double, d: rd(i), n, m })
+            use Float2::{Add, Div, Max, MaxNum, Min, MinNum, Mul, Sub};
+            match bits(i, 15, 12) {
+                op @ 0..8 => {
+                    let op = [Mul, Div, Add, Sub, Max, Min, MaxNum, MinNum][op as usize];
+                    Some(Simd::Float2 { op, double, d: rd(i), n, m })
+                }
+                8 => Some(Simd::NegatedMul { double, d: rd(i), n, m }),
+                _ => None,
+            }
         }
         3 => Some(Simd::Select { double, cond: bits(i, 15, 12) as u8, d: rd(i), n, m }),
+        _ => None,
+    }
+}
+
+/// Of an instruction on numbers in vector registers.
+fn shape(i: u32) -> Shape {
+    match (bits(i, 28, 28), full(i)) {
+        (1, _) => Shape::Scalar,
+        (_, true) => Shape::Full,
+        (_, false) => Shape::Half,
+    }
+}
+
+fn floats2(i: u32) -> Option<Simd> {
+    use Float2::{Add, Div, Max, MaxNum, Min, MinNum, Mul, Sub};
+    use Floats2::*;
+    let op = match (bits(i, 29, 29), bits(i, 23, 23), bits(i, 13, 11)) {
+        (0, 0, 0) => Each(MaxNum),
+        (0, 1, 0) => Each(MinNum),
+        (0, 0, 1) => MulAdd,
+        (0, 1, 1) => MulSub,
+        (0, 0, 2) => Each(Add),
+        (0, 1, 2) => Each(Sub),
+        (0, 0, 3) => MulExtended,
+        (0, 0, 4) => Equal,
+        (0, 0, 6) => Each(Max),
+        (0, 1, 6) => Each(Min),
+        (0, 0, 7) => ReciprocalStep,
+        (0, 1, 7) => RootStep,
+        (1, 0, 0) => MaxNumPairs,
+        (1, 1, 0) => MinNumPairs,
+        (1, 0, 2) => AddPairs,
+        (1, 1, 2) => Difference,
+        (1, 0, 3) => Each(Mul),
+        (1, 0, 4) => GreaterEqual,
+        (1, 1, 4) => Greater,
+        (1, 0, 5) => AbsGreaterEqual,
+        (1, 1, 5) => AbsGreater,
+        (1, 0, 6) => MaxPairs,
+        (1, 1, 6) => MinPairs,
+        (1, 0, 7) => Each(Div),
+        // FMLAL and its kind, of half precision.
+        _ => return None,
+    };
+    let double = bits(i, 22, 22) == 1;
+    Some(Simd::Floats2 { op, double, shape: shape(i), d: rd(i), n: rn(i), m: rm(i), lane: None })
+}
+
+fn floats_by_element(i: u32) -> Option<Simd> {
+    let op = match (bits(i, 29, 29), bits(i, 15, 12)) {
+        (0, 0b0001) => Floats2::MulAdd,
+        (0, 0b0101) => Floats2::MulSub,
+        (0, 0b1001) => Floats2::Each(Float2::Mul),
+        (1, 0b1001) => Floats2::MulExtended,
+        _ => return None,
+    };
+    let double = bits(i, 22, 22) == 1;
+    let high = bits(i, 11, 11) as u8;
+    let lane = Some(if double { high } else { high << 1 | bits(i, 21, 21) as u8 });
+    Some(Simd::Floats2 { op, double, shape: shape(i), d: rd(i), n: rn(i), m: rm(i), lane })
+}
+
+/// Two-register miscellaneous.
+fn floats1(i: u32) -> Option<Simd> {
+    let (double, shape) = (bits(i, 22, 22) == 1, shape(i));
+    let (d, n) = (rd(i), rn(i));
+    let one = |op| Some(Simd::Floats1 { op, double, shape, d, n });
+    let zero = |op| Some(Simd::FloatsZero { op, double, shape, d, n });
+    let to = |round, signed| Some(Simd::FloatsToInts { double, signed, round, shape, d, n });
+    let from = |signed| Some(Simd::FloatsFromInts { double, signed, shape, d, n });
+    let bounded = |long, current| one(Float1::Bounded { long, current });
+    match (bits(i, 29, 29), bits(i, 23, 23), bits(i, 16, 12)) {
+        (0, 1, 0b01100) => zero(FloatZero::Greater),
+        (0, 1, 0b01101) => zero(FloatZero::Equal),
+        (0, 1, 0b01110) => zero(FloatZero::Less),
+        (1, 1, 0b01100) => zero(FloatZero::GreaterEqual),
+        (1, 1, 0b01101) => zero(FloatZero::LessEqual),
+        (u, 0, 0b11010) => to(Round::Nearest, u == 0),
+        (u, 0, 0b11011) => to(Round::Down, u == 0),
+        (u, 0, 0b11100) => to(Round::Away, u == 0),
+        (u, 1, 0b11010) => to(Round::Up, u == 0),
+        (u, 1, 0b11011) => to(Round::Zero, u == 0),
+        // One of them has another name.
+        (0, 0, 0b11101) if shape == Shape::Scalar => Some(Simd::FromLane { double, d, n }),
+        (u, 0, 0b11101) => from(u == 0),
+        (0, 1, 0b01111) => one(Float1::Abs),
+        (1, 1, 0b01111) => one(Float1::Neg),
+        (1, 1, 0b11111) => one(Float1::Sqrt),
+        (0, 0, 0b11000) => one(Float1::Round(Round::Nearest)),
+        (0, 0, 0b11001) => one(Float1::Round(Round::Down)),
+        (0, 1, 0b11000) => one(Float1::Round(Round::Up)),
+        (0, 1, 0b11001) => one(Float1::Round(Round::Zero)),
+        (1, 0, 0b11000) => one(Float1::Round(Round::Away)),
+        (1, 0, 0b11001) => one(Float1::RoundExact),
+        (1, 1, 0b11001) => one(Float1::RoundCurrent),
+        (u, 0, 0b11110) => bounded(false, u == 1),
+        (u, 0, 0b11111) => bounded(true, u == 1),
+        (0, 0, 0b10110) if double => Some(Simd::Shorten { upper: full(i), d, n }),
+        (0, 0, 0b10111) if double => Some(Simd::Lengthen { upper: full(i), d, n }),
         _ => None,
     }
 }

@@ -9,11 +9,20 @@
 //! with it, each by itself, for the ways out.
 
 #![cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(dead_code, reason = "there is a back end for one kind of host")
+    not(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux")),
+    allow(dead_code, reason = "elsewhere nothing is translated")
 )]
 
+/// On other hosts for its tests alone.
+#[cfg(any(target_arch = "aarch64", test))]
+#[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "other hosts cannot run what it makes"))]
+mod aarch64;
+mod cache;
+mod flow;
+mod layout;
 pub(crate) mod memory;
+mod registers;
+mod ways;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -25,18 +34,19 @@ use crate::interp::block::{Block, End};
 use crate::interp::op::{Handler, Op, P};
 use crate::isa::{self, insn::Insn};
 use memory::Share;
+use ways::Ways;
 
 /// What one sample of the run loop weighs, and one entry from other machine code; and what makes a block worth
 /// translating.
-const SAMPLE: u16 = 64;
-const ENTRY: u16 = 2;
-const HOT: u16 = SAMPLE;
+const SAMPLE: u8 = 64;
+const ENTRY: u8 = 2;
+const HOT: u8 = SAMPLE;
 /// Instructions that a vCPU runs before anything is translated: what a restored guest answers with runs once.
 const WARM: u64 = 4_000_000;
 /// Room that the code of one block may need.
 const BLOCK_BYTES: usize = 64 << 10;
-/// Blocks whose heat is known at a time.
-const HEATS: usize = 4096;
+/// Counters of heat: blocks share them by their addresses, which makes some warm early.
+const HEATS: usize = 1 << 16;
 
 /// Which code is translated to the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,16 +93,30 @@ pub(crate) struct Input<'a> {
     pub check: Option<usize>,
     /// What the last operation is.
     pub end: End,
+    /// The instruction at an offset of the block's page.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "one back end looks at it"))]
+    pub word_at: &'a dyn Fn(u16) -> u32,
 }
 
 impl Input<'_> {
     /// The function that does operation `at`, if it is one of FP and SIMD data processing.
-    pub fn fp_handler(&self, at: usize) -> Option<u64> {
+    pub(crate) fn fp_handler(&self, at: usize) -> Option<u64> {
         (self.words[at] >> 25 & 7 == 7 && at + 1 < self.ops.len()).then_some(self.ops[at].imm)
+    }
+
+    /// Where the last operation goes on that is no instruction.
+    pub(crate) fn falls_to(&self) -> i64 {
+        let last = &self.ops[self.ops.len() - 1];
+        i64::from(last.c) | i64::from(last.d) << 8
+    }
+
+    /// Whether a branch goes to the begin of the block.
+    pub(crate) fn goes_around(&self, to: i64) -> bool {
+        to == i64::from(self.ops[0].off)
     }
 }
 
-/// A jump to another block of the page: where its 32-bit distance is, and the target's offset.
+/// A jump to another block of the page: where its 4 bytes are that tell the distance, and the target's offset.
 pub(crate) struct Link {
     pub at: usize,
     pub to: u16,
@@ -106,23 +130,27 @@ pub(crate) struct Code {
 
 /// What makes machine code for a kind of host.
 pub(crate) trait Host: Sized {
+    /// Whether blocks may go on behind a B: it stands in the middle then, and there is nothing to do for it.
+    const FOLLOWS: bool = false;
     /// Code that all blocks share, for the start of the code memory; `None` where this machine cannot run what would be
     /// made.
     fn new(entries: &Entries) -> Option<(Self, Vec<u8>)>;
-    /// Where `extern "C" fn(cpu, op, code)` is, which goes to machine code.
-    fn entry(&self) -> usize;
+    /// What the code that all blocks share has.
+    fn ways(&self) -> &Ways;
     /// The code of a block at `origin` of the code memory.
     fn translate(&self, block: &Input, origin: usize, entries: &Entries) -> Code;
-    /// The bytes of a jump's distance that make it go from `link` to `target`.
+    /// The 4 bytes that make the jump at `link` go to `target`.
     fn link(&self, link: &Link, target: usize) -> [u8; 4];
 }
 
 #[cfg(target_arch = "x86_64")]
 type ThisHost = x86_64::X86;
+#[cfg(target_arch = "aarch64")]
+type ThisHost = aarch64::Arm64;
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod none {
-    use super::{Code, Entries, Host, Input, Link};
+    use super::{Code, Entries, Host, Input, Link, Ways};
 
     /// No back end.
     pub(crate) enum NoHost {}
@@ -131,7 +159,7 @@ mod none {
         fn new(_: &Entries) -> Option<(Self, Vec<u8>)> {
             None
         }
-        fn entry(&self) -> usize {
+        fn ways(&self) -> &Ways {
             match *self {}
         }
         fn translate(&self, _: &Input, _: usize, _: &Entries) -> Code {
@@ -142,8 +170,11 @@ mod none {
         }
     }
 }
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 type ThisHost = none::NoHost;
+
+/// Whether there is a back end for this kind of host.
+pub(crate) const TRANSLATES: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
 
 /// Machine code of a page.
 #[derive(Default)]
@@ -152,12 +183,6 @@ struct Page {
     blocks: HashMap<u16, usize>,
     /// Jumps to blocks that have none yet.
     waiting: HashMap<u16, Vec<Link>>,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Heat {
-    op: usize,
-    heat: u16,
 }
 
 /// One vCPU's machine code.
@@ -176,16 +201,17 @@ pub(crate) struct Jit {
     /// Those of code that is gone: a handler may still be looking at one.
     retired: Vec<Box<[Op]>>,
     block: Block,
-    words: Vec<u32>,
+    /// Offsets in the page and instructions there.
+    words: Vec<(u16, u32)>,
     insns: Vec<Insn>,
     /// Empty until something is warm.
-    heat: Vec<Heat>,
+    heat: Vec<u8>,
     /// An operation that runs by itself, and [`resume`].
     single: Box<[Op; 2]>,
 }
 
 impl Jit {
-    pub fn new(mut share: Share, translation: Translation) -> Option<Box<Self>> {
+    pub(crate) fn new(mut share: Share, translation: Translation) -> Option<Box<Self>> {
         let entries = Entries {
             exit: exit as *const () as u64,
             cold: cold as *const () as u64,
@@ -219,34 +245,35 @@ impl Jit {
     }
 
     /// The address of the way into machine code.
-    pub fn entry(&self) -> u64 {
-        self.share.address(self.host.entry())
+    pub(crate) fn entry(&self) -> u64 {
+        self.share.address(self.host.ways().enter)
     }
 
     /// Whether another block might have no room.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.next + BLOCK_BYTES > self.share.len()
     }
 
     /// Makes a block warmer; whether it is hot.
-    fn warm(&mut self, op: P, by: u16) -> bool {
-        let key = op.address();
-        self.heat.resize(HEATS, Heat::default());
-        let slot = &mut self.heat[key / size_of::<Op>() % HEATS];
-        if slot.op != key {
-            *slot = Heat { op: key, heat: 0 };
-        }
-        slot.heat = slot.heat.saturating_add(by);
-        slot.heat >= HOT
+    fn warm(&mut self, op: P, by: u8) -> bool {
+        self.heat.resize(HEATS, 0);
+        let heat = &mut self.heat[op.address() / size_of::<Op>() % HEATS];
+        *heat = heat.saturating_add(by);
+        *heat >= HOT
+    }
+
+    /// Where a branch to the operation goes: its machine code, or what leads to the interpreter.
+    pub(crate) fn code(&self, op: P) -> u64 {
+        if is_compiled(op) { op.imm() } else { self.share.address(self.host.ways().interpreted) }
     }
 
     /// Forgets the code of a page. It is not run any more: no block of another page jumps there directly.
-    pub fn forget(&mut self, page: usize) {
+    pub(crate) fn forget(&mut self, page: usize) {
         self.pages.remove(&page);
     }
 
     /// Forgets all code.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.next = self.first;
         self.pages.clear();
         self.retired.append(&mut self.ops);
@@ -255,29 +282,44 @@ impl Jit {
 
     /// Makes machine code of the block that begins with `head`, at this offset of a page whose memory is at `host`. No
     /// handler of machine code's operations may be running.
-    pub fn compile(&mut self, head: P, page: usize, first: usize, host: *const u8) {
+    pub(crate) fn compile(&mut self, head: P, page: usize, first: usize, host: *const u8) {
         if self.is_full() {
             return;
         }
         self.retired.clear();
+        let word_at = |off: u16| {
+            assert!(off < 4096 && off.is_multiple_of(4));
+            // SAFETY: `host` is a mapped page of guest memory and `off` an aligned offset in it.
+            u32::from_le(unsafe { host.add(off.into()).cast::<u32>().read_volatile() })
+        };
         let (words, block) = (&mut self.words, &mut self.block);
         words.clear();
-        block.decode_plain(first, |off| {
-            // SAFETY: `host` is a mapped page of guest memory and `off` an aligned offset in it.
-            let word = u32::from_le(unsafe { host.add(off).cast::<u32>().read_volatile() });
-            words.push(word);
+        block.decode_plain(first, ThisHost::FOLLOWS, |off| {
+            let word = word_at(off as u16);
+            words.push((off as u16, word));
             word
         });
         let ops: Box<[Op]> = block.ops.as_slice().into();
         self.insns.clear();
         let mut by_op = Vec::with_capacity(ops.len());
+        let mut read = 0;
         for op in &ops {
-            let word = words[(usize::from(op.off) - first) / 4];
+            // There may be more than one for a word.
+            while words[read].0 != op.off {
+                read += 1;
+            }
+            let word = words[read].1;
             by_op.push(word);
             self.insns.push(isa::decode(word, op.off));
         }
-        let input =
-            Input { ops: &ops, insns: &self.insns, words: &by_op, check: block.check, end: block.end };
+        let input = Input {
+            ops: &ops,
+            insns: &self.insns,
+            words: &by_op,
+            check: block.check,
+            end: block.end,
+            word_at: &word_at,
+        };
         let code = self.host.translate(&input, self.next, &self.entries);
         if code.bytes.len() > BLOCK_BYTES {
             return;
@@ -303,7 +345,7 @@ impl Jit {
 
 impl Cpu {
     /// The run loop has come to the block `op` at PC; `tired` when the fuel was used up before it.
-    pub fn sample(&mut self, op: P, tired: bool) {
+    pub(crate) fn sample(&mut self, op: P, tired: bool) {
         let warm = self.instructions() >= WARM;
         let Some(jit) = &mut self.jit else { return };
         if jit.always || tired && warm && jit.warm(op, SAMPLE) {
@@ -316,10 +358,11 @@ impl Cpu {
         if op.has(enter) {
             return;
         }
-        let Some(fetch) = self.fetched(address) else { return };
+        let Ok(fetch) = self.look_up(address) else { return };
         if let Some(jit) = &mut self.jit {
             jit.compile(op, fetch.page.identity(), (address & 0xfff) as usize, fetch.host);
         }
+        self.follow_code(address, op);
     }
 }
 
@@ -349,10 +392,13 @@ extern "C" fn exit(c: *mut Cpu, o: P) {
 extern "C" fn cold(c: *mut Cpu, o: P) {
     // SAFETY: as in `exit`.
     let c = unsafe { &mut *c };
-    if let Some(jit) = &mut c.jit
+    let address = c.page | o.off();
+    if is_compiled(o) {
+        c.follow_code(address, o);
+    } else if let Some(jit) = &mut c.jit
         && jit.warm(o, ENTRY)
     {
-        c.compile(o, c.page | o.off());
+        c.compile(o, address);
     }
     crate::interp::op::run(c, o);
 }

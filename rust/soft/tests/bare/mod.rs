@@ -17,18 +17,22 @@ fn translation() -> Translation {
     }
 }
 
-pub const RAM: u64 = 0x4000_0000;
-pub const SIZE: usize = 4 << 20;
+pub(crate) const RAM: u64 = 0x4000_0000;
+pub(crate) const SIZE: usize = 4 << 20;
 
 /// A machine with 4 MiB of RAM. vCPUs made from it must be gone before it.
-pub struct Machine {
+pub(crate) struct Machine {
     pub vm: Vm,
     ram: NonNull<u8>,
 }
 
 impl Machine {
-    pub fn new(vcpus: u32) -> Self {
-        let vm = Vm::new(VmConfig { vcpus, translation: translation(), ..VmConfig::default() }).unwrap();
+    pub(crate) fn new(vcpus: u32) -> Self {
+        Self::with(vcpus, translation())
+    }
+
+    pub(crate) fn with(vcpus: u32, translation: Translation) -> Self {
+        let vm = Vm::new(VmConfig { vcpus, translation, ..VmConfig::default() }).unwrap();
         let layout = std::alloc::Layout::from_size_align(SIZE, 4096).unwrap();
         // SAFETY: the layout is not empty. The memory is never freed, which a test can afford.
         let ram = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap();
@@ -37,7 +41,7 @@ impl Machine {
         Self { vm, ram }
     }
 
-    pub fn put(&self, at: u64, words: &[u32]) {
+    pub(crate) fn put(&self, at: u64, words: &[u32]) {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         assert!(at as usize + bytes.len() <= SIZE);
         // SAFETY: inside the memory, by the check above.
@@ -46,18 +50,18 @@ impl Machine {
         };
     }
 
-    pub fn put64(&self, at: u64, v: u64) {
+    pub(crate) fn put64(&self, at: u64, v: u64) {
         self.put(at, &[v as u32, (v >> 32) as u32]);
     }
 
-    pub fn get64(&self, at: u64) -> u64 {
+    pub(crate) fn get64(&self, at: u64) -> u64 {
         assert!(at as usize + 8 <= SIZE);
         // SAFETY: inside the memory, by the check above.
         unsafe { self.ram.as_ptr().add(at as usize).cast::<u64>().read_unaligned() }
     }
 
     /// A vCPU that starts at RAM + `at` with these registers.
-    pub fn vcpu(&self, index: u32, at: u64, x: &[(u32, u64)]) -> Vcpu {
+    pub(crate) fn vcpu(&self, index: u32, at: u64, x: &[(u32, u64)]) -> Vcpu {
         let mut v = self.vm.create_vcpu(index).unwrap();
         v.set_reg(Reg::PC, RAM + at).unwrap();
         for (n, value) in x {
@@ -68,7 +72,7 @@ impl Machine {
 
     /// Tables at RAM + 0x10000 that map the first GiB at RAM to itself, and one page at VA 0x1000_0000 by the entry at
     /// the returned offset.
-    pub fn tables(&self, vcpus: &mut [&mut Vcpu]) -> u64 {
+    pub(crate) fn tables(&self, vcpus: &mut [&mut Vcpu]) -> u64 {
         let table = |n: u64| 0x1_0000 + n * 0x1000;
         let link = |n: u64| (RAM + table(n)) | 3;
         // T0SZ 25: the walk starts at level 1.
@@ -90,8 +94,8 @@ impl Machine {
 }
 
 /// The entry of a page that EL1 may read and write.
-pub const fn page(pa: u64) -> u64 {
+pub(crate) const fn page(pa: u64) -> u64 {
     pa | 1 << 10 | 3
 }
 
-pub const READ_ONLY: u64 = 1 << 7;
+pub(crate) const READ_ONLY: u64 = 1 << 7;

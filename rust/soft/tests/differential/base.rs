@@ -33,7 +33,7 @@ const DATA: &[(&str, u32, u32)] = &[
 ];
 
 /// A pattern's name, for reports.
-pub fn class_name(i: u32) -> String {
+pub(crate) fn class_name(i: u32) -> String {
     let data = DATA.iter().find(|(_, bits, mask)| i & mask == *bits).map(|c| c.0);
     match (data, i >> 25 & 15) {
         (Some(name), _) => name.into(),
@@ -45,7 +45,7 @@ pub fn class_name(i: u32) -> String {
 }
 
 /// The instruction as text, or else what class it is of.
-pub fn told(i: u32, at: u64) -> String {
+pub(crate) fn told(i: u32, at: u64) -> String {
     let text = disassemble(i, at);
     if text.starts_with(".inst") { class_name(i) } else { text }
 }
@@ -76,7 +76,7 @@ fn allocated(i: u32) -> bool {
 }
 
 /// What the generator knows of the registers that hold addresses.
-pub struct Writer<'a> {
+pub(crate) struct Writer<'a> {
     pub r: &'a mut Random,
     pub pointer: [u64; 32],
     pub code: Vec<u32>,
@@ -102,7 +102,7 @@ impl Writer<'_> {
         at >= BASE && at + len <= BASE + MEMORY as u64
     }
 
-    pub fn data_processing(&mut self) {
+    pub(crate) fn data_processing(&mut self) {
         loop {
             let &(_, bits, mask) = &DATA[self.r.below(DATA.len() as u64) as usize];
             let i = bits | self.r.next() as u32 & !mask;
@@ -125,7 +125,7 @@ impl Writer<'_> {
     }
 
     /// Forward, over one to four instructions.
-    pub fn branch(&mut self, room: usize) {
+    pub(crate) fn branch(&mut self, room: usize) {
         let n = 1 + self.r.below(4.min(room as u64)) as u32;
         let rt = self.data();
         let (op, sf) = (self.r.next() as u32 & 1, self.r.next() as u32 & 1);
@@ -143,7 +143,7 @@ impl Writer<'_> {
     }
 
     /// Loads and stores of one register: all addressing modes.
-    pub fn single(&mut self) {
+    pub(crate) fn single(&mut self) {
         let (size, v, opc) = (self.r.below(4) as u32, self.r.below(2) as u32, self.r.below(4) as u32);
         let scale = if v == 1 { size | (opc >> 1) << 2 } else { size };
         if scale > 4 || (v == 0 && (size == 3 && opc > 1 || size == 2 && opc == 3)) {
@@ -190,7 +190,7 @@ impl Writer<'_> {
     }
 
     /// LDP and STP, non-temporal and SIMD ones too.
-    pub fn pair(&mut self) {
+    pub(crate) fn pair(&mut self) {
         let (opc, v, l) = (self.r.below(4) as u32, self.r.below(2) as u32, self.r.below(2) as u32);
         let mode = self.r.below(4) as u32;
         if opc == 3 || (v == 0 && opc == 1 && (l == 0 || mode == 0)) {
@@ -233,7 +233,7 @@ impl Writer<'_> {
     }
 
     /// LDXR and STXR in a pair, LDAR, STLR, LDAPR, CAS, CASP, and the LSE read-modify-writes.
-    pub fn atomic(&mut self) {
+    pub(crate) fn atomic(&mut self) {
         let size = self.r.below(4) as u32;
         let pair = self.r.one_in(4) && size > 1;
         let Some(rn) = self.aligned(if pair { 2 << size } else { 1 << size }) else { return };
@@ -293,14 +293,14 @@ impl Writer<'_> {
     }
 
     /// MRS of NZCV, FPCR, FPSR; MSR of NZCV.
-    pub fn flags(&mut self) {
+    pub(crate) fn flags(&mut self) {
         let rt = self.data();
         let i = self.r.pick(&[0xd53b_4200, 0xd53b_4400, 0xd53b_4420, 0xd51b_4200]);
         self.code.push(i | rt);
     }
 
     /// LD1 to LD4, ST1 to ST4: several structures, one, or one to all lanes.
-    pub fn structures(&mut self) {
+    pub(crate) fn structures(&mut self) {
         let rn = self.base();
         let at = self.pointer[rn as usize];
         let post = self.r.below(2) as u32;
@@ -351,7 +351,7 @@ impl Writer<'_> {
 
     /// Neighbours that compilers write often, and that an implementation may run as one: register moves, sums,
     /// shifts, masks and constants without the odd operands that random fields have, loads and stores among them.
-    pub fn frequent(&mut self) {
+    pub(crate) fn frequent(&mut self) {
         for _ in 0..2 + self.r.below(3) {
             let (rd, rn, rm) = (self.free(), self.data(), self.data());
             let (sf, amount) = ((self.r.next() as u32 & 1) << 31, self.r.below(32) as u32);
@@ -430,7 +430,7 @@ impl Writer<'_> {
     }
 
     /// Arithmetic, comparisons and conversions of numbers, of few registers.
-    pub fn number(&mut self) {
+    pub(crate) fn number(&mut self) {
         let ftype = (self.r.next() as u32 & 1) << 22;
         let [d, n, m] = [0; 3].map(|_| self.r.below(6) as u32);
         let registers = m << 16 | n << 5 | d;
@@ -457,8 +457,90 @@ impl Writer<'_> {
         self.code.push(i | ftype);
     }
 
+    /// The same lane by lane: two registers, by element, one register, and a scalar's forms.
+    pub(crate) fn numbers(&mut self) {
+        let (q, double) = (self.r.next() as u32 & 1, self.r.next() as u32 & 1);
+        let scalar = self.r.one_in(4);
+        // Of doubles there are two lanes or one.
+        let q = if scalar { 1 << 30 | 1 << 28 } else { (q | double) << 30 };
+        let [d, n, m] = [0; 3].map(|_| self.r.below(6) as u32);
+        let operands = q | double << 22 | n << 5 | d;
+        let u = |yes: bool| u32::from(yes) << 29;
+        let i = match self.r.below(8) {
+            0..=3 => {
+                let all = [
+                    (false, 0, 0),
+                    (false, 1, 0),
+                    (false, 0, 1),
+                    (false, 1, 1),
+                    (false, 0, 2),
+                    (false, 1, 2),
+                    (false, 0, 3),
+                    (false, 0, 4),
+                    (false, 0, 6),
+                    (false, 1, 6),
+                    (true, 0, 2),
+                    (true, 1, 2),
+                    (true, 0, 3),
+                    (true, 0, 4),
+                    (true, 1, 4),
+                    (true, 0, 5),
+                    (true, 1, 5),
+                    (true, 0, 7),
+                ];
+                let of_scalars =
+                    [(false, 0, 3), (false, 0, 4), (true, 0, 4), (true, 1, 4), (true, 1, 5), (true, 1, 2)];
+                let (unsigned, a, op) = if scalar { self.r.pick(&of_scalars) } else { self.r.pick(&all) };
+                0x0e20_c400 | u(unsigned) | a << 23 | op << 11 | m << 16
+            }
+            4 => {
+                let (unsigned, op) = self.r.pick(&[(false, 1), (false, 5), (false, 9), (true, 9)]);
+                let lane = self.r.next() as u32;
+                let low = if double == 1 { 0 } else { lane & 1 };
+                0x0f80_0000 | u(unsigned) | op << 12 | (lane >> 1 & 1) << 11 | low << 21 | m << 16
+            }
+            5 if !scalar => {
+                let all = [
+                    (false, 1, 15),
+                    (true, 1, 15),
+                    (true, 1, 31),
+                    (false, 0, 24),
+                    (false, 1, 25),
+                    (true, 0, 25),
+                ];
+                let (unsigned, a, op) = self.r.pick(&all);
+                0x0e20_0800 | u(unsigned) | a << 23 | op << 12
+            }
+            6 if !scalar => {
+                // FCVTN and FCVTL, of either half.
+                let upper = (self.r.next() as u32 & 1) << 30;
+                self.code.push(0x0e61_6800 | upper | (self.r.next() as u32 & 1) << 12 | n << 5 | d);
+                return;
+            }
+            7 if scalar => {
+                self.code.push(0x7e30_d800 | double << 22 | n << 5 | d);
+                return;
+            }
+            _ => {
+                let all = [
+                    (false, 1, 12),
+                    (false, 1, 13),
+                    (false, 1, 14),
+                    (true, 1, 12),
+                    (true, 1, 13),
+                    (false, 1, 27),
+                    (false, 0, 29),
+                    (true, 0, 29),
+                ];
+                let (unsigned, a, op) = self.r.pick(&all);
+                0x0e20_0800 | u(unsigned) | a << 23 | op << 12
+            }
+        };
+        self.code.push(i | operands);
+    }
+
     /// Neighbours that programs write and an implementation may run as one.
-    pub fn neighbours(&mut self) {
+    pub(crate) fn neighbours(&mut self) {
         let [d, n, m, k] = [0; 4].map(|_| self.r.below(8) as u32);
         match self.r.below(4) {
             0 => {
@@ -493,7 +575,7 @@ impl Writer<'_> {
         }
     }
 
-    pub fn floating(&mut self) {
+    pub(crate) fn floating(&mut self) {
         let i = fp::any(self.r);
         // Results in general registers go where no address is.
         if !fp::writes_general(i) || i & 31 == 31 || (i & 31) < FREE as u32 {
@@ -503,7 +585,7 @@ impl Writer<'_> {
 }
 
 /// A state to begin with, and what its registers with addresses hold.
-pub fn state(r: &mut Random) -> (State, [u64; 32]) {
+pub(crate) fn state(r: &mut Random) -> (State, [u64; 32]) {
     let mut s = State::new();
     s.x = std::array::from_fn(|_| r.integer(64));
     s.v = std::array::from_fn(|_| r.vector());
@@ -547,6 +629,7 @@ fn request(r: &mut Random, mix: Mix) -> Request {
             match w.r.below(8) {
                 0 => w.neighbours(),
                 1 | 2 => w.number(),
+                3 | 4 => w.numbers(),
                 _ => w.floating(),
             }
             continue;

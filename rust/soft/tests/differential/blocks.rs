@@ -35,6 +35,7 @@ fn body(r: &mut Random, pointer: [u64; 32], length: usize) -> Vec<u32> {
             6 => w.atomic(),
             7 => w.structures(),
             8..=10 => w.branch(4),
+            11 if w.r.one_in(2) => w.numbers(),
             11 => w.floating(),
             12 => w.flags(),
             13..=15 => w.frequent(),

@@ -162,7 +162,7 @@ fn report(oracle: &mut Oracle, request: &Request, class: &dyn Fn(u32) -> String)
 }
 
 /// An instruction of any class.
-pub fn any(r: &mut Random) -> u32 {
+pub(crate) fn any(r: &mut Random) -> u32 {
     loop {
         let class = &CLASSES[r.below(CLASSES.len() as u64) as usize];
         let i = instruction(r, class);
@@ -173,11 +173,11 @@ pub fn any(r: &mut Random) -> u32 {
 }
 
 /// Whether Rd may be a general register.
-pub fn writes_general(i: u32) -> bool {
+pub(crate) fn writes_general(i: u32) -> bool {
     CLASSES.iter().any(|c| c.general && i & c.mask == c.bits)
 }
 
-pub fn class_name(i: u32) -> String {
+pub(crate) fn class_name(i: u32) -> String {
     CLASSES.iter().find(|c| i & c.mask == c.bits).map_or("?", |c| c.name).into()
 }
 

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use supermachine_soft::id::{Reg, SimdReg, SysReg};
 use supermachine_soft::{Exit, Protection, Translation, Vcpu, Vm, VmConfig};
 
-pub const CODE: u64 = 0x4000_0000;
+pub(crate) const CODE: u64 = 0x4000_0000;
 const CODE_LEN: usize = 4 << 20;
 /// Vectors at the start, the translation table after them, then slots of one sequence each.
 const TABLE: usize = 0x1000;
@@ -49,7 +49,7 @@ impl Drop for Pages {
     }
 }
 
-pub struct Machine {
+pub(crate) struct Machine {
     // Dropped in this order: the vCPU and the machine before their memory.
     vcpu: Vcpu,
     _vm: Vm,
@@ -61,7 +61,7 @@ pub struct Machine {
 
 /// All that a run leaves behind.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     pub exit: Exit,
     pub registers: Vec<u64>,
     pub system: Vec<u64>,
@@ -71,7 +71,7 @@ pub struct Outcome {
 }
 
 impl Machine {
-    pub fn new(translation: Translation) -> Self {
+    pub(crate) fn new(translation: Translation) -> Self {
         let (code, data) = (Pages::new(CODE_LEN), Pages::new(MEMORY));
         for vector in 0..16 {
             code.write(vector * 0x80, &VECTOR.to_le_bytes());
@@ -85,6 +85,8 @@ impl Machine {
             vm.map(data.0, BASE, data.1.size() as u64, Protection::ReadWriteExecute).expect("free");
         }
         let mut vcpu = vm.create_vcpu(0).expect("the first");
+        let wanted = translation != Translation::Off && supermachine_soft::interprets().is_none();
+        assert_eq!(vcpu.translates(), wanted);
         let mut set = |reg, value| vcpu.set_sys_reg(reg, value).expect("a register");
         set(SysReg::VBAR_EL1, CODE);
         set(SysReg::MAIR_EL1, 0xff);
@@ -97,7 +99,7 @@ impl Machine {
         Self { vcpu, _vm: vm, code, data, next: FIRST_SLOT, translation }
     }
 
-    pub fn run(&mut self, request: &Request) -> State {
+    pub(crate) fn run(&mut self, request: &Request) -> State {
         if self.next + SLOT > CODE_LEN {
             // Code is decoded once: a slot is never written again.
             *self = Self::new(self.translation);
@@ -163,7 +165,7 @@ impl Machine {
 
     /// Runs a program of several pieces, which are put so many bytes behind the start of `pages` fresh pages, to whatever
     /// ends it.
-    pub fn program(&mut self, s: &State, pages: usize, pieces: &[(usize, Vec<u32>)]) -> Outcome {
+    pub(crate) fn program(&mut self, s: &State, pages: usize, pieces: &[(usize, Vec<u32>)]) -> Outcome {
         self.next = self.next.next_multiple_of(4096);
         if self.next + pages * 4096 > CODE_LEN {
             *self = Self::new(self.translation);

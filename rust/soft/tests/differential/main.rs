@@ -15,16 +15,16 @@ mod random;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The seed of runs that are to be the same everywhere.
-pub const FIXED_SEED: u64 = 0x5eed;
+const FIXED_SEED: u64 = 0x5eed;
 
-pub fn env_number(name: &str) -> Option<u64> {
+fn env_number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
     Some(parsed.unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
 /// A seed that differs from run to run unless the environment sets it; printed, so that a failure can be repeated.
-pub fn random_seed() -> u64 {
+fn random_seed() -> u64 {
     let seed = env_number("SUPERMACHINE_DIFF_SEED")
         .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64));
     println!("SUPERMACHINE_DIFF_SEED={seed:#x}");
@@ -32,6 +32,6 @@ pub fn random_seed() -> u64 {
 }
 
 /// Sequences in one run.
-pub fn count() -> usize {
+fn count() -> usize {
     env_number("SUPERMACHINE_DIFF_COUNT").unwrap_or(50_000) as usize
 }

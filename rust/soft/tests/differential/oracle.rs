@@ -8,20 +8,20 @@ use std::process::{Child, Command, Stdio};
 use supermachine_soft::Regs;
 
 /// Instructions in a sequence, at most.
-pub const INSNS: usize = 16;
+pub(crate) const INSNS: usize = 16;
 /// Bytes of memory that a sequence may touch.
-pub const MEMORY: usize = 1024;
+pub(crate) const MEMORY: usize = 1024;
 /// Where that memory is, for the oracle and for us.
-pub const BASE: u64 = 0x5000_0000;
+pub(crate) const BASE: u64 = 0x5000_0000;
 /// Sequences in a batch, at most.
-pub const BATCH: usize = 512;
+pub(crate) const BATCH: usize = 512;
 
-pub const SIGILL: u32 = 4;
+pub(crate) const SIGILL: u32 = 4;
 
 /// `struct state` of runner.c.
 #[derive(Clone, Debug, PartialEq)]
 #[repr(C)]
-pub struct State {
+pub(crate) struct State {
     pub x: [u64; 29],
     pub sp: u64,
     pub nzcv: u64,
@@ -35,7 +35,7 @@ pub struct State {
 }
 
 impl State {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             x: [0; 29],
             sp: BASE + MEMORY as u64 / 2,
@@ -50,11 +50,11 @@ impl State {
     }
 
     /// As the runner reports a sequence that ended with a signal.
-    pub fn signalled(signal: u32, at: u32) -> Self {
+    pub(crate) fn signalled(signal: u32, at: u32) -> Self {
         Self { signal, at, sp: 0, ..Self::new() }
     }
 
-    pub fn regs(&self) -> Regs {
+    pub(crate) fn regs(&self) -> Regs {
         let mut r = Regs::default();
         r.x[..29].copy_from_slice(&self.x);
         r.x[Regs::SP] = self.sp;
@@ -65,7 +65,7 @@ impl State {
         r
     }
 
-    pub fn take(&mut self, r: &Regs) {
+    pub(crate) fn take(&mut self, r: &Regs) {
         self.x.copy_from_slice(&r.x[..29]);
         self.sp = r.x[Regs::SP];
         self.nzcv = r.nzcv.into();
@@ -75,7 +75,7 @@ impl State {
     }
 
     /// What differs, a line each: name, ours, the oracle's.
-    pub fn difference(&self, oracle: &Self) -> String {
+    pub(crate) fn difference(&self, oracle: &Self) -> String {
         let mut out = String::new();
         let mut line = |name: String, a: u128, b: u128| {
             if a != b {
@@ -107,7 +107,7 @@ impl State {
 /// `struct request` of runner.c.
 #[derive(Clone, Debug)]
 #[repr(C)]
-pub struct Request {
+pub(crate) struct Request {
     pub state: State,
     pub count: u32,
     pad: u32,
@@ -116,13 +116,13 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn new(state: State, code: &[u32]) -> Self {
+    pub(crate) fn new(state: State, code: &[u32]) -> Self {
         let mut insns = [0; INSNS];
         insns[..code.len()].copy_from_slice(code);
         Self { state, count: code.len() as u32, pad: 0, insns, pad2: 0 }
     }
 
-    pub fn code(&self) -> &[u32] {
+    pub(crate) fn code(&self) -> &[u32] {
         &self.insns[..self.count as usize]
     }
 }
@@ -130,11 +130,11 @@ impl Request {
 const _: () = assert!(size_of::<State>() == 1808 && size_of::<Request>() == 1888);
 
 /// The running oracle, and its program, which goes with it.
-pub struct Oracle(Child, PathBuf);
+pub(crate) struct Oracle(Child, PathBuf);
 
 impl Oracle {
     /// Starts QEMU with the CPU model `cpu`. `Err` says what is missing here.
-    pub fn start(cpu: &str) -> Result<Self, String> {
+    pub(crate) fn start(cpu: &str) -> Result<Self, String> {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/differential/runner.c");
         let binary = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!(
             "differential-runner-{}-{:?}",
@@ -160,7 +160,7 @@ impl Oracle {
     }
 
     /// As [`Oracle::start`]; missing tools skip the test, visibly, but fail it under CI.
-    pub fn start_or_skip(cpu: &str) -> Option<Self> {
+    pub(crate) fn start_or_skip(cpu: &str) -> Option<Self> {
         match Self::start(cpu) {
             Ok(oracle) => Some(oracle),
             Err(why) if std::env::var_os("CI").is_some() => panic!("{why}"),
@@ -172,7 +172,7 @@ impl Oracle {
     }
 
     /// The states after each of up to [`BATCH`] requests.
-    pub fn run(&mut self, requests: &[Request]) -> Vec<State> {
+    pub(crate) fn run(&mut self, requests: &[Request]) -> Vec<State> {
         assert!(requests.len() <= BATCH);
         let input = self.0.stdin.as_mut().expect("a pipe");
         // SAFETY: Request has no padding (its size is asserted above), so all its bytes are initialised.

@@ -1,10 +1,10 @@
 //! Random numbers, and register contents that are likely to hurt.
 
 /// SplitMix64.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -12,20 +12,20 @@ impl Random {
     }
 
     /// Below `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    pub fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 
     /// An integer of `bits` bits: at a boundary, short, or random.
-    pub fn integer(&mut self, bits: u32) -> u64 {
+    pub(crate) fn integer(&mut self, bits: u32) -> u64 {
         let mask = u64::MAX >> (64 - bits);
         let top = 1 << (bits - 1);
         let x = match self.below(8) {
@@ -41,7 +41,7 @@ impl Random {
 
     /// The encoding of a floating-point number with `e` bits of exponent and `f` of fraction: zeros, denormals, NaNs,
     /// infinities, the edges of the range, halfway cases, small integers, random.
-    pub fn float(&mut self, e: u32, f: u32) -> u64 {
+    pub(crate) fn float(&mut self, e: u32, f: u32) -> u64 {
         let sign = (self.next() & 1) << (e + f);
         let top = (1u64 << e) - 1;
         let bias = top >> 1;
@@ -70,7 +70,7 @@ impl Random {
     }
 
     /// A vector register: lanes of one kind.
-    pub fn vector(&mut self) -> u128 {
+    pub(crate) fn vector(&mut self) -> u128 {
         let (bits, kind) = self.pick(&[
             (8, 0),
             (16, 0),
@@ -94,7 +94,7 @@ impl Random {
     }
 
     /// FPCR: mostly as a program has it, else any rounding and any of FZ16, FZ, DN, AHP.
-    pub fn fpcr(&mut self) -> u64 {
+    pub(crate) fn fpcr(&mut self) -> u64 {
         if self.one_in(3) {
             return 0;
         }
@@ -103,7 +103,7 @@ impl Random {
     }
 
     /// FPSR: clear, or some of QC, IDC, IXC, UFC, OFC, DZC, IOC.
-    pub fn fpsr(&mut self) -> u64 {
+    pub(crate) fn fpsr(&mut self) -> u64 {
         match self.below(3) {
             0 => 0,
             1 => 0x10,

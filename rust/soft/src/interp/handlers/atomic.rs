@@ -69,7 +69,48 @@ unsafe fn cas128(p: *mut u8, old: u128, new: u128) -> u128 {
         // SAFETY: the feature is there; the rest is the caller's.
         return unsafe { cas128_x86(p, old, new) };
     }
-    cas128_locked(p, old, new)
+    #[cfg(target_arch = "aarch64")]
+    {
+        // SAFETY: the caller's.
+        unsafe { cas128_arm64(p, old, new) }
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    {
+        cas128_locked(p, old, new)
+    }
+}
+
+/// # Safety
+/// As for [`cas128`].
+#[cfg(target_arch = "aarch64")]
+unsafe fn cas128_arm64(p: *mut u8, old: u128, new: u128) -> u128 {
+    let (lo, hi): (u64, u64);
+    // SAFETY: the memory is there and may be written, by the caller. What is loaded is one value only once a store after
+    // it has succeeded, which therefore comes in any case.
+    unsafe {
+        core::arch::asm!(
+            "2:",
+            "ldaxp {lo}, {hi}, [{p}]",
+            "cmp {lo}, {old_lo}",
+            "ccmp {hi}, {old_hi}, #0, eq",
+            "csel {a}, {new_lo}, {lo}, eq",
+            "csel {b}, {new_hi}, {hi}, eq",
+            "stlxp {failed:w}, {a}, {b}, [{p}]",
+            "cbnz {failed:w}, 2b",
+            p = in(reg) p,
+            old_lo = in(reg) old as u64,
+            old_hi = in(reg) (old >> 64) as u64,
+            new_lo = in(reg) new as u64,
+            new_hi = in(reg) (new >> 64) as u64,
+            lo = out(reg) lo,
+            hi = out(reg) hi,
+            a = out(reg) _,
+            b = out(reg) _,
+            failed = out(reg) _,
+            options(nostack),
+        );
+    }
+    u128::from(lo) | u128::from(hi) << 64
 }
 
 /// # Safety
@@ -96,9 +137,10 @@ unsafe fn cas128_x86(p: *mut u8, old: u128, new: u128) -> u128 {
 }
 
 /// For hosts without such an instruction within reach: atomic among those who come here, and each half by itself.
+#[cfg(not(target_arch = "aarch64"))]
 fn cas128_locked(p: *mut u8, old: u128, new: u128) -> u128 {
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _guard = LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = supermachine_support::lock(&LOCK);
     let p = p.cast::<u64>();
     // SAFETY: `cas128`'s caller vouches for 16 aligned bytes.
     let (lo, hi) = unsafe { (AtomicU64::from_ptr(p), AtomicU64::from_ptr(p.add(1))) };
@@ -126,6 +168,9 @@ fn place<T>(c: &mut Cpu, o: P, va: u64, kind: Kind) -> Option<*mut T> {
 pub(crate) fn load_acquire<T: Scalar, const W: u32>(c: &mut Cpu, o: P) {
     let va = address::<OFFSET>(c, o);
     let size = size_of::<T>() as u64;
+    // A translated STLR before it is the host's, which orders no plain load behind it.
+    #[cfg(target_arch = "aarch64")]
+    fence(Ordering::SeqCst);
     let v = match c.load_fast::<T>(va, false) {
         Some(v) if va & (size - 1) == 0 => v,
         _ => {

@@ -1,7 +1,7 @@
 //! Branches.
 
 use super::{Word, compare};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, is_canonical};
 use crate::interp::op::{P, goto, jump, next};
 
 /// Inside the page.
@@ -26,16 +26,20 @@ pub(crate) fn bl_far(c: &mut Cpu, o: P) {
     goto(c, o, to);
 }
 
-/// An address as PC takes it: top-byte tags gone (D8.8.1).
+/// On at an address from a register.
 #[inline(always)]
-fn untagged(c: &Cpu, to: u64) -> u64 {
-    let top = to >> 55;
-    // Canonical addresses are by far the most.
-    if top == 0 || top == 0x1ff { to } else { untag(c, to) }
+fn indirect(c: &mut Cpu, o: P, to: u64) {
+    if is_canonical(to) { goto(c, o, to) } else { untagged(c, o, to) }
 }
 
+/// An address as PC takes it has no tag in its top byte any more (D8.8.1).
 #[cold]
 #[inline(never)]
+fn untagged(c: &mut Cpu, o: P, to: u64) {
+    c.fuel -= o.n();
+    c.state.pc = untag(c, to);
+}
+
 fn untag(c: &Cpu, to: u64) -> u64 {
     if to >> 55 & 1 == 0 {
         if c.state.sys.tcr >> 37 & 1 == 1 { to & ((1 << 56) - 1) } else { to }
@@ -47,14 +51,14 @@ fn untag(c: &Cpu, to: u64) -> u64 {
 }
 
 pub(crate) fn br(c: &mut Cpu, o: P) {
-    let to = untagged(c, c.x(o.b()));
-    goto(c, o, to);
+    let to = c.x(o.b());
+    indirect(c, o, to);
 }
 
 pub(crate) fn blr(c: &mut Cpu, o: P) {
-    let to = untagged(c, c.x(o.b()));
+    let to = c.x(o.b());
     c.set_x(30, (c.page | o.off()).wrapping_add(4));
-    goto(c, o, to);
+    indirect(c, o, to);
 }
 
 /// Takes the branch when `taken`: inside the page, or by `imm`.

@@ -90,25 +90,25 @@ pub(crate) enum Flags {
 
 impl Cpu {
     #[inline(always)]
-    pub fn nzcv(&self) -> u32 {
+    pub(crate) fn nzcv(&self) -> u32 {
         self.state.nzcv()
     }
 
     #[inline(always)]
-    pub fn set_nzcv(&mut self, v: u32) {
+    pub(crate) fn set_nzcv(&mut self, v: u32) {
         self.state.set_nzcv(v);
     }
 
     /// The flags become those of `a - b`.
     #[inline(always)]
-    pub fn set_compared<T: Word>(&mut self, a: T, b: T) {
+    pub(crate) fn set_compared<T: Word>(&mut self, a: T, b: T) {
         self.state.compared = [a.u(), b.u()];
         self.state.flags = T::SUB;
     }
 
     /// Whether condition `cond` holds, where the handler knows it.
     #[inline(always)]
-    pub fn holds(&self, cond: u32) -> bool {
+    pub(crate) fn holds(&self, cond: u32) -> bool {
         let [a, b] = self.state.compared;
         match self.state.flags {
             Flags::Known => holds(cond, self.state.regs.nzcv),
@@ -119,36 +119,36 @@ impl Cpu {
 
     /// A register by the decoder's index.
     #[inline(always)]
-    pub fn x(&self, n: usize) -> u64 {
+    pub(crate) fn x(&self, n: usize) -> u64 {
         debug_assert!(n < 34);
         // SAFETY: the decoder makes indexes from 5-bit fields and the three above them; all are below 34.
         unsafe { *self.state.regs.x.get_unchecked(n) }
     }
 
     #[inline(always)]
-    pub fn set_x(&mut self, n: usize, v: u64) {
+    pub(crate) fn set_x(&mut self, n: usize, v: u64) {
         debug_assert!(n < 34);
         // SAFETY: as above.
         unsafe { *self.state.regs.x.get_unchecked_mut(n) = v };
     }
 
     #[inline(always)]
-    pub fn w<T: Word>(&self, n: usize) -> T {
+    pub(crate) fn w<T: Word>(&self, n: usize) -> T {
         T::of(self.x(n))
     }
 
     #[inline(always)]
-    pub fn set_w<T: Word>(&mut self, n: usize, v: T) {
+    pub(crate) fn set_w<T: Word>(&mut self, n: usize, v: T) {
         self.set_x(n, v.u());
     }
 
     #[inline(always)]
-    pub fn v(&self, n: usize) -> u128 {
+    pub(crate) fn v(&self, n: usize) -> u128 {
         self.state.regs.v[n & 31]
     }
 
     #[inline(always)]
-    pub fn set_v(&mut self, n: usize, v: u128) {
+    pub(crate) fn set_v(&mut self, n: usize, v: u128) {
         self.state.regs.v[n & 31] = v;
     }
 }

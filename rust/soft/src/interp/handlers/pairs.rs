@@ -107,7 +107,7 @@ steps! {
 
 impl Half {
     /// The handler of this operation and `second` behind it.
-    pub fn and(self, second: Self) -> Handler {
+    pub(crate) fn and(self, second: Self) -> Handler {
         half::TABLE[self as usize][second as usize]
     }
 }

@@ -101,6 +101,7 @@ pub(crate) fn fall_far(c: &mut Cpu, o: P) {
 
 /// MRS of `imm` to `a`.
 pub(crate) fn mrs(c: &mut Cpu, o: P) {
+    c.sync(o);
     match c.mrs(o.imm() as u16) {
         Ok(v) => {
             c.set_x(o.a(), v);

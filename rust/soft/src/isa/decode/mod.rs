@@ -31,6 +31,28 @@ pub(crate) fn decode(i: u32, off: u16) -> Insn {
     decode_with(i, off, |insn| insn).unwrap_or(Insn::Undefined)
 }
 
+/// Whether `i` is a B.
+pub(crate) fn always_branches(i: u32) -> bool {
+    bits(i, 31, 26) == 0b000101
+}
+
+/// Whether `i` is a branch that is taken or not: B.cond, CBZ, TBZ and their opposites.
+fn may_branch(i: u32) -> bool {
+    bits(i, 31, 24) == 0x54 || bits(i, 30, 26) == 0b01101
+}
+
+/// Where in its page `i` at offset `off` goes on, if it is a branch without a link that may go there.
+pub(crate) fn branch_in_page(i: u32, off: u16) -> Option<usize> {
+    let distance = match () {
+        () if always_branches(i) => sext(bits(i, 25, 0), 26),
+        () if !may_branch(i) => return None,
+        () if bits(i, 31, 24) != 0x54 && bits(i, 25, 25) == 1 => sext(bits(i, 18, 5), 14),
+        () => sext(bits(i, 23, 5), 19),
+    };
+    let to = i64::from(off) + 4 * distance;
+    (0..4096).contains(&to).then_some(to as usize)
+}
+
 /// Register number as a source where 31 is zero.
 pub(super) fn z(n: u32) -> Reg {
     if n & 31 == 31 { Regs::ZERO as Reg } else { n as Reg & 31 }

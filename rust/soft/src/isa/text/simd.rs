@@ -5,7 +5,9 @@ use std::fmt;
 use super::memory::arrangement;
 use super::{CONDITIONS, R};
 use crate::isa::insn::Reg;
-use crate::isa::simd::{Crypto, Float1, Float2, LaneShift, Permute, Round, Simd, Three, Two};
+use crate::isa::simd::{
+    Crypto, Float1, Float2, FloatZero, Floats2, LaneShift, Permute, Round, Shape, Simd, Three, Two,
+};
 
 /// The letter of a lane's or a scalar's size.
 fn letter(size: u8) -> char {
@@ -39,6 +41,11 @@ fn float1(op: Float1) -> &'static str {
         Float1::Round(Round::Up) => "frintp",
         Float1::Round(Round::Down) => "frintm",
         Float1::Round(Round::Zero) => "frintz",
+        Float1::Round(Round::Away) => "frinta",
+        Float1::Bounded { long: false, current: false } => "frint32z",
+        Float1::Bounded { long: false, current: true } => "frint32x",
+        Float1::Bounded { long: true, current: false } => "frint64z",
+        Float1::Bounded { long: true, current: true } => "frint64x",
         Float1::RoundExact => "frintx",
         Float1::RoundCurrent => "frinti",
         Float1::Convert => "fcvt",
@@ -55,7 +62,98 @@ fn float2(op: Float2) -> &'static str {
         Float2::Min => "fmin",
         Float2::MaxNum => "fmaxnm",
         Float2::MinNum => "fminnm",
-        Float2::Nmul => "fnmul",
+    }
+}
+
+/// The letter of how a number becomes an integer.
+fn mode(round: Round) -> char {
+    match round {
+        Round::Nearest => 'n',
+        Round::Up => 'p',
+        Round::Down => 'm',
+        Round::Zero => 'z',
+        Round::Away => 'a',
+    }
+}
+
+fn floats2(op: Floats2) -> &'static str {
+    match op {
+        Floats2::Each(op) => float2(op),
+        Floats2::MulExtended => "fmulx",
+        Floats2::Difference => "fabd",
+        Floats2::MulAdd => "fmla",
+        Floats2::MulSub => "fmls",
+        Floats2::Equal => "fcmeq",
+        Floats2::GreaterEqual => "fcmge",
+        Floats2::Greater => "fcmgt",
+        Floats2::AbsGreaterEqual => "facge",
+        Floats2::AbsGreater => "facgt",
+        Floats2::AddPairs => "faddp",
+        Floats2::MaxPairs => "fmaxp",
+        Floats2::MinPairs => "fminp",
+        Floats2::MaxNumPairs => "fmaxnmp",
+        Floats2::MinNumPairs => "fminnmp",
+        Floats2::ReciprocalStep => "frecps",
+        Floats2::RootStep => "frsqrts",
+    }
+}
+
+/// Numbers in a vector register.
+struct Floats(Reg, bool, Shape);
+
+impl fmt::Display for Floats {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.2 {
+            Shape::Scalar => S(self.0, self.1).fmt(f),
+            shape => V(self.0, 2 + u8::from(self.1), shape == Shape::Full).fmt(f),
+        }
+    }
+}
+
+/// Instructions on numbers lane by lane.
+fn floats(f: &mut fmt::Formatter, insn: Simd) -> fmt::Result {
+    match insn {
+        Simd::Floats1 { op, double, shape, d, n } => {
+            write!(f, "{} {}, {}", float1(op), Floats(d, double, shape), Floats(n, double, shape))
+        }
+        Simd::Floats2 { op, double, shape, d, n, m, lane } => {
+            let [d, n, whole] = [d, n, m].map(|r| Floats(r, double, shape));
+            write!(f, "{} {d}, {n}, ", floats2(op))?;
+            match lane {
+                None => write!(f, "{whole}"),
+                Some(lane) => write!(f, "v{m}.{}[{lane}]", letter(2 + u8::from(double))),
+            }
+        }
+        Simd::FloatsZero { op, double, shape, d, n } => {
+            let name = match op {
+                FloatZero::Greater => "fcmgt",
+                FloatZero::GreaterEqual => "fcmge",
+                FloatZero::Equal => "fcmeq",
+                FloatZero::LessEqual => "fcmle",
+                FloatZero::Less => "fcmlt",
+            };
+            write!(f, "{name} {}, {}, #0.0", Floats(d, double, shape), Floats(n, double, shape))
+        }
+        Simd::FloatsToInts { double, signed, round, shape, d, n } => {
+            let (mode, kind) = (mode(round), if signed { 's' } else { 'u' });
+            write!(f, "fcvt{mode}{kind} {}, {}", Floats(d, double, shape), Floats(n, double, shape))
+        }
+        Simd::FloatsFromInts { double, signed, shape, d, n } => {
+            let kind = if signed { 's' } else { 'u' };
+            write!(f, "{kind}cvtf {}, {}", Floats(d, double, shape), Floats(n, double, shape))
+        }
+        Simd::Lengthen { upper, d, n } => {
+            let second = if upper { "2" } else { "" };
+            write!(f, "fcvtl{second} {}, {}", V(d, 3, true), V(n, 2, upper))
+        }
+        Simd::Shorten { upper, d, n } => {
+            let second = if upper { "2" } else { "" };
+            write!(f, "fcvtn{second} {}, {}", V(d, 2, upper), V(n, 3, true))
+        }
+        Simd::AddPair { double, d, n } => {
+            write!(f, "faddp {}, v{n}.2{}", S(d, double), letter(2 + u8::from(double)))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -206,19 +304,30 @@ fn convert(f: &mut fmt::Formatter, word: u32, insn: Simd) -> fmt::Result {
             }
         }
         Simd::ToInt { double, wide, signed, round, d, n } => {
-            let r = match round {
-                Round::Nearest => 'n',
-                Round::Up => 'p',
-                Round::Down => 'm',
-                Round::Zero => 'z',
-            };
-            let s = if signed { 's' } else { 'u' };
+            let (r, s) = (mode(round), if signed { 's' } else { 'u' });
             write!(f, "fcvt{r}{s} {}, {}", R(d, wide), S(n, double))
         }
         Simd::FromInt { double, wide, signed, d, n } => {
             write!(f, "{}cvtf {}, {}", if signed { 's' } else { 'u' }, S(d, double), R(n, wide))
         }
         Simd::FromLane { double, d, n } => write!(f, "scvtf {}, {}", S(d, double), S(n, double)),
+        Simd::ConditionalCompare { double, signal, n, m, cond, nzcv } => {
+            let (e, cond) = (if signal { "e" } else { "" }, CONDITIONS[usize::from(cond)]);
+            write!(f, "fccmp{e} {}, {}, #{nzcv:#x}, {cond}", S(n, double), S(m, double))
+        }
+        Simd::ToFixed { double, wide, signed, d, n, fraction } => {
+            let s = if signed { 's' } else { 'u' };
+            write!(f, "fcvtz{s} {}, {}, #{fraction}", R(d, wide), S(n, double))
+        }
+        Simd::FromFixed { double, wide, signed, d, n, fraction } => {
+            let s = if signed { 's' } else { 'u' };
+            write!(f, "{s}cvtf {}, {}, #{fraction}", S(d, double), R(n, wide))
+        }
+        Simd::Javascript { d, n } => write!(f, "fjcvtzs {}, {}", R(d, false), S(n, true)),
+        Simd::FromUpper { d, n } => write!(f, "fmov {}, v{n}.d[1]", R(d, true)),
+        Simd::ToUpper { d, n } => write!(f, "fmov v{d}.d[1], {}", R(n, true)),
+        Simd::ToHalf { double, d, n } => write!(f, "fcvt h{d}, {}", S(n, double)),
+        Simd::FromHalf { double, d, n } => write!(f, "fcvt {}, h{n}", S(d, double)),
         _ => Ok(()),
     }
 }
@@ -236,6 +345,9 @@ pub(super) fn simd(f: &mut fmt::Formatter, word: u32, insn: Simd) -> fmt::Result
         Simd::Float2 { op, double, d, n, m } => {
             write!(f, "{} {}, {}, {}", float2(op), S(d, double), S(n, double), S(m, double))
         }
+        Simd::NegatedMul { double, d, n, m } => {
+            write!(f, "fnmul {}, {}, {}", S(d, double), S(n, double), S(m, double))
+        }
         Simd::Fma { double, negate_addend, negate_product, d, n, m, a } => {
             let name = match (negate_addend, negate_product) {
                 (false, false) => "fmadd",
@@ -250,9 +362,26 @@ pub(super) fn simd(f: &mut fmt::Formatter, word: u32, insn: Simd) -> fmt::Result
             let [d, n, m] = [d, n, m].map(|r| S(r, double));
             write!(f, "fcsel {d}, {n}, {m}, {}", CONDITIONS[usize::from(cond)])
         }
-        Simd::Compare { .. } | Simd::ToInt { .. } | Simd::FromInt { .. } | Simd::FromLane { .. } => {
-            convert(f, word, insn)
-        }
+        Simd::Compare { .. }
+        | Simd::ConditionalCompare { .. }
+        | Simd::ToInt { .. }
+        | Simd::FromInt { .. }
+        | Simd::ToFixed { .. }
+        | Simd::FromFixed { .. }
+        | Simd::Javascript { .. }
+        | Simd::FromUpper { .. }
+        | Simd::ToUpper { .. }
+        | Simd::ToHalf { .. }
+        | Simd::FromHalf { .. }
+        | Simd::FromLane { .. } => convert(f, word, insn),
+        Simd::Floats1 { .. }
+        | Simd::Floats2 { .. }
+        | Simd::FloatsZero { .. }
+        | Simd::FloatsToInts { .. }
+        | Simd::FloatsFromInts { .. }
+        | Simd::Lengthen { .. }
+        | Simd::Shorten { .. }
+        | Simd::AddPair { .. } => floats(f, insn),
         Simd::Three { op, size, full, d, n, m } => {
             let logical = matches!(op, Three::Orn | Three::Bsl | Three::Bit | Three::Bif);
             let [d, n, m] = [d, n, m].map(|r| V(r, if logical { 0 } else { size }, full));

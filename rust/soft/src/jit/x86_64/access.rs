@@ -1,9 +1,10 @@
 //! Loads and stores, by the software TLB.
 
-use super::asm::{Arith, Cc, R, RAX, RCX, RDX, Sh, X, at, indexed};
+use super::asm::{Arith, Cc, M, R, RAX, RCX, RDX, Sh, X, at, indexed};
 use super::block::{NO_REG, Translator};
 use super::layout;
-use crate::isa::insn::{Access, Address, Reg};
+use crate::isa::insn::{Access, Address, Barrier, Reg, Rmw};
+use crate::mem::TLB_SIZE;
 
 impl Translator<'_> {
     /// The base register that an access writes.
@@ -54,14 +55,19 @@ impl Translator<'_> {
 
     /// Looks `bytes` at RAX up in the TLB: RAX becomes the host's address; what is not there goes aside by the jump.
     fn translate(&mut self, store: bool, bytes: i32) -> super::asm::Jump {
+        self.translate_by(layout::TLB, layout::TAG, store, bytes)
+    }
+
+    fn translate_by(&mut self, tlb: M, by: M, store: bool, bytes: i32) -> super::asm::Jump {
         let a = &mut self.asm;
         a.mov(false, RCX, RAX);
+        // The page's number is at bit 12, and an entry has 32 bytes.
         a.shift_i(Sh::Shr, false, RCX, 7);
-        a.arith_i(Arith::And, false, RCX, 0x7fe0);
-        a.arith_m(Arith::Add, true, RCX, layout::TLB);
+        a.arith_i(Arith::And, false, RCX, (TLB_SIZE as i32 - 1) << 5);
+        a.arith_m(Arith::Add, true, RCX, tlb);
         a.lea(true, RDX, at(RAX, bytes - 1));
         a.arith_i(Arith::And, true, RDX, !0xfff);
-        a.arith_m(Arith::Or, true, RDX, layout::TAG);
+        a.arith_m(Arith::Or, true, RDX, by);
         let tag = if store { layout::TLB_WRITE } else { layout::TLB_READ };
         a.arith_m(Arith::Cmp, true, RDX, at(RCX, tag));
         let missing = a.jcc(Cc::NE);
@@ -117,6 +123,132 @@ impl Translator<'_> {
             }
         }
         self.slow([Some(missing), None, None], before, changed);
+    }
+
+    /// LDTR, STTR and their kind, which the guest's kernel copies to and from its programs' memory with.
+    pub(super) fn unprivileged(&mut self, access: Access, t: Reg, n: Reg, offset: i64) {
+        let value = if access.store { self.read(t) } else { RAX };
+        if !access.store {
+            self.will_write(t);
+        }
+        self.address(Address::Unscaled(n, offset));
+        let before = self.cache;
+        let missing = self.translate_by(layout::USER_TLB, layout::USER_TAG, access.store, 1 << access.size);
+        let mut changed = NO_REG;
+        if access.store {
+            self.asm.store(access.size, at(RAX, 0), value);
+        } else {
+            changed = t;
+            let to = self.write_over(t);
+            self.asm.load(access.size, access.signed, access.wide, to, at(RAX, 0));
+        }
+        self.slow([Some(missing), None, None], before, [changed, NO_REG, NO_REG]);
+    }
+
+    /// Looks up where `1 << size` bytes at a register and an offset are, as `translate`, but for what is aligned.
+    fn aligned(&mut self, n: Reg, offset: i64, size: u8, store: bool) -> [Option<super::asm::Jump>; 3] {
+        self.address(Address::Unscaled(n, offset));
+        let odd = (size > 0).then(|| {
+            self.asm.test_i(false, RAX, (1 << size) - 1);
+            self.asm.jcc(Cc::NE)
+        });
+        [odd, Some(self.translate(store, 1 << size)), None]
+    }
+
+    /// LDAR and its kind: the host's loads are in order with what comes later.
+    pub(super) fn load_acquire(&mut self, access: Access, t: Reg, n: Reg, offset: i64) {
+        self.will_write(t);
+        self.read(n);
+        let before = self.cache;
+        let aside = self.aligned(n, offset, access.size, false);
+        let to = self.write_over(t);
+        self.asm.load(access.size, access.signed, access.wide, to, at(RAX, 0));
+        self.slow(aside, before, [t, NO_REG, NO_REG]);
+    }
+
+    /// STLR and its kind: an exchange is before any load behind it.
+    pub(super) fn store_release(&mut self, access: Access, t: Reg, n: Reg, offset: i64) {
+        let value = self.read(t);
+        self.read(n);
+        let before = self.cache;
+        let aside = self.aligned(n, offset, access.size, true);
+        self.asm.mov(true, RCX, value);
+        self.asm.exchange(access.size, at(RAX, 0), RCX);
+        self.slow(aside, before, [NO_REG; 3]);
+    }
+
+    /// CAS. A place that may be written may be read.
+    pub(super) fn compare_and_swap(&mut self, size: u8, s: Reg, to: Reg, t: Reg, n: Reg) {
+        self.will_write(to);
+        let (old, new) = (self.read(s), self.read(t));
+        self.read(n);
+        let before = self.cache;
+        let aside = self.aligned(n, 0, size, true);
+        self.asm.mov(true, RDX, RAX);
+        self.asm.mov(true, RAX, old);
+        self.asm.mov(true, RCX, new);
+        self.asm.compare_exchange(size, at(RDX, 0), RCX);
+        self.found(size, to);
+        self.slow(aside, before, [to, NO_REG, NO_REG]);
+    }
+
+    /// LDADD and its kind, and SWP. False when the interpreter must do it.
+    pub(super) fn read_modify_write(&mut self, op: Rmw, size: u8, s: Reg, t: Reg, n: Reg) -> bool {
+        let code = match op {
+            Rmw::Clr => Some(Arith::And),
+            Rmw::Eor => Some(Arith::Xor),
+            Rmw::Set => Some(Arith::Or),
+            Rmw::Add | Rmw::Swp => None,
+            _ => return false,
+        };
+        self.will_write(t);
+        let operand = self.read(s);
+        self.read(n);
+        let before = self.cache;
+        let aside = self.aligned(n, 0, size, true);
+        let a = &mut self.asm;
+        a.mov(true, RDX, RAX);
+        if let Some(code) = code {
+            a.load(size, false, false, RAX, at(RDX, 0));
+            let again = a.here();
+            a.mov(true, RCX, operand);
+            if op == Rmw::Clr {
+                a.not(true, RCX);
+            }
+            a.arith(code, true, RCX, RAX);
+            a.compare_exchange(size, at(RDX, 0), RCX);
+            a.jcc_to(Cc::NE, again);
+        } else {
+            a.mov(true, RAX, operand);
+            if op == Rmw::Add {
+                a.exchange_add(size, at(RDX, 0), RAX);
+            } else {
+                a.exchange(size, at(RDX, 0), RAX);
+            }
+        }
+        self.found(size, t);
+        self.slow(aside, before, [t, NO_REG, NO_REG]);
+        true
+    }
+
+    /// What was in memory, in RAX, goes to a register.
+    fn found(&mut self, size: u8, to: Reg) {
+        let r = self.write_over(to);
+        if size == 3 {
+            self.asm.mov(true, r, RAX);
+        } else {
+            self.asm.extend(size, false, false, r, RAX);
+        }
+    }
+
+    /// DMB: the host keeps all orders but that of a load behind a store. False when the interpreter must do it.
+    pub(super) fn barrier(&mut self, kind: Barrier, option: u8) -> bool {
+        match (kind, option & 3) {
+            (Barrier::Dmb, 1 | 2) => {}
+            (Barrier::Dmb, _) => self.asm.mfence(),
+            _ => return false,
+        }
+        true
     }
 
     /// A register for a new value of `g`, be it one that the instruction reads or not: the address is made.

@@ -1,8 +1,7 @@
 //! An assembler for the few x86-64 instructions that the back end uses (Intel SDM, volume 2).
 
-/// A general register by its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct R(pub u8);
+use crate::jit::flow::Uses;
+pub(super) use crate::jit::registers::{General as R, Vector as X};
 
 pub(super) const RAX: R = R(0);
 pub(super) const RCX: R = R(1);
@@ -20,10 +19,6 @@ pub(super) const R12: R = R(12);
 pub(super) const R13: R = R(13);
 pub(super) const R14: R = R(14);
 pub(super) const R15: R = R(15);
-
-/// A vector register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct X(pub u8);
 
 /// A place in memory: base, index times `1 << scale`, displacement.
 #[derive(Clone, Copy, Debug)]
@@ -69,19 +64,19 @@ pub(super) enum Sh {
 pub(super) struct Cc(pub u8);
 
 impl Cc {
-    pub const O: Self = Self(0);
-    pub const B: Self = Self(2);
-    pub const AE: Self = Self(3);
-    pub const E: Self = Self(4);
-    pub const NE: Self = Self(5);
-    pub const A: Self = Self(7);
-    pub const S: Self = Self(8);
+    pub(super) const O: Self = Self(0);
+    pub(super) const B: Self = Self(2);
+    pub(super) const AE: Self = Self(3);
+    pub(super) const E: Self = Self(4);
+    pub(super) const NE: Self = Self(5);
+    pub(super) const A: Self = Self(7);
+    pub(super) const S: Self = Self(8);
     /// The parity flag, which says that numbers do not compare.
-    pub const P: Self = Self(10);
-    pub const GE: Self = Self(13);
-    pub const G: Self = Self(15);
+    pub(super) const P: Self = Self(10);
+    pub(super) const GE: Self = Self(13);
+    pub(super) const G: Self = Self(15);
 
-    pub fn not(self) -> Self {
+    pub(super) fn not(self) -> Self {
         Self(self.0 ^ 1)
     }
 }
@@ -97,10 +92,12 @@ pub(super) struct Asm {
     pub buf: Vec<u8>,
     /// Where the first byte will be, counted from the start of the code memory.
     pub origin: usize,
+    /// What the block that is translated does with registers.
+    pub uses: Uses,
 }
 
 impl Asm {
-    pub fn here(&self) -> usize {
+    pub(super) fn here(&self) -> usize {
         self.origin + self.buf.len()
     }
 
@@ -169,11 +166,11 @@ impl Asm {
         }
     }
 
-    pub fn arith(&mut self, op: Arith, wide: bool, d: R, s: R) {
+    pub(super) fn arith(&mut self, op: Arith, wide: bool, d: R, s: R) {
         self.rr(wide, &[(op as u8) << 3 | 1], s.0, d.0);
     }
 
-    pub fn arith_i(&mut self, op: Arith, wide: bool, d: R, imm: i32) {
+    pub(super) fn arith_i(&mut self, op: Arith, wide: bool, d: R, imm: i32) {
         if let Ok(short) = i8::try_from(imm) {
             self.rr(wide, &[0x83], op as u8, d.0);
             self.u8(short as u8);
@@ -184,12 +181,12 @@ impl Asm {
     }
 
     /// `d` and what is in memory.
-    pub fn arith_m(&mut self, op: Arith, wide: bool, d: R, m: M) {
+    pub(super) fn arith_m(&mut self, op: Arith, wide: bool, d: R, m: M) {
         self.rm(wide, &[(op as u8) << 3 | 3], d.0, m);
     }
 
     /// What is in memory (64 bits) and an immediate.
-    pub fn arith_mi(&mut self, op: Arith, m: M, imm: i32) {
+    pub(super) fn arith_mi(&mut self, op: Arith, m: M, imm: i32) {
         if let Ok(short) = i8::try_from(imm) {
             self.rm(true, &[0x83], op as u8, m);
             self.u8(short as u8);
@@ -199,43 +196,43 @@ impl Asm {
         }
     }
 
-    pub fn cmp_byte(&mut self, m: M, imm: u8) {
+    pub(super) fn cmp_byte(&mut self, m: M, imm: u8) {
         self.rm(false, &[0x80], 7, m);
         self.u8(imm);
     }
 
-    pub fn test(&mut self, wide: bool, a: R, b: R) {
+    pub(super) fn test(&mut self, wide: bool, a: R, b: R) {
         self.rr(wide, &[0x85], b.0, a.0);
     }
 
-    pub fn test_i(&mut self, wide: bool, a: R, imm: i32) {
+    pub(super) fn test_i(&mut self, wide: bool, a: R, imm: i32) {
         self.rr(wide, &[0xf7], 0, a.0);
         self.i32(imm);
     }
 
     /// What is in memory, a byte.
-    pub fn test_byte(&mut self, m: M, imm: u8) {
+    pub(super) fn test_byte(&mut self, m: M, imm: u8) {
         self.rm(false, &[0xf6], 0, m);
         self.u8(imm);
     }
 
     /// What is in memory, 32 bits.
-    pub fn test_m(&mut self, m: M, imm: i32) {
+    pub(super) fn test_m(&mut self, m: M, imm: i32) {
         self.rm(false, &[0xf7], 0, m);
         self.i32(imm);
     }
 
     /// The low byte.
-    pub fn test_al(&mut self) {
+    pub(super) fn test_al(&mut self) {
         self.buf.extend_from_slice(&[0x84, 0xc0]);
     }
 
-    pub fn mov(&mut self, wide: bool, d: R, s: R) {
+    pub(super) fn mov(&mut self, wide: bool, d: R, s: R) {
         self.rr(wide, &[0x89], s.0, d.0);
     }
 
     /// Leaves the flags alone, as every move does.
-    pub fn mov_i(&mut self, d: R, v: u64) {
+    pub(super) fn mov_i(&mut self, d: R, v: u64) {
         if let Ok(v) = u32::try_from(v) {
             self.rex(false, 0, 0, d.0, false);
             self.u8(0xb8 | d.0 & 7);
@@ -251,7 +248,7 @@ impl Asm {
     }
 
     /// Loads `1 << size` bytes, zero-extended, or sign-extended to 64 bits (`wide`) or 32.
-    pub fn load(&mut self, size: u8, signed: bool, wide: bool, d: R, m: M) {
+    pub(super) fn load(&mut self, size: u8, signed: bool, wide: bool, d: R, m: M) {
         match (size, signed) {
             (0, false) => self.rm(false, &[0x0f, 0xb6], d.0, m),
             (1, false) => self.rm(false, &[0x0f, 0xb7], d.0, m),
@@ -264,7 +261,7 @@ impl Asm {
     }
 
     /// Extends the low `1 << size` bytes of a register; see [`Asm::load`].
-    pub fn extend(&mut self, size: u8, signed: bool, wide: bool, d: R, s: R) {
+    pub(super) fn extend(&mut self, size: u8, signed: bool, wide: bool, d: R, s: R) {
         let byte = size == 0 && s.0 >= 4;
         let mut both = |wide: bool, opcode: &[u8]| {
             // The low bytes of RSP to RDI exist with a prefix only.
@@ -283,7 +280,7 @@ impl Asm {
         }
     }
 
-    pub fn store(&mut self, size: u8, m: M, s: R) {
+    pub(super) fn store(&mut self, size: u8, m: M, s: R) {
         match size {
             0 => self.rm_with(false, &[0x88], s.0, m, s.0 >= 4),
             1 => {
@@ -295,22 +292,22 @@ impl Asm {
         }
     }
 
-    pub fn store_byte_i(&mut self, m: M, v: u8) {
+    pub(super) fn store_byte_i(&mut self, m: M, v: u8) {
         self.rm(false, &[0xc6], 0, m);
         self.u8(v);
     }
 
     /// Stores 64 bits, sign-extended.
-    pub fn store_i(&mut self, m: M, v: i32) {
+    pub(super) fn store_i(&mut self, m: M, v: i32) {
         self.rm(true, &[0xc7], 0, m);
         self.i32(v);
     }
 
-    pub fn lea(&mut self, wide: bool, d: R, m: M) {
+    pub(super) fn lea(&mut self, wide: bool, d: R, m: M) {
         self.rm(wide, &[0x8d], d.0, m);
     }
 
-    pub fn shift_i(&mut self, op: Sh, wide: bool, d: R, by: u8) {
+    pub(super) fn shift_i(&mut self, op: Sh, wide: bool, d: R, by: u8) {
         if by != 0 {
             self.rr(wide, &[0xc1], op as u8, d.0);
             self.u8(by);
@@ -318,115 +315,159 @@ impl Asm {
     }
 
     /// By CL.
-    pub fn shift_cl(&mut self, op: Sh, wide: bool, d: R) {
+    pub(super) fn shift_cl(&mut self, op: Sh, wide: bool, d: R) {
         self.rr(wide, &[0xd3], op as u8, d.0);
     }
 
+    /// An instruction of three operands: map, W, what is inverted between, prefix.
+    fn vex(&mut self, map: u8, wide: bool, d: R, between: u8, s: R, prefix: u8) {
+        self.u8(0xc4);
+        self.u8((!d.0 >> 3 & 1) << 7 | 0x40 | (!s.0 >> 3 & 1) << 5 | map);
+        self.u8(u8::from(wide) << 7 | (!between & 15) << 3 | prefix);
+    }
+
+    /// `s` turned right into `d`; the flags stay (BMI2, as the next).
+    pub(super) fn rorx(&mut self, wide: bool, d: R, s: R, by: u8) {
+        self.vex(3, wide, d, 0, s, 3);
+        self.u8(0xf0);
+        self.u8(0xc0 | (d.0 & 7) << 3 | s.0 & 7);
+        self.u8(by);
+    }
+
+    /// `s` shifted by a register into `d`; the flags stay. There is no rotation among these.
+    pub(super) fn shift_x(&mut self, op: Sh, wide: bool, d: R, s: R, by: R) {
+        let prefix = match op {
+            Sh::Shl => 1,
+            Sh::Sar => 2,
+            _ => 3,
+        };
+        debug_assert!(matches!(op, Sh::Shl | Sh::Shr | Sh::Sar), "a shift");
+        self.vex(2, wide, d, by.0, s, prefix);
+        self.u8(0xf7);
+        self.u8(0xc0 | (d.0 & 7) << 3 | s.0 & 7);
+    }
+
+    /// `m` and what is not in `n` into `d` (BMI1).
+    pub(super) fn andn(&mut self, wide: bool, d: R, n: R, m: R) {
+        self.vex(2, wide, d, n.0, m, 0);
+        self.u8(0xf2);
+        self.u8(0xc0 | (d.0 & 7) << 3 | m.0 & 7);
+    }
+
     /// Right, filled from `s`.
-    pub fn shrd(&mut self, wide: bool, d: R, s: R, by: u8) {
+    pub(super) fn shrd(&mut self, wide: bool, d: R, s: R, by: u8) {
         self.rr(wide, &[0x0f, 0xac], s.0, d.0);
         self.u8(by);
     }
 
-    pub fn not(&mut self, wide: bool, d: R) {
+    pub(super) fn not(&mut self, wide: bool, d: R) {
         self.rr(wide, &[0xf7], 2, d.0);
     }
 
-    pub fn neg(&mut self, wide: bool, d: R) {
+    pub(super) fn neg(&mut self, wide: bool, d: R) {
         self.rr(wide, &[0xf7], 3, d.0);
     }
 
-    pub fn imul(&mut self, wide: bool, d: R, s: R) {
+    pub(super) fn imul(&mut self, wide: bool, d: R, s: R) {
         self.rr(wide, &[0x0f, 0xaf], d.0, s.0);
     }
 
-    pub fn imul_i(&mut self, d: R, s: R, imm: i32) {
+    pub(super) fn imul_i(&mut self, d: R, s: R, imm: i32) {
         self.rr(true, &[0x69], d.0, s.0);
         self.i32(imm);
     }
 
     /// RDX:RAX = RAX times `s`.
-    pub fn mul_high(&mut self, signed: bool, s: R) {
+    pub(super) fn mul_high(&mut self, signed: bool, s: R) {
         self.rr(true, &[0xf7], if signed { 5 } else { 4 }, s.0);
     }
 
     /// RAX = RDX:RAX by `s`.
-    pub fn div(&mut self, signed: bool, wide: bool, s: R) {
+    pub(super) fn div(&mut self, signed: bool, wide: bool, s: R) {
         self.rr(wide, &[0xf7], if signed { 7 } else { 6 }, s.0);
     }
 
     /// The sign of RAX into RDX.
-    pub fn cqo(&mut self, wide: bool) {
+    pub(super) fn cqo(&mut self, wide: bool) {
         self.rex(wide, 0, 0, 0, false);
         self.u8(0x99);
     }
 
-    pub fn bswap(&mut self, wide: bool, d: R) {
+    pub(super) fn bswap(&mut self, wide: bool, d: R) {
         self.rex(wide, 0, 0, d.0, false);
         self.u8(0x0f);
         self.u8(0xc8 | d.0 & 7);
     }
 
-    pub fn lzcnt(&mut self, wide: bool, d: R, s: R) {
+    pub(super) fn lzcnt(&mut self, wide: bool, d: R, s: R) {
         self.u8(0xf3);
         self.rr(wide, &[0x0f, 0xbd], d.0, s.0);
     }
 
+    /// CRC-32C of `1 << size` bytes of `s` on top of `d`; `s` is none of RSP, RBP, RSI and RDI for a byte.
+    pub(super) fn crc32(&mut self, size: u8, d: R, s: R) {
+        if size == 1 {
+            self.u8(0x66);
+        }
+        self.u8(0xf2);
+        self.rr(size == 3, &[0x0f, 0x38, if size == 0 { 0xf0 } else { 0xf1 }], d.0, s.0);
+    }
+
     /// Bit `n` of `a` into the carry.
-    pub fn bt(&mut self, wide: bool, a: R, n: R) {
+    pub(super) fn bt(&mut self, wide: bool, a: R, n: R) {
         self.rr(wide, &[0x0f, 0xa3], n.0, a.0);
     }
 
-    pub fn bt_i(&mut self, wide: bool, a: R, n: u8) {
+    pub(super) fn bt_i(&mut self, wide: bool, a: R, n: u8) {
         self.rr(wide, &[0x0f, 0xba], 4, a.0);
         self.u8(n);
     }
 
-    pub fn cmov(&mut self, cc: Cc, wide: bool, d: R, s: R) {
+    pub(super) fn cmov(&mut self, cc: Cc, wide: bool, d: R, s: R) {
         self.rr(wide, &[0x0f, 0x40 | cc.0], d.0, s.0);
     }
 
     /// AL.
-    pub fn set_al(&mut self, cc: Cc) {
+    pub(super) fn set_al(&mut self, cc: Cc) {
         self.buf.extend_from_slice(&[0x0f, 0x90 | cc.0, 0xc0]);
     }
 
-    pub fn lahf(&mut self) {
+    pub(super) fn lahf(&mut self) {
         self.u8(0x9f);
     }
 
-    pub fn cmc(&mut self) {
+    pub(super) fn cmc(&mut self) {
         self.u8(0xf5);
     }
 
-    pub fn push(&mut self, r: R) {
+    pub(super) fn push(&mut self, r: R) {
         self.rex(false, 0, 0, r.0, false);
         self.u8(0x50 | r.0 & 7);
     }
 
-    pub fn pop(&mut self, r: R) {
+    pub(super) fn pop(&mut self, r: R) {
         self.rex(false, 0, 0, r.0, false);
         self.u8(0x58 | r.0 & 7);
     }
 
-    pub fn ret(&mut self) {
+    pub(super) fn ret(&mut self) {
         self.u8(0xc3);
     }
 
-    pub fn jcc(&mut self, cc: Cc) -> Jump {
+    pub(super) fn jcc(&mut self, cc: Cc) -> Jump {
         self.buf.extend_from_slice(&[0x0f, 0x80 | cc.0]);
         self.i32(0);
         Jump(self.buf.len())
     }
 
-    pub fn jmp(&mut self) -> Jump {
+    pub(super) fn jmp(&mut self) -> Jump {
         self.u8(0xe9);
         self.i32(0);
         Jump(self.buf.len())
     }
 
     /// The jump goes here.
-    pub fn land(&mut self, j: Jump) {
+    pub(super) fn land(&mut self, j: Jump) {
         let distance = (self.buf.len() - j.0) as i32;
         self.buf[j.0 - 4..j.0].copy_from_slice(&distance.to_le_bytes());
     }
@@ -437,27 +478,65 @@ impl Asm {
     }
 
     /// To a place in the code memory.
-    pub fn jmp_to(&mut self, to: usize) {
+    pub(super) fn jmp_to(&mut self, to: usize) {
         self.u8(0xe9);
         self.rel32_to(to);
     }
 
-    pub fn jcc_to(&mut self, cc: Cc, to: usize) {
+    pub(super) fn jcc_to(&mut self, cc: Cc, to: usize) {
         self.buf.extend_from_slice(&[0x0f, 0x80 | cc.0]);
         self.rel32_to(to);
     }
 
-    pub fn call_to(&mut self, to: usize) {
+    pub(super) fn call_to(&mut self, to: usize) {
         self.u8(0xe8);
         self.rel32_to(to);
     }
 
-    pub fn call(&mut self, r: R) {
+    pub(super) fn call(&mut self, r: R) {
         self.rr(false, &[0xff], 2, r.0);
     }
 
-    pub fn jmp_r(&mut self, r: R) {
+    pub(super) fn jmp_r(&mut self, r: R) {
         self.rr(false, &[0xff], 4, r.0);
+    }
+
+    /// An instruction of two bytes whose opcode is one less for bytes. `r` is one of RAX, RCX, RDX and RBX for a byte.
+    fn locked(&mut self, size: u8, opcode: u8, r: R, m: M) {
+        debug_assert!(size != 0 || r.0 < 4, "its low byte has no name");
+        if size == 1 {
+            self.u8(0x66);
+        }
+        self.u8(0xf0);
+        self.rm(size == 3, &[0x0f, opcode - u8::from(size == 0)], r.0, m);
+    }
+
+    /// Stores `new` where RAX is, in one step; RAX becomes what was there, and the zero flag says whether it was stored.
+    pub(super) fn compare_exchange(&mut self, size: u8, m: M, new: R) {
+        self.locked(size, 0xb1, new, m);
+    }
+
+    /// Adds in one step; the register becomes what was there.
+    pub(super) fn exchange_add(&mut self, size: u8, m: M, r: R) {
+        self.locked(size, 0xc1, r, m);
+    }
+
+    /// Changes places in one step.
+    pub(super) fn exchange(&mut self, size: u8, m: M, r: R) {
+        debug_assert!(size != 0 || r.0 < 4, "its low byte has no name");
+        if size == 1 {
+            self.u8(0x66);
+        }
+        self.rm(size == 3, &[if size == 0 { 0x86 } else { 0x87 }], r.0, m);
+    }
+
+    /// Orders all accesses before it and all behind it.
+    pub(super) fn mfence(&mut self) {
+        self.buf.extend_from_slice(&[0x0f, 0xae, 0xf0]);
+    }
+
+    pub(super) fn jmp_m(&mut self, m: M) {
+        self.rm(false, &[0xff], 4, m);
     }
 }
 
@@ -478,7 +557,11 @@ mov byte ptr [rbx+1], 2|mov qword ptr [rbx+8], -1|lea r8, [rsi+r15*1]|lea ebp, [
 shl eax, 5|sar r14, 63|ror ebx, 7|rol r9, 32|shr rdx, cl|shrd r8, rsi, 9|not rcx|neg ebp|imul r9, rax|\
 imul rax, rax, 0x10210000|mul rsi|imul r12|div r9|idiv ebp|cqo|cdq|bswap r10|bswap eax|lzcnt r11d, r9d|\
 bt ecx, eax|bt r12, 40|cmovne r8, r15|cmovb ebp, ecx|setge al|lahf|cmc|push r12|push rbx|pop rbp|ret|\
-call rax|jmp rdx|test byte ptr [rbx+600], 16|test dword ptr [rbx+596], 0x1c00000";
+call rax|jmp rdx|jmp [rdx+rcx*2]|crc32 eax, cl|crc32 eax, cx|crc32 eax, ecx|crc32 rax, r9|lock cmpxchg [rdx], cl|lock cmpxchg [rdx], cx|lock cmpxchg [rdx], ecx|lock cmpxchg [rdx], rcx|\
+lock xadd [rdx], al|lock xadd [rdx], ax|lock xadd [rdx], eax|lock xadd [rdx], rax|xchg [rax], cl|xchg [rax], cx|\
+xchg [rax], ecx|xchg [rax], rcx|mfence|test byte ptr [rbx+600], 16|test dword ptr [rbx+596], 0x1c00000|\
+rorx r12d, ebp, 7|rorx rcx, r9, 63|shlx eax, r9d, r15d|sarx r8, rsi, rcx|shrx rcx, rax, rbp|andn r8d, r15d, ecx|\
+andn rax, rcx, r9";
 
     fn all() -> Vec<u8> {
         let mut asm = Asm::default();
@@ -550,8 +633,30 @@ call rax|jmp rdx|test byte ptr [rbx+600], 16|test dword ptr [rbx+596], 0x1c00000
         a.ret();
         a.call(RAX);
         a.jmp_r(RDX);
+        a.jmp_m(indexed(RDX, RCX, 1, 0));
+        for size in 0..3 {
+            a.crc32(size, RAX, RCX);
+        }
+        a.crc32(3, RAX, R9);
+        for size in 0..4 {
+            a.compare_exchange(size, at(RDX, 0), RCX);
+        }
+        for size in 0..4 {
+            a.exchange_add(size, at(RDX, 0), RAX);
+        }
+        for size in 0..4 {
+            a.exchange(size, at(RAX, 0), RCX);
+        }
+        a.mfence();
         a.test_byte(at(RBX, 600), 16);
         a.test_m(at(RBX, 596), 0x01c0_0000);
+        a.rorx(false, R12, RBP, 7);
+        a.rorx(true, RCX, R9, 63);
+        a.shift_x(Sh::Shl, false, RAX, R9, R15);
+        a.shift_x(Sh::Sar, true, R8, RSI, RCX);
+        a.shift_x(Sh::Shr, true, RCX, RAX, RBP);
+        a.andn(false, R8, R15, RCX);
+        a.andn(true, RAX, RCX, R9);
         asm.buf
     }
 
@@ -615,7 +720,7 @@ call rax|jmp rdx|test byte ptr [rbx+600], 16|test dword ptr [rbx+596], 0x1c00000
     }
 
     /// Whether the disassembler reads the code as what is expected, separated by bars.
-    pub fn check(code: &[u8], expected: &str) {
+    pub(crate) fn check(code: &[u8], expected: &str) {
         let Some(found) = disassembled(code) else {
             assert!(std::env::var_os("CI").is_none(), "objdump is missing");
             return println!("SKIPPED: objdump is missing");

@@ -1,7 +1,7 @@
 //! From a block's instructions to machine code: control flow, ways out, and what goes to the interpreter.
 
 use super::Features;
-use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RCX, RDI, RDX, RSI, Sh, X, at};
+use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RCX, RDI, RDX, RSI, Sh, X, at, indexed};
 use super::cache::Cache;
 use super::flags::{self, Kind, State};
 use super::layout;
@@ -9,9 +9,10 @@ use super::sse;
 use super::stubs::{Constant, Stubs};
 use crate::Regs;
 use crate::interp::block::End;
+use crate::isa;
 use crate::isa::insn::{Insn, Reg};
 use crate::isa::simd::{self, Simd};
-use crate::jit::{Code, Entries, Input, Link};
+use crate::jit::{Code, Entries, Input, Link, flow};
 
 /// Code behind the block's straight way.
 #[expect(clippy::large_enum_variant, reason = "there are few at a time, and boxes would cost more")]
@@ -53,6 +54,10 @@ pub(super) struct Translator<'a> {
     pub modes_checked: bool,
     /// The next instruction has been done with the one before it.
     skip: bool,
+    /// The loop that the block is, if it branches to its own begin: where that is, and the state there.
+    around: Option<(usize, Cache)>,
+    /// Whether anybody may still look at the flags that there are before each operation, and behind the last.
+    flags_live: Vec<bool>,
     input: &'a Input<'a>,
     entries: &'a Entries,
     asides: Vec<Aside>,
@@ -68,7 +73,7 @@ pub(super) fn translate(
     features: Features,
 ) -> Code {
     let mut t = Translator {
-        asm: Asm { buf: Vec::with_capacity(4096), origin },
+        asm: Asm { buf: Vec::with_capacity(4096), origin, uses: flow::Uses::new(input) },
         cache: Cache::new(),
         flags: State::Memory,
         host_flags: None,
@@ -80,14 +85,17 @@ pub(super) fn translate(
         copies: [None; 32],
         modes_checked: false,
         skip: false,
+        around: None,
+        flags_live: flow::flags_live(input),
         input,
         entries,
         asides: Vec::new(),
         links: Vec::new(),
     };
+    t.begin_loop();
     let last = input.ops.len() - 1;
     for at in 0..=last {
-        t.at = at;
+        (t.at, t.asm.uses.at) = (at, at);
         t.cache.unpin();
         if std::mem::take(&mut t.skip) {
             continue;
@@ -96,6 +104,9 @@ pub(super) fn translate(
             t.fp_check();
         } else if at == last {
             t.end();
+        } else if let Insn::B { link: false, .. } = input.insns[at] {
+            // What it goes to comes next.
+            t.keep_host_flags();
         } else {
             t.instruction(input.insns[at]);
         }
@@ -105,33 +116,43 @@ pub(super) fn translate(
 }
 
 impl Translator<'_> {
+    /// Whether the flags that the instruction at hand finds are looked at by it or later.
+    pub(super) fn flags_needed(&self) -> bool {
+        self.flags_live[self.at]
+    }
+
+    /// Whether those that it leaves are.
+    pub(super) fn flags_needed_after(&self) -> bool {
+        self.flags_live[self.at + 1]
+    }
+
     fn op_address(&self, op: usize) -> u64 {
         (&raw const self.input.ops[op]) as u64
     }
 
     /// Reads a guest register.
-    pub fn read(&mut self, g: Reg) -> R {
+    pub(super) fn read(&mut self, g: Reg) -> R {
         self.cache.read(&mut self.asm, g)
     }
 
     /// A register for the new value of `g`. Flags that depend on the old one have been seen to: `will_write`.
-    pub fn write(&mut self, g: Reg) -> R {
+    pub(super) fn write(&mut self, g: Reg) -> R {
         self.known[g as usize] = None;
         self.cache.write(&mut self.asm, g)
     }
 
-    pub fn read_vector(&mut self, g: Reg) -> X {
+    pub(super) fn read_vector(&mut self, g: Reg) -> X {
         self.cache.read_vector(&mut self.asm, g)
     }
 
     /// A register for the new value of `g`: none that the instruction reads from.
-    pub fn write_vector(&mut self, g: Reg) -> X {
+    pub(super) fn write_vector(&mut self, g: Reg) -> X {
         self.forget_vector(g);
         self.cache.write_vector(&mut self.asm, g)
     }
 
     /// Nothing is known of the new value of `g`.
-    pub fn forget_vector(&mut self, g: Reg) {
+    pub(super) fn forget_vector(&mut self, g: Reg) {
         for narrow in &mut self.narrow {
             *narrow &= !(1 << g);
         }
@@ -143,23 +164,28 @@ impl Translator<'_> {
     }
 
     /// An instruction with a constant as its second operand.
-    pub fn constant(&mut self, op: sse::Op, r: X, which: Constant) {
+    pub(super) fn constant(&mut self, op: sse::Op, r: X, which: Constant) {
         let place = self.stubs.constant(which);
         self.asm.vector_at(op, r, place);
     }
 
     /// The next instruction of the block, if it is one of these and not the last.
-    pub fn following(&self) -> Option<Simd> {
+    pub(super) fn following(&self) -> Option<Simd> {
         let next = self.at + 1;
         if next + 1 < self.input.ops.len() { simd::decode(self.input.words[next]) } else { None }
     }
 
     /// Whether the next instruction has been done too.
-    pub fn skip_following(&mut self, yes: bool) {
+    pub(super) fn skip_following(&mut self, yes: bool) {
         self.skip = yes;
     }
 
-    pub fn update(&mut self, g: Reg) -> R {
+    /// A register for what will be a vector register's value: see [`Cache::reserve_vector`].
+    pub(super) fn reserve_vector(&mut self) -> X {
+        self.cache.reserve_vector(&mut self.asm)
+    }
+
+    pub(super) fn update(&mut self, g: Reg) -> R {
         self.known[g as usize] = None;
         self.cache.update(&mut self.asm, g)
     }
@@ -171,7 +197,7 @@ impl Translator<'_> {
     }
 
     /// Leaves for the interpreter at this operation, from where nothing has been done of it.
-    pub fn exit_when(&mut self, cc: Cc) {
+    pub(super) fn exit_when(&mut self, cc: Cc) {
         let from = self.asm.jcc(cc);
         self.asides.push(Aside::Exit { from, cache: self.cache, flags: self.flags, op: self.at });
     }
@@ -182,34 +208,41 @@ impl Translator<'_> {
     }
 
     /// The operation's own handler does it.
-    pub fn call_handler(&mut self) {
+    pub(super) fn call_handler(&mut self) {
         self.store_all();
         self.asm.mov_i(RSI, self.op_address(self.at));
-        self.asm.call_to(self.stubs.call);
-        self.cache = Cache::new();
-        self.known = [None; 34];
-        self.narrow = [0; 2];
-        self.copies = [None; 32];
-        self.flags = State::Memory;
+        self.asm.call_to(self.stubs.ways.call);
+        let writes = self.input.insns[self.at].writes(self.input.words[self.at]);
+        self.cache.after_call(writes);
+        for (g, known) in self.known.iter_mut().enumerate() {
+            if writes.has(g as Reg) {
+                *known = None;
+            }
+        }
+        for g in (0..32).filter(|g| writes.has_vector(*g)) {
+            self.forget_vector(g);
+        }
+        self.host_flags = None;
+        if writes.flags {
+            self.flags = State::Memory;
+        }
     }
 
     /// A function of `fp` does it: registers and the instruction are all that it looks at.
     fn call_fp(&mut self, f: u64, insn: u32) {
-        // Comparisons, selections and conversions read or write flags or general registers, as the handler knows.
-        let scalar = insn >> 24 & 0x5f == 0x1e;
-        let op = insn >> 10 & 0x3f;
-        if scalar && insn >> 21 & 1 == 1 && (op & 1 == 1 || op == 0 || op == 8) {
+        let (reads, writes) = (Insn::Simd.reads(insn), Insn::Simd.writes(insn));
+        if reads.flags || writes.flags {
             return self.call_handler();
         }
-        // Conversions of fixed-point numbers, and copies of elements.
-        let general = scalar && insn >> 21 & 1 == 0 || insn & 0x9fe0_8400 == 0x0e00_0400;
-        let d = (insn & 31) as Reg;
-        if general {
+        let general = (0..31).find(|g| writes.has(*g));
+        if let Some(d) = general {
             self.will_write(d);
+            self.known[d as usize] = None;
         }
-        // Or a vector register, which the number does not tell.
-        self.will_write_vector(d);
-        self.forget_vector(d);
+        if let Some(d) = (0..32).find(|g| writes.has_vector(*g)) {
+            self.will_write_vector(d);
+            self.forget_vector(d);
+        }
         self.cache.store(&mut self.asm);
         self.cache.clean();
         self.asm.lea(true, RDI, layout::REGS);
@@ -217,10 +250,7 @@ impl Translator<'_> {
         self.asm.mov_i(RDX, f);
         self.asm.mov_i(RAX, self.entries.fp);
         self.asm.call(RAX);
-        self.cache.after_call(general.then_some(d));
-        if general {
-            self.known[d as usize] = None;
-        }
+        self.cache.after_call(writes);
         self.host_flags = None;
     }
 
@@ -254,12 +284,22 @@ impl Translator<'_> {
             }
             Insn::Mem { access, t, address } => self.memory(access, t, address),
             Insn::Pair { access, t, u, address, .. } => self.pair(access, t, u, address),
+            Insn::Unprivileged { access, t, n, offset } => self.unprivileged(access, t, n, offset),
             Insn::Vmem { store, size, t, address } => self.vector_memory(store, size, t, None, address),
             Insn::Vpair { store, size, t, u, address, .. } => {
                 self.vector_memory(store, size, t, Some(u), address);
             }
+            Insn::LoadAcquire { access, t, n, offset, .. } => self.load_acquire(access, t, n, offset),
+            Insn::StoreRelease { access, t, n, offset, .. } => self.store_release(access, t, n, offset),
+            Insn::Cas { size, s, to, t, n, .. } => self.compare_and_swap(size, s, to, t, n),
             _ => {
-                if !self.compute(insn) {
+                let done = match insn {
+                    Insn::Rmw { op, size, s, t, n, .. } => self.read_modify_write(op, size, s, t, n),
+                    Insn::Barrier { kind, option } => self.barrier(kind, option),
+                    Insn::Mrs { t, register } => self.mrs(t, register),
+                    _ => self.compute(insn),
+                };
+                if !done {
                     self.call_handler();
                 }
             }
@@ -268,10 +308,11 @@ impl Translator<'_> {
 
     /// False when the interpreter must do it.
     fn simd(&mut self, insn: Simd) -> bool {
-        if let Some(d) = insn.written() {
+        let writes = insn.writes();
+        for d in (0..32).filter(|d| writes.has_vector(*d)) {
             self.will_write_vector(d);
         }
-        self.float(insn) || self.vector(insn)
+        self.float(insn) || self.floats(insn) || self.vector(insn)
     }
 
     /// The interpreter's function does it.
@@ -291,26 +332,29 @@ impl Translator<'_> {
     fn end(&mut self) {
         match (self.input.end, self.input.insns[self.at]) {
             (End::Fall, _) => {
-                self.store_all();
-                let to = i64::from(self.input.ops[self.at].c) | i64::from(self.input.ops[self.at].d) << 8;
-                self.branch(self.at, to);
+                let to = self.input.falls_to();
+                if self.input.goes_around(to) {
+                    let (cache, flags) = (self.cache, self.flags);
+                    return self.go_around(self.at, &cache, flags);
+                }
+                self.leave(to);
             }
-            (End::FallFar, _) => {
-                self.store_all();
-                self.branch(self.at, 4096);
-            }
+            (End::FallFar, _) => self.leave(4096),
             (End::Instruction, Insn::B { link, to }) => {
+                if !link && self.input.goes_around(to) {
+                    let (cache, flags) = (self.cache, self.flags);
+                    return self.go_around(self.at, &cache, flags);
+                }
                 if link {
                     self.link();
                 }
-                self.store_all();
-                self.branch(self.at, to);
+                self.leave(to);
             }
             (End::Instruction, Insn::Indirect { link, n, .. }) => self.indirect(link, n),
             _ => {
                 self.store_all();
                 self.asm.mov_i(RSI, self.op_address(self.at));
-                self.asm.jmp_to(self.stubs.exit);
+                self.asm.jmp_to(self.stubs.ways.exit);
             }
         }
     }
@@ -327,9 +371,9 @@ impl Translator<'_> {
         self.store_flags();
         let r = self.read(n);
         self.asm.mov(true, RAX, r);
-        // Addresses with a tag are the interpreter's.
+        // Addresses that are not canonical (with a tag, or none at all) are the interpreter's.
         self.asm.mov(true, RCX, RAX);
-        self.asm.shift_i(Sh::Sar, true, RCX, 55);
+        self.asm.shift_i(Sh::Sar, true, RCX, 48);
         self.asm.arith_i(Arith::Add, false, RCX, 1);
         self.asm.arith_i(Arith::Cmp, false, RCX, 1);
         self.exit_when(Cc::A);
@@ -338,7 +382,59 @@ impl Translator<'_> {
         }
         self.cache.store(&mut self.asm);
         self.spend(self.at);
-        self.asm.jmp_to(self.stubs.goto);
+        self.goto();
+    }
+
+    /// On at the address in RAX, all state being in memory; the sign flag says that there is no fuel left. The code is
+    /// here and not shared, so that the host's predictor knows each branch by itself.
+    fn goto(&mut self) {
+        let unknown = self.stubs.ways.unknown;
+        let a = &mut self.asm;
+        a.jcc_to(Cc::S, unknown);
+        // Four times the slot (see `Cpu::jump_slot`).
+        a.mov(true, RCX, RAX);
+        a.shift_i(Sh::Shr, true, RCX, 10);
+        a.arith(Arith::Xor, false, RCX, RAX);
+        a.arith_i(Arith::And, false, RCX, 0x3ffc);
+        a.load(3, false, true, RDX, layout::JUMPS);
+        a.mov(true, RSI, RAX);
+        a.arith_m(Arith::Xor, true, RSI, layout::KEY);
+        a.arith_m(Arith::Cmp, true, RSI, indexed(RDX, RCX, 2, layout::JUMP_KEY));
+        a.jcc_to(Cc::NE, unknown);
+        a.arith_i(Arith::And, true, RAX, !0xfff);
+        a.store(3, layout::PAGE, RAX);
+        a.load(3, false, true, RDX, layout::CODES);
+        a.jmp_m(indexed(RDX, RCX, 1, 0));
+    }
+
+    /// Where the block is a loop, brings what it reads to registers before it.
+    fn begin_loop(&mut self) {
+        if let Some(registers) = flow::around(self.input) {
+            self.asm.uses.around = true;
+            self.cache.enter_loop(&mut self.asm, &registers);
+            self.around = Some((self.asm.here(), self.cache));
+        }
+    }
+
+    /// Back to the begin of the block from this state. Nothing of it is in memory.
+    fn go_around(&mut self, op: usize, cache: &Cache, flags: State) {
+        let Some((begin, at_begin)) = self.around else {
+            unreachable!("a block that branches to its begin is known to be a loop")
+        };
+        if self.flags_live[0] {
+            flags::store(&mut self.asm, cache, flags);
+        }
+        self.spend(op);
+        let empty = self.asm.jcc(Cc::S);
+        cache.loop_back(&mut self.asm, &at_begin);
+        self.asm.jmp_to(begin);
+        self.asm.land(empty);
+        if !self.flags_live[0] {
+            flags::store(&mut self.asm, cache, flags);
+        }
+        cache.store(&mut self.asm);
+        self.asm.mov_i(RAX, u64::from(self.input.ops[0].off));
+        self.asm.jmp_to(self.stubs.ways.out);
     }
 
     /// Takes the instructions up to an operation from the fuel; the sign flag says that none is left.
@@ -346,29 +442,67 @@ impl Translator<'_> {
         self.asm.arith_mi(Arith::Sub, layout::FUEL, i32::from(self.input.ops[op].n));
     }
 
-    /// A branch that is taken, all state being in memory.
-    fn branch(&mut self, op: usize, to: i64) {
+    /// The end of the block, which goes on there.
+    fn leave(&mut self, to: i64) {
+        let (cache, flags) = (self.cache, self.flags);
+        self.branch(self.at, to, &cache, flags);
+    }
+
+    /// Whether flags are nobody's at an offset of the page: the instructions there do nothing but compute and give new ones.
+    fn sets_flags(&self, to: i64) -> bool {
+        // Words that are looked at.
+        const MOST: u16 = 8;
+        let Ok(to) = u16::try_from(to) else { return false };
+        for off in (to..4096).step_by(4).take(MOST.into()) {
+            let word = (self.input.word_at)(off);
+            let insn = isa::decode(word, off);
+            // Those that may trap, for FP is disabled, leave with the flags that they find.
+            let traps = word >> 25 & 7 == 7;
+            if traps || !insn.is_plain(word) || insn.reads(word).flags {
+                return false;
+            }
+            if insn.writes(word).flags {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A branch that is taken from this state.
+    fn branch(&mut self, op: usize, to: i64, cache: &Cache, flags: State) {
+        cache.store(&mut self.asm);
+        // Where the block there asks for none they are stored only for the ways to elsewhere.
+        let late = flags.is_nowhere() && self.sets_flags(to);
+        if !late {
+            flags::store(&mut self.asm, cache, flags);
+        }
         if !(0..4096).contains(&to) {
             self.asm.load(3, false, true, RAX, layout::PAGE);
             self.asm.lea(true, RAX, at(RAX, to as i32));
             self.spend(op);
-            return self.asm.jmp_to(self.stubs.goto);
+            return self.goto();
         }
         self.spend(op);
         let empty = self.asm.jcc(Cc::S);
         let direct = self.asm.jmp();
         self.links.push(Link { at: self.asm.here() - 4, to: to as u16 });
         self.asm.land(direct);
+        if late {
+            flags::store(&mut self.asm, cache, flags);
+        }
         self.asm.mov_i(RSI, self.op_address(op));
-        self.asm.jmp_to(self.stubs.chain);
+        self.asm.jmp_to(self.stubs.ways.chain);
         self.asm.land(empty);
+        if late {
+            flags::store(&mut self.asm, cache, flags);
+        }
         self.asm.mov_i(RAX, to as u64);
-        self.asm.jmp_to(self.stubs.out);
+        self.asm.jmp_to(self.stubs.ways.out);
     }
 
     /// What the machine code cannot do goes aside by these jumps; `before` is the state in which it does, `changed` the
     /// general registers that the instruction changes.
-    pub fn slow(&mut self, from: [Option<Jump>; 3], before: Cache, changed: [u8; 3]) {
+    pub(super) fn slow(&mut self, from: [Option<Jump>; 3], before: Cache, changed: [u8; 3]) {
         let back = self.asm.here();
         let (flags, after, op) = (self.flags, self.cache, self.at);
         self.asides.push(Aside::Slow { from, back, before, flags, after, changed, op });
@@ -384,7 +518,7 @@ impl Translator<'_> {
                     before.store(&mut self.asm);
                     flags::store(&mut self.asm, &before, flags);
                     self.asm.mov_i(RSI, self.op_address(op));
-                    self.asm.call_to(self.stubs.call);
+                    self.asm.call_to(self.stubs.ways.call);
                     after.reload(&mut self.asm, &before, &changed);
                     self.asm.jmp_to(back);
                 }
@@ -393,13 +527,15 @@ impl Translator<'_> {
                     cache.store(&mut self.asm);
                     flags::store(&mut self.asm, &cache, flags);
                     self.asm.mov_i(RSI, self.op_address(op));
-                    self.asm.jmp_to(self.stubs.exit);
+                    self.asm.jmp_to(self.stubs.ways.exit);
                 }
                 Aside::Taken { from, cache, flags, op, to } => {
                     self.asm.land(from);
-                    cache.store(&mut self.asm);
-                    flags::store(&mut self.asm, &cache, flags);
-                    self.branch(op, to);
+                    if self.input.goes_around(to) {
+                        self.go_around(op, &cache, flags);
+                        continue;
+                    }
+                    self.branch(op, to, &cache, flags);
                 }
             }
         }

@@ -6,6 +6,7 @@ use super::flags::{Kind, Source, State, kind_of};
 use super::layout;
 use super::stubs::{nzcv_from_host, set_nzcv};
 use crate::Regs;
+use crate::id::SysReg;
 use crate::isa::insn::{Alu, Insn, Operand, Reg, Select, Shift, Unary};
 
 const ZERO: Reg = Regs::ZERO as Reg;
@@ -74,12 +75,24 @@ impl Translator<'_> {
             Insn::Adc { sub, wide, flags, d, n, m } => self.adc(sub, wide, flags, d, n, m),
             Insn::Shift { kind, wide, d, n, by } => {
                 self.will_write(d);
+                if kind == Shift::Ror && self.features.bmi2 {
+                    let s = self.read(n);
+                    let r = self.write(d);
+                    self.asm.rorx(wide, r, s, by);
+                    return true;
+                }
                 let r = self.copy(wide, d, n);
                 if by == 0 && !wide {
                     // No shift clears the upper half then.
                     self.asm.mov(false, r, r);
                 }
                 self.asm.shift_i(host(kind), wide, r, by);
+            }
+            Insn::ShiftBy { kind, wide, d, n, m } if kind != Shift::Ror && self.features.bmi2 => {
+                self.will_write(d);
+                let (s, by) = (self.read(n), self.read(m));
+                let r = self.write(d);
+                self.asm.shift_x(host(kind), wide, r, s, by);
             }
             Insn::ShiftBy { kind, wide, d, n, m } => {
                 self.will_write(d);
@@ -146,6 +159,15 @@ impl Translator<'_> {
                 let r = self.write(d);
                 self.asm.mov(true, r, RDX);
             }
+            Insn::Crc32 { castagnoli: true, size, d, n, m } if self.features.sse42 => {
+                self.will_write(d);
+                let (x, y) = (self.read(n), self.read(m));
+                self.asm.mov(false, RAX, x);
+                self.asm.mov(true, RCX, y);
+                self.asm.crc32(size, RAX, RCX);
+                let r = self.write(d);
+                self.asm.mov(false, r, RAX);
+            }
             Insn::Div { signed, wide, d, n, m } => self.div(signed, wide, d, n, m),
             Insn::Unary { op, wide, d, n } => return self.unary(op, wide, d, n),
             Insn::Select { kind, wide, d, n, m, cond } => self.select(kind, wide, d, n, m, cond),
@@ -173,6 +195,30 @@ impl Translator<'_> {
             }
             _ => return false,
         }
+        true
+    }
+
+    /// MRS of what is read often. False when the interpreter must do it.
+    pub(super) fn mrs(&mut self, t: Reg, register: u16) -> bool {
+        let place = match SysReg(register) {
+            SysReg::TPIDR_EL0 => layout::TPIDR_EL0,
+            SysReg::TPIDR_EL1 | SysReg::SP_EL0 => {
+                // At EL0 both are undefined, and SP_EL0 where it is in use.
+                self.asm.cmp_byte(layout::EL, 0);
+                self.exit_when(Cc::E);
+                if SysReg(register) == SysReg::SP_EL0 {
+                    self.asm.cmp_byte(layout::SPSEL, 0);
+                    self.exit_when(Cc::E);
+                    layout::SP_EL0
+                } else {
+                    layout::TPIDR_EL1
+                }
+            }
+            _ => return false,
+        };
+        self.will_write(t);
+        let r = self.write(t);
+        self.asm.load(3, false, true, r, place);
         true
     }
 
@@ -246,7 +292,7 @@ impl Translator<'_> {
     fn will_write_keeping_rax(&mut self, g: Reg) {
         if self.flags.depends_on(g) {
             self.asm.mov(true, RDX, RAX);
-            self.store_flags();
+            self.will_write(g);
             self.asm.mov(true, RAX, RDX);
         }
     }
@@ -259,25 +305,31 @@ impl Translator<'_> {
                 None => self.asm.mov_i(RCX, v),
             },
             Operand::Reg(m) if !invert => return Second::Held(self.read(m), m),
-            Operand::Reg(m) => {
-                let r = self.read(m);
-                self.asm.mov(wide, RCX, r);
-            }
-            Operand::Shifted(m, kind, by) => {
-                let r = self.read(m);
-                self.asm.mov(wide, RCX, r);
-                self.asm.shift_i(host(kind), wide, RCX, by);
-            }
-            Operand::Extended(m, option, by) => {
-                let r = self.read(m);
-                self.asm.extend(option & 3, option & 4 != 0, true, RCX, r);
-                self.asm.shift_i(Sh::Shl, true, RCX, by);
+            Operand::Reg(r) | Operand::Shifted(r, ..) | Operand::Extended(r, ..) => {
+                let s = self.read(r);
+                self.shifted(m, wide, RCX, s);
             }
         }
         if invert {
             self.asm.not(wide, RCX);
         }
         Second::Made
+    }
+
+    /// The operand's register, which is in `s`, shifted or extended into `r`.
+    fn shifted(&mut self, m: Operand, wide: bool, r: R, s: R) {
+        match m {
+            Operand::Shifted(_, Shift::Ror, by) if self.features.bmi2 => self.asm.rorx(wide, r, s, by),
+            Operand::Shifted(_, kind, by) => {
+                self.asm.mov(wide, r, s);
+                self.asm.shift_i(host(kind), wide, r, by);
+            }
+            Operand::Extended(_, option, by) => {
+                self.asm.extend(option & 3, option & 4 != 0, true, r, s);
+                self.asm.shift_i(Sh::Shl, true, r, by);
+            }
+            Operand::Imm(_) | Operand::Reg(_) => self.asm.mov(wide, r, s),
+        }
     }
 
     fn apply(&mut self, op: Arith, wide: bool, r: R, second: Second) {
@@ -288,9 +340,9 @@ impl Translator<'_> {
         }
     }
 
-    fn alu(&mut self, op: Alu, wide: bool, invert: bool, d: Reg, n: Reg, m: Operand) {
+    fn alu(&mut self, op: Alu, wide: bool, invert: bool, d: Reg, n: Reg, operand: Operand) {
         self.will_write(d);
-        match (op, m) {
+        match (op, operand) {
             (Alu::Orr, Operand::Reg(m)) if n == ZERO && !invert => {
                 let s = self.read(m);
                 let r = self.write(d);
@@ -312,10 +364,25 @@ impl Translator<'_> {
                 let r = self.write(d);
                 return self.asm.lea(wide, r, indexed(x, y, by, 0));
             }
+            (Alu::And, Operand::Reg(m)) if invert && self.features.bmi1 => {
+                let (x, y) = (self.read(n), self.read(m));
+                let r = self.write(d);
+                return self.asm.andn(wide, r, y, x);
+            }
+            // Made where the result comes to be.
+            (_, Operand::Shifted(m, ..) | Operand::Extended(m, ..)) if d != n && op != Alu::Sub => {
+                let (x, y) = (self.read(n), self.read(m));
+                let r = self.write(d);
+                self.shifted(operand, wide, r, y);
+                if invert {
+                    self.asm.not(wide, r);
+                }
+                return self.asm.arith(arith(op), wide, r, x);
+            }
             _ => {}
         }
         // Here, as the operand may use it.
-        let second = self.second(m, wide, invert);
+        let second = self.second(operand, wide, invert);
         let op = arith(op);
         if d == n {
             let r = self.update(d);
@@ -346,6 +413,13 @@ impl Translator<'_> {
     fn alu_flags(&mut self, op: Alu, wide: bool, invert: bool, d: Reg, n: Reg, m: Operand) {
         // The old flags are nobody's any more: nothing can leave between here and the new ones.
         self.flags = State::Memory;
+        if !self.flags_needed_after() {
+            self.host_flags = None;
+            if d != SINK {
+                self.alu(op, wide, invert, d, n, m);
+            }
+            return;
+        }
         let second = self.second(m, wide, invert);
         let x = self.read(n);
         let (kind, op) = match op {
@@ -548,14 +622,7 @@ impl Translator<'_> {
             Operand::Reg(m) => Second::Held(self.read(m), m),
             _ => unreachable!("there is no other form"),
         };
-        let parted = (cond < 14).then(|| {
-            let cc = self.condition(cond);
-            let holds = self.asm.jcc(cc);
-            self.asm.mov_i(RAX, u64::from(nzcv) << 28);
-            let done = self.asm.jmp();
-            self.asm.land(holds);
-            done
-        });
+        let parted = self.part(cond, nzcv);
         if add {
             self.asm.mov(wide, RAX, x);
             self.apply(Arith::Add, wide, RAX, second);
@@ -564,11 +631,6 @@ impl Translator<'_> {
             self.asm.cmc();
         }
         nzcv_from_host(&mut self.asm);
-        if let Some(done) = parted {
-            self.asm.land(done);
-        }
-        set_nzcv(&mut self.asm);
-        self.flags = State::Nzcv;
-        self.host_flags = None;
+        self.join_compared(parted);
     }
 }

@@ -1,6 +1,6 @@
 //! Condition flags inside a block: worked out only for who asks, and stored only where they must be seen.
 
-use super::asm::{Arith, Asm, Cc, R, RAX, RCX, X};
+use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RCX, X};
 use super::block::Translator;
 use super::cache::{Cache, home};
 use super::layout;
@@ -53,12 +53,17 @@ pub(super) enum State {
 }
 
 impl State {
-    pub fn depends_on(self, g: u8) -> bool {
+    /// Whether they would have to be worked out.
+    pub(super) fn is_nowhere(self) -> bool {
+        matches!(self, Self::Pending { .. } | Self::Numbers { .. })
+    }
+
+    pub(super) fn depends_on(self, g: u8) -> bool {
         let is = |s| s == Source::Reg(g);
         matches!(self, Self::Pending { a, b, .. } if is(a) || is(b))
     }
 
-    pub fn depends_on_vector(self, g: u8) -> bool {
+    pub(super) fn depends_on_vector(self, g: u8) -> bool {
         matches!(self, Self::Numbers { n, m, .. } if n == g || m == Some(g))
     }
 }
@@ -185,14 +190,23 @@ impl Translator<'_> {
     /// Flags that depend on a register go to memory before it changes.
     pub(super) fn will_write(&mut self, g: u8) {
         if self.flags.depends_on(g) {
-            self.store_flags();
+            self.keep_flags();
         }
     }
 
     /// The same for a vector register.
     pub(super) fn will_write_vector(&mut self, g: u8) {
         if self.flags.depends_on_vector(g) {
+            self.keep_flags();
+        }
+    }
+
+    /// Flags go to memory if anybody may look at them.
+    fn keep_flags(&mut self) {
+        if self.flags_needed() {
             self.store_flags();
+        } else {
+            self.flags = State::Memory;
         }
     }
 
@@ -201,6 +215,15 @@ impl Translator<'_> {
         self.flags = store(&mut self.asm, &self.cache, self.flags);
         if lost {
             self.host_flags = None;
+        }
+    }
+
+    /// The operation at hand changes nothing of the host's flags.
+    pub(super) fn keep_host_flags(&mut self) {
+        if let Some((at, kind)) = self.host_flags
+            && at == self.at
+        {
+            self.host_flags = Some((at + 1, kind));
         }
     }
 
@@ -214,9 +237,32 @@ impl Translator<'_> {
     pub(super) fn need_nzcv(&mut self) {
         self.store_flags();
         if self.flags != State::Nzcv {
-            self.asm.call_to(self.stubs.flags);
+            self.asm.call_to(self.stubs.ways.flags);
             self.flags = State::Nzcv;
         }
+    }
+
+    /// Begins a conditional comparison: where the condition does not hold RAX is `nzcv`, and the jump goes to where
+    /// [`Self::join_compared`] is. Uses what [`Self::condition`] does.
+    pub(super) fn part(&mut self, cond: u8, nzcv: u8) -> Option<Jump> {
+        (cond < 14).then(|| {
+            let cc = self.condition(cond);
+            let holds = self.asm.jcc(cc);
+            self.asm.mov_i(RAX, u64::from(nzcv) << 28);
+            let done = self.asm.jmp();
+            self.asm.land(holds);
+            done
+        })
+    }
+
+    /// Ends one: either way its flags are in RAX.
+    pub(super) fn join_compared(&mut self, parted: Option<Jump>) {
+        if let Some(done) = parted {
+            self.asm.land(done);
+        }
+        set_nzcv(&mut self.asm);
+        self.flags = State::Nzcv;
+        self.host_flags = None;
     }
 
     /// The host's flags tell this condition by the one returned; 14 and 15 always hold and must not come here. Uses RAX,

@@ -21,16 +21,16 @@ const IXC: u8 = 1 << 4;
 
 /// What a result must be for the host's to count.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Range {
+pub(super) enum Range {
     Finite,
     /// Above the smallest normal numbers, and finite.
     Normal,
 }
 
 /// ROUNDSD's numbers, with no exception for inexact results.
-fn rounding(round: Round) -> u8 {
+pub(super) fn rounding(round: Round) -> u8 {
     8 | match round {
-        Round::Nearest => 0,
+        Round::Nearest | Round::Away => 0,
         Round::Down => 1,
         Round::Up => 2,
         Round::Zero => 3,
@@ -41,8 +41,19 @@ impl Translator<'_> {
     /// False when the interpreter must do it.
     pub(super) fn float(&mut self, insn: Simd) -> bool {
         match insn {
+            // The host does not round so.
+            Simd::Float1 { op: Float1::Round(Round::Away) | Float1::Bounded { .. }, .. }
+            | Simd::ToInt { round: Round::Away, .. } => return false,
             Simd::Float1 { op, double, d, n } => self.float1(op, double, d, n),
             Simd::Float2 { op, double, d, n, m } => self.float2(op, double, d, n, m),
+            Simd::NegatedMul { double, d, n, m } => {
+                let (x, y) = (self.read_vector(n), self.read_vector(m));
+                self.arithmetic(double, d, Range::Normal, |t, r| {
+                    t.scalar(double, r, n, x);
+                    t.asm.vector(sse::MUL[usize::from(double)], r, y);
+                    t.constant(sse::XORPS, r, if double { Constant::Sign64 } else { Constant::Sign32 });
+                });
+            }
             Simd::Fma { double, negate_addend, negate_product, d, n, m, a } if self.features.fma => {
                 let op = match (negate_addend, negate_product) {
                     (false, false) => Fma::Madd,
@@ -57,6 +68,9 @@ impl Translator<'_> {
                 });
             }
             Simd::Compare { double, n, m } => self.compare(double, n, m),
+            Simd::ConditionalCompare { double, n, m, cond, nzcv, .. } => {
+                self.conditional_compare(double, n, m, cond, nzcv);
+            }
             Simd::Select { double, cond, d, n, m } => self.select_number(double, cond, d, n, m),
             Simd::ToInt { double, wide, signed, round, d, n } => {
                 self.truncate(double, wide, signed, round, d, n)
@@ -65,7 +79,7 @@ impl Translator<'_> {
             Simd::FromLane { double, d, n } => {
                 let x = self.read_vector(n);
                 self.exact_modes();
-                let r = self.cache.reserve_vector(&mut self.asm);
+                let r = self.reserve_vector();
                 let before = self.cache;
                 let missing = self.inexact_is_known();
                 self.asm.mov_r(double, RAX, x);
@@ -110,7 +124,7 @@ impl Translator<'_> {
     }
 
     /// Leaves unless rounding is to nearest and nothing is flushed. FPCR changes at the ends of blocks only.
-    fn exact_modes(&mut self) {
+    pub(super) fn exact_modes(&mut self) {
         if !std::mem::replace(&mut self.modes_checked, true) {
             self.asm.test_m(layout::FPCR, MODES);
             self.exit_when(Cc::NE);
@@ -118,7 +132,7 @@ impl Translator<'_> {
     }
 
     /// Goes aside when an inexact result would have to be noted.
-    fn inexact_is_known(&mut self) -> Jump {
+    pub(super) fn inexact_is_known(&mut self) -> Jump {
         self.asm.test_byte(layout::FPSR, IXC);
         self.asm.jcc(Cc::E)
     }
@@ -145,14 +159,24 @@ impl Translator<'_> {
 
     /// An operation whose result may be inexact: `f` computes it. What it reads is in registers.
     fn arithmetic(&mut self, double: bool, d: Reg, range: Range, f: impl FnOnce(&mut Self, X)) {
+        self.inexact(f, |t, r| t.check(double, range, r), |t, r| t.assign(d, r, double));
+    }
+
+    /// The same for what `check` looks at before `assign` gives it to its register.
+    pub(super) fn inexact(
+        &mut self,
+        f: impl FnOnce(&mut Self, X),
+        check: impl FnOnce(&mut Self, X) -> Jump,
+        assign: impl FnOnce(&mut Self, X),
+    ) {
         self.exact_modes();
         // First, since it may store another register to make room: what goes aside must find that done.
-        let r = self.cache.reserve_vector(&mut self.asm);
+        let r = self.reserve_vector();
         let before = self.cache;
         let unknown = self.inexact_is_known();
         f(self, r);
-        let outside = self.check(double, range, r);
-        self.assign(d, r, double);
+        let outside = check(self, r);
+        assign(self, r);
         self.slow([Some(unknown), Some(outside), None], before, [NO_REG; 3]);
     }
 
@@ -161,7 +185,7 @@ impl Translator<'_> {
         let size = usize::from(double);
         match op {
             Float1::Abs | Float1::Neg => {
-                let r = self.cache.reserve_vector(&mut self.asm);
+                let r = self.reserve_vector();
                 self.scalar(double, r, n, x);
                 let (op, which) = match (op, double) {
                     (Float1::Neg, true) => (sse::XORPS, Constant::Sign64),
@@ -176,10 +200,10 @@ impl Translator<'_> {
                 t.scalar(double, r, n, x);
                 t.asm.vector(sse::SQRT[size], r, r);
             }),
-            Float1::Round(_) | Float1::RoundExact | Float1::RoundCurrent => {
+            Float1::Round(_) | Float1::RoundExact | Float1::RoundCurrent | Float1::Bounded { .. } => {
                 self.exact_modes();
                 let round = if let Float1::Round(round) = op { round } else { Round::Nearest };
-                let r = self.cache.reserve_vector(&mut self.asm);
+                let r = self.reserve_vector();
                 let before = self.cache;
                 let unknown = (op == Float1::RoundExact).then(|| self.inexact_is_known());
                 self.scalar(double, r, n, x);
@@ -190,7 +214,7 @@ impl Translator<'_> {
             }
             Float1::Convert if double => {
                 self.exact_modes();
-                let r = self.cache.reserve_vector(&mut self.asm);
+                let r = self.reserve_vector();
                 let before = self.cache;
                 self.asm.vector(sse::XORPS, r, r);
                 self.asm.vector(sse::CONVERT[0], r, x);
@@ -210,17 +234,14 @@ impl Translator<'_> {
         let (code, range): ([Op; 2], _) = match op {
             Float2::Add => (sse::ADD, Range::Finite),
             Float2::Sub => (sse::SUB, Range::Finite),
-            Float2::Mul | Float2::Nmul => (sse::MUL, Range::Normal),
+            Float2::Mul => (sse::MUL, Range::Normal),
             Float2::Div => (sse::DIV, Range::Normal),
-            _ => return self.extreme(matches!(op, Float2::Max | Float2::MaxNum), double, d, (n, x), (m, y)),
+            Float2::Max | Float2::MaxNum => return self.extreme(true, double, d, (n, x), (m, y)),
+            Float2::Min | Float2::MinNum => return self.extreme(false, double, d, (n, x), (m, y)),
         };
-        let negated = op == Float2::Nmul;
         self.arithmetic(double, d, range, |t, r| {
             t.scalar(double, r, n, x);
             t.asm.vector(code[usize::from(double)], r, y);
-            if negated {
-                t.constant(sse::XORPS, r, if double { Constant::Sign64 } else { Constant::Sign32 });
-            }
         });
     }
 
@@ -228,7 +249,7 @@ impl Translator<'_> {
     fn extreme(&mut self, max: bool, double: bool, d: Reg, (n, x): (Reg, X), (m, y): (Reg, X)) {
         let size = usize::from(double);
         self.exact_modes();
-        let r = self.cache.reserve_vector(&mut self.asm);
+        let r = self.reserve_vector();
         let before = self.cache;
         self.scalar(double, r, n, x);
         self.scalar(double, X(0), m, y);
@@ -261,10 +282,27 @@ impl Translator<'_> {
         self.set_flags(State::Numbers { double, n, m }, Kind::Numbers);
     }
 
+    fn conditional_compare(&mut self, double: bool, n: Reg, m: Reg, cond: u8, nzcv: u8) {
+        // Before the ways part. What the host's flags were is lost.
+        self.exact_modes();
+        self.host_flags = None;
+        let (x, y) = (self.read_vector(n), self.read_vector(m));
+        let parted = self.part(cond, nzcv);
+        self.asm.vector(sse::UCOMIS[usize::from(double)], x, y);
+        self.exit_when(Cc::P);
+        let [greater, less, equal] = [0b0010, 0b1000, 0b0110].map(|nzcv: u64| nzcv << 28);
+        self.asm.mov_i(RAX, greater);
+        for (cc, value) in [(Cc::B, less), (Cc::E, equal)] {
+            self.asm.mov_i(RCX, value);
+            self.asm.cmov(cc, false, RAX, RCX);
+        }
+        self.join_compared(parted);
+    }
+
     fn select_number(&mut self, double: bool, cond: u8, d: Reg, n: Reg, m: Reg) {
         let (x, y) = (self.read_vector(n), self.read_vector(m));
         if cond >= 14 {
-            let r = self.cache.reserve_vector(&mut self.asm);
+            let r = self.reserve_vector();
             self.scalar(double, r, n, x);
             return self.assign(d, r, double);
         }
@@ -272,7 +310,7 @@ impl Translator<'_> {
         self.asm.mov_r(double, RAX, x);
         self.asm.mov_r(double, RCX, y);
         self.asm.cmov(cc.not(), double, RAX, RCX);
-        let r = self.cache.reserve_vector(&mut self.asm);
+        let r = self.reserve_vector();
         self.asm.mov_low_r(double, r, RAX);
         self.assign(d, r, double);
     }
@@ -315,7 +353,7 @@ impl Translator<'_> {
         if !exact {
             self.exact_modes();
         }
-        let r = self.cache.reserve_vector(&mut self.asm);
+        let r = self.reserve_vector();
         let before = self.cache;
         let unknown = (!exact).then(|| self.inexact_is_known());
         let mut outside = None;

@@ -1,7 +1,7 @@
 //! Machine code for x86-64 hosts.
 //!
 //! RBX points at the CPU's state (see `layout`); RAX, RCX, RDX and XMM0 to XMM3 are for whoever needs them; the others
-//! hold guest registers inside a block (see `cache`), none of them between blocks. The stack is as deep as `Stubs::enter` makes it.
+//! hold guest registers inside a block (see `cache`), none of them between blocks. The stack is as deep as `Ways::enter` makes it.
 
 mod access;
 mod asm;
@@ -11,11 +11,13 @@ mod compute;
 mod crypto;
 mod flags;
 mod float;
+mod floats;
 mod layout;
 mod sse;
 mod stubs;
 mod vector;
 
+use super::ways::Ways;
 use super::{Code, Entries, Host, Input, Link};
 use asm::Asm;
 use stubs::Stubs;
@@ -27,6 +29,9 @@ struct Features {
     /// And what came before: SSE3, SSSE3, SSE4.1.
     sse42: bool,
     fma: bool,
+    /// ANDN; and RORX, SHLX and their kind.
+    bmi1: bool,
+    bmi2: bool,
     aes: bool,
     clmul: bool,
     sha: bool,
@@ -38,6 +43,8 @@ impl Features {
         Self {
             lzcnt: std::is_x86_feature_detected!("lzcnt"),
             sse42,
+            bmi1: std::is_x86_feature_detected!("bmi1"),
+            bmi2: std::is_x86_feature_detected!("bmi2"),
             fma: std::is_x86_feature_detected!("fma"),
             aes: sse42 && std::is_x86_feature_detected!("aes"),
             clmul: std::is_x86_feature_detected!("pclmulqdq"),
@@ -52,14 +59,16 @@ pub(super) struct X86 {
 }
 
 impl Host for X86 {
+    const FOLLOWS: bool = true;
+
     fn new(entries: &Entries) -> Option<(Self, Vec<u8>)> {
         let mut asm = Asm::default();
         let stubs = Stubs::emit(&mut asm, entries);
         Some((Self { stubs, features: Features::detect() }, asm.buf))
     }
 
-    fn entry(&self) -> usize {
-        self.stubs.enter
+    fn ways(&self) -> &Ways {
+        &self.stubs.ways
     }
 
     fn translate(&self, block: &Input, origin: usize, entries: &Entries) -> Code {

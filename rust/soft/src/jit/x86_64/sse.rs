@@ -94,6 +94,30 @@ pub(super) const MAX: [Op; 2] = scalar(0x5f);
 pub(super) const CONVERT: [Op; 2] = scalar(0x5a);
 pub(super) const UCOMIS: [Op; 2] = [Op { prefix: 0, map: 0, opcode: 0x2e }, int(0x2e)];
 
+/// Of all lanes, single or double.
+const fn packed(opcode: u8) -> [Op; 2] {
+    [Op { prefix: 0, map: 0, opcode }, int(opcode)]
+}
+
+pub(super) const SQRTP: [Op; 2] = packed(0x51);
+pub(super) const ADDP: [Op; 2] = packed(0x58);
+pub(super) const MULP: [Op; 2] = packed(0x59);
+pub(super) const SUBP: [Op; 2] = packed(0x5c);
+pub(super) const MINP: [Op; 2] = packed(0x5d);
+pub(super) const DIVP: [Op; 2] = packed(0x5e);
+pub(super) const MAXP: [Op; 2] = packed(0x5f);
+/// With what is compared behind: 0 equal, 1 less, 2 less or equal, 3 unordered.
+pub(super) const CMPP: [Op; 2] = packed(0xc2);
+pub(super) const HADDP: [Op; 2] = [Op { prefix: 0xf2, map: 0, opcode: 0x7c }, int(0x7c)];
+pub(super) const ROUNDP: [Op; 2] = [int3a(0x08), int3a(0x09)];
+/// From two singles, and to two with zeros above.
+pub(super) const CVTPS2PD: Op = Op { prefix: 0, map: 0, opcode: 0x5a };
+pub(super) const CVTPD2PS: Op = int(0x5a);
+/// Integers of 32 bits to singles, and back rounded to zero.
+pub(super) const CVTDQ2PS: Op = Op { prefix: 0, map: 0, opcode: 0x5b };
+pub(super) const CVTTPS2DQ: Op = Op { prefix: 0xf3, map: 0, opcode: 0x5b };
+pub(super) const ANDNPS: Op = Op { prefix: 0, map: 0, opcode: 0x55 };
+
 /// Shifts of lanes by a number, by their number in opcodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ps {
@@ -133,17 +157,17 @@ impl Asm {
         self.rr(wide, &bytes[..n], reg, rm);
     }
 
-    pub fn vector(&mut self, op: Op, d: X, s: X) {
+    pub(super) fn vector(&mut self, op: Op, d: X, s: X) {
         self.op_with(op, false, d.0, s.0);
     }
 
-    pub fn vector_i(&mut self, op: Op, d: X, s: X, imm: u8) {
+    pub(super) fn vector_i(&mut self, op: Op, d: X, s: X, imm: u8) {
         self.vector(op, d, s);
         self.u8(imm);
     }
 
     /// The second operand is at a place in the code memory.
-    pub fn vector_at(&mut self, op: Op, d: X, place: usize) {
+    pub(super) fn vector_at(&mut self, op: Op, d: X, place: usize) {
         if op.prefix != 0 {
             self.u8(op.prefix);
         }
@@ -152,67 +176,67 @@ impl Asm {
     }
 
     /// 16 bytes.
-    pub fn movaps(&mut self, d: X, s: X) {
+    pub(super) fn movaps(&mut self, d: X, s: X) {
         if d != s {
             self.rr(false, &[0x0f, 0x28], d.0, s.0);
         }
     }
 
     /// 16 bytes from memory; there need be no alignment.
-    pub fn movups(&mut self, d: X, m: M) {
+    pub(super) fn movups(&mut self, d: X, m: M) {
         self.rm(false, &[0x0f, 0x10], d.0, m);
     }
 
-    pub fn movups_to(&mut self, m: M, s: X) {
+    pub(super) fn movups_to(&mut self, m: M, s: X) {
         self.rm(false, &[0x0f, 0x11], s.0, m);
     }
 
     /// 4 or 8 bytes from memory, zeros above.
-    pub fn mov_low(&mut self, wide: bool, d: X, m: M) {
+    pub(super) fn mov_low(&mut self, wide: bool, d: X, m: M) {
         self.u8(if wide { 0xf3 } else { 0x66 });
         self.rm(false, &[0x0f, if wide { 0x7e } else { 0x6e }], d.0, m);
     }
 
     /// 4 or 8 bytes to memory.
-    pub fn mov_low_to(&mut self, wide: bool, m: M, s: X) {
+    pub(super) fn mov_low_to(&mut self, wide: bool, m: M, s: X) {
         self.u8(0x66);
         self.rm(false, &[0x0f, if wide { 0xd6 } else { 0x7e }], s.0, m);
     }
 
     /// A general register, zeros above.
-    pub fn mov_low_r(&mut self, wide: bool, d: X, s: R) {
+    pub(super) fn mov_low_r(&mut self, wide: bool, d: X, s: R) {
         self.u8(0x66);
         self.rr(wide, &[0x0f, 0x6e], d.0, s.0);
     }
 
     /// The lowest 4 or 8 bytes to a general register.
-    pub fn mov_r(&mut self, wide: bool, d: R, s: X) {
+    pub(super) fn mov_r(&mut self, wide: bool, d: R, s: X) {
         self.u8(0x66);
         self.rr(wide, &[0x0f, 0x7e], s.0, d.0);
     }
 
     /// The lower half, zeros above.
-    pub fn low_half(&mut self, d: X, s: X) {
+    pub(super) fn low_half(&mut self, d: X, s: X) {
         self.u8(0xf3);
         self.rr(false, &[0x0f, 0x7e], d.0, s.0);
     }
 
     /// Shifts lanes of 2, 4 or 8 bytes.
-    pub fn lane_shift(&mut self, op: Ps, size: u8, d: X, by: u8) {
+    pub(super) fn lane_shift(&mut self, op: Ps, size: u8, d: X, by: u8) {
         self.u8(0x66);
         self.rr(false, &[0x0f, 0x70 | size], op as u8, d.0);
         self.u8(by);
     }
 
     /// All of it to the right, or to the left, by bytes.
-    pub fn byte_shift(&mut self, left: bool, d: X, by: u8) {
+    pub(super) fn byte_shift(&mut self, left: bool, d: X, by: u8) {
         self.u8(0x66);
         self.rr(false, &[0x0f, 0x73], if left { 7 } else { 3 }, d.0);
         self.u8(by);
     }
 
     /// A lane to a general register, zeros above.
-    pub fn lane_to(&mut self, size: u8, d: R, s: X, lane: u8) {
+    pub(super) fn lane_to(&mut self, size: u8, d: R, s: X, lane: u8) {
         self.u8(0x66);
         match size {
             0 => self.rr(false, &[0x0f, 0x3a, 0x14], s.0, d.0),
@@ -223,7 +247,7 @@ impl Asm {
     }
 
     /// A lane from a general register.
-    pub fn lane_from(&mut self, size: u8, d: X, s: R, lane: u8) {
+    pub(super) fn lane_from(&mut self, size: u8, d: X, s: R, lane: u8) {
         self.u8(0x66);
         match size {
             0 => self.rr(false, &[0x0f, 0x3a, 0x20], d.0, s.0),
@@ -234,18 +258,36 @@ impl Asm {
     }
 
     /// A signed integer of 32 or 64 bits (`wide`) to a number.
-    pub fn convert(&mut self, double: bool, wide: bool, d: X, s: R) {
+    pub(super) fn convert(&mut self, double: bool, wide: bool, d: X, s: R) {
         self.u8(if double { 0xf2 } else { 0xf3 });
         self.rr(wide, &[0x0f, 0x2a], d.0, s.0);
     }
 
     /// A number to a signed integer, rounded to zero.
-    pub fn truncate(&mut self, double: bool, wide: bool, d: R, s: X) {
+    pub(super) fn truncate(&mut self, double: bool, wide: bool, d: R, s: X) {
         self.u8(if double { 0xf2 } else { 0xf3 });
         self.rr(wide, &[0x0f, 0x2c], d.0, s.0);
     }
 
-    pub fn fma(&mut self, op: Fma, double: bool, d: X, x: X, y: X) {
+    /// The signs of the lanes, one bit each.
+    pub(super) fn signs(&mut self, double: bool, d: R, s: X) {
+        if double {
+            self.u8(0x66);
+        }
+        self.rr(false, &[0x0f, 0x50], d.0, s.0);
+    }
+
+    /// The same lane by lane: only [`Fma::Madd`] and [`Fma::Nmadd`].
+    pub(super) fn fma_lanes(&mut self, op: Fma, double: bool, d: X, x: X, y: X) {
+        self.u8(0xc4);
+        self.u8((!d.0 >> 3 & 1) << 7 | 0x40 | (!y.0 >> 3 & 1) << 5 | 2);
+        self.u8(u8::from(double) << 7 | (!x.0 & 15) << 3 | 1);
+        // Scalars have the lowest bit.
+        self.u8(op as u8 & !1);
+        self.u8(0xc0 | (d.0 & 7) << 3 | y.0 & 7);
+    }
+
+    pub(super) fn fma(&mut self, op: Fma, double: bool, d: X, x: X, y: X) {
         // The inverted high bits of d and y, and the map; W, the inverted x, and prefix 66.
         self.u8(0xc4);
         self.u8((!d.0 >> 3 & 1) << 7 | 0x40 | (!y.0 >> 3 & 1) << 5 | 2);
@@ -279,7 +321,10 @@ aesenc xmm4, xmm5|aesenclast xmm9, xmm5|aesdec xmm4, xmm5|aesdeclast xmm4, xmm5|
 pclmulqdq xmm4, xmm5, 0x45|sha1rnds4 xmm4, xmm5, 2|sha256rnds2 xmm4, xmm9, xmm0|sha256msg1 xmm4, xmm5|\
 sha256msg2 xmm12, xmm5|xorps xmm1, xmm1|psadbw xmm1, xmm2|pmovzxbw xmm4, xmm5|phaddd xmm4, xmm5|pshufb xmm4, xmm5|\
 pmaxud xmm4, xmm5|pabsw xmm4, xmm5|punpckhqdq xmm4, xmm5|packuswb xmm4, xmm5|packssdw xmm4, xmm5|paddusb xmm4, xmm5|\
-pmovsxdq xmm4, xmm5";
+pmovsxdq xmm4, xmm5|addps xmm4, xmm5|mulpd xmm9, xmm5|cmpltps xmm4, xmm5|cmpunordpd xmm9, xmm10|haddps xmm4, xmm5|\
+haddpd xmm4, xmm9|roundpd xmm4, xmm5, 8|cvtps2pd xmm4, xmm5|cvtpd2ps xmm4, xmm5|cvtdq2ps xmm9, xmm5|\
+cvttps2dq xmm4, xmm5|andnps xmm4, xmm5|movmskps eax, xmm9|movmskpd ecx, xmm4|\
+vfmadd231ps xmm4, xmm5, xmm6|vfnmadd231pd xmm12, xmm5, xmm14";
 
     fn all() -> Vec<u8> {
         let mut asm = Asm::default();
@@ -364,6 +409,22 @@ pmovsxdq xmm4, xmm5";
         a.vector(PACKSSDW, x4, x5);
         a.vector(PADDUSB, x4, x5);
         a.vector(PMOVSX[2], x4, x5);
+        a.vector(ADDP[0], x4, x5);
+        a.vector(MULP[1], x9, x5);
+        a.vector_i(CMPP[0], x4, x5, 1);
+        a.vector_i(CMPP[1], x9, X(10), 3);
+        a.vector(HADDP[0], x4, x5);
+        a.vector(HADDP[1], x4, x9);
+        a.vector_i(ROUNDP[1], x4, x5, 8);
+        a.vector(CVTPS2PD, x4, x5);
+        a.vector(CVTPD2PS, x4, x5);
+        a.vector(CVTDQ2PS, x9, x5);
+        a.vector(CVTTPS2DQ, x4, x5);
+        a.vector(ANDNPS, x4, x5);
+        a.signs(false, RAX, x9);
+        a.signs(true, RCX, x4);
+        a.fma_lanes(Fma::Madd, false, x4, x5, X(6));
+        a.fma_lanes(Fma::Nmadd, true, X(12), x5, X(14));
         asm.buf
     }
 
@@ -374,7 +435,7 @@ pmovsxdq xmm4, xmm5";
 
     #[test]
     fn constants_are_reached_from_where_the_code_is() {
-        let mut a = Asm { buf: Vec::new(), origin: 0x100 };
+        let mut a = Asm { origin: 0x100, ..Asm::default() };
         a.vector_at(PSHUFB, X(9), 0x40);
         // pshufb xmm9, [rip - 0xca], from the end of its ten bytes.
         assert_eq!(a.buf, [0x66, 0x44, 0x0f, 0x38, 0x00, 0x0d, 0x36, 0xff, 0xff, 0xff]);

@@ -6,6 +6,7 @@ use super::asm::{
 use super::layout::{self, BIAS};
 use crate::interp::handlers::Flags;
 use crate::jit::Entries;
+use crate::jit::ways::Ways;
 
 /// 16 bytes that vector instructions have as an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +28,18 @@ pub(super) enum Constant {
     Sha1c,
     Sha1p,
     Sha1m,
+    /// In all lanes: the sign, the rest, the exponent's bits, and the exponent of the smallest normal numbers.
+    Signs32,
+    Rests32,
+    Rests64,
+    Exponents32,
+    Exponents64,
+    Smallest32,
+    Smallest64,
 }
 
 impl Constant {
-    const ALL: [(Self, u128); 12] = [
+    const ALL: [(Self, u128); 19] = [
         (Self::Sign64, 1 << 63),
         (Self::Sign32, 1 << 31),
         (Self::Rest64, (1 << 63) - 1),
@@ -43,34 +52,32 @@ impl Constant {
         (Self::Sha1c, four(0x5a82_7999)),
         (Self::Sha1p, four(0x6ed9_eba1)),
         (Self::Sha1m, four(0x8f1b_bcdc)),
+        (Self::Signs32, each32(1 << 31)),
+        (Self::Rests32, each32((1 << 31) - 1)),
+        (Self::Rests64, each64((1 << 63) - 1)),
+        (Self::Exponents32, each32(0xff << 23)),
+        (Self::Exponents64, each64(0x7ff << 52)),
+        (Self::Smallest32, each32(1 << 23)),
+        (Self::Smallest64, each64(1 << 52)),
     ];
 }
 
 const fn four(x: u32) -> u128 {
-    x.wrapping_neg() as u128 * 0x0000_0001_0000_0001_0000_0001_0000_0001
+    each32(x.wrapping_neg())
 }
 
-/// Where each of them is, counted from the start of the code memory.
-#[derive(Clone, Copy, Default)]
+const fn each32(x: u32) -> u128 {
+    x as u128 * 0x0000_0001_0000_0001_0000_0001_0000_0001
+}
+
+const fn each64(x: u64) -> u128 {
+    (x as u128) << 64 | x as u128
+}
+
+/// Code that all blocks share. The operation is in RSI, an address in RAX, the slot of the jump cache at four times RCX.
+#[derive(Clone, Copy)]
 pub(super) struct Stubs {
-    /// `extern "C" fn(cpu, op, code)`: goes to `code`.
-    pub enter: usize,
-    /// Back to the run loop.
-    pub leave: usize,
-    /// To the interpreter, at the operation in RSI.
-    pub exit: usize,
-    /// The same where a block begins.
-    pub cold: usize,
-    /// To the run loop, at offset RAX of the page.
-    pub out: usize,
-    /// On at the target of the near branch in RSI.
-    pub chain: usize,
-    /// On at the address in RAX; the sign flag says that there is no fuel left.
-    pub goto: usize,
-    /// Calls the handler of the operation in RSI; comes back when the block goes on.
-    pub call: usize,
-    /// Brings the flags into NZCV's form; uses RAX and RCX.
-    pub flags: usize,
+    pub ways: Ways,
     constants: usize,
 }
 
@@ -101,8 +108,8 @@ fn restore(a: &mut Asm) {
 }
 
 impl Stubs {
-    pub fn emit(a: &mut Asm, entries: &Entries) -> Self {
-        let mut s = Self { enter: a.here(), ..Self::default() };
+    pub(super) fn emit(a: &mut Asm, entries: &Entries) -> Self {
+        let mut s = Ways { enter: a.here(), ..Ways::default() };
         for r in SAVED {
             a.push(r);
         }
@@ -143,26 +150,14 @@ impl Stubs {
         a.mov(true, RSI, RAX);
         Self::go_on(a, &s, entries);
 
-        s.goto = a.here();
-        let empty = a.jcc(Cc::S);
-        a.mov(true, RCX, RAX);
-        a.shift_i(super::asm::Sh::Shr, true, RCX, 10);
-        a.arith(Arith::Xor, false, RCX, RAX);
-        a.arith_i(Arith::And, false, RCX, 0x3ffc);
-        a.load(3, false, true, RDX, layout::JUMPS);
-        a.lea(true, RDX, indexed(RDX, RCX, 2, 0));
-        a.mov(true, RCX, RAX);
-        a.arith_m(Arith::Xor, true, RCX, layout::KEY);
-        a.arith_m(Arith::Cmp, true, RCX, at(RDX, layout::JUMP_KEY));
-        let unknown = a.jcc(Cc::NE);
-        a.load(3, false, true, RSI, at(RDX, layout::JUMP_OP));
-        a.arith_i(Arith::And, true, RAX, !0xfff);
-        a.store(3, layout::PAGE, RAX);
-        Self::go_on(a, &s, entries);
-        a.land(empty);
-        a.land(unknown);
+        s.unknown = a.here();
         a.store(3, layout::PC, RAX);
         a.jmp_to(s.leave);
+
+        s.interpreted = a.here();
+        a.load(3, false, true, RDX, layout::JUMPS);
+        a.load(3, false, true, RSI, indexed(RDX, RCX, 2, layout::JUMP_OP));
+        a.jmp_to(s.cold);
 
         s.call = a.here();
         a.lea(true, RDI, at(RBX, -BIAS));
@@ -177,24 +172,25 @@ impl Stubs {
         a.arith_i(Arith::Add, true, RSP, 8);
         a.jmp_to(s.leave);
 
+        // NZCV's form; uses RAX and RCX.
         s.flags = a.here();
         Self::flags(a);
 
         a.buf.resize(a.buf.len().next_multiple_of(16), 0);
-        s.constants = a.here();
+        let constants = a.here();
         for (_, value) in Constant::ALL {
             a.buf.extend_from_slice(&value.to_le_bytes());
         }
-        s
+        Self { ways: s, constants }
     }
 
     /// Where a constant is.
-    pub fn constant(&self, which: Constant) -> usize {
+    pub(super) fn constant(&self, which: Constant) -> usize {
         self.constants + 16 * which as usize
     }
 
     /// On at the operation in RSI: in its machine code if it has some, or in the interpreter.
-    fn go_on(a: &mut Asm, s: &Self, entries: &Entries) {
+    fn go_on(a: &mut Asm, s: &Ways, entries: &Entries) {
         a.mov_i(RAX, entries.compiled);
         a.arith_m(Arith::Cmp, true, RAX, at(RSI, layout::OP_HANDLER));
         a.jcc_to(Cc::NE, s.cold);

@@ -117,6 +117,10 @@ impl Translator<'_> {
                 }
                 true
             }
+            Simd::FromUpper { d, n } => {
+                self.vector(Simd::ToGeneral { signed: false, wide: true, size: 3, d, n, lane: 1 })
+            }
+            Simd::ToUpper { d, n } => self.vector(Simd::FromGeneral { size: 3, d, n, lane: 1 }),
             Simd::FromGeneral { size, d, n, lane } => {
                 let (z, s) = (self.read_vector(d), self.read(n));
                 let r = self.write_vector(d);
