@@ -22,7 +22,7 @@ enum Mount<'a> {
 }
 
 /// Mounts what the host names.
-pub fn attach(wanted: &Attach) -> AttachReply {
+pub(crate) fn attach(wanted: &Attach) -> AttachReply {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     match root::writable(|| mount_all(wanted)).and_then(|()| finish(wanted)) {
         Ok(()) => AttachReply::Done,
@@ -30,8 +30,19 @@ pub fn attach(wanted: &Attach) -> AttachReply {
     }
 }
 
+/// Has the file system of a volume take in all of its disk.
+pub(crate) fn grow(device: &str, bytes: u64) -> AttachReply {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    match volumes::grow(device, bytes) {
+        Ok(()) => AttachReply::Done,
+        Err(e) => {
+            AttachReply::Failed { message: format!("the file system on {device} cannot be made larger: {e}") }
+        }
+    }
+}
+
 /// Takes away what shares and volumes there are, whose file systems are whole then.
-pub fn end() {
+pub(crate) fn end() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     shares::detach_all();
     volumes::detach_all();

@@ -25,7 +25,7 @@ static TRUSTED: Mutex<String> = Mutex::new(String::new());
 /// Has the guest trust this certificate, in PEM, in place of the one before: in the image's own files, and in one at a place
 /// that variables of the environment can name. An image in which that cannot be done goes without: then programs
 /// accept no connection that is opened.
-pub fn trust(certificate: &str) {
+pub(crate) fn trust(certificate: &str) {
     let mut trusted = TRUSTED.lock().unwrap_or_else(|e| e.into_inner());
     if *trusted == certificate {
         return;
@@ -34,10 +34,11 @@ pub fn trust(certificate: &str) {
     let mut first = None;
     for path in BUNDLES {
         let Ok(found) = sys::read_file(path, MAX_BYTES) else { continue };
-        let changed = with(&found, certificate);
+        // There may be more of it than was read.
         if found.len() as u64 == MAX_BYTES {
             continue;
         }
+        let changed = with(&found, certificate);
         if changed != found {
             let _ = sys::write_file(path, &changed);
         }

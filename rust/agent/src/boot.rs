@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::{
-    BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, Identity, REQUEST_PORT,
+    AttachReply, BOOT_PORT, BootCommand, BootEvent, Configure, HOST_CID, Identity, REQUEST_PORT,
 };
 use supermachine_proto::{VERSION, frame};
 
@@ -19,7 +19,7 @@ const RETRY: Duration = Duration::from_millis(5);
 
 /// Why the guest cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     #[error("the boot connection failed: {0}")]
     Connection(#[from] frame::Error),
     #[error(transparent)]
@@ -33,7 +33,7 @@ fn step(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// Serves the guest until it is shut down; returns only with an error.
-pub fn run() -> Error {
+pub(crate) fn run() -> Error {
     let mut configured = false;
     loop {
         let mut host = match sys::connect_vsock(HOST_CID, BOOT_PORT) {
@@ -91,6 +91,10 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 let _ = room::set(&device, bytes);
                 frame::write(host, &BootEvent::RoomSet)?;
             }
+            BootCommand::Grow { device, bytes } => {
+                let done = matches!(attach::grow(&device, bytes), AttachReply::Done);
+                frame::write(host, &BootEvent::Grown { done })?;
+            }
             BootCommand::Shutdown { grace_ms } => {
                 let end = Instant::now() + Duration::from_millis(grace_ms.into());
                 init::halt(end);
@@ -130,6 +134,7 @@ fn prepare(configure: &Configure) -> Result<(), Error> {
     let place = configure.identity.network.as_ref();
     network::assume(place, false).map_err(step("taking the guest's place on its network"))?;
     authority::trust(&configure.identity.authority);
+    connections::prepare();
     reaper::start().map_err(step("starting the reaper"))?;
     let listener = sys::listen_vsock(REQUEST_PORT).map_err(step("listening for requests"))?;
     server::start(listener).map_err(step("starting to serve requests"))

@@ -1,7 +1,9 @@
 //! Connections of a guest that was restored: their other ends belong to the guest that it was made from.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 use crate::sys;
 
@@ -24,23 +26,31 @@ const COUNTS: [(i32, &str, &str); 2] = [
     (libc::AF_INET, "/proc/net/sockstat", "TCP: inuse "),
     (libc::AF_INET6, "/proc/net/sockstat6", "TCP6: inuse "),
 ];
+/// The same, open: to find them takes a restored guest longer than to read them.
+static FILES: OnceLock<[Option<File>; 2]> = OnceLock::new();
 const MAX_COUNTS: u64 = 4096;
+
+/// Opens what the connections are counted by.
+pub(crate) fn prepare() {
+    let _ = FILES.set(COUNTS.map(|(_, path, _)| File::open(path).ok()));
+}
 
 /// Ends every TCP connection that is not over the loopback, as if its other end had reset it, so that programs see that
 /// at once. A kernel that cannot do so leaves them; they are reset when they send something.
 ///
 /// To look for them the kernel goes through its whole table of connections, 16,384 buckets for 2 GiB: more instructions
 /// than all the rest of a restore. So it is not asked where its counts say that there is none, or listeners only.
-pub fn end_all() -> io::Result<()> {
+pub(crate) fn end_all() -> io::Result<()> {
     let mut diagnosis = None;
-    for (family, path, line) in COUNTS {
-        let count = sys::read_file(path, MAX_COUNTS).ok().and_then(|counts| number(&counts, line));
+    for ((family, _, line), file) in COUNTS.iter().zip(FILES.get().unwrap_or(&[None, None])) {
+        let (family, read) = (*family, |file: &File| sys::read_up_to(file, 0, MAX_COUNTS).ok());
+        let count = file.as_ref().and_then(read).and_then(|counts| number(&counts, line));
         if count == Some(0) {
             continue;
         }
         let socket = match &mut diagnosis {
             Some(socket) => socket,
-            none => none.insert(diagnosis_socket()?),
+            none => none.insert(sys::netlink_socket(libc::NETLINK_SOCK_DIAG)?),
         };
         if let Some(count) = count
             && all(socket, family, LISTENING)?.len() >= count
@@ -74,15 +84,6 @@ fn all(socket: &OwnedFd, family: i32, states: u32) -> io::Result<Vec<[u8; ID]>> 
     send(socket, &question)?;
     dump(socket, &mut found)?;
     Ok(found)
-}
-
-fn diagnosis_socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: the call takes no pointers; the kernel has just made the descriptor for us.
-    unsafe {
-        let fd = sys::check(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG))?;
-        Ok(OwnedFd::from_raw_fd(fd))
-    }
 }
 
 /// Appends a netlink message about a socket, or about all in these states.

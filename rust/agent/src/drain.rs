@@ -25,7 +25,7 @@ fn added() -> MutexGuard<'static, Vec<File>> {
 }
 
 /// Starts the thread that reads.
-pub fn start() -> io::Result<()> {
+pub(crate) fn start() -> io::Result<()> {
     let bell = sys::event()?;
     let heard = bell.try_clone()?;
     let _ = BELL.set(bell);
@@ -34,7 +34,11 @@ pub fn start() -> io::Result<()> {
 }
 
 /// Reads these to their ends, which never blocks: they are pipes that return at once.
-pub fn add(pipes: impl IntoIterator<Item = File>) {
+pub(crate) fn add(pipes: impl IntoIterator<Item = File>) {
+    let mut pipes = pipes.into_iter().peekable();
+    if pipes.peek().is_none() {
+        return;
+    }
     added().extend(pipes);
     if let Some(bell) = BELL.get() {
         // SAFETY: the eight bytes are those of the array.

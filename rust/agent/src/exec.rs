@@ -18,6 +18,8 @@ use crate::{drain, freeze, sys};
 
 /// Output that waits for the host; beyond it the process waits.
 const MAX_WAITING: usize = 256 * 1024;
+/// Enough for what most processes say.
+const FIRST_BUFFER: usize = 4 << 10;
 /// How long output of those that a process leaves behind is waited for.
 const ORPHANS: Duration = Duration::from_millis(100);
 /// What a terminal takes for the end of input: control-D.
@@ -29,6 +31,8 @@ struct Session {
     /// Which of the guest's lives the host's end belongs to.
     life: u64,
     decoder: Decoder,
+    /// What is read goes through it. It grows with what there is at a time, up to MAX_DATA.
+    buffer: Vec<u8>,
     /// Bytes for the host.
     out: VecDeque<u8>,
     pid: i32,
@@ -46,7 +50,7 @@ struct Session {
 }
 
 /// Serves a connection until its process has ended and everything is told.
-pub fn serve(mut host: File, request: &Exec) {
+pub(crate) fn serve(mut host: File, request: &Exec) {
     match start(&host, request) {
         Ok(mut session) => {
             match session.run() {
@@ -79,17 +83,20 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
         stdin = Some(ours.try_clone()?);
         (stdout, stderr) = (Some(ours), None);
     } else {
-        let (input, output, errors) = (sys::pipe()?, sys::pipe()?, sys::pipe()?);
-        let nothing: OwnedFd = File::open("/dev/null")?.into();
-        let theirs = if request.stdin { &input.0 } else { &nothing };
-        (pid, exit) = spawn::spawn(request, [theirs, &output.1, &errors.1])?;
-        stdin = request.stdin.then(|| input.1.into());
+        let (theirs, ours) = match request.stdin {
+            true => sys::pipe().map(|(theirs, ours)| (theirs, Some(ours)))?,
+            false => (File::open("/dev/null")?.into(), None),
+        };
+        let (output, errors) = (sys::pipe()?, sys::pipe()?);
+        (pid, exit) = spawn::spawn(request, [&theirs, &output.1, &errors.1])?;
+        stdin = ours.map(File::from);
         (stdout, stderr) = (Some(output.0.into()), Some(errors.0.into()));
     }
     let mut session = Session {
         host: host.try_clone()?,
         life: freeze::life(),
         decoder: Decoder::default(),
+        buffer: vec![0; FIRST_BUFFER],
         out: VecDeque::new(),
         pid,
         exit,
@@ -271,10 +278,9 @@ impl Session {
 
     /// Reads and obeys what the host has sent. The end of the connection is an error.
     fn hear(&mut self) -> Result<(), frame::Error> {
-        let mut buffer = vec![0; 16 * 1024];
-        match self.host.read(&mut buffer) {
+        match self.host.read(&mut self.buffer) {
             Ok(0) => return Err(frame::Error::Truncated),
-            Ok(n) => self.decoder.push(&buffer[..n]),
+            Ok(n) => self.decoder.push(&self.buffer[..n]),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => return Err(error.into()),
         }
@@ -342,11 +348,12 @@ impl Session {
     fn read_output(&mut self, errors: bool) {
         let file = if errors { &mut self.stderr } else { &mut self.stdout };
         let Some(pipe) = file else { return };
-        let mut buffer = vec![0; MAX_DATA];
-        match pipe.read(&mut buffer) {
+        match pipe.read(&mut self.buffer) {
             Ok(n @ 1..) => {
-                buffer.truncate(n);
-                let data = Chunk::from(buffer);
+                let data = Chunk::from(self.buffer[..n].to_vec());
+                if n == self.buffer.len() && n < MAX_DATA {
+                    self.buffer.resize(2 * n, 0);
+                }
                 self.tell(&if errors { ExecOutput::Stderr(data) } else { ExecOutput::Stdout(data) });
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}

@@ -3,9 +3,13 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
+};
 use std::path::Path;
+use std::time::Duration;
 
 use supermachine_proto::agent::{Chunk, FileCommand, FileReply, Stat, WriteMode};
 use supermachine_proto::frame::{self, MAX_DATA};
@@ -14,9 +18,11 @@ use crate::sys;
 
 /// Entries in one reply.
 const MAX_ENTRIES: usize = 256;
+/// Between two attempts to open what cannot be opened yet.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Serves one connection to its end.
-pub fn serve(connection: File) -> Result<(), frame::Error> {
+pub(crate) fn serve(connection: File) -> Result<(), frame::Error> {
     let mut commands = BufReader::new(connection.try_clone()?);
     let mut replies = connection;
     while let Some(command) = frame::read::<FileCommand>(&mut commands)? {
@@ -149,6 +155,48 @@ fn list(replies: &mut File, at: &Chunk) -> Result<io::Result<FileReply>, frame::
     Ok(Ok(FileReply::Done))
 }
 
+/// Opens what may be no regular file, never waiting longer than there is somebody who asks: a FIFO or a terminal may have
+/// nobody at its other end for ever. Gives also whether reads and writes may have to wait.
+fn open(
+    options: &mut OpenOptions,
+    at: &Path,
+    caller: &File,
+) -> Result<io::Result<(File, bool)>, frame::Error> {
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    loop {
+        let error = match options.open(at) {
+            Ok(file) => return Ok(file.metadata().map(|found| (file, !found.is_file() && !found.is_dir()))),
+            Err(error) => error,
+        };
+        // open(2): a FIFO has no reader yet; or another process gives up its lease now, and is given time for it.
+        let fifo = || fs::metadata(at).is_ok_and(|found| found.file_type().is_fifo());
+        match error.raw_os_error() {
+            Some(libc::ENXIO) if fifo() => {}
+            Some(libc::EWOULDBLOCK) => {}
+            _ => return Ok(Err(error)),
+        }
+        let mut fds = [hang_up(caller)];
+        sys::poll(&mut fds, Some(RETRY))?;
+        if fds[0].revents != 0 {
+            return Err(frame::Error::Truncated);
+        }
+    }
+}
+
+/// Waits until one that is no regular file can be read or written, or until whoever asks has gone.
+fn wait(file: &File, events: i16, caller: &File) -> Result<(), frame::Error> {
+    let mut fds = [libc::pollfd { fd: file.as_raw_fd(), events, revents: 0 }, hang_up(caller)];
+    while fds.iter().all(|fd| fd.revents == 0) {
+        sys::poll(&mut fds, None)?;
+    }
+    if fds[1].revents == 0 { Ok(()) } else { Err(frame::Error::Truncated) }
+}
+
+/// What is asked of poll(2) for the end of a connection, whatever has yet to be read of it.
+fn hang_up(caller: &File) -> libc::pollfd {
+    libc::pollfd { fd: caller.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 }
+}
+
 fn read(
     replies: &mut File,
     at: &Chunk,
@@ -156,14 +204,14 @@ fn read(
     length: u64,
     holes: bool,
 ) -> Result<io::Result<FileReply>, frame::Error> {
-    let opened = File::open(path(at)).and_then(|mut file| {
+    let opened = open(OpenOptions::new().read(true), path(at), replies)?.and_then(|(mut file, waits)| {
         if offset > 0 {
             file.seek(SeekFrom::Start(offset))?;
         }
-        Ok(file)
+        Ok((file, waits))
     });
-    let mut file = match opened {
-        Ok(file) => file,
+    let (mut file, waits) = match opened {
+        Ok(opened) => opened,
         Err(error) => return Ok(Err(error)),
     };
     let end = if length == 0 { u64::MAX } else { offset.saturating_add(length) };
@@ -184,17 +232,25 @@ fn read(
             continue;
         }
         let most = buffer.len().min(usize::try_from(end.min(data_end) - position).unwrap_or(usize::MAX));
+        if waits {
+            wait(&file, libc::POLLIN, replies)?;
+        }
         match file.read(&mut buffer[..most]) {
             Ok(0) => break,
             Ok(n) => {
                 frame::write(replies, &FileReply::Data(buffer[..n].to_vec().into()))?;
                 position += n as u64;
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if goes_on(&error, waits) => {}
             Err(error) => return Ok(Err(error)),
         }
     }
     Ok(Ok(FileReply::Done))
+}
+
+/// Whether the same call may succeed later.
+fn goes_on(error: &io::Error, waits: bool) -> bool {
+    error.kind() == io::ErrorKind::Interrupted || (waits && error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Where the next data of a file are at or after `position`, where the file is left: their start and their end. At the
@@ -230,8 +286,8 @@ fn write(
         WriteMode::Append => options.create(true).append(true),
         WriteMode::CreateNew => options.create_new(true),
     };
-    let mut file = match options.open(path(at)) {
-        Ok(file) => file,
+    let (mut file, waits) = match open(&mut options, path(at), replies)? {
+        Ok(opened) => opened,
         Err(error) => return Ok(Err(error)),
     };
     frame::write(replies, &FileReply::Done)?;
@@ -241,14 +297,14 @@ fn write(
         match frame::read(commands)? {
             Some(FileCommand::WriteData(data)) => {
                 if done.is_ok()
-                    && let Err(error) = file.write_all(&data.0)
+                    && let Err(error) = write_all(&mut file, &data.0, waits, replies)?
                 {
                     done = Err(error);
                 }
             }
             Some(FileCommand::WriteHole { length }) => {
                 if done.is_ok()
-                    && let Err(error) = skip(&mut file, length, how)
+                    && let Err(error) = skip(&mut file, length, how, waits, replies)?
                 {
                     done = Err(error);
                 }
@@ -260,18 +316,51 @@ fn write(
     }
 }
 
+fn write_all(
+    file: &mut File,
+    mut data: &[u8],
+    waits: bool,
+    caller: &File,
+) -> Result<io::Result<()>, frame::Error> {
+    while !data.is_empty() {
+        if waits {
+            wait(file, libc::POLLOUT, caller)?;
+        }
+        match file.write(data) {
+            Ok(0) => return Ok(Err(io::ErrorKind::WriteZero.into())),
+            Ok(n) => data = &data[n..],
+            Err(error) if goes_on(&error, waits) => {}
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(()))
+}
+
 /// Leaves a hole of this length where the file is being written; devices and pipes get its zeros.
-fn skip(file: &mut File, length: u64, how: WriteMode) -> io::Result<()> {
+fn skip(
+    file: &mut File,
+    mut length: u64,
+    how: WriteMode,
+    waits: bool,
+    caller: &File,
+) -> Result<io::Result<()>, frame::Error> {
     let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
     if matches!(how, WriteMode::Append) {
-        return Err(invalid());
+        return Ok(Err(invalid()));
     }
-    if !file.metadata()?.is_file() {
-        return io::copy(&mut io::repeat(0).take(length), file).map(|_| ());
+    if waits {
+        let zeros = vec![0; MAX_DATA];
+        while length > 0 {
+            let part = zeros.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+            if let Err(error) = write_all(file, &zeros[..part], waits, caller)? {
+                return Ok(Err(error));
+            }
+            length -= part as u64;
+        }
+        return Ok(Ok(()));
     }
-    let length = i64::try_from(length).map_err(|_| invalid())?;
-    let position = file.seek(SeekFrom::Current(length))?;
-    file.set_len(position)
+    let Ok(length) = i64::try_from(length) else { return Ok(Err(invalid())) };
+    Ok(file.seek(SeekFrom::Current(length)).and_then(|position| file.set_len(position)))
 }
 
 #[cfg(test)]
@@ -342,6 +431,89 @@ mod tests {
             vec![reply(stream), reply(stream)]
         });
         assert_eq!(cut, [FileReply::Hole { length: 10 }, FileReply::Done]);
+        fs::remove_file(name).unwrap();
+    }
+
+    /// A FIFO of this test's own, opened by an agent that is asked with `command`.
+    fn asked_of_a_fifo(
+        name: &str,
+        command: impl FnOnce(Chunk) -> FileCommand,
+    ) -> (std::path::PathBuf, UnixStream, std::thread::JoinHandle<Result<(), frame::Error>>) {
+        let name = std::env::temp_dir().join(format!("supermachine-{name}-{}", std::process::id()));
+        let _ = fs::remove_file(&name);
+        sys::make_fifo(name.as_os_str().as_bytes(), 0o600).unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let agent = std::thread::spawn(|| serve(File::from(std::os::fd::OwnedFd::from(theirs))));
+        frame::write(&mut ours, &command(Chunk(name.as_os_str().as_bytes().to_vec()))).unwrap();
+        (name, ours, agent)
+    }
+
+    #[test]
+    fn nobody_waits_at_a_fifo_for_a_caller_that_has_gone() {
+        let reads = |path| FileCommand::Read { path, offset: 0, length: 0, holes: true };
+        let writes = |path| FileCommand::Write { path, mode: 0o600, how: WriteMode::Truncate };
+        let opened_by_us = |name: &Path| OpenOptions::new().read(true).write(true).open(name).unwrap();
+        // At the opening, and with somebody at the other end who neither reads nor writes.
+        for other_end in [false, true] {
+            let (name, ours, agent) = asked_of_a_fifo("unread", reads);
+            let held = other_end.then(|| opened_by_us(&name));
+            std::thread::sleep(RETRY);
+            drop(ours);
+            assert!(agent.join().unwrap().is_err());
+            drop(held);
+            let (name_2, mut ours, agent) = asked_of_a_fifo("unwritten", writes);
+            let held = other_end.then(|| opened_by_us(&name_2));
+            if other_end {
+                assert_eq!(reply(&mut ours), FileReply::Done);
+                let zeros = FileCommand::WriteData(vec![0; MAX_DATA].into());
+                // More than the FIFO takes.
+                frame::write(&mut ours, &zeros).unwrap();
+                frame::write(&mut ours, &FileCommand::WriteHole { length: 1 << 40 }).unwrap();
+            }
+            std::thread::sleep(RETRY);
+            drop(ours);
+            assert!(agent.join().unwrap().is_err());
+            drop(held);
+            for name in [name, name_2] {
+                fs::remove_file(name).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_fifo_is_read_to_the_end_of_its_writer_and_written_to() {
+        let reads = |path| FileCommand::Read { path, offset: 0, length: 0, holes: true };
+        let (name, mut ours, agent) = asked_of_a_fifo("read", reads);
+        std::thread::sleep(RETRY);
+        let mut writer = OpenOptions::new().write(true).open(&name).unwrap();
+        writer.write_all(b"one").unwrap();
+        assert_eq!(reply(&mut ours), FileReply::Data(b"one".to_vec().into()));
+        std::thread::sleep(RETRY);
+        writer.write_all(b"two").unwrap();
+        assert_eq!(reply(&mut ours), FileReply::Data(b"two".to_vec().into()));
+        drop(writer);
+        assert_eq!(reply(&mut ours), FileReply::Done);
+        drop(ours);
+        agent.join().unwrap().unwrap();
+        fs::remove_file(name).unwrap();
+
+        let writes = |path| FileCommand::Write { path, mode: 0o600, how: WriteMode::Truncate };
+        let (name, mut ours, agent) = asked_of_a_fifo("written", writes);
+        let mut reader = File::open(&name).unwrap();
+        assert_eq!(reply(&mut ours), FileReply::Done);
+        for command in [
+            FileCommand::WriteData(b"three".to_vec().into()),
+            FileCommand::WriteHole { length: 200_000 },
+            FileCommand::WriteEnd,
+        ] {
+            frame::write(&mut ours, &command).unwrap();
+        }
+        let mut found = vec![0; 5 + 200_000];
+        reader.read_exact(&mut found).unwrap();
+        assert_eq!((&found[..5], found[5..].iter().max()), (&b"three"[..], Some(&0)));
+        assert_eq!(reply(&mut ours), FileReply::Done);
+        drop(ours);
+        agent.join().unwrap().unwrap();
         fs::remove_file(name).unwrap();
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -13,8 +14,28 @@ use crate::sys;
 /// How deep a tree may be; an image's is not.
 const MAX_DEPTH: u32 = 128;
 
+/// The directory of a volume that is seen, and what it is called while it is filled.
+pub(crate) const VISIBLE: &str = "volume";
+const UNFINISHED: &str = "volume.new";
+
+/// Makes the directory that is seen of the volume whose top is at `place`, with what is in the image's directory, unless it is
+/// there.
+pub(crate) fn once(image: &File, place: &Path) -> io::Result<()> {
+    let (visible, unfinished) = (place.join(VISIBLE), place.join(UNFINISHED));
+    if sys::exists_now(&visible)? {
+        return Ok(());
+    }
+    // What somebody was killed amid is begun anew.
+    if sys::exists_now(&unfinished)? {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    copy(&PathBuf::from(format!("/proc/self/fd/{}", image.as_raw_fd())), &unfinished)?;
+    sys::sync();
+    fs::rename(&unfinished, &visible)
+}
+
 /// Copies the directory `from` to a new one at `to`.
-pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
     directory(from, to, &mut HashMap::new(), 0)
 }
 

@@ -13,7 +13,7 @@ use supermachine_proto::frame;
 const STACK: usize = 64 << 10;
 
 /// Serves one connection until both sides have ended.
-pub fn serve(mut connection: File, port: u16) -> Result<(), frame::Error> {
+pub(crate) fn serve(mut connection: File, port: u16) -> Result<(), frame::Error> {
     let joined = connect(port).and_then(|socket| {
         let (mut from_host, mut to_port) = (connection.try_clone()?, socket.try_clone()?);
         let (begin, begun) = mpsc::channel::<()>();

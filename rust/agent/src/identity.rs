@@ -23,7 +23,7 @@ struct PoolInfo {
 }
 
 /// Takes on the identity but for its time; every step must have worked before anything of the user's runs.
-pub fn assume(identity: &Identity) -> io::Result<()> {
+pub(crate) fn assume(identity: &Identity) -> io::Result<()> {
     add_entropy(&identity.entropy.0)?;
     sys::set_hostname(&identity.hostname)?;
     // What an image has there and is no file is nobody's machine id.
@@ -55,7 +55,7 @@ static NAMED: Mutex<(Vec<&str>, String)> = Mutex::new((Vec::new(), String::new()
 
 /// Writes the files that name hosts, where the image leaves them empty or out. An image in which that cannot be done (a
 /// link to nowhere stands there, say) goes without.
-pub fn write_hosts(hostname: &str) {
+pub(crate) fn write_hosts(hostname: &str) {
     let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
     named.1 = hostname.into();
     for (path, contents) in naming(hostname) {
@@ -66,13 +66,12 @@ pub fn write_hosts(hostname: &str) {
 }
 
 /// Puts a new host name into the files that hold the one before, where they are still as this agent wrote them.
-pub fn rename_hosts(hostname: &str) -> io::Result<()> {
+pub(crate) fn rename_hosts(hostname: &str) -> io::Result<()> {
     let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
     let before = std::mem::replace(&mut named.1, hostname.into());
     for ((path, old), (_, new)) in naming(&before).into_iter().zip(naming(hostname)) {
-        let limit = old.len() as u64 + 1;
-        if named.0.contains(&path) && sys::read_file(path, limit).is_ok_and(|found| found == old.as_bytes()) {
-            sys::write_file(path, new.as_bytes())?;
+        if named.0.contains(&path) {
+            sys::exchange(path, old.as_bytes(), new.as_bytes())?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::reaper::Exit;
-use crate::{freeze, sys};
+use crate::{freeze, sys, threads};
 
 /// Commands that are init systems.
 const PROGRAMS: [&[u8]; 7] = [
@@ -24,7 +24,7 @@ const PROGRAMS: [&[u8]; 7] = [
     b"/usr/lib/systemd/systemd",
 ];
 /// Says to an init that it need not care for hardware, clock and consoles.
-pub const ENVIRONMENT: (&str, &str) = ("container", "supermachine");
+pub(crate) const ENVIRONMENT: (&str, &str) = ("container", "supermachine");
 
 /// The init that runs, if any, by its pidfd, and how it ended.
 static RUNNING: Mutex<Option<(Arc<OwnedFd>, Arc<Exit>)>> = Mutex::new(None);
@@ -34,7 +34,7 @@ fn running() -> MutexGuard<'static, Option<(Arc<OwnedFd>, Arc<Exit>)>> {
 }
 
 /// How a process stands to init systems.
-pub enum Place {
+pub(crate) enum Place {
     /// An ordinary one in a guest without.
     Plain,
     /// It becomes one. The descriptor is `cgroup.procs` of its own control group.
@@ -45,7 +45,7 @@ pub enum Place {
 
 impl Place {
     /// Where the program `name` belongs.
-    pub fn of(name: &[u8]) -> io::Result<Self> {
+    pub(crate) fn of(name: &[u8]) -> io::Result<Self> {
         let init = running().as_ref().filter(|(_, exit)| exit.status().is_none()).map(|(fd, _)| fd.clone());
         match init {
             Some(fd) => Ok(Self::Beside(fd)),
@@ -60,20 +60,21 @@ impl Place {
     }
 
     /// What clone(2) makes anew for it.
-    pub fn clone_flags(&self) -> libc::c_int {
+    pub(crate) fn clone_flags(&self) -> libc::c_int {
         if matches!(self, Self::First(_)) { libc::CLONE_NEWPID | libc::CLONE_NEWNS } else { 0 }
     }
 
     /// In the thread that makes the process, before it does: a process id is given in the namespace that the thread
     /// has for its children. The thread is of no use for others afterwards.
-    pub fn prepare_thread(&self) -> io::Result<()> {
+    pub(crate) fn prepare_thread(&self) -> io::Result<()> {
         let Self::Beside(init) = self else { return Ok(()) };
+        threads::spend();
         // SAFETY: the call takes no pointers.
         sys::check(unsafe { libc::setns(init.as_raw_fd(), libc::CLONE_NEWPID) }).map(drop)
     }
 
     /// Remembers an init that has been started.
-    pub fn started(&self, pid: i32, exit: &Arc<Exit>) -> io::Result<()> {
+    pub(crate) fn started(&self, pid: i32, exit: &Arc<Exit>) -> io::Result<()> {
         if let Self::First(_) = self {
             *running() = Some((Arc::new(sys::pidfd(pid)?), exit.clone()));
         }
@@ -81,7 +82,7 @@ impl Place {
     }
 
     /// In the new process: takes its place. System calls only, with strings that are constants; 0 or the errno.
-    pub fn take(&self) -> i32 {
+    pub(crate) fn take(&self) -> i32 {
         // SAFETY: `__errno_location` is the calling thread's own.
         let errno = || unsafe { *libc::__errno_location() };
         match self {
@@ -136,7 +137,7 @@ impl Place {
 
 /// Has the init that runs, if any, end what it has started, and waits for it until `deadline`. To SIGTERM systemd would
 /// start itself anew; SIGRTMIN+3 halts it (systemd(1)), and an init that does not know it is ended by SIGTERM later.
-pub fn halt(deadline: Instant) {
+pub(crate) fn halt(deadline: Instant) {
     let Some((init, exit)) = running().clone() else { return };
     // SAFETY: the descriptor is open; no information goes with the signal.
     unsafe {

@@ -23,7 +23,7 @@ const FOR_ALL: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
 
 /// Sets the limits of this process, which all that it starts inherit, and the kernel's. A kernel without a setting or
 /// a device goes without.
-pub fn set() -> io::Result<()> {
+pub(crate) fn set() -> io::Result<()> {
     limit(libc::RLIMIT_NOFILE, DESCRIPTORS)?;
     limit(libc::RLIMIT_NPROC, libc::RLIM_INFINITY)?;
     for (name, value) in SETTINGS {

@@ -21,7 +21,7 @@ static IMAGE_TIME: OnceLock<i64> = OnceLock::new();
 /// Why the guest cannot have its root.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} cannot be mounted: {error}")]
-pub struct Error {
+pub(crate) struct Error {
     what: String,
     error: io::Error,
 }
@@ -31,7 +31,7 @@ fn named(what: &str) -> impl FnOnce(io::Error) -> Error + '_ {
 }
 
 /// Mounts everything; this process's root is the guest's afterwards.
-pub fn mount_all(configure: &Configure) -> Result<(), Error> {
+pub(crate) fn mount_all(configure: &Configure) -> Result<(), Error> {
     let root = match &configure.root {
         Root::Initramfs => "",
         Root::Overlay { device, fs } => {
@@ -58,7 +58,7 @@ pub fn mount_all(configure: &Configure) -> Result<(), Error> {
             _ => {}
         }
     }
-    crate::shares::begin();
+    crate::shares::begin(root, READ_AHEAD_KIB);
     if !root.is_empty() {
         std::env::set_current_dir(root).map_err(named(root))?;
         sys::mount(".", "/", "", MS_MOVE, "").map_err(named("the root"))?;
@@ -94,7 +94,7 @@ pub fn mount_all(configure: &Configure) -> Result<(), Error> {
 
 /// Gives the root directory the image's time back, which what was made in it has changed. An image without an entry
 /// for it has none: it is as old as the guest then.
-pub fn date_root() {
+pub(crate) fn date_root() {
     let time = IMAGE_TIME.get().copied().unwrap_or_default();
     if time > 0 {
         let _ = sys::set_times(b"/", time, time);
@@ -109,9 +109,11 @@ fn read_ahead(device: &str) {
 
 /// What disks' file systems are mounted with. What is removed gives its room back; block bitmaps are read when they are
 /// needed, for there is one for each 128 MiB of a disk that is mostly empty; and inode tables are zeros already.
-pub const EXT4_OPTIONS: &str = "discard,noinit_itable,no_prefetch_block_bitmaps";
+pub(crate) const EXT4_OPTIONS: &str = "discard,noinit_itable,no_prefetch_block_bitmaps";
 /// And that of the root's beside. No crash of the guest is outlived by that, so nothing is written out for the sake of one.
-const ROOT_OPTIONS: &str = "noauto_da_alloc,nobarrier,data=writeback";
+/// Data stays ordered: with `data=writeback` ext4 discards each extent as it is freed, one request for each file that is removed,
+/// and otherwise those of many at once, beside the program, when the journal is committed.
+const ROOT_OPTIONS: &str = "noauto_da_alloc,nobarrier";
 
 /// The read-only image below a writable disk or tmpfs, at /root.
 fn overlay(device: &str, fs: &str, configure: &Configure) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::{INTERFACE, Network};
 
-use crate::sys;
+use crate::{network_v6, sys};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How long the kernel may take to see that the link is up. Programs would lose what they send before.
@@ -18,29 +18,35 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_micros(200);
 
 /// Takes the place that the host says, or none; after a restore `anew`.
-pub fn assume(network: Option<&Network>, anew: bool) -> io::Result<()> {
+pub(crate) fn assume(network: Option<&Network>, anew: bool) -> io::Result<()> {
     let socket = datagram_socket()?;
     let Some(network) = network else {
         // A guest of a machine without the device has nothing to take down.
-        if flags(&socket).is_ok_and(|flags| flags & libc::IFF_UP != 0) {
+        if let Ok(flags) = flags(&socket)
+            && flags & libc::IFF_UP != 0
+        {
             set_address(&socket, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED)?;
-            set_flags(&socket, 0)?;
+            set_flags(&socket, flags & !libc::IFF_UP)?;
+            network_v6::assume(None, true, || index(&socket));
         }
         return name_server(None, anew);
     };
     // The place from before a restore is the same.
-    let up = flags(&socket)? & libc::IFF_UP != 0;
+    let flags_before = flags(&socket)?;
+    let up = flags_before & libc::IFF_UP != 0;
     if !up || own_address(&socket) != Some(network.address) {
         set_address(&socket, libc::SIOCSIFADDR, network.address)?;
         let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix)).unwrap_or(0);
         set_address(&socket, libc::SIOCSIFNETMASK, Ipv4Addr::from_bits(mask))?;
-        set_flags(&socket, libc::IFF_UP)?;
+        // The call sets all of them: without those that are there the interface would lose MULTICAST.
+        set_flags(&socket, flags_before | libc::IFF_UP)?;
     }
     add_default_route(&socket, network.gateway)?;
     let end = Instant::now() + PATIENCE;
     while flags(&socket)? & libc::IFF_RUNNING == 0 && Instant::now() < end {
         std::thread::sleep(LOOK);
     }
+    network_v6::assume(network.v6.as_ref(), !up, || index(&socket));
     name_server(Some(network), anew)
 }
 
@@ -62,11 +68,18 @@ fn lines(network: &Network) -> String {
 
 /// What the image has there.
 static IMAGES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+/// What this agent has written there last.
+static WRITTEN: Mutex<String> = Mutex::new(String::new());
 const MAX_BYTES: u64 = 64 * 1024;
 
 /// Names the guest's name server in place of those that the image names, as docker does, and gives the image's back to a
 /// guest without a network. What somebody has written since the boot stays.
 fn name_server(network: Option<&Network>, anew: bool) -> io::Result<()> {
+    let wanted = network.map(lines).unwrap_or_default();
+    let mut written = WRITTEN.lock().unwrap_or_else(|e| e.into_inner());
+    if anew && *written == wanted {
+        return Ok(());
+    }
     let found = sys::read_file(RESOLV_CONF, MAX_BYTES).unwrap_or_default();
     let ours = found.starts_with(first_line(Network::default().gateway).as_bytes());
     let mut images = IMAGES.lock().unwrap_or_else(|e| e.into_inner());
@@ -74,15 +87,11 @@ fn name_server(network: Option<&Network>, anew: bool) -> io::Result<()> {
         images.clone_from(&found);
     }
     match network {
-        Some(network) if ours || found == *images => {
-            let lines = lines(network);
-            if found != lines.as_bytes() {
-                write(lines.as_bytes());
-            }
-        }
+        Some(_) if (ours || found == *images) && found != wanted.as_bytes() => write(wanted.as_bytes()),
         None if ours => write(&images),
         _ => {}
     }
+    *written = wanted;
     Ok(())
 }
 
@@ -147,6 +156,16 @@ fn flags(socket: &OwnedFd) -> io::Result<i32> {
     unsafe {
         sys::check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request))?;
         Ok(request.ifr_ifru.ifru_flags.into())
+    }
+}
+
+/// The number by which netlink knows the interface.
+fn index(socket: &OwnedFd) -> io::Result<i32> {
+    let mut request = request();
+    // SAFETY: the ioctl writes the number into the request.
+    unsafe {
+        sys::check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX as _, &raw mut request))?;
+        Ok(request.ifr_ifru.ifru_ifindex)
     }
 }
 

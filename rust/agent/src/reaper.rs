@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::sys;
 
 /// A process that somebody waits for.
-pub struct Exit {
+pub(crate) struct Exit {
     /// Readable once the process has ended.
     pub event: OwnedFd,
     status: Mutex<Option<i32>>,
@@ -17,7 +17,7 @@ pub struct Exit {
 
 impl Exit {
     /// The wait status (wait(2)) once the process has ended.
-    pub fn status(&self) -> Option<i32> {
+    pub(crate) fn status(&self) -> Option<i32> {
         *self.status.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
@@ -31,7 +31,7 @@ fn waited() -> MutexGuard<'static, BTreeMap<i32, Arc<Exit>>> {
 }
 
 /// Starts the reaper. SIGCHLD is blocked in this thread and all that it starts from now on.
-pub fn start() -> io::Result<()> {
+pub(crate) fn start() -> io::Result<()> {
     let mut signals = std::mem::MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set, which outlives the calls.
     let signals = unsafe {
@@ -52,7 +52,7 @@ pub fn start() -> io::Result<()> {
 }
 
 /// Makes a process with `make`, which returns its id, and registers it.
-pub fn register(make: impl FnOnce() -> io::Result<i32>) -> io::Result<(i32, Arc<Exit>)> {
+pub(crate) fn register(make: impl FnOnce() -> io::Result<i32>) -> io::Result<(i32, Arc<Exit>)> {
     let exit = Arc::new(Exit { event: sys::event()?, status: Mutex::new(None) });
     let mut waited = waited();
     let pid = make()?;
@@ -79,7 +79,7 @@ fn reap() {
 }
 
 /// Ends every process: SIGTERM, and SIGKILL for those that are left after `grace`.
-pub fn end_all(grace: Duration) {
+pub(crate) fn end_all(grace: Duration) {
     for (signal, patience) in [(libc::SIGTERM, grace), (libc::SIGKILL, Duration::from_secs(1))] {
         sys::kill(-1, signal);
         let end = Instant::now() + patience;

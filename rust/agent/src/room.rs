@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::{sys, volumes};
@@ -19,7 +18,7 @@ fn limited() -> MutexGuard<'static, Vec<(String, u64)>> {
 }
 
 /// Has the file system on a device give out so many bytes and no more; `u64::MAX` for all that it has.
-pub fn set(device: &str, bytes: u64) -> io::Result<()> {
+pub(crate) fn set(device: &str, bytes: u64) -> io::Result<()> {
     let mut limited = limited();
     let known = limited.iter().find(|(found, _)| found == device).map(|(_, usual)| *usual);
     let usual = match known {
@@ -36,7 +35,7 @@ pub fn set(device: &str, bytes: u64) -> io::Result<()> {
 }
 
 /// In a guest that is another one now, whose host may have room: nothing is limited.
-pub fn lift() {
+pub(crate) fn lift() {
     for (device, usual) in limited().drain(..) {
         let _ = fs::write(attribute(&device, "reserved_clusters"), usual.to_string());
     }
@@ -49,12 +48,7 @@ fn lacking(device: &str, bytes: u64) -> io::Result<u64> {
         // The root's: an overlay says what its upper layer has.
         None => fs::File::open("/")?,
     };
-    // SAFETY: all zeros is a valid statfs, which the call writes to; the descriptor is open.
-    let found = unsafe {
-        let mut found: libc::statfs = std::mem::zeroed();
-        sys::check(libc::fstatfs(top.as_raw_fd(), &raw mut found))?;
-        found
-    };
+    let found = sys::file_system(&top)?;
     let waiting = read(device, "delayed_allocation_blocks")?;
     // No more than all but one, which ext4 takes.
     let most = (found.f_blocks as u64).saturating_sub(1);

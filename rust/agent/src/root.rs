@@ -14,7 +14,7 @@ static READ_ONLY: AtomicBool = AtomicBool::new(false);
 const NAMES: [&str; 3] = ["etc/hosts", "etc/hostname", "etc/resolv.conf"];
 
 /// Makes the root read-only. EBUSY where a file in it is open for writing.
-pub fn make_read_only() -> io::Result<()> {
+pub(crate) fn make_read_only() -> io::Result<()> {
     let root = OwnedFd::from(File::open("/")?);
     if !READ_ONLY.load(Ordering::SeqCst) {
         for name in NAMES {
@@ -32,7 +32,7 @@ pub fn make_read_only() -> io::Result<()> {
 
 /// Does what the agent itself must write to the root for: places for mounts, the guest's names. Where a root that is
 /// read-only cannot be so again, because a process has opened a file meanwhile, it is tried no more.
-pub fn writable<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn writable<T>(work: impl FnOnce() -> T) -> T {
     let root = READ_ONLY.load(Ordering::SeqCst).then(|| File::open("/").map(Into::into));
     if let Some(Ok(root)) = &root {
         let _ = shares::set_read_only(root, false);

@@ -1,4 +1,4 @@
-//! Takes requests: each connection is served on a thread of its own.
+//! Takes requests: each connection is served by a thread.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use supermachine_proto::agent::{AttachReply, ExecError, ExecOutput, FileReply, HOST_CID, Request};
 use supermachine_proto::frame;
 
-use crate::{attach, drain, exec, files, forward, sys};
+use crate::{attach, drain, exec, files, forward, sys, threads, watch};
 
 /// Enough for the deepest of the handlers, whose buffers are on the heap.
 const STACK: usize = 192 << 10;
@@ -18,7 +18,7 @@ const WORDS: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Serves connections to `listener` for as long as the guest lives.
-pub fn start(listener: OwnedFd) -> io::Result<()> {
+pub(crate) fn start(listener: OwnedFd) -> io::Result<()> {
     // A process takes seven descriptors of the agent's, and there may be hundreds.
     sys::raise_file_limit()?;
     drain::start()?;
@@ -36,11 +36,12 @@ pub fn start(listener: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Serves a connection on a thread of its own; where none can be made, the host is told.
+/// Has a thread serve a connection; where none can be made, the host is told.
 fn take(connection: File) {
+    let Some(connection) = threads::give(connection) else { return };
     let Ok(kept) = connection.try_clone() else { return };
     let builder = std::thread::Builder::new().stack_size(STACK);
-    if let Err(error) = builder.spawn(move || serve(connection)) {
+    if let Err(error) = builder.spawn(move || threads::run(connection, serve)) {
         drop(
             sys::set_read_timeout(&kept, WORDS).map_err(frame::Error::Io).and_then(|()| refuse(kept, &error)),
         );
@@ -54,6 +55,10 @@ fn serve(mut connection: File) {
         Ok(Some(Request::Files)) => drop(files::serve(connection)),
         Ok(Some(Request::Forward { port })) => drop(forward::serve(connection, port)),
         Ok(Some(Request::Attach(wanted))) => drop(frame::write(&mut connection, &attach::attach(&wanted))),
+        Ok(Some(Request::Grow { device, bytes })) => {
+            drop(frame::write(&mut connection, &attach::grow(&device, bytes)));
+        }
+        Ok(Some(Request::Watch)) => drop(watch::serve(connection)),
         Ok(None) | Err(_) => {}
     }
 }
@@ -69,7 +74,7 @@ fn refuse(mut connection: File, error: &io::Error) -> Result<(), frame::Error> {
             let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
             frame::write(&mut connection, &FileReply::Failed { errno })
         }
-        Some(Request::Attach(_)) => {
+        Some(Request::Attach(_) | Request::Grow { .. } | Request::Watch) => {
             let message = format!("the guest's agent cannot start a thread for it: {}", shortage(error));
             frame::write(&mut connection, &AttachReply::Failed { message })
         }
@@ -78,7 +83,7 @@ fn refuse(mut connection: File, error: &io::Error) -> Result<(), frame::Error> {
 }
 
 /// What is short, and how there comes to be more of it.
-pub fn shortage(error: &io::Error) -> String {
+pub(crate) fn shortage(error: &io::Error) -> String {
     let what = match error.raw_os_error() {
         Some(libc::EMFILE) => {
             "the agent in the guest has no descriptors left (its RLIMIT_NOFILE); end processes or connections"

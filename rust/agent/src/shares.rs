@@ -5,13 +5,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libc::MS_NODEV;
 use supermachine_proto::agent::{Attach, SHARES_TAG, ShareMount};
 
-use crate::{sys, user};
+use crate::{fill, sys, user};
 
 /// Where the session is mounted: in the initramfs, which the guest's root covers.
 const PLACE: &str = "/shares";
@@ -36,14 +37,36 @@ struct MountAttributes {
     userns_fd: u64,
 }
 
-/// Begins the session, before the root is changed. A machine without the device has no shares to attach.
-pub fn begin() {
+/// Begins the session, before the root, which is at `root` now, is changed. A machine without the device has no shares to
+/// attach.
+pub(crate) fn begin(root: &str, read_ahead_kib: u32) {
     let begun = fs::create_dir_all(PLACE)
         .and_then(|()| sys::mount(SHARES_TAG, PLACE, "virtiofs", MS_NODEV, ""))
         .and_then(|()| File::open(PLACE));
-    if let Ok(root) = begun {
-        let _ = SESSION.set(root.into());
+    if let Ok(session) = begun {
+        let device = session.metadata().map_or(0, |found| found.dev());
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        // Where it cannot be, it only takes longer.
+        let _ = fs::write(
+            format!("{root}/sys/class/bdi/{major}:{minor}/read_ahead_kb"),
+            read_ahead_kib.to_string(),
+        );
+        let _ = SESSION.set(session.into());
     }
+}
+
+/// Has processes that wait for a lock in a share, and have a signal, stop waiting. Their driver does not tell the server of
+/// signals.
+pub(crate) fn interrupt() {
+    if let Some(session) = SESSION.get() {
+        // SAFETY: the string is NUL-terminated, and the call writes nothing.
+        unsafe { libc::faccessat(session.as_raw_fd(), c"interrupt".as_ptr(), libc::F_OK, 0) };
+    }
+}
+
+/// The session's root, where there is one.
+pub(crate) fn root() -> Option<&'static OwnedFd> {
+    SESSION.get()
 }
 
 fn attached() -> MutexGuard<'static, Vec<PathBuf>> {
@@ -51,26 +74,26 @@ fn attached() -> MutexGuard<'static, Vec<PathBuf>> {
 }
 
 /// Where they are mounted.
-pub fn places() -> Vec<PathBuf> {
+pub(crate) fn places() -> Vec<PathBuf> {
     attached().clone()
 }
 
 /// Unmounts them all.
-pub fn detach_all() {
+pub(crate) fn detach_all() {
     for target in attached().drain(..).rev() {
         let _ = detach(&target);
     }
 }
 
 /// What all shares of a request are mounted by.
-pub struct Session {
+pub(crate) struct Session {
     root: &'static OwnedFd,
     /// Who owns what; `None` where host and guest agree.
     namespace: Option<OwnedFd>,
 }
 
 /// The session, for the user that the request names.
-pub fn session(wanted: &Attach) -> Result<Session, String> {
+pub(crate) fn session(wanted: &Attach) -> Result<Session, String> {
     let root = SESSION.get().ok_or("this guest has no device for shares; boot it anew")?;
     let owner = user::resolve(&wanted.user)?;
     let ids = [(wanted.host_uid, owner.uid), (wanted.host_gid, owner.gid)];
@@ -85,7 +108,10 @@ pub fn session(wanted: &Attach) -> Result<Session, String> {
 
 impl Session {
     /// Binds one share.
-    pub fn mount(&self, share: &ShareMount, target: &Path) -> io::Result<()> {
+    pub(crate) fn mount(&self, share: &ShareMount, target: &Path) -> io::Result<()> {
+        if share.volume {
+            return self.mount_volume(share, target);
+        }
         let tree = open_tree(self.root, &share.index.to_string())?;
         let mut attributes = MountAttributes { set: 0, clear: 0, propagation: 0, userns_fd: 0 };
         if share.read_only {
@@ -99,6 +125,27 @@ impl Session {
             set_attributes(&tree, &attributes)?;
         }
         make_target(&tree, target)?;
+        move_mount(&tree, target)?;
+        attached().push(target.into());
+        Ok(())
+    }
+
+    /// Binds a volume that is a directory of the host: what is seen of it is filled with what the image has at its place if it
+    /// is new, and owners are as the guest says, whoever its user is.
+    fn mount_volume(&self, share: &ShareMount, target: &Path) -> io::Result<()> {
+        fs::create_dir_all(target)?;
+        let image = File::open(target)?;
+        let top = format!("/proc/self/fd/{}/{}", self.root.as_raw_fd(), share.index);
+        let tree = if share.read_only && !sys::exists_now(&Path::new(&top).join(fill::VISIBLE))? {
+            // What it would be filled with.
+            open_tree(&OwnedFd::from(image), ".")?
+        } else {
+            fill::once(&image, Path::new(&top))?;
+            open_tree(self.root, &format!("{}/{}", share.index, fill::VISIBLE))?
+        };
+        if share.read_only {
+            set_read_only(&tree, true)?;
+        }
         move_mount(&tree, target)?;
         attached().push(target.into());
         Ok(())
@@ -122,7 +169,7 @@ fn make_target(tree: &OwnedFd, target: &Path) -> io::Result<()> {
 }
 
 /// Unmounts what is on top of a place.
-pub fn detach(target: &Path) -> io::Result<()> {
+pub(crate) fn detach(target: &Path) -> io::Result<()> {
     let target = sys::c_string(target.as_os_str().as_bytes())?;
     // SAFETY: the string is NUL-terminated and outlives the call.
     sys::check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(drop)
@@ -133,7 +180,7 @@ fn returned(value: libc::c_long) -> io::Result<i32> {
 }
 
 /// A mount of its own of what a name in a directory stands for.
-pub fn open_tree(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+pub(crate) fn open_tree(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     let name = sys::c_string(name)?;
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
     // SAFETY: the string is NUL-terminated and outlives the call.
@@ -144,7 +191,7 @@ pub fn open_tree(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
 }
 
 /// Says whether things can be changed by way of this mount.
-pub fn set_read_only(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
+pub(crate) fn set_read_only(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
     let (set, clear) = if read_only { (MOUNT_ATTR_RDONLY, 0) } else { (0, MOUNT_ATTR_RDONLY) };
     set_attributes(tree, &MountAttributes { set, clear, propagation: 0, userns_fd: 0 })
 }
@@ -165,7 +212,7 @@ fn set_attributes(tree: &OwnedFd, attributes: &MountAttributes) -> io::Result<()
 }
 
 /// Mounts a tree.
-pub fn move_mount(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+pub(crate) fn move_mount(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     let target = sys::c_string(target.as_os_str().as_bytes())?;
     // SAFETY: both paths are NUL-terminated and outlive the call.
     let done = unsafe {
@@ -204,32 +251,32 @@ fn exchange((one, other): (u32, u32)) -> String {
     map
 }
 
-/// A user namespace with these maps. It lives in a process until it has a descriptor.
+/// Bytes of stack of a process that ends at once.
+const STACK: usize = 4096;
+
+/// Where a process of its own begins.
+extern "C" fn end_at_once(_: *mut libc::c_void) -> libc::c_int {
+    0
+}
+
+/// A user namespace with these maps. It is made with a process, and as that shares this one's memory and has ended before
+/// this one goes on, nothing is copied for it; until it is waited for the namespace is there.
 fn id_map_namespace(uids: &str, gids: &str) -> io::Result<OwnedFd> {
-    let (ready, readied) = sys::pipe()?;
-    // SAFETY: the child makes system calls alone, which may be done after a fork of a process with threads.
-    let child = sys::check(unsafe { libc::fork() })?;
-    if child == 0 {
-        // SAFETY: as above; the byte written is the literal's, and the child ends here.
-        unsafe {
-            if libc::unshare(libc::CLONE_NEWUSER) == 0 {
-                libc::write(readied.as_raw_fd(), b"r".as_ptr().cast(), 1);
-                libc::pause();
-            }
-            libc::_exit(1);
-        }
-    }
-    drop(readied);
+    let mut stack = vec![0_u128; STACK / size_of::<u128>()];
+    let top = stack.as_mut_ptr_range().end;
+    // Without a signal for its end no other thread collects it.
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_NEWUSER;
+    // SAFETY: the stack is the new process's alone, which ends before the call returns; it returns from a function that does
+    // nothing, and the C library ends it by the system call.
+    let child = sys::check(unsafe { libc::clone(end_at_once, top.cast(), flags, std::ptr::null_mut()) })?;
     let made = (|| {
-        let mut byte = [0];
-        io::Read::read_exact(&mut File::from(ready), &mut byte)?;
         fs::write(format!("/proc/{child}/uid_map"), uids)?;
         fs::write(format!("/proc/{child}/gid_map"), gids)?;
         File::open(format!("/proc/{child}/ns/user")).map(OwnedFd::from)
     })();
-    sys::kill(child, libc::SIGKILL);
-    // SAFETY: no status is asked for. The reaper may have been first.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WCLONE) };
+    drop(stack);
     made
 }
 

@@ -14,18 +14,19 @@ use crate::{freeze, server, sys, user};
 
 /// docker's PATH for an image that has none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The child runs on this while its parent waits for it.
-const STACK: usize = 64 * 1024;
+/// include/uapi/linux/sched.h: the process is born in the control group that a descriptor of its directory names. Moving it
+/// there afterwards would stop all forks in the guest meanwhile.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Why a process was not started.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     pub kind: ExecError,
     pub message: String,
 }
 
 impl Failure {
-    pub fn new(kind: ExecError, message: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: ExecError, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
 }
@@ -41,8 +42,6 @@ impl From<io::Error> for Failure {
 /// What the child needs, in memory that it shares with its parent until it executes the program.
 struct Child {
     stdio: [i32; 3],
-    /// Where it writes "0" to be in the control group of all that the host starts.
-    group: i32,
     tty: bool,
     place: Place,
     uid: u32,
@@ -59,7 +58,6 @@ struct Child {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    Group,
     Place,
     Stdio,
     Identity,
@@ -69,7 +67,7 @@ enum Step {
 
 /// Starts what `exec` says with these descriptors as stdin, stdout and stderr. A session and a process group of its
 /// own; its terminal is stdin when `exec.tty` is set.
-pub fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Failure> {
+pub(crate) fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Failure> {
     let name = exec.args.first().filter(|name| !name.0.is_empty());
     let name = &name.ok_or_else(|| Failure::new(ExecError::Invalid, "there is no program to run"))?.0;
     let user = user::resolve(&exec.user).map_err(|message| Failure::new(ExecError::UnknownUser, message))?;
@@ -87,13 +85,14 @@ pub fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Fail
         false => path.split(|byte| *byte == b':').map(|part| candidate(part, name)).collect(),
     };
     let cwd = if exec.cwd.0.is_empty() { b"/".to_vec() } else { exec.cwd.0.clone() };
-    if let Ok(text) = std::str::from_utf8(&cwd) {
+    if cwd != b"/"
+        && let Ok(text) = std::str::from_utf8(&cwd)
+    {
         // As docker does for WORKDIR; what stands in the way shows when the child enters the directory.
         let _ = std::fs::create_dir_all(text);
     }
     let mut child = Child {
         stdio: stdio.map(AsRawFd::as_raw_fd),
-        group: freeze::members().unwrap_or(-1),
         tty: exec.tty.is_some(),
         place,
         uid: user.uid,
@@ -105,15 +104,8 @@ pub fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Fail
         envp: pointers(&env),
         failed: None,
     };
-    let mut stack = vec![0_u128; STACK / 16];
-    let top = stack.as_mut_ptr_range().end;
     child.place.prepare_thread()?;
-    let (pid, exit) = reaper::register(|| {
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD | child.place.clone_flags();
-        // SAFETY: CLONE_VFORK suspends this thread until the child has executed the program or exited, so `child`,
-        // its strings and the stack outlive the child's use of them, and nothing is used by both at once.
-        sys::check(unsafe { libc::clone(child_main, top.cast(), flags, (&raw mut child).cast()) })
-    })?;
+    let (pid, exit) = reaper::register(|| make(&mut child))?;
     match child.failed {
         None => {
             child.place.started(pid, &exit)?;
@@ -121,6 +113,59 @@ pub fn spawn(exec: &Exec, stdio: [&OwnedFd; 3]) -> Result<(i32, Arc<Exit>), Fail
         }
         Some((step, errno)) => Err(explain(step, errno, exec)),
     }
+}
+
+/// Makes the process, as vfork(2) does but in the control group of all that the host starts; its id, once it has executed its
+/// program or ended.
+fn make(child: &mut Child) -> io::Result<i32> {
+    let group = freeze::group();
+    // SAFETY: all zeros is a valid clone_args: no stack of the child's own, no places to write to.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = (libc::CLONE_VM | libc::CLONE_VFORK | child.place.clone_flags()) as u64
+        | if group.is_some() { CLONE_INTO_CGROUP } else { 0 };
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = group.unwrap_or_default() as u64;
+    let (size, child) = (size_of_val(&arguments), &raw mut *child);
+    let result: isize;
+    // SAFETY: the call reads `arguments`. In this thread all it changes is the register of its result, and memory. The
+    // child goes on at the same place with a copy of all registers, and calls `child_main`, which never returns: it
+    // uses the stack below what is in use, which the thread, suspended by CLONE_VFORK until the child has executed
+    // the program or ended, does not look at afterwards. So `child` and its strings outlive the child's use of them,
+    // and nothing is used by both at once.
+    unsafe {
+        #[cfg(target_arch = "aarch64")]
+        std::arch::asm!(
+            "svc 0",
+            "cbnz x0, 2f",
+            "mov x0, {argument}",
+            "blr {main}",
+            "brk 1",
+            "2:",
+            argument = in(reg) child,
+            main = in(reg) child_main as extern "C" fn(*mut Child) -> !,
+            inlateout("x0") &raw const arguments => result,
+            in("x1") size,
+            in("x8") libc::SYS_clone3,
+        );
+        #[cfg(target_arch = "x86_64")]
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "mov rdi, {argument}",
+            "call {main}",
+            "ud2",
+            "2:",
+            argument = in(reg) child,
+            main = in(reg) child_main as extern "C" fn(*mut Child) -> !,
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") &raw const arguments,
+            in("rsi") size,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as i32) }
 }
 
 fn candidate(directory: &[u8], name: &[u8]) -> Vec<u8> {
@@ -132,8 +177,8 @@ fn candidate(directory: &[u8], name: &[u8]) -> Vec<u8> {
 /// The environment with what docker adds to it.
 fn environment(exec: &Exec, home: &str, place: &Place) -> Vec<Vec<u8>> {
     let mut env: Vec<Vec<u8>> = exec.env.iter().map(|entry| entry.0.clone()).collect();
-    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let mut defaults = vec![("PATH", PATH), ("HOSTNAME", hostname.trim_end()), ("HOME", home)];
+    let hostname = sys::hostname();
+    let mut defaults = vec![("PATH", PATH), ("HOSTNAME", &*hostname), ("HOME", home)];
     if exec.tty.is_some() {
         defaults.push(("TERM", "xterm"));
     }
@@ -172,9 +217,9 @@ fn explain(step: Step, errno: i32, exec: &Exec) -> Failure {
 }
 
 /// The child's life until it is the program. No allocation, no lock, no function that keeps state for all threads.
-extern "C" fn child_main(argument: *mut libc::c_void) -> i32 {
+extern "C" fn child_main(child: *mut Child) -> ! {
     // SAFETY: the parent gave us its `Child` and waits, so this is the only reference.
-    let child = unsafe { &mut *argument.cast::<Child>() };
+    let child = unsafe { &mut *child };
     let failed = become_program(child);
     child.failed = Some(failed);
     // SAFETY: ends this process at once, without running what its parent registered.
@@ -188,9 +233,6 @@ fn become_program(child: &Child) -> (Step, i32) {
     // SAFETY: all calls take the descriptors, strings and lists of `child`, which are valid and end as their calls
     // expect. The identity is set by plain system calls, for this process alone.
     unsafe {
-        if child.group >= 0 && libc::write(child.group, b"0".as_ptr().cast(), 1) < 0 {
-            return (Step::Group, errno());
-        }
         let placed = child.place.take();
         if placed != 0 {
             return (Step::Place, placed);
@@ -232,5 +274,39 @@ fn become_program(child: &Child) -> (Step, i32) {
             }
         }
         (Step::Execute, failure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use supermachine_proto::agent::Chunk;
+
+    use super::*;
+
+    /// Starts a shell's words, or a program's alone, and gives its exit code.
+    fn run(args: &[&str]) -> Result<i32, Failure> {
+        let args = args.iter().map(|arg| Chunk::from(arg.as_bytes().to_vec())).collect();
+        let nothing = OwnedFd::from(File::open("/dev/null").unwrap());
+        // SAFETY: the calls take nothing.
+        let user = unsafe { format!("{}:{}", libc::getuid(), libc::getgid()) };
+        let (env, cwd) = (Vec::new(), Chunk::default());
+        let exec = Exec { args, env, cwd, user, tty: None, stdin: false, timeout_ms: 0 };
+        let (pid, _) = spawn(&exec, [&nothing; 3])?;
+        let mut status = 0;
+        // SAFETY: the call writes to `status`.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        Ok(libc::WEXITSTATUS(status))
+    }
+
+    #[test]
+    fn a_process_runs_its_program_or_says_why_not() {
+        for code in [0, 7] {
+            assert_eq!(run(&["/bin/sh", "-c", &format!("exit {code}")]).unwrap(), code);
+        }
+        assert_eq!(run(&["/bin/sh", "-c", "[ $(pwd) = / ]"]).unwrap(), 0);
+        assert_eq!(run(&["/nowhere"]).unwrap_err().kind, ExecError::NotFound);
+        assert_eq!(run(&["/etc/passwd"]).unwrap_err().kind, ExecError::NotExecutable);
     }
 }

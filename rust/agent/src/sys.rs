@@ -2,50 +2,109 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 /// Connections that may wait to be accepted: as many as processes are started at once.
 const BACKLOG: i32 = 4096;
 
+/// Has the allocator keep what is freed, in one heap for all threads: each request has a thread, which would otherwise map a heap
+/// of its own and touch pages anew. Before any thread is started.
+pub(crate) fn keep_memory() {
+    const KEPT: i32 = 1 << 20;
+    let settings = [(libc::M_ARENA_MAX, 1), (libc::M_TRIM_THRESHOLD, KEPT), (libc::M_TOP_PAD, KEPT / 4)];
+    for (setting, value) in settings {
+        // SAFETY: the call takes no pointers; no other thread allocates yet.
+        unsafe { libc::mallopt(setting, value) };
+    }
+}
+
 /// A result from a return value that is negative on failure.
-pub fn check(value: i32) -> io::Result<i32> {
+pub(crate) fn check(value: i32) -> io::Result<i32> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
+/// A socket of netlink(7).
+pub(crate) fn netlink_socket(protocol: i32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: the call takes no pointers; the kernel has just made the descriptor for us.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::socket(libc::AF_NETLINK, kind, protocol))?)) }
+}
+
 /// A C string; what holds a NUL is an invalid argument.
-pub fn c_string(bytes: impl Into<Vec<u8>>) -> io::Result<CString> {
+pub(crate) fn c_string(bytes: impl Into<Vec<u8>>) -> io::Result<CString> {
     CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 /// The first `limit` bytes of a regular file. What else may stand there (a FIFO without a writer, a device without an
 /// end) is an error, and nothing is waited for.
-pub fn read_file(path: &str, limit: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_file(path: &str, limit: u64) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    regular(&file)?;
-    let mut contents = Vec::new();
-    file.take(limit).read_to_end(&mut contents)?;
+    let length = regular(&file)?;
+    read_up_to(&file, length, limit)
+}
+
+/// What a file has from its begin on, `limit` bytes at most, where it says that it has `length`. With room for all of it and one
+/// byte more, a second call finds nothing; the kernel's own files say that they have nothing.
+pub(crate) fn read_up_to(file: &File, length: u64, limit: u64) -> io::Result<Vec<u8>> {
+    let (mut contents, mut have) = (vec![0; length.max(1023).min(limit) as usize + 1], 0);
+    while have < contents.len() && (have as u64) < limit {
+        match file.read_at(&mut contents[have..], have as u64) {
+            Ok(0) => break,
+            Ok(n) => have += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if have == contents.len() {
+            contents.resize((2 * have).min(limit as usize), 0);
+        }
+    }
+    contents.truncate(have.min(limit as usize));
     Ok(contents)
 }
 
 /// Gives a regular file, which is made when there is none, these contents. What else may stand there is an error.
-pub fn write_file(path: &str, contents: &[u8]) -> io::Result<()> {
+pub(crate) fn write_file(path: &str, contents: &[u8]) -> io::Result<()> {
     let mut options = File::options();
-    let mut file =
-        options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK).open(path)?;
-    regular(&file)?;
-    file.set_len(0)?;
-    file.write_all(contents)
+    let file = options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK).open(path)?;
+    replace(&file, contents)
 }
 
-fn regular(file: &File) -> io::Result<()> {
-    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+/// Gives a regular file that is open these contents.
+fn replace(file: &File, contents: &[u8]) -> io::Result<()> {
+    let before = regular(file)?;
+    // In place: to give a file's blocks up and to find it others is most of the work.
+    file.write_all_at(contents, 0)?;
+    if before > contents.len() as u64 { file.set_len(contents.len() as u64) } else { Ok(()) }
+}
+
+/// Gives a regular file other contents where it has the ones from before; what else may stand there stays.
+pub(crate) fn exchange(path: &str, before: &[u8], after: &[u8]) -> io::Result<()> {
+    let file = match File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EISDIR | libc::ELOOP)) => {
+            return Ok(());
+        }
+        opened => opened?,
+    };
+    let Ok(length) = regular(&file) else { return Ok(()) };
+    if length == before.len() as u64 && read_up_to(&file, length, length)? == before {
+        replace(&file, after)?;
+    }
+    Ok(())
+}
+
+/// The length of a regular file.
+fn regular(file: &File) -> io::Result<u64> {
+    let found = file.metadata()?;
+    if found.is_file() { Ok(found.len()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
 }
 
 /// Sets access and modification time, in nanoseconds since 1970, without opening the file; links are followed.
-pub fn set_times(path: &[u8], atime_ns: i64, mtime_ns: i64) -> io::Result<()> {
+pub(crate) fn set_times(path: &[u8], atime_ns: i64, mtime_ns: i64) -> io::Result<()> {
     let time = |ns: i64| libc::timespec {
         tv_sec: ns.div_euclid(1_000_000_000),
         tv_nsec: ns.rem_euclid(1_000_000_000),
@@ -56,14 +115,14 @@ pub fn set_times(path: &[u8], atime_ns: i64, mtime_ns: i64) -> io::Result<()> {
 }
 
 /// mkfifo(3).
-pub fn make_fifo(path: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn make_fifo(path: &[u8], mode: u32) -> io::Result<()> {
     let path = c_string(path)?;
     // SAFETY: the string is NUL-terminated and outlives the call.
     check(unsafe { libc::mkfifo(path.as_ptr(), mode) }).map(drop)
 }
 
 /// lseek(2), for what the standard library has no name for (SEEK_DATA, SEEK_HOLE).
-pub fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
+pub(crate) fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
     let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     // SAFETY: the descriptor is open, and the call touches no memory of this process.
     let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
@@ -71,7 +130,13 @@ pub fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
 }
 
 /// mount(2).
-pub fn mount(source: &str, target: &str, fs: &str, flags: libc::c_ulong, options: &str) -> io::Result<()> {
+pub(crate) fn mount(
+    source: &str,
+    target: &str,
+    fs: &str,
+    flags: libc::c_ulong,
+    options: &str,
+) -> io::Result<()> {
     let [source, target, fs, options] = [source, target, fs, options].map(c_string);
     let (source, target, fs, options) = (source?, target?, fs?, options?);
     // SAFETY: the strings are NUL-terminated and outlive the call.
@@ -81,27 +146,39 @@ pub fn mount(source: &str, target: &str, fs: &str, flags: libc::c_ulong, options
 }
 
 /// chroot(2).
-pub fn chroot(path: &str) -> io::Result<()> {
+pub(crate) fn chroot(path: &str) -> io::Result<()> {
     let path = c_string(path)?;
     // SAFETY: the string is NUL-terminated and outlives the call.
     check(unsafe { libc::chroot(path.as_ptr()) }).map(drop)
 }
 
+/// gethostname(2).
+pub(crate) fn hostname() -> String {
+    // HOST_NAME_MAX is 64.
+    let mut name = [0_u8; 65];
+    // SAFETY: pointer and length are those of `name`, the last byte of which stays 0.
+    unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+    name.split(|byte| *byte == 0)
+        .next()
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .unwrap_or_default()
+}
+
 /// sethostname(2).
-pub fn set_hostname(name: &str) -> io::Result<()> {
+pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
     // SAFETY: pointer and length are the string's.
     check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
 /// Steps CLOCK_REALTIME to so many nanoseconds since 1970.
-pub fn set_clock(ns: u64) -> io::Result<()> {
+pub(crate) fn set_clock(ns: u64) -> io::Result<()> {
     let time = libc::timespec { tv_sec: (ns / 1_000_000_000) as _, tv_nsec: (ns % 1_000_000_000) as _ };
     // SAFETY: the call reads `time` only.
     check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) }).map(drop)
 }
 
 /// A stream socket of AF_VSOCK.
-pub fn vsock() -> io::Result<OwnedFd> {
+pub(crate) fn vsock() -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
     let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: the kernel has just made this descriptor for us.
@@ -118,7 +195,7 @@ fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
 }
 
 /// Connects to a vsock port, from a port that no other user of the guest's may bind, by which the host knows the agent.
-pub fn connect_vsock(cid: u32, port: u32) -> io::Result<File> {
+pub(crate) fn connect_vsock(cid: u32, port: u32) -> io::Result<File> {
     let socket = vsock()?;
     bind_reserved(&socket)?;
     let address = vsock_address(cid, port);
@@ -147,7 +224,7 @@ fn bind_reserved(socket: &OwnedFd) -> io::Result<()> {
 }
 
 /// Listens on a vsock port.
-pub fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
+pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
     let socket = vsock()?;
     let address = vsock_address(libc::VMADDR_CID_ANY, port);
     let length = size_of_val(&address) as libc::socklen_t;
@@ -159,7 +236,7 @@ pub fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
 }
 
 /// accept4(2) with CLOEXEC: the connection, and the context id of who made it.
-pub fn accept_vsock(listener: &OwnedFd) -> io::Result<(File, u32)> {
+pub(crate) fn accept_vsock(listener: &OwnedFd) -> io::Result<(File, u32)> {
     let mut peer = vsock_address(0, 0);
     let mut length = size_of_val(&peer) as libc::socklen_t;
     // SAFETY: pointer and length are those of `peer`.
@@ -171,7 +248,7 @@ pub fn accept_vsock(listener: &OwnedFd) -> io::Result<(File, u32)> {
 }
 
 /// Has reads of a socket give up after this long.
-pub fn set_read_timeout(socket: &impl AsRawFd, timeout: Duration) -> io::Result<()> {
+pub(crate) fn set_read_timeout(socket: &impl AsRawFd, timeout: Duration) -> io::Result<()> {
     let time = libc::timeval { tv_sec: timeout.as_secs() as _, tv_usec: timeout.subsec_micros() as _ };
     // SAFETY: pointer and length are those of `time`.
     check(unsafe {
@@ -187,14 +264,14 @@ pub fn set_read_timeout(socket: &impl AsRawFd, timeout: Duration) -> io::Result<
 }
 
 /// Lets this process have as many descriptors as the kernel gives any by default (fs.nr_open), and those that it starts.
-pub fn raise_file_limit() -> io::Result<()> {
+pub(crate) fn raise_file_limit() -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
     // SAFETY: the call reads `limit` only.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).map(drop)
 }
 
 /// A pipe: reader and writer, both CLOEXEC.
-pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
     // SAFETY: the array has room for both descriptors.
     check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) })?;
@@ -203,7 +280,7 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// An eventfd that starts at zero.
-pub fn event() -> io::Result<OwnedFd> {
+pub(crate) fn event() -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
     let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
     // SAFETY: the kernel has just made this descriptor for us.
@@ -211,16 +288,14 @@ pub fn event() -> io::Result<OwnedFd> {
 }
 
 /// Makes reads and writes return at once.
-pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
-    // SAFETY: neither call takes pointers.
-    unsafe {
-        let flags = check(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
-        check(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
-    }
+pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+    let yes: libc::c_int = 1;
+    // SAFETY: the call reads the integer.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONBIO as _, &raw const yes) }).map(drop)
 }
 
 /// poll(2); `None` waits for ever. An interrupted call returns as if nothing were ready.
-pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
+pub(crate) fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     // Rounded up, so that a deadline has passed when the call says so.
     let ms = timeout.map_or(-1, |t| i32::try_from(t.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX));
     // SAFETY: pointer and length are the slice's.
@@ -231,7 +306,7 @@ pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<(
 }
 
 /// pidfd_open(2) of a child that has not been waited for.
-pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as i32)?;
     // SAFETY: the kernel has just made this descriptor for us.
@@ -239,19 +314,46 @@ pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
 }
 
 /// kill(2); a process that is gone is no error.
-pub fn kill(pid: i32, signal: i32) {
+pub(crate) fn kill(pid: i32, signal: i32) {
     // SAFETY: the call takes no pointers.
     unsafe { libc::kill(pid, signal) };
 }
 
 /// Everything written to file systems goes to their devices.
-pub fn sync() {
+pub(crate) fn sync() {
     // SAFETY: the call takes no arguments.
     unsafe { libc::sync() };
 }
 
+/// Whether there is something at a path, by who has the file system and not by what the kernel remembers of it: in a guest that
+/// was restored a file server's memory of a name may be another's.
+pub(crate) fn exists_now(path: &Path) -> io::Result<bool> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    let flags = libc::AT_STATX_FORCE_SYNC | libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: all zeros is a valid statx, which the call writes to; the string is NUL-terminated and outlives it.
+    let found = unsafe {
+        let mut found: libc::statx = std::mem::zeroed();
+        check(libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_TYPE, &raw mut found))
+    };
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What fstatfs(2) says of the file system that a file is in.
+pub(crate) fn file_system(file: &File) -> io::Result<libc::statfs> {
+    // SAFETY: all zeros is a valid statfs, which the call writes to; the descriptor is open.
+    unsafe {
+        let mut found: libc::statfs = std::mem::zeroed();
+        check(libc::fstatfs(file.as_raw_fd(), &raw mut found))?;
+        Ok(found)
+    }
+}
+
 /// Ends the guest.
-pub fn power_off() -> ! {
+pub(crate) fn power_off() -> ! {
     // An x86_64 kernel without ACPI has no way to power off and would halt for ever; to its host a reset is the end.
     let how = if cfg!(target_arch = "x86_64") { libc::RB_AUTOBOOT } else { libc::RB_POWER_OFF };
     loop {
@@ -260,5 +362,31 @@ pub fn power_off() -> ! {
             libc::reboot(how);
             libc::pause();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_have_what_was_written_last_and_no_more() {
+        let path = std::env::temp_dir().join(format!("agent-sys-{}", std::process::id()));
+        let name = path.to_str().unwrap();
+        for contents in [&b"a longer one"[..], b"short", b"", &[b'x'; 5000]] {
+            write_file(name, contents).unwrap();
+            assert_eq!(read_file(name, 1 << 20).unwrap(), contents);
+        }
+        assert_eq!(read_file(name, 4096).unwrap(), [b'x'; 4096]);
+        exchange(name, b"other", b"no").unwrap();
+        assert_eq!(read_file(name, 1 << 20).unwrap(), [b'x'; 5000]);
+        exchange(name, &[b'x'; 5000], b"yes").unwrap();
+        assert_eq!(read_file(name, 1 << 20).unwrap(), b"yes");
+        std::fs::remove_file(name).unwrap();
+        exchange(name, b"yes", b"no").unwrap();
+        assert!(!path.exists());
+        // The kernel's files say that they are empty.
+        let status = std::fs::read("/proc/self/maps").unwrap();
+        assert!(status.len() > 1024 && read_file("/proc/self/maps", 1 << 20).unwrap().len() > 1024);
     }
 }

@@ -22,7 +22,7 @@ fn mounted() -> MutexGuard<'static, Vec<PathBuf>> {
 }
 
 /// Mounts one.
-pub fn mount(wanted: &TmpfsMount, target: &std::path::Path) -> io::Result<()> {
+pub(crate) fn mount(wanted: &TmpfsMount, target: &std::path::Path) -> io::Result<()> {
     let mut options = wanted.options.clone();
     match fs::metadata(target) {
         // As runc does: what is there keeps its mode.
@@ -39,18 +39,18 @@ pub fn mount(wanted: &TmpfsMount, target: &std::path::Path) -> io::Result<()> {
 }
 
 /// Gives /dev/shm room for so many bytes.
-pub fn resize_shm(bytes: u64) -> io::Result<()> {
+pub(crate) fn resize_shm(bytes: u64) -> io::Result<()> {
     sys::mount("tmpfs", SHM, "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV, &format!("size={bytes}"))
 }
 
 /// One that lies within a share or a volume which is taken away, with what it holds.
-pub struct Kept {
+pub(crate) struct Kept {
     pub target: PathBuf,
     tree: OwnedFd,
 }
 
 /// Those that lie within these places, and would go with what is mounted there.
-pub fn inside(places: &[PathBuf]) -> Vec<Kept> {
+pub(crate) fn inside(places: &[PathBuf]) -> Vec<Kept> {
     let within = |target: &&PathBuf| places.iter().any(|place| target.starts_with(place));
     let kept = |target: &PathBuf| {
         let root = OwnedFd::from(File::open("/").ok()?);
@@ -61,7 +61,7 @@ pub fn inside(places: &[PathBuf]) -> Vec<Kept> {
 }
 
 impl Kept {
-    pub fn mount(&self) -> io::Result<()> {
+    pub(crate) fn mount(&self) -> io::Result<()> {
         fs::create_dir_all(&self.target)?;
         shares::move_mount(&self.tree, &self.target)
     }

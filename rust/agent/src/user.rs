@@ -7,7 +7,7 @@ const MAX_BYTES: u64 = 4 << 20;
 
 /// Who a process runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     pub uid: u32,
     pub gid: u32,
     /// Supplementary groups, the primary one included.
@@ -16,7 +16,7 @@ pub struct User {
 }
 
 /// Looks `spec` up: "", "name", "uid", and either with ":group" or ":gid".
-pub fn resolve(spec: &str) -> Result<User, String> {
+pub(crate) fn resolve(spec: &str) -> Result<User, String> {
     let read = |path| {
         sys::read_file(path, MAX_BYTES)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())

@@ -10,7 +10,7 @@
 //! [`Request::Files`] the host sends [`FileCommand`]s, one at a time, each answered by one [`FileReply`] (or
 //! several, where the command says so).
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,11 +41,19 @@ impl From<Vec<u8>> for Chunk {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BootEvent {
     /// The first message. `version` is [`crate::VERSION`].
-    Hello { version: u32, kernel: String },
+    Hello {
+        /// [`crate::VERSION`] of the agent.
+        version: u32,
+        /// The running kernel's release, as uname(2) tells it.
+        kernel: String,
+    },
     /// The root is mounted and requests are served. Answers [`BootCommand::Configure`].
     Ready,
     /// The guest could not be made ready (a mount failed …); the guest powers off after it.
-    Failed { message: String },
+    Failed {
+        /// Which step failed, and the kernel's reason.
+        message: String,
+    },
     /// Answers [`BootCommand::Renew`]: every step is confirmed, and processes run again.
     Renewed,
     /// Answers [`BootCommand::Freeze`]: no process but the agent runs.
@@ -58,11 +66,17 @@ pub enum BootEvent {
     ClockSet,
     /// Answers [`BootCommand::Room`].
     RoomSet,
+    /// Answers [`BootCommand::Grow`]: whether the file system has become so large.
+    Grown {
+        /// False when the kernel refused, or the disk is not that large yet.
+        done: bool,
+    },
 }
 
 /// Host to agent, on the boot connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BootCommand {
+    /// The first answer to [`BootEvent::Hello`] of a guest that boots.
     Configure(Configure),
     /// Before a snapshot is taken: stops every process but the agent, and the file systems of volumes, which have all that was
     /// written to them then. Connections that break from here to
@@ -75,17 +89,28 @@ pub enum BootCommand {
     Renew(Identity),
     /// SIGTERM to every process, SIGKILL after `grace_ms` milliseconds, sync, unmount, power off.
     Shutdown {
+        /// From 0: SIGKILL follows at once.
         grace_ms: u32,
     },
     /// To a guest that runs, when the host's wall clock has moved against the counter that the guest's goes by: the
     /// host has slept, or its clock was set. Nanoseconds since 1970, as the message is sent.
     Clock {
+        /// What CLOCK_REALTIME is set to.
         wall_clock_ns: u64,
     },
     /// What the host has room for of what the guest may still write to a disk ("/dev/vdb"), where that is less than the disk
     /// has free: so many bytes, which its file system gives out and no more. `u64::MAX` when there is enough again.
     Room {
+        /// The path of the block device in the guest.
         device: String,
+        /// From 0 on.
+        bytes: u64,
+    },
+    /// As [`Request::Grow`], where another process than the one that the machine is of has made the disk larger.
+    Grow {
+        /// The path of the block device in the guest.
+        device: String,
+        /// What the disk has now.
         bytes: u64,
     },
 }
@@ -93,6 +118,7 @@ pub enum BootCommand {
 /// What makes this guest different from every other that runs the same image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
+    /// What sethostname(2) is told; /etc/hostname and /etc/hosts name it as well.
     pub hostname: String,
     /// Written as 32 hexadecimal digits to /etc/machine-id where the image has that file.
     pub machine_id: [u8; 16],
@@ -110,20 +136,43 @@ pub struct Identity {
 /// The guest's place on a network that is its own: no other guest is on it, so all have the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
+    /// Of the guest's interface [`INTERFACE`].
     pub address: Ipv4Addr,
+    /// Bits of `address` that are the network's, 0 to 32.
     pub prefix: u8,
     /// Router and name server; the host, under names that [`HOST_NAMES`] has.
     pub gateway: Ipv4Addr,
     /// Domains in which names are looked for, and the dots that a name has which is looked up as it is first
     /// (resolv.conf(5)).
     pub search: Vec<String>,
+    /// From 0 to 15, as resolv.conf(5) has it.
     pub ndots: u8,
+    /// Where the host has a way to addresses of IPv6.
+    pub v6: Option<NetworkV6>,
+}
+
+/// The same of IPv6. The prefix is a unique local one of these guests' own (RFC 4193).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkV6 {
+    /// Of the guest's interface, beside the link-local one.
+    pub address: Ipv6Addr,
+    /// Bits of `address` that are the network's, 0 to 128.
+    pub prefix: u8,
+    /// Router and name server, as [`Network::gateway`].
+    pub gateway: Ipv6Addr,
+}
+
+impl Default for NetworkV6 {
+    fn default() -> Self {
+        let of = |last| Ipv6Addr::new(0xfd53, 0x4d2f, 0x9c17, 0, 0, 0, 0, last);
+        Self { address: of(0x15), prefix: 64, gateway: of(2) }
+    }
 }
 
 impl Default for Network {
     fn default() -> Self {
         let (address, gateway) = (Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::new(10, 0, 2, 2));
-        Self { address, prefix: 24, gateway, search: Vec::new(), ndots: 1 }
+        Self { address, prefix: 24, gateway, search: Vec::new(), ndots: 1, v6: None }
     }
 }
 
@@ -137,7 +186,9 @@ pub const INTERFACE: &str = "eth0";
 /// How the guest's root comes about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configure {
+    /// Who this guest is.
     pub identity: Identity,
+    /// What becomes "/".
     pub root: Root,
     /// Size limit of the tmpfs upper layer in bytes; 0 for the kernel's default (half of memory).
     pub upper_bytes: u64,
@@ -156,31 +207,89 @@ pub enum Root {
     Initramfs,
     /// A read-only file system (`fs`, "erofs") on block device `device` ("/dev/vda") below an overlay whose upper
     /// layer is a tmpfs.
-    Overlay { device: String, fs: String },
+    Overlay {
+        /// Path of the block device, "/dev/vda".
+        device: String,
+        /// The type that mount(2) is told, "erofs".
+        fs: String,
+    },
 }
 
 /// A block device to mount at a path inside the root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
+    /// Path of the block device, "/dev/vdb".
     pub device: String,
+    /// The type that mount(2) is told, "ext4".
     pub fs: String,
+    /// An absolute path in the root; made when there is nothing.
     pub target: String,
+    /// Mounted with MS_RDONLY.
     pub read_only: bool,
 }
 
 /// First message of the host on a connection to [`REQUEST_PORT`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
+    /// Starts a process; [`ExecInput`] and [`ExecOutput`] follow.
     Exec(Exec),
     /// File commands follow.
     Files,
     /// The connection becomes a byte stream to a TCP port on the guest's loopback; the agent answers with one
     /// [`FileReply::Done`] or [`FileReply::Failed`] first.
     Forward {
+        /// Of 127.0.0.1 in the guest.
         port: u16,
     },
     /// Answered by one [`AttachReply`].
     Attach(Attach),
+    /// Has the file system of a volume that is mounted take in all of its disk, which has become so large. Answered by one
+    /// [`AttachReply`].
+    Grow {
+        /// The path of the block device in the guest.
+        device: String,
+        /// What the disk has now.
+        bytes: u64,
+    },
+    /// The guest's kernel is to tell its programs of what changes in a share on the host. [`Changes`] follow; the agent answers
+    /// this, and each of them, by one [`AttachReply`].
+    Watch,
+}
+
+/// Changes in shares, in the order in which they came about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes(pub Vec<Change>);
+
+/// What the host has changed in a share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The share's place among the machine's.
+    pub share: u32,
+    /// What was done.
+    pub kind: ChangeKind,
+    /// Whether it is a directory that was changed so.
+    pub directory: bool,
+    /// Below the share; empty for the share itself.
+    pub path: Chunk,
+    /// What it is called since, where that is another name; else empty.
+    pub to: Chunk,
+}
+
+/// What is done to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeKind {
+    /// It is new under its name.
+    Created,
+    /// Its name is gone.
+    Removed,
+    /// It has another name.
+    Renamed,
+    /// Its contents.
+    Modified,
+    /// It was open for writing, and is closed.
+    Written,
+    /// Its mode, owner or times.
+    Attributes,
 }
 
 /// What the guest is given beside its image. Shares and volumes take the place of those that an earlier request has attached,
@@ -188,12 +297,15 @@ pub enum Request {
 /// it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
+    /// Mounted in this order, unless one lies within another.
     pub shares: Vec<ShareMount>,
     /// Whom the shares' files belong to in the guest when they are the host's user's own; as [`Exec::user`].
     pub user: String,
     /// The host's user and group.
     pub host_uid: u32,
+    /// The group of the same user.
     pub host_gid: u32,
+    /// Mounted as the shares are.
     pub volumes: Vec<VolumeMount>,
     /// Mounted beside those that earlier requests have had mounted: what is in them is the guest's memory, and stays.
     pub tmpfs: Vec<TmpfsMount>,
@@ -223,6 +335,7 @@ pub struct VolumeMount {
     pub bytes: u64,
     /// An absolute path; made when there is nothing. What the image has there is copied into a volume that is empty.
     pub target: Chunk,
+    /// Mounted with MS_RDONLY.
     pub read_only: bool,
 }
 
@@ -233,15 +346,21 @@ pub struct ShareMount {
     pub index: u32,
     /// An absolute path; made when there is nothing.
     pub target: Chunk,
+    /// Mounted with MS_RDONLY; the host's side of the share holds that as well.
     pub read_only: bool,
+    /// Whether it is a volume's: what is seen is a directory in it, into which what the image has at its place is copied when
+    /// it is not there yet, and owners are as they are kept, whomever the host's user is in the guest.
+    pub volume: bool,
 }
 
 /// Agent to host after [`Request::Attach`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AttachReply {
+    /// All that was asked for is mounted.
     Done,
     /// What was mounted before it stays.
     Failed {
+        /// What could not be mounted, and the kernel's reason.
         message: String,
     },
 }
@@ -269,28 +388,36 @@ pub struct Exec {
 /// Size of a terminal in characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowSize {
+    /// Lines of text.
     pub rows: u16,
+    /// Characters of a line.
     pub cols: u16,
 }
 
 /// Host to agent after [`Request::Exec`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecInput {
+    /// What the process reads next; at most [`STDIN_WINDOW`] of it are on their way.
     Stdin(Chunk),
     /// No more stdin.
     StdinEnd,
     /// A Linux signal number for the process group.
     Signal(i32),
+    /// The terminal has this size now, which the process is told by SIGWINCH.
     Resize(WindowSize),
 }
 
 /// Agent to host after [`Request::Exec`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecOutput {
+    /// The first message: the process runs.
     Started {
+        /// Its number in the guest.
         pid: u32,
     },
+    /// What the process has written to its stdout, or to its terminal.
     Stdout(Chunk),
+    /// What the process has written to its stderr.
     Stderr(Chunk),
     /// So many bytes of stdin more have been taken by the process (or dropped because it closed its end).
     StdinConsumed(u32),
@@ -299,7 +426,9 @@ pub enum ExecOutput {
     Exited(ExitStatus),
     /// The last message: the process could not be started.
     Failed {
+        /// Which of the reasons that a shell tells apart.
         kind: ExecError,
+        /// The same for people, with the path or the name it is about.
         message: String,
     },
 }
@@ -307,7 +436,9 @@ pub enum ExecOutput {
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
+    /// It has exited with this code, 0 to 255.
     Code(i32),
+    /// This Linux signal number has killed it.
     Signal(i32),
     /// The agent killed it because [`Exec::timeout_ms`] had passed.
     TimedOut,
@@ -335,89 +466,136 @@ pub enum ExecError {
 pub enum FileCommand {
     /// Answered by [`FileReply::Stat`].
     Stat {
+        /// Of what is looked at.
         path: Chunk,
+        /// Whether a link at the end of the path is followed: stat(2) and not lstat(2).
         follow: bool,
     },
     /// Answered by [`FileReply::Entries`], as often as needed, then [`FileReply::Done`].
     List {
+        /// Of a directory.
         path: Chunk,
     },
     /// Answered by [`FileReply::Data`] as often as needed, then [`FileReply::Done`]. `length` 0 is to the end. With
     /// `holes` what a file has no data for comes as [`FileReply::Hole`].
     Read {
+        /// Of a file.
         path: Chunk,
+        /// Bytes from the file's start.
         offset: u64,
+        /// Bytes to read.
         length: u64,
+        /// Whether the receiver knows what to do with [`FileReply::Hole`].
         holes: bool,
     },
     /// Answered by [`FileReply::Done`] once open; then the host sends [`FileCommand::WriteData`] (not answered) and
     /// [`FileCommand::WriteEnd`], which is answered by [`FileReply::Done`] or the first failure.
     Write {
+        /// Of the file that is written.
         path: Chunk,
+        /// Permission bits of a file that is created, less the umask 0o022.
         mode: u32,
+        /// What becomes of a file that is there.
         how: WriteMode,
     },
+    /// The next bytes of the file that is written.
     WriteData(Chunk),
+    /// The file that is written is whole.
     WriteEnd,
+    /// Makes a directory.
     MakeDir {
+        /// Of the new directory.
         path: Chunk,
+        /// Its permission bits, less the umask 0o022.
         mode: u32,
+        /// Whether the directories above it are made as well, with mode 0o755.
         parents: bool,
+        /// Whether a directory that is there already is no failure.
         exist_ok: bool,
     },
     /// A file or symbolic link.
     Unlink {
+        /// Of what is removed; a link itself and not what it refers to.
         path: Chunk,
     },
+    /// Removes a directory that is empty.
     RemoveDir {
+        /// Of the directory.
         path: Chunk,
     },
     /// A directory with all that is in it, or a file.
     RemoveTree {
+        /// Of what is removed; no link is followed.
         path: Chunk,
     },
+    /// As rename(2): what has the new name is replaced.
     Rename {
+        /// The old path.
         from: Chunk,
+        /// The new path.
         to: Chunk,
     },
+    /// Makes a symbolic link.
     Symlink {
+        /// What it refers to, as it is written.
         target: Chunk,
+        /// Where the link is made.
         path: Chunk,
     },
+    /// Makes another name of a file.
     Link {
+        /// The path that it has.
         target: Chunk,
+        /// The path that is made.
         path: Chunk,
     },
     /// Answered by [`FileReply::Target`].
     ReadLink {
+        /// Of a symbolic link.
         path: Chunk,
     },
     /// The canonical path; answered by [`FileReply::Target`].
     Resolve {
+        /// Of what there must be; each link on the way is followed.
         path: Chunk,
     },
+    /// Changes permission bits; links are followed.
     Chmod {
+        /// Of a file or directory.
         path: Chunk,
+        /// Its new permission bits.
         mode: u32,
     },
     /// An id of `u32::MAX` leaves that id as it is.
     Chown {
+        /// Of what gets another owner.
         path: Chunk,
+        /// Its new user.
         uid: u32,
+        /// Its new group.
         gid: u32,
+        /// Whether a link at the end of the path is followed: chown(2) and not lchown(2).
         follow: bool,
     },
+    /// Sets both times; links are followed.
     SetTimes {
+        /// Of a file or directory.
         path: Chunk,
+        /// Of the last access, in nanoseconds since 1970.
         atime_ns: i64,
+        /// Of the last change of its contents, in nanoseconds since 1970.
         mtime_ns: i64,
     },
+    /// Makes a named pipe (fifo(7)).
     MakeFifo {
+        /// Of the new pipe.
         path: Chunk,
+        /// Its permission bits, less the umask 0o022.
         mode: u32,
     },
     /// In place of [`FileCommand::WriteData`]: like so many zero bytes, which take no room; not when appending.
     WriteHole {
+        /// Bytes.
         length: u64,
     },
 }
@@ -436,17 +614,24 @@ pub enum WriteMode {
 /// Agent to host after [`Request::Files`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileReply {
+    /// The command was done, or all answers to it were sent.
     Done,
+    /// Answers [`FileCommand::Stat`].
     Stat(Stat),
+    /// Some of a directory's entries, each by its name alone; links are not followed.
     Entries(Vec<(Chunk, Stat)>),
+    /// The next bytes of a file.
     Data(Chunk),
+    /// The path that was asked for.
     Target(Chunk),
     /// A Linux errno of the guest's.
     Failed {
+        /// Positive, by Linux's numbers.
         errno: i32,
     },
     /// So many bytes of the file are zero, and have no room on the disk.
     Hole {
+        /// Bytes.
         length: u64,
     },
 }
@@ -454,16 +639,28 @@ pub enum FileReply {
 /// As stat(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
+    /// The device it is on (st_dev).
     pub dev: u64,
+    /// Its inode number (st_ino).
     pub ino: u64,
+    /// Type and permission bits (st_mode).
     pub mode: u32,
+    /// How many names it has (st_nlink).
     pub nlink: u32,
+    /// Its user (st_uid).
     pub uid: u32,
+    /// Its group (st_gid).
     pub gid: u32,
+    /// Which device it stands for, where it is one (st_rdev).
     pub rdev: u64,
+    /// Bytes (st_size).
     pub size: u64,
+    /// Units of 512 bytes that it has on the disk (st_blocks).
     pub blocks: u64,
+    /// Of the last access, in nanoseconds since 1970.
     pub atime_ns: i64,
+    /// Of the last change of its contents, in nanoseconds since 1970.
     pub mtime_ns: i64,
+    /// Of the last change of contents or attributes, in nanoseconds since 1970.
     pub ctime_ns: i64,
 }

@@ -14,12 +14,19 @@ pub const MAX_DATA: usize = 64 * 1024;
 /// Why a message could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A frame, or a message to be sent, is longer than [`MAX_FRAME`].
     #[error("a frame of {length} bytes is longer than the limit of {MAX_FRAME}")]
-    TooLong { length: usize },
+    TooLong {
+        /// Bytes of the frame's body.
+        length: usize,
+    },
+    /// The other side is of another version, or no friend.
     #[error("a frame does not hold a message of this version: {0}")]
     Malformed(#[from] postcard::Error),
+    /// The other side has gone in the middle of a message.
     #[error("the stream ended inside a frame")]
     Truncated,
+    /// What the stream said.
     #[error("the stream failed: {0}")]
     Io(#[from] io::Error),
 }

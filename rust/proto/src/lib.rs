@@ -5,6 +5,7 @@
 //! ([`frame`]). Host and guest parts of one release are built together; [`VERSION`] is compared when they meet.
 
 pub mod agent;
+pub mod arrival;
 pub mod engine;
 pub mod frame;
 pub mod limits;
@@ -13,4 +14,4 @@ mod path_bytes;
 pub mod worker;
 
 /// Version of the messages in this crate. Two sides that differ refuse to talk.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 7;

@@ -2,6 +2,7 @@
 
 /// Bytes of RAM that a guest has at least and at most.
 pub const MIN_MEMORY: u64 = 64 << 20;
+/// The same at most.
 pub const MAX_MEMORY: u64 = 64 << 30;
 /// RAM comes in multiples of this.
 pub const MEMORY_STEP: u64 = 2 << 20;

@@ -12,24 +12,24 @@ fn path(bytes: Chunk) -> PathBuf {
     OsString::from_vec(bytes.0).into()
 }
 
-pub fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serde_bytes::serialize(path.as_os_str().as_bytes(), serializer)
 }
 
-pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     Chunk::deserialize(deserializer).map(path)
 }
 
 /// The same for several.
-pub mod list {
+pub(crate) mod list {
     use super::*;
 
-    pub fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
         let chunk = |path: &PathBuf| Chunk(path.as_os_str().as_bytes().to_vec());
         paths.iter().map(chunk).collect::<Vec<_>>().serialize(serializer)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
         Ok(Vec::<Chunk>::deserialize(deserializer)?.into_iter().map(path).collect())
     }
 }

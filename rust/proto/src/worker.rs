@@ -21,9 +21,15 @@ pub enum Command {
     /// process's ([`crate::netd`]).
     Start(Box<Start>),
     /// One stream socket comes along with this message. A refused connection shows as an end of stream on it.
-    Connect { port: u32 },
+    Connect {
+        /// Of the guest's, over vsock.
+        port: u32,
+    },
     /// Clean shutdown; the VM is ended all the same after `grace_ms` and two seconds.
-    Shutdown { grace_ms: u32 },
+    Shutdown {
+        /// Milliseconds that the guest's processes have after SIGTERM.
+        grace_ms: u32,
+    },
     /// Answered by [`Event::Stats`].
     Stats,
     /// Takes a snapshot into the file that comes along with this message: open for reading and writing, empty. The
@@ -31,6 +37,13 @@ pub enum Command {
     Capture(Box<Capture>),
     /// Answered by [`Event::WorkingSet`].
     WorkingSet,
+    /// Makes the volume in a slot larger. Answered by [`Event::VolumeGrown`].
+    GrowVolume {
+        /// As in [`VolumeSlot::slot`].
+        slot: u32,
+        /// What the disk has then; no less than it has now.
+        bytes: u64,
+    },
 }
 
 /// Everything a VM is made of.
@@ -38,7 +51,9 @@ pub enum Command {
 pub struct Start {
     /// [`crate::VERSION`].
     pub version: u32,
+    /// What runs the guest.
     pub engine: Engine,
+    /// A kernel or a snapshot.
     pub source: Source,
     /// In order: /dev/vda, /dev/vdb …; for a snapshot those that it was taken with.
     pub disks: Vec<Disk>,
@@ -96,7 +111,9 @@ pub struct Scratch {
 /// Where the guest comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
+    /// A guest that starts with its kernel.
     Boot(Box<Boot>),
+    /// A guest that a snapshot was taken of.
     Restore(Box<Restore>),
 }
 
@@ -111,8 +128,11 @@ pub struct Boot {
     pub initramfs: PathBuf,
     /// Added to the kernel's command line.
     pub cmdline: String,
+    /// [`crate::limits::MIN_MEMORY`] to [`crate::limits::MAX_MEMORY`], in steps of [`crate::limits::MEMORY_STEP`].
     pub memory_bytes: u64,
+    /// From 1 to what [`crate::limits::MAX_VCPUS`] says.
     pub vcpus: u32,
+    /// What the agent is told.
     pub configure: Configure,
 }
 
@@ -126,6 +146,12 @@ pub struct Restore {
     pub identity: Identity,
     /// Pages to bring in before the guest asks for them.
     pub working_set: Vec<PageRange>,
+    /// Whether the memory of the one file is still on its way: a socket of [`crate::arrival`] comes along then, after
+    /// the files of the volumes. For the soft engine.
+    pub arriving: bool,
+    /// Whether to note in which order the guest first touches its pages, for [`Event::WorkingSet`]. Engines that see no
+    /// page being touched leave it.
+    pub note_order: bool,
 }
 
 /// What a snapshot is taken with.
@@ -148,25 +174,49 @@ pub struct Capture {
 /// Pages of guest RAM, in 4 KiB pages from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRange {
+    /// The first page.
     pub start: u64,
+    /// How many there are, from 1 on.
     pub count: u64,
     /// Whether the guest wrote to them.
     pub written: bool,
 }
 
+/// An image that is a disk of the guest's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
+    /// Of a file of whole sectors.
     #[serde(with = "crate::path_bytes")]
     pub path: PathBuf,
+    /// Whether the guest sees a disk that cannot be written to.
     pub read_only: bool,
 }
 
 /// A directory or a file of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
+    /// As the API has resolved it.
     pub path: PathBuf,
+    /// Whether the guest's writes fail with EROFS.
     pub read_only: bool,
+    /// What the guest need not ask for anew.
     pub cache: ShareCache,
+    /// Whose its files are to the guest.
+    pub owner: ShareOwner,
+    /// Bytes by which the guest may make it grow.
+    pub quota_bytes: Option<u64>,
+    /// Whether the guest's kernel may be told of what changes on the host.
+    pub watch: bool,
+}
+
+/// Whose the files of a share are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShareOwner {
+    /// The host's user is the guest's.
+    #[default]
+    Map,
+    /// As the guest sets them, kept beside each file.
+    Virtual,
 }
 
 /// How long the guest goes by what it has seen of a share, without asking.
@@ -188,22 +238,34 @@ pub enum Event {
     Ready(Timings),
     /// The last message: the VM is gone.
     Exited {
+        /// Which of the reasons that the API tells apart.
         reason: ExitReason,
+        /// The same for people.
         message: String,
+        /// The end of what the guest has written to its console.
         console_tail: String,
     },
+    /// Answers [`Command::Stats`].
     Stats(Stats),
     /// The file is written and synced; the guest goes on.
     Captured(Captured),
     /// No snapshot was taken; the guest goes on as if none had been asked for.
     CaptureFailed {
+        /// What failed, for people.
         message: String,
     },
-    /// Pages that the guest has touched since its restore, in ascending order, in at most [`crate::limits::MAX_WORKING_SET`] ranges; empty where the host cannot tell.
+    /// Pages that the guest has touched since its restore, in at most [`crate::limits::MAX_WORKING_SET`] ranges that do
+    /// not overlap: in the order of first touch where that was noted, else ascending; empty where the host cannot tell.
     WorkingSet(Vec<PageRange>),
+    /// The disk has become larger, and the guest's kernel is told; or it stays as it was, for a reason.
+    VolumeGrown {
+        /// `None` when it has become larger.
+        error: Option<String>,
+    },
     /// A command could not be served for want of something; the VM goes on. What is short, whose limit it is, and how it
     /// is raised.
     Shortage {
+        /// A sentence with all three.
         message: String,
     },
 }
@@ -224,13 +286,16 @@ pub struct Captured {
 /// Nanoseconds from the start of the worker process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timings {
+    /// Each by its name, in the order in which they were done.
     pub steps: Vec<(String, u64)>,
 }
 
 /// Counters of a running VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
+    /// How often vCPUs have left the guest, by the reason's name.
     pub exits: Vec<(String, u64)>,
+    /// Of all vCPUs, where the engine counts them; otherwise 0.
     pub instructions: u64,
 }
 
@@ -241,16 +306,20 @@ pub enum ExitReason {
     Shutdown,
     /// The guest powered off or reset of its own accord.
     GuestPowerOff,
+    /// The guest reset of its own accord.
     GuestReset,
     /// The guest's kernel panicked.
     Panic,
     /// The agent did not answer in time, or said that it cannot go on.
     AgentTimeout,
+    /// The agent said that it cannot go on.
     AgentFailed,
     /// A restored guest did not take on a new identity, so nothing of the user's was let run in it.
     RenewFailed,
     /// The snapshot cannot be used here: it is damaged, incomplete, or of another engine, CPU or set of devices.
     BadSnapshot,
+    /// The rest of a snapshot that was still on its way did not come.
+    SnapshotIncomplete,
     /// What was asked for cannot be had (a file is missing, memory is short …).
     BadConfiguration,
     /// The engine met something it cannot go on from.

@@ -1,0 +1,118 @@
+//! The guest's place on its network by IPv6, told the kernel by rtnetlink(7): ioctls would have it wait for duplicates.
+
+use std::io;
+use std::net::Ipv6Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Mutex;
+
+use supermachine_proto::agent::NetworkV6;
+
+use crate::sys;
+
+/// What the kernel has been told, across restores.
+static PLACE: Mutex<Option<NetworkV6>> = Mutex::new(None);
+
+/// struct nlmsghdr (include/uapi/linux/netlink.h).
+const HEADER: usize = 16;
+
+/// Takes this place, or none, on the interface of this number. `was_down` says that the interface has lost what it had. A guest that has turned IPv6 off
+/// goes without.
+pub(crate) fn assume(place: Option<&NetworkV6>, was_down: bool, index: impl FnOnce() -> io::Result<i32>) {
+    let mut known = PLACE.lock().unwrap_or_else(|e| e.into_inner());
+    if was_down {
+        *known = None;
+    }
+    if known.as_ref() == place {
+        return;
+    }
+    let Ok(index) = index() else { return };
+    if let Some(old) = known.take() {
+        let _ =
+            tell(&[address(libc::RTM_DELADDR, 0, index, &old), route(libc::RTM_DELROUTE, 0, index, &old)]);
+    }
+    if let Some(new) = place {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        let added = tell(&[
+            address(libc::RTM_NEWADDR, flags, index, new),
+            route(libc::RTM_NEWROUTE, flags, index, new),
+        ]);
+        *known = added.is_ok().then(|| new.clone());
+    }
+}
+
+/// Sends messages, and hears what came of each.
+fn tell(messages: &[Vec<u8>]) -> io::Result<()> {
+    let socket = sys::netlink_socket(libc::NETLINK_ROUTE)?;
+    let bytes = messages.concat();
+    // SAFETY: pointer and length are the vector's.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    messages.iter().try_for_each(|_| acknowledged(&socket))
+}
+
+/// The kernel has answered by the time that send(2) returns.
+fn acknowledged(socket: &OwnedFd) -> io::Result<()> {
+    let mut answer = [0_u8; 1024];
+    // SAFETY: pointer and length are the buffer's.
+    let n = unsafe {
+        libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), libc::MSG_DONTWAIT)
+    };
+    let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+    let code = answer[..n].get(HEADER..HEADER + 4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+    match code.map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(error) => Err(io::Error::from_raw_os_error(-error)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// struct ifaddrmsg and its attributes (include/uapi/linux/if_addr.h).
+fn address(kind: u16, flags: i32, index: i32, place: &NetworkV6) -> Vec<u8> {
+    let scope = libc::RT_SCOPE_UNIVERSE;
+    let mut body = vec![libc::AF_INET6 as u8, place.prefix, libc::IFA_F_NODAD as u8, scope];
+    body.extend(index.to_ne_bytes());
+    attribute(&mut body, libc::IFA_ADDRESS, &Ipv6Addr::octets(&place.address));
+    message(kind, flags, &body)
+}
+
+/// struct rtmsg and its attributes (include/uapi/linux/rtnetlink.h): a default route.
+fn route(kind: u16, flags: i32, index: i32, place: &NetworkV6) -> Vec<u8> {
+    let (table, protocol) = (libc::RT_TABLE_MAIN, libc::RTPROT_BOOT);
+    let (scope, unicast) = (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST);
+    let mut body = vec![libc::AF_INET6 as u8, 0, 0, 0, table, protocol, scope, unicast, 0, 0, 0, 0];
+    attribute(&mut body, libc::RTA_GATEWAY, &Ipv6Addr::octets(&place.gateway));
+    attribute(&mut body, libc::RTA_OIF, &index.to_ne_bytes());
+    message(kind, flags, &body)
+}
+
+fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    body.extend(((4 + value.len()) as u16).to_ne_bytes());
+    body.extend(kind.to_ne_bytes());
+    body.extend(value);
+}
+
+fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
+    let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend((flags as u16).to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(body);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_say_their_length_and_end_on_a_boundary() {
+        let place = NetworkV6::default();
+        for message in [address(20, 0, 2, &place), route(24, 0, 2, &place)] {
+            assert_eq!(message.len() % 4, 0);
+            assert_eq!(message[..4], (message.len() as u32).to_ne_bytes());
+        }
+    }
+}
