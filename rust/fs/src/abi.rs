@@ -1,5 +1,7 @@
 //! The FUSE protocol, version 7.41 (include/uapi/linux/fuse.h): numbers, and the order of fields in messages.
 
+#![expect(missing_docs, reason = "numbers have the header's names, and it says what they mean")]
+
 pub const MAJOR: u32 = 7;
 /// The newest minor version that is spoken.
 pub const MINOR: u32 = 41;
@@ -40,11 +42,15 @@ pub mod op {
     pub const GETXATTR: u32 = 22;
     pub const LISTXATTR: u32 = 23;
     pub const REMOVEXATTR: u32 = 24;
+    pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
     pub const READDIR: u32 = 28;
     pub const RELEASEDIR: u32 = 29;
     pub const FSYNCDIR: u32 = 30;
+    pub const GETLK: u32 = 31;
+    pub const SETLK: u32 = 32;
+    pub const SETLKW: u32 = 33;
     pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
@@ -60,8 +66,10 @@ pub mod op {
 /// Flags of INIT, the upper half being `flags2`.
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
+    pub const POSIX_LOCKS: u64 = 1 << 1;
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     pub const BIG_WRITES: u64 = 1 << 5;
+    pub const FLOCK_LOCKS: u64 = 1 << 10;
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     pub const DO_READDIRPLUS: u64 = 1 << 13;
     pub const READDIRPLUS_AUTO: u64 = 1 << 14;
@@ -95,10 +103,15 @@ pub mod opened {
     pub const DIRECT_IO: u32 = 1 << 0;
     pub const KEEP_CACHE: u32 = 1 << 1;
     pub const CACHE_DIR: u32 = 1 << 3;
+    pub const NOFLUSH: u32 = 1 << 5;
 }
 
 /// `FUSE_GETATTR_FH`.
 pub const GETATTR_FH: u32 = 1 << 0;
+/// `FUSE_LK_FLOCK`.
+pub const LK_FLOCK: u32 = 1 << 0;
+/// `FUSE_WRITE_CACHE`: from the guest's page cache, not by a program's write.
+pub const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_WRITE_KILL_SUIDGID`.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_OPEN_KILL_SUIDGID`.

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, RawDir, SeekFrom};
+use rustix::fs::{FileType, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use crate::Session;
@@ -57,6 +57,7 @@ impl Session {
             rustix::fs::seek(&file, SeekFrom::Start(offset))?;
         }
         open.position = None;
+        let keeps_owners = self.keeps_owners(node);
         let mut buffer = [MaybeUninit::uninit(); LISTING];
         let mut entries = RawDir::new(&file, &mut buffer);
         let mut position = offset;
@@ -77,9 +78,13 @@ impl Session {
             if self.out.0.len() + (head + bytes.len()).next_multiple_of(8) > room {
                 break false;
             }
-            let (next, kind, ino) = (entry.next_entry_cookie(), entry.file_type(), entry.ino());
+            let (next, mut kind, ino) = (entry.next_entry_cookie(), entry.file_type(), entry.ino());
+            // What is kept beside a file may say that it is of another kind.
+            if keeps_owners && kind == FileType::RegularFile {
+                kind = FileType::Unknown;
+            }
             let ino = if plus && !matches!(bytes, b"." | b"..") {
-                match host::stat(&file, name, AtFlags::empty()) {
+                match host::stat_name(&file, name) {
                     Ok(stat) => {
                         let id = match self.nodes.remember(node, name, &stat) {
                             Ok(id) => id,
@@ -112,7 +117,8 @@ impl Session {
 
     /// `fuse_dirent`.
     fn dirent(&mut self, ino: u64, next: u64, kind: FileType, name: &[u8]) {
-        let kind = kind.as_raw_mode() >> 12;
+        // DT_UNKNOWN, for which the guest asks.
+        let kind = if kind == FileType::Unknown { 0 } else { kind.as_raw_mode() >> 12 };
         self.out.u64(ino).u64(next).u32(name.len() as u32).u32(kind).bytes(name);
         self.out.zeros(self.out.0.len().next_multiple_of(8) - self.out.0.len());
     }

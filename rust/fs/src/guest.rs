@@ -13,12 +13,12 @@ use vm_memory::{Bytes, VolatileSlice};
 const MAX_PARTS: usize = 1024;
 
 /// Bytes in all of the parts.
-pub fn length<B: BitmapSlice>(parts: &[VolatileSlice<'_, B>]) -> usize {
+pub(crate) fn length<B: BitmapSlice>(parts: &[VolatileSlice<'_, B>]) -> usize {
     parts.iter().map(VolatileSlice::len).fold(0, usize::saturating_add)
 }
 
 /// Copies from the start of the parts; how many bytes there were.
-pub fn read<B: BitmapSlice>(parts: &[VolatileSlice<'_, B>], to: &mut [u8]) -> usize {
+pub(crate) fn read<B: BitmapSlice>(parts: &[VolatileSlice<'_, B>], to: &mut [u8]) -> usize {
     let mut done = 0;
     for part in parts {
         if done == to.len() {
@@ -31,7 +31,7 @@ pub fn read<B: BitmapSlice>(parts: &[VolatileSlice<'_, B>], to: &mut [u8]) -> us
 }
 
 /// Copies to the start of the parts; how many bytes found room.
-pub fn write<B: BitmapSlice>(parts: &[VolatileSlice<'_, B>], from: &[u8]) -> usize {
+pub(crate) fn write<B: BitmapSlice>(parts: &[VolatileSlice<'_, B>], from: &[u8]) -> usize {
     let mut done = 0;
     for part in parts {
         if done == from.len() {
@@ -66,12 +66,13 @@ fn window<B: BitmapSlice>(
     window
 }
 
-fn errno() -> Errno {
+/// Why the last call failed.
+pub(crate) fn errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// Reads from a file into the parts, beyond their first `skip` bytes; how many bytes the file had.
-pub fn read_file<B: BitmapSlice>(
+pub(crate) fn read_file<B: BitmapSlice>(
     file: BorrowedFd<'_>,
     parts: &[VolatileSlice<'_, B>],
     skip: usize,
@@ -87,7 +88,7 @@ pub fn read_file<B: BitmapSlice>(
 }
 
 /// Writes the parts, beyond their first `skip` bytes, to a file; how many bytes it took.
-pub fn write_file<B: BitmapSlice>(
+pub(crate) fn write_file<B: BitmapSlice>(
     file: BorrowedFd<'_>,
     parts: &[VolatileSlice<'_, B>],
     skip: usize,

@@ -4,50 +4,75 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// One open file.
-pub struct Handle {
+pub(crate) struct Handle {
     pub file: Arc<OwnedFd>,
     pub node: u64,
+    /// Whether the descriptor appends now, whatever the offset.
+    appends: bool,
     /// Of a directory: where the next listing starts, when the descriptor stands there already.
     pub position: Option<u64>,
 }
 
+impl Handle {
+    /// Has writes go to the end of the file, wherever that is by then, or to their offsets.
+    pub(crate) fn set_append(&mut self, append: bool) -> Result<(), Errno> {
+        if self.appends != append {
+            let flags = rustix::fs::fcntl_getfl(&self.file)? & !OFlags::APPEND;
+            rustix::fs::fcntl_setfl(&self.file, if append { flags | OFlags::APPEND } else { flags })?;
+            self.appends = append;
+        }
+        Ok(())
+    }
+}
+
 /// All that is open, by the number that the guest names it by.
-pub struct Handles {
+pub(crate) struct Handles {
     open: HashMap<u64, Handle>,
     next: u64,
     most: usize,
 }
 
 impl Handles {
-    pub fn new(most: usize, next: u64) -> Self {
+    pub(crate) fn new(most: usize, next: u64) -> Self {
         Self { open: HashMap::new(), next: next.max(1), most }
     }
 
     /// Fails when the guest has too much open, before anything is opened for it.
-    pub fn room(&self) -> Result<(), Errno> {
-        if self.open.len() < self.most { Ok(()) } else { Err(Errno::NFILE) }
+    pub(crate) fn room(&self) -> Result<(), Errno> {
+        if self.has_room_for(1) { Ok(()) } else { Err(Errno::NFILE) }
     }
 
-    pub fn insert(&mut self, file: Arc<OwnedFd>, node: u64) -> u64 {
+    /// Whether there may be so many descriptors beside.
+    pub(crate) fn has_room_for(&self, more: usize) -> bool {
+        self.open.len().saturating_add(more) <= self.most
+    }
+
+    pub(crate) fn insert(&mut self, file: Arc<OwnedFd>, node: u64) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.open.insert(number, Handle { file, node, position: Some(0) });
+        self.open.insert(number, Handle { file, node, appends: false, position: Some(0) });
         number
     }
 
     /// What the guest names, if it is open on this node; a handle of before a restore is stale.
-    pub fn get(&mut self, number: u64, node: u64) -> Result<&mut Handle, Errno> {
+    pub(crate) fn get(&mut self, number: u64, node: u64) -> Result<&mut Handle, Errno> {
         self.open.get_mut(&number).filter(|handle| handle.node == node).ok_or(Errno::STALE)
     }
 
-    pub fn remove(&mut self, number: u64) {
-        self.open.remove(&number);
+    /// The same, to look at.
+    pub(crate) fn peek(&self, number: u64, node: u64) -> Result<&Handle, Errno> {
+        self.open.get(&number).filter(|handle| handle.node == node).ok_or(Errno::STALE)
     }
 
-    pub fn clear(&mut self) {
+    pub(crate) fn remove(&mut self, number: u64) -> Option<Handle> {
+        self.open.remove(&number)
+    }
+
+    pub(crate) fn clear(&mut self) {
         self.open.clear();
     }
 }

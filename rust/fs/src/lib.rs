@@ -8,19 +8,24 @@
 //! up beneath an open directory, symbolic links are bytes, devices and FIFOs are never opened, and what is kept for the
 //! guest is bounded.
 
-#![deny(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 pub mod abi;
 mod attributes;
 mod contents;
 mod directories;
+mod echo;
 mod extended;
 mod guest;
 mod handles;
 mod host;
+mod locks;
 mod names;
 mod nodes;
+mod ofd;
+mod owners;
+mod quota;
+mod sealed;
 mod share;
 mod wire;
 
@@ -29,10 +34,14 @@ use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
 use abi::{IN_HEADER, MAX_IO, OUT_HEADER, WRITE_IN, init, op};
+use echo::Echoes;
 use handles::Handles;
 use host::Descriptors;
+use locks::Locks;
 pub use nodes::MAX_SHARES;
 use nodes::Nodes;
+pub use owners::Owner;
+pub use sealed::{FCHMODAT2, Sealed};
 pub use share::{Cache, Share};
 use wire::{Args, Out};
 
@@ -44,25 +53,56 @@ const MAX_DESCRIPTORS: u64 = 1 << 20;
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// open(2) has refused its path.
     #[error("a share cannot be opened: {0}")]
     Share(Errno),
+    /// It is a socket, a pipe or a device.
     #[error("a share is neither a directory nor a regular file; those two can be shared")]
     Kind,
+    /// More shares than [`MAX_SHARES`].
     #[error(
         "there are {count} shares and at most {MAX_SHARES} can be had; share a directory that holds several"
     )]
-    TooMany { count: usize },
+    TooMany {
+        /// As many as were asked for.
+        count: usize,
+    },
+    /// setxattr(2) has refused to keep owners beside the files.
+    #[error(
+        "it can keep no owners of its own, as its file system has no extended attributes (user.*): {0}; share it with \
+         owner=\"map\", or a directory on ext4, XFS or Btrfs"
+    )]
+    Owners(Errno),
+    /// Nothing is opened by its descriptor without it.
     #[error("/proc/self/fd cannot be opened: {0}; shares need it to be mounted")]
     Descriptors(Errno),
+    /// mmap(2) has refused it.
+    #[error("no page below all others can be made, which shares need: {0}; lower vm.mmap_min_addr to 65536")]
+    Sealed(Errno),
 }
 
 /// Who serves a guest's requests.
 pub struct Session {
     nodes: Nodes,
     handles: Handles,
+    locks: Locks,
     descriptors: Option<Descriptors>,
+    /// Whether any share is.
+    watched: bool,
+    echoes: Echoes,
     arguments: Vec<u8>,
     out: Out,
+}
+
+/// What has become of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// So many bytes of the answer are written.
+    Answered(usize),
+    /// Nothing is written, and nobody in the guest waits for it.
+    Unawaited,
+    /// Who asks waits for a lock: the request is to be served again when [`Session::has_news`], and now and then.
+    Later,
 }
 
 /// What a request is answered with.
@@ -73,6 +113,8 @@ enum Reply {
     Contents(usize),
     /// Nothing at all.
     Nothing,
+    /// Nothing yet.
+    Later,
 }
 
 /// A request's header.
@@ -80,6 +122,10 @@ struct Header {
     opcode: u32,
     unique: u64,
     node: u64,
+    /// Who asks, where something is made.
+    uid: u32,
+    gid: u32,
+    thread: u32,
 }
 
 impl Session {
@@ -95,14 +141,21 @@ impl Session {
         let descriptors = descriptors.clamp(64, MAX_DESCRIPTORS) as usize;
         // Room for as many numbers as can be given.
         let first = first >> 1;
+        if !shares.is_empty() {
+            Sealed::get().map_err(Error::Sealed)?;
+        }
         // Without shares none is needed: that is every machine's, so it costs nothing.
         let reopening =
             if shares.is_empty() { None } else { Some(Descriptors::new().map_err(Error::Descriptors)?) };
+        let watched = shares.iter().any(|share| share.watch);
         Ok(Self {
             // Half for what is open; as pinned nodes are bounded like cached ones, a quarter each for those.
             nodes: Nodes::new(shares, descriptors / 4, first),
             handles: Handles::new(descriptors / 2, first),
+            locks: Locks::default(),
             descriptors: reopening,
+            watched,
+            echoes: Echoes::default(),
             arguments: Vec::new(),
             out: Out::default(),
         })
@@ -119,14 +172,18 @@ impl Session {
         &mut self,
         request: &[VolatileSlice<'_, B>],
         answer: &[VolatileSlice<'_, B>],
-    ) -> usize {
+    ) -> Served {
         let mut header = [0; IN_HEADER];
         if guest::read(request, &mut header) < IN_HEADER {
-            return 0;
+            return Served::Answered(0);
         }
         let mut fields = Args(&header[4..]);
-        let (Ok(opcode), Ok(unique), Ok(node)) = (fields.u32(), fields.u64(), fields.u64()) else { return 0 };
-        let header = Header { opcode, unique, node };
+        let (Ok(opcode), Ok(unique), Ok(node), Ok(uid), Ok(gid), Ok(thread)) =
+            (fields.u32(), fields.u64(), fields.u64(), fields.u32(), fields.u32(), fields.u32())
+        else {
+            return Served::Answered(0);
+        };
+        let header = Header { opcode, unique, node, uid, gid, thread };
         // The contents of a WRITE stay where they are.
         let most = if opcode == op::WRITE { IN_HEADER + WRITE_IN } else { IN_HEADER + MAX_ARGUMENTS };
         let mut arguments = std::mem::take(&mut self.arguments);
@@ -139,7 +196,8 @@ impl Session {
         let reply = self.dispatch(&header, args, request, answer, room);
         self.arguments = arguments;
         let (error, fields, contents) = match reply {
-            Ok(Reply::Nothing) => return 0,
+            Ok(Reply::Nothing) => return Served::Unawaited,
+            Ok(Reply::Later) => return Served::Later,
             Ok(Reply::Fields) if self.out.0.len() > room => (Errno::NOBUFS.raw_os_error(), 0, 0),
             Ok(Reply::Fields) => (0, self.out.0.len(), 0),
             Ok(Reply::Contents(length)) => (0, 0, length),
@@ -150,9 +208,9 @@ impl Session {
         start.u32(length as u32).u32(error.wrapping_neg() as u32).u64(header.unique);
         start.bytes(&self.out.0[..fields]);
         if guest::write(answer, &start.0) < start.0.len() {
-            return 0;
+            return Served::Answered(0);
         }
-        length
+        Served::Answered(length)
     }
 
     fn dispatch<B: BitmapSlice>(
@@ -164,6 +222,12 @@ impl Session {
         room: usize,
     ) -> Result<Reply, Errno> {
         let node = header.node;
+        if self.watched
+            && self.echoes.is_known(header.thread)
+            && let Some(echoed) = self.echo(header, Args(args.0))
+        {
+            return echoed.map(|()| Reply::Fields);
+        }
         match header.opcode {
             op::INIT => self.init(&mut args)?,
             op::DESTROY => self.clear(),
@@ -181,25 +245,33 @@ impl Session {
                 return Ok(Reply::Nothing);
             }
             op::INTERRUPT => return Ok(Reply::Nothing),
-            op::LOOKUP => self.lookup(node, &mut args)?,
+            op::LOOKUP => self.lookup(header, &mut args)?,
             op::GETATTR => self.getattr(node, &mut args)?,
             op::SETATTR => self.setattr(node, &mut args)?,
             op::READLINK => self.readlink(node)?,
             op::SYMLINK => self.symlink(node, &mut args)?,
-            op::MKNOD => self.mknod(node, &mut args)?,
-            op::MKDIR => self.mkdir(node, &mut args)?,
+            op::MKNOD => self.mknod(header, &mut args)?,
+            op::MKDIR => self.mkdir(header, &mut args)?,
             op::UNLINK => self.unlink(node, &mut args, false)?,
             op::RMDIR => self.unlink(node, &mut args, true)?,
             op::RENAME => self.rename(node, &mut args, false)?,
             op::RENAME2 => self.rename(node, &mut args, true)?,
             op::LINK => self.link(node, &mut args)?,
             op::OPEN => self.open(node, &mut args)?,
-            op::CREATE => self.create(node, &mut args)?,
-            op::TMPFILE => self.tmpfile(node, &mut args)?,
+            op::CREATE => self.create(header, &mut args)?,
+            op::TMPFILE => self.tmpfile(header, &mut args)?,
             op::READ => return self.read(node, &mut args, answer, room).map(Reply::Contents),
             op::WRITE => self.write(node, &mut args, request)?,
             op::STATFS => self.statfs(node)?,
-            op::RELEASE | op::RELEASEDIR => self.handles.remove(args.u64()?),
+            op::RELEASE | op::RELEASEDIR => self.release(args.u64()?),
+            op::FLUSH => self.flush(node, &mut args)?,
+            op::GETLK => self.getlk(node, &mut args)?,
+            op::SETLK | op::SETLKW => {
+                let waits = header.opcode == op::SETLKW;
+                if !self.setlk(header.unique, node, &mut args, waits)? {
+                    return Ok(Reply::Later);
+                }
+            }
             op::FSYNC => self.fsync(node, &mut args)?,
             op::FSYNCDIR => self.fsync(node, &mut args)?,
             op::SETXATTR => self.setxattr(node, &mut args)?,
@@ -212,8 +284,7 @@ impl Session {
             op::FALLOCATE => self.fallocate(node, &mut args)?,
             op::LSEEK => self.lseek(node, &mut args)?,
             op::COPY_FILE_RANGE => self.copy_file_range(node, &mut args)?,
-            // The guest's kernel does without, and does not ask again. Locks hold among the guest's own processes;
-            // FLUSH has nothing to do, as nothing is held back here.
+            // The guest's kernel does without, and does not ask again.
             _ => return Err(Errno::NOSYS),
         }
         Ok(Reply::Fields)
@@ -235,6 +306,8 @@ impl Session {
             return Err(Errno::PROTO);
         }
         let offered = init::ASYNC_READ
+            | init::POSIX_LOCKS
+            | init::FLOCK_LOCKS
             | init::ATOMIC_O_TRUNC
             | init::BIG_WRITES
             | init::AUTO_INVAL_DATA
@@ -260,6 +333,8 @@ impl Session {
 
     /// Forgets what the guest knew: its driver starts over.
     pub fn clear(&mut self) {
+        self.locks.clear();
+        self.echoes = Echoes::default();
         self.nodes.clear();
         self.handles.clear();
     }

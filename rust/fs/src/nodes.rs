@@ -4,12 +4,14 @@
 //! been closed is had again by the name, and only if the identity is still the same. So the guest may know millions of
 //! files, and one that is deleted is freed by the host as soon as the guest lets go of it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Statx};
+use rustix::fs::Statx;
 use rustix::io::Errno;
 
 use crate::abi::ROOT_ID;
@@ -17,14 +19,18 @@ use crate::host::{self, Identity};
 use crate::share::Share;
 
 /// The node id of the first share; the others follow. Ids of other files begin after [`MAX_SHARES`].
-pub const FIRST_SHARE: u64 = ROOT_ID + 1;
+pub(crate) const FIRST_SHARE: u64 = ROOT_ID + 1;
+/// Shares of one guest at most.
 pub const MAX_SHARES: usize = 64;
 /// The first id of a file that is looked up.
-pub const FIRST_NODE: u64 = FIRST_SHARE + MAX_SHARES as u64;
+pub(crate) const FIRST_NODE: u64 = FIRST_SHARE + MAX_SHARES as u64;
 /// Nodes at most: some hundreds of bytes each. The guest's kernel forgets what it has no memory for.
 const MAX_NODES: usize = 1 << 21;
 /// Directories between a file and its share at most. The kernel has no limit, but paths are limited to 4096 bytes.
 const MAX_DEPTH: usize = 2048;
+
+/// Seconds after which a change of a file has another time than one before: file systems count ticks, some seconds.
+const SETTLED: i64 = 2;
 
 struct Node {
     share: u16,
@@ -32,7 +38,8 @@ struct Node {
     parent: u64,
     name: CString,
     lookups: u64,
-    is_dir: bool,
+    /// Its kind (`S_IFMT`).
+    kind: u32,
     /// Stands for the file (O_PATH): kept for directories, and for what is pinned. Of another file it would keep the
     /// contents on the disk after the host has deleted it.
     fd: Option<Arc<OwnedFd>>,
@@ -40,15 +47,41 @@ struct Node {
     used: bool,
     /// Whether the name was taken away while the guest may still know another: `fd` stays until the node is forgotten.
     pinned: bool,
+    /// Whether the guest has removed it while it was open, so that its room is not given back yet.
+    orphan: bool,
     /// What the guest has open of it, for a file that has no name any more.
     open: Vec<Weak<OwnedFd>>,
+    /// As it was when the guest last opened it, if a later change cannot look the same.
+    seen: Option<Stamp>,
+}
+
+/// What a change of a file's contents changes: its size, and when contents and inode were changed last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    size: u64,
+    times: [(i64, u32); 2],
+}
+
+impl Stamp {
+    pub(crate) fn of(stat: &Statx) -> Self {
+        let time = |time: &rustix::fs::StatxTimestamp| (time.tv_sec, time.tv_nsec);
+        Self { size: stat.stx_size, times: [time(&stat.stx_mtime), time(&stat.stx_ctime)] }
+    }
+
+    /// Whether it is so long ago that a change from now on has another time.
+    fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        self.times.iter().all(|(seconds, _)| seconds.saturating_add(SETTLED) < now as i64)
+    }
 }
 
 /// All nodes of a session.
-pub struct Nodes {
+pub(crate) struct Nodes {
     pub shares: Vec<Share>,
     nodes: HashMap<u64, Node>,
     ids: HashMap<(u16, Identity), u64>,
+    /// Nodes by directory and name, where a share is watched.
+    names: Option<HashMap<(u64, CString), u64>>,
     /// Nodes with a descriptor that may be closed, in the order in which that is considered.
     cached: VecDeque<u64>,
     max_cached: usize,
@@ -59,12 +92,14 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    pub fn new(shares: Vec<Share>, max_cached: usize, next: u64) -> Self {
+    pub(crate) fn new(shares: Vec<Share>, max_cached: usize, next: u64) -> Self {
         let devices = shares.first().map(|share| share.identity.dev).into_iter().collect();
+        let names = shares.iter().any(|share| share.watch).then(HashMap::new);
         Self {
             shares,
             nodes: HashMap::new(),
             ids: HashMap::new(),
+            names,
             cached: VecDeque::new(),
             max_cached: max_cached.max(16),
             pinned: 0,
@@ -74,7 +109,7 @@ impl Nodes {
     }
 
     /// The share that a node belongs to.
-    pub fn share(&self, id: u64) -> Result<&Share, Errno> {
+    pub(crate) fn share(&self, id: u64) -> Result<&Share, Errno> {
         let index = match share_index(id) {
             Some(index) => index,
             None => self.nodes.get(&id).ok_or(Errno::STALE)?.share.into(),
@@ -82,16 +117,49 @@ impl Nodes {
         self.shares.get(index).ok_or(Errno::STALE)
     }
 
+    /// The same, to count in.
+    pub(crate) fn share_mut(&mut self, id: u64) -> Result<&mut Share, Errno> {
+        let index = match share_index(id) {
+            Some(index) => index,
+            None => self.nodes.get(&id).ok_or(Errno::STALE)?.share.into(),
+        };
+        self.shares.get_mut(index).ok_or(Errno::STALE)
+    }
+
+    /// Whether the guest has it open.
+    pub(crate) fn is_open(&self, id: u64) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.open.iter().any(|open| open.strong_count() > 0))
+    }
+
+    /// Notes that the guest has removed what it has open.
+    pub(crate) fn orphaned(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.orphan = true;
+        }
+    }
+
+    pub(crate) fn is_orphan(&self, id: u64) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.orphan)
+    }
+
+    /// It has a name, or has gone.
+    pub(crate) fn adopted(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.orphan = false;
+        }
+    }
+
     /// Forgets every node, as when a new session begins.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.nodes.clear();
         self.ids.clear();
+        self.names.iter_mut().for_each(HashMap::clear);
         self.cached.clear();
         self.pinned = 0;
     }
 
     /// Notes that the guest has been told of a file under this name; its id.
-    pub fn remember(&mut self, parent: u64, name: &CStr, stat: &Statx) -> Result<u64, Errno> {
+    pub(crate) fn remember(&mut self, parent: u64, name: &CStr, stat: &Statx) -> Result<u64, Errno> {
         let share = match share_index(parent) {
             Some(index) => index as u16,
             None => self.nodes.get(&parent).ok_or(Errno::STALE)?.share,
@@ -100,10 +168,11 @@ impl Nodes {
         if let Some(id) = self.ids.get(&(share, identity)) {
             let node = self.nodes.get_mut(id).ok_or(Errno::STALE)?;
             node.lookups = node.lookups.saturating_add(1);
+            let id = *id;
             if (node.parent, node.name.as_c_str()) != (parent, name) {
-                (node.parent, node.name) = (parent, name.into());
+                self.renamed(id, parent, name);
             }
-            return Ok(*id);
+            return Ok(id);
         }
         if self.nodes.len() >= MAX_NODES {
             return Err(Errno::NFILE);
@@ -116,39 +185,113 @@ impl Nodes {
             parent,
             name: name.into(),
             lookups: 1,
-            is_dir: u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR,
+            kind: u32::from(stat.stx_mode) & libc::S_IFMT,
             fd: None,
             used: false,
             pinned: false,
+            orphan: false,
             open: Vec::new(),
+            seen: None,
         };
         self.nodes.insert(id, node);
         self.ids.insert((share, identity), id);
+        if let Some(names) = &mut self.names {
+            names.insert((parent, name.into()), id);
+        }
         Ok(id)
     }
 
     /// The guest's kernel knows the node by so many answers less.
-    pub fn forget(&mut self, id: u64, lookups: u64) {
+    pub(crate) fn forget(&mut self, id: u64, lookups: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.lookups = node.lookups.saturating_sub(lookups);
         if node.lookups == 0
             && let Some(node) = self.nodes.remove(&id)
         {
-            self.ids.remove(&(node.share, node.identity));
+            if self.ids.get(&(node.share, node.identity)) == Some(&id) {
+                self.ids.remove(&(node.share, node.identity));
+            }
+            self.unname(id, node.parent, node.name);
             self.pinned -= usize::from(node.pinned);
         }
     }
 
+    /// A name does not stand for this node any more.
+    fn unname(&mut self, id: u64, parent: u64, name: CString) {
+        if let Some(names) = &mut self.names
+            && let Entry::Occupied(found) = names.entry((parent, name))
+            && *found.get() == id
+        {
+            found.remove();
+        }
+    }
+
+    /// Nor for any.
+    pub(crate) fn unnamed(&mut self, parent: u64, name: &CStr) {
+        if let Some(names) = &mut self.names {
+            names.remove(&(parent, name.into()));
+        }
+    }
+
+    /// The node that the guest knows by this name, where names are kept.
+    pub(crate) fn named(&self, parent: u64, name: &CStr) -> Option<u64> {
+        self.names.as_ref()?.get(&(parent, name.into())).copied()
+    }
+
+    /// The guest's kernel holds its file for gone: should it be there still, it is another node.
+    pub(crate) fn retire(&mut self, id: u64) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let (key, parent, name) = ((node.share, node.identity), node.parent, node.name.clone());
+        if self.ids.get(&key) == Some(&id) {
+            self.ids.remove(&key);
+        }
+        self.unname(id, parent, name);
+    }
+
+    /// A number that no node has.
+    pub(crate) fn unused(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Notes that the guest is told of a node once more.
+    pub(crate) fn told_of(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups = node.lookups.saturating_add(1);
+        }
+    }
+
+    /// The kind of its file (`S_IFMT`).
+    pub(crate) fn kind(&self, id: u64) -> Result<u32, Errno> {
+        self.nodes.get(&id).map(|node| node.kind).ok_or(Errno::STALE)
+    }
+
+    /// What the guest has open of it.
+    pub(crate) fn open_of(&self, id: u64) -> Option<Arc<OwnedFd>> {
+        self.nodes.get(&id)?.open.iter().find_map(Weak::upgrade)
+    }
+
     /// Notes an open descriptor of the file.
-    pub fn opened(&mut self, id: u64, file: &Arc<OwnedFd>) {
+    pub(crate) fn opened(&mut self, id: u64, file: &Arc<OwnedFd>) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.open.retain(|open| open.strong_count() > 0);
             node.open.push(Arc::downgrade(file));
         }
     }
 
+    /// Whether the file's contents are those of when this was last asked, which is when the guest opens it.
+    pub(crate) fn is_unchanged(&mut self, id: u64, stat: &Statx) -> bool {
+        let Some(node) = self.nodes.get_mut(&id) else { return false };
+        let stamp = Stamp::of(stat);
+        let unchanged = node.seen == Some(stamp);
+        if !unchanged {
+            node.seen = stamp.is_settled().then_some(stamp);
+        }
+        unchanged
+    }
+
     /// The id under which the guest knows a file of the same share as `near`.
-    pub fn known(&self, near: u64, stat: &Statx) -> Option<u64> {
+    pub(crate) fn known(&self, near: u64, stat: &Statx) -> Option<u64> {
         let share = match share_index(near) {
             Some(index) => index as u16,
             None => self.nodes.get(&near)?.share,
@@ -157,15 +300,19 @@ impl Nodes {
     }
 
     /// The file has another name now.
-    pub fn renamed(&mut self, id: u64, parent: u64, name: &CStr) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            (node.parent, node.name) = (parent, name.into());
+    pub(crate) fn renamed(&mut self, id: u64, parent: u64, name: &CStr) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let parent_before = std::mem::replace(&mut node.parent, parent);
+        let name_before = std::mem::replace(&mut node.name, name.into());
+        self.unname(id, parent_before, name_before);
+        if let Some(names) = &mut self.names {
+            names.insert((parent, name.into()), id);
         }
     }
 
     /// A name is about to be taken from a file that has others: keeps what stands for it, as the guest may know it by one
     /// of those.
-    pub fn pin(&mut self, id: u64) {
+    pub(crate) fn pin(&mut self, id: u64) {
         if self.pinned >= self.max_cached {
             return;
         }
@@ -179,7 +326,7 @@ impl Nodes {
     }
 
     /// A descriptor that stands for the node's file.
-    pub fn fd(&mut self, id: u64) -> Result<Arc<OwnedFd>, Errno> {
+    pub(crate) fn fd(&mut self, id: u64) -> Result<Arc<OwnedFd>, Errno> {
         // From the file upwards to the first directory that has a descriptor, and down again.
         let mut missing = Vec::new();
         let mut at = id;
@@ -205,7 +352,7 @@ impl Nodes {
                 // Its name is gone, but the guest has it open.
                 Err(error) => node.open.iter().find_map(Weak::upgrade).ok_or(error)?,
             };
-            if node.is_dir {
+            if node.kind == libc::S_IFDIR {
                 self.cache(at, &fd);
             }
         }
@@ -233,24 +380,24 @@ impl Nodes {
     }
 
     /// The node's attributes.
-    pub fn stat(&mut self, id: u64) -> Result<Statx, Errno> {
+    pub(crate) fn stat(&mut self, id: u64) -> Result<Statx, Errno> {
         if let Some(node) = self.nodes.get(&id)
             && node.fd.is_none()
         {
-            // A name and an identity do without a descriptor.
+            // A name and an identity do without a descriptor that is kept.
             let (parent, name, identity) = (node.parent, node.name.clone(), node.identity);
-            if let Ok(stat) = self.fd(parent).and_then(|fd| host::stat(fd, &name, AtFlags::empty()))
+            if let Ok(stat) = self.fd(parent).and_then(|fd| host::stat_name(fd, &name))
                 && Identity::of(&stat) == identity
             {
                 return Ok(stat);
             }
         }
         let fd = self.fd(id)?;
-        host::stat(fd, c"", AtFlags::EMPTY_PATH)
+        host::stat(fd)
     }
 
     /// The inode number that the guest sees: the host's, with the device in its upper bits where there are several.
-    pub fn inode_number(&mut self, stat: &Statx) -> u64 {
+    pub(crate) fn inode_number(&mut self, stat: &Statx) -> u64 {
         let dev = Identity::of(stat).dev;
         let index = match self.devices.iter().position(|known| *known == dev) {
             Some(index) => index,
@@ -265,7 +412,7 @@ impl Nodes {
 }
 
 /// The share whose top this node is.
-pub fn share_index(id: u64) -> Option<usize> {
+pub(crate) fn share_index(id: u64) -> Option<usize> {
     id.checked_sub(FIRST_SHARE).map(|index| index as usize).filter(|index| *index < MAX_SHARES)
 }
 
@@ -273,6 +420,6 @@ pub fn share_index(id: u64) -> Option<usize> {
 fn reached(directory: &OwnedFd, node: &Node) -> Result<OwnedFd, Errno> {
     let stale = |error| if matches!(error, Errno::NOENT | Errno::NOTDIR) { Errno::STALE } else { error };
     let fd = host::open_path(directory, &node.name).map_err(stale)?;
-    let stat = host::stat(&fd, c"", AtFlags::EMPTY_PATH)?;
+    let stat = host::stat(&fd)?;
     if Identity::of(&stat) == node.identity { Ok(fd) } else { Err(Errno::STALE) }
 }

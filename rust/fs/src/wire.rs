@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use rustix::io::Errno;
 
 /// What is left of a request's arguments. A request that is too short is invalid.
-pub struct Args<'a>(pub &'a [u8]);
+pub(crate) struct Args<'a>(pub &'a [u8]);
 
 impl<'a> Args<'a> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], Errno> {
@@ -14,23 +14,23 @@ impl<'a> Args<'a> {
         Ok(*first)
     }
 
-    pub fn u32(&mut self) -> Result<u32, Errno> {
+    pub(crate) fn u32(&mut self) -> Result<u32, Errno> {
         self.take().map(u32::from_le_bytes)
     }
 
-    pub fn u64(&mut self) -> Result<u64, Errno> {
+    pub(crate) fn u64(&mut self) -> Result<u64, Errno> {
         self.take().map(u64::from_le_bytes)
     }
 
     /// A string that ends with a zero.
-    pub fn text(&mut self) -> Result<&'a CStr, Errno> {
+    pub(crate) fn text(&mut self) -> Result<&'a CStr, Errno> {
         let text = CStr::from_bytes_until_nul(self.0).map_err(|_| Errno::INVAL)?;
         self.0 = &self.0[text.count_bytes() + 1..];
         Ok(text)
     }
 
     /// A name in a directory: one component, neither "." nor "..".
-    pub fn name(&mut self) -> Result<&'a CStr, Errno> {
+    pub(crate) fn name(&mut self) -> Result<&'a CStr, Errno> {
         let name = self.text()?;
         match name.to_bytes() {
             b"" | b"." | b".." => Err(Errno::INVAL),
@@ -43,27 +43,27 @@ impl<'a> Args<'a> {
 
 /// An answer that is being put together.
 #[derive(Default)]
-pub struct Out(pub Vec<u8>);
+pub(crate) struct Out(pub Vec<u8>);
 
 impl Out {
-    pub fn u16(&mut self, value: u16) -> &mut Self {
+    pub(crate) fn u16(&mut self, value: u16) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    pub fn u32(&mut self, value: u32) -> &mut Self {
+    pub(crate) fn u32(&mut self, value: u32) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    pub fn u64(&mut self, value: u64) -> &mut Self {
+    pub(crate) fn u64(&mut self, value: u64) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    pub fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    pub fn zeros(&mut self, count: usize) -> &mut Self {
+    pub(crate) fn zeros(&mut self, count: usize) -> &mut Self {
         self.0.resize(self.0.len() + count, 0);
         self
     }

@@ -214,7 +214,8 @@ impl Guest {
             Step::Write { path, offset, data, append } => {
                 let flags = if *append { 0o2001 } else { 0o1 };
                 self.opened(path, flags, |client, node, handle| {
-                    client.write(node, handle, *offset, data).map(|count| count.to_le_bytes().into())
+                    let written = client.write_as(node, handle, *offset, data, (0, flags));
+                    written.map(|count| count.to_le_bytes().into())
                 })
             }
             Step::Read { path, offset, size } => {
@@ -575,6 +576,26 @@ proptest! {
         }
         prop_assert_eq!(tree(&host.0), tree(&plain.0));
     }
+}
+
+/// Appending is a write's own business: a program may change its mind, and pages of a mapping have a place.
+#[test]
+fn what_is_appended_goes_to_the_end_and_mapped_pages_to_their_place() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("file");
+    let mut client = Client::new(vec![share(place.path(), false)]);
+    let append = 0o2000;
+    let (node, handle) = client.create(SHARE, b"file", 0o2 | append, 0o644).unwrap();
+    client.write_as(node, handle, 0, b"guest ", (0, append)).unwrap();
+    // What somebody else has appended meanwhile is not written over.
+    fs::write(&path, "guest host ").unwrap();
+    client.write_as(node, handle, 6, b"guest", (0, append)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"guest host guest");
+    client.write_as(node, handle, 0, b"MAPPED", (1, append)).unwrap();
+    client.write_as(node, handle, 6, b"HOST", (0, 0)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"MAPPEDHOST guest");
+    client.write_as(node, handle, 0, b"!", (0, append)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"MAPPEDHOST guest!");
 }
 
 #[test]

@@ -1,0 +1,41 @@
+//! What a guest keeps of a file's contents from one time that it opens it to the next.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Client, SHARE};
+use supermachine_fs::abi::{op, opened};
+use supermachine_fs::{Cache, Share};
+
+/// Whether the guest keeps them when it opens a file anew.
+fn keeps(client: &mut Client, node: u64) -> bool {
+    let answer = client.call(op::OPEN, node, &args!(0_u32, 0_u32)).unwrap();
+    client.release(node, u64::from_le_bytes(answer[..8].try_into().unwrap()));
+    u32::from_le_bytes(answer[8..12].try_into().unwrap()) & opened::KEEP_CACHE != 0
+}
+
+#[test]
+fn contents_are_kept_while_a_file_is_as_it_was() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("file");
+    std::fs::write(&path, "contents").unwrap();
+    let of = |cache| Client::new(vec![Share::open(place.path(), false, cache).unwrap()]);
+    let (mut auto, mut none) = (of(Cache::Auto), of(Cache::None));
+    let (one, other) = (auto.lookup(SHARE, b"file").unwrap().0, none.lookup(SHARE, b"file").unwrap().0);
+    // What has just been made may change once more in the same tick of the file system's clock.
+    assert!(!keeps(&mut auto, one) && !keeps(&mut auto, one));
+    let end = Instant::now() + Duration::from_secs(60);
+    while !keeps(&mut auto, one) {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(!keeps(&mut none, other) && !keeps(&mut none, other));
+    // Another program changes it, and leaves its size and time as they were.
+    let before = std::fs::metadata(&path).unwrap().modified().unwrap();
+    std::fs::write(&path, "CONTENTS").unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(before).unwrap();
+    assert!(!keeps(&mut auto, one) && !keeps(&mut auto, one));
+}
