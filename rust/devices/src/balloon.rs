@@ -19,6 +19,7 @@ pub type Release = Box<dyn Fn(u64, u64) + Send>;
 pub struct Balloon(Release);
 
 impl Balloon {
+    /// A balloon that gives reported pages back by `release`, which is called on the vCPU that reports them.
     pub fn new(release: Release) -> Self {
         Self(release)
     }

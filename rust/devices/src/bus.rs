@@ -8,6 +8,7 @@ use crate::{Device, Transport};
 pub trait BusDevice: Send {
     /// Fills `data` from the registers at `offset`.
     fn read(&mut self, offset: u64, data: &mut [u8]);
+    /// Takes `data` into the registers at `offset`.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 

@@ -15,7 +15,7 @@ const MAX_BYTES: u64 = 128 << 20;
 const DESCRIPTOR_BYTES: u32 = 16;
 
 /// Checks the chain that starts at `head` of a table with `size` entries (virtio 1.2, 2.7.5).
-pub fn check(memory: &Memory, table: u64, size: u16, head: u16) -> Result<(), Broken> {
+pub(crate) fn check(memory: &Memory, table: u64, size: u16, head: u16) -> Result<(), Broken> {
     let malformed = |why: &str| Err(Broken::Chain(why.into()));
     let (mut table, mut size, mut index) = (table, u32::from(size), u32::from(head));
     let (mut length, mut bytes, mut indirect, mut writable) = (0, 0, false, false);
@@ -63,7 +63,7 @@ pub fn check(memory: &Memory, table: u64, size: u16, head: u16) -> Result<(), Br
 }
 
 /// The buffers of a checked chain that the device reads, where they lie.
-pub fn readable<'m>(
+pub(crate) fn readable<'m>(
     chain: DescriptorChain<&Memory>,
     memory: &'m Memory,
 ) -> Result<Vec<VolatileSlice<'m>>, Broken> {
@@ -71,7 +71,7 @@ pub fn readable<'m>(
 }
 
 /// The buffers of a checked chain that the device writes, where they lie.
-pub fn writable<'m>(
+pub(crate) fn writable<'m>(
     chain: DescriptorChain<&Memory>,
     memory: &'m Memory,
 ) -> Result<Vec<VolatileSlice<'m>>, Broken> {
@@ -101,7 +101,7 @@ fn slices<'m>(
 }
 
 /// Copies the first bytes of these buffers and leaves the rest in them.
-pub fn take(buffers: &mut Vec<VolatileSlice<'_>>, to: &mut [u8]) -> Result<(), Broken> {
+pub(crate) fn take(buffers: &mut Vec<VolatileSlice<'_>>, to: &mut [u8]) -> Result<(), Broken> {
     let mut done = 0;
     while done < to.len() {
         let Some(first) = buffers.first_mut() else {
@@ -119,7 +119,7 @@ pub fn take(buffers: &mut Vec<VolatileSlice<'_>>, to: &mut [u8]) -> Result<(), B
 }
 
 /// Address and length of the buffers of a checked chain that the device writes.
-pub fn ranges(chain: DescriptorChain<&Memory>, memory: &Memory) -> Result<Vec<(u64, u64)>, Broken> {
+pub(crate) fn ranges(chain: DescriptorChain<&Memory>, memory: &Memory) -> Result<Vec<(u64, u64)>, Broken> {
     let mut all = Vec::new();
     for descriptor in chain.writable() {
         let (address, length) = (descriptor.addr(), descriptor.len());
@@ -128,6 +128,22 @@ pub fn ranges(chain: DescriptorChain<&Memory>, memory: &Memory) -> Result<Vec<(u
             return Err(Broken::Chain("a buffer lies outside guest memory".into()));
         }
         all.push((address.0, length.into()));
+    }
+    Ok(all)
+}
+
+/// Buffers that [`ranges`] gave, where they lie.
+pub(crate) fn slices_of<'m>(
+    ranges: &[(u64, u64)],
+    memory: &'m Memory,
+) -> Result<Vec<VolatileSlice<'m>>, Broken> {
+    let outside = |_: vm_memory::GuestMemoryError| Broken::Chain("a buffer lies outside guest memory".into());
+    let mut all = Vec::new();
+    for (address, length) in ranges {
+        let slices = memory.get_slices(GuestAddress(*address), *length as usize, Permissions::ReadWrite);
+        for slice in slices.map_err(outside)? {
+            all.push(slice.map_err(outside)?);
+        }
     }
     Ok(all)
 }

@@ -2,14 +2,13 @@
 //!
 //! A guest that breaks the rules of its device gets that device marked as needing a reset ([`Broken`]); the host goes on.
 
-#![deny(unsafe_code)]
-
 pub mod balloon;
 pub mod blk;
 pub mod bus;
 mod chain;
 pub mod console;
 pub mod fs;
+pub mod memory;
 pub mod mmio;
 pub mod net;
 pub mod persist;
@@ -20,20 +19,27 @@ pub mod tail;
 pub mod vsock;
 
 pub use bus::{BusDevice, MmioDevice};
+pub use memory::Memory;
 pub use mmio::{Device, IrqLine, Transport};
-
-/// Guest memory as devices see it.
-pub type Memory = vm_memory::GuestMemoryMmap<()>;
 
 /// What a guest did that its device cannot go on from.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
+    /// A queue's registers, or what its rings say.
     #[error("queue {queue} lies outside guest memory or its ring indices are impossible")]
-    Queue { queue: usize },
+    Queue {
+        /// Its index in the device.
+        queue: usize,
+    },
+    /// What a queue offers is no chain of descriptors (virtio 1.2, 2.7.5).
     #[error("a descriptor chain is malformed: {0}")]
     Chain(String),
+    /// More was offered than there is room to offer.
     #[error("the guest left its {what} behind")]
-    Overrun { what: &'static str },
+    Overrun {
+        /// A request or a stream, by its name.
+        what: &'static str,
+    },
 }
 
 impl From<virtio_queue::Error> for Broken {

@@ -15,7 +15,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::check;
-use crate::persist::{QueueState, RestoreError, TransportState};
+use crate::persist::{DeviceState, Persist, QueueState, RestoreError, TransportState};
 use crate::{Broken, Memory};
 
 /// "virt".
@@ -170,6 +170,26 @@ impl Rings {
         Ok(())
     }
 
+    /// Gives a chain back with `length` bytes written, without an interrupt: the guest finds it when it next looks, and
+    /// [`Rings::push`] counts it.
+    pub fn push_untold(&mut self, index: usize, head: u16, length: u32) -> Result<(), Broken> {
+        self.queues[index].add_used(&self.memory, head, length).map_err(|_| Broken::Queue { queue: index })
+    }
+
+    /// Interrupts the guest if it has not looked at all that queue `index` gave back.
+    pub fn tell_of_untold(&mut self, index: usize) {
+        let queue = &self.queues[index];
+        if !self.active || !queue.ready() || !queue.event_idx_enabled() {
+            return;
+        }
+        // "used_event": Linux has its own index there when it waits for an interrupt (virtio 1.2, 2.7.7).
+        let at = GuestAddress(queue.avail_ring() + 4 + 2 * u64::from(queue.size()));
+        let seen = self.memory.load::<u16>(at, Ordering::Relaxed);
+        if seen.is_ok_and(|seen| u16::from_le(seen) != queue.next_used()) {
+            self.interrupt(VIRTIO_MMIO_INT_VRING);
+        }
+    }
+
     /// Asks to be notified of new chains in queue `index`; `true` when some have come in the meantime.
     pub fn enable_notification(&mut self, index: usize) -> Result<bool, Broken> {
         let queue = &mut self.queues[index];
@@ -207,7 +227,9 @@ impl Rings {
 
 /// A device behind its register window.
 pub struct Transport<D> {
+    /// What is behind the registers.
     pub device: D,
+    /// Its queues and its interrupt line.
     pub rings: Rings,
     status: u32,
     device_features_select: u32,
@@ -217,6 +239,7 @@ pub struct Transport<D> {
 }
 
 impl<D: Device> Transport<D> {
+    /// A device that is reset; `line` is told the level of its interrupt.
     pub fn new(device: D, memory: Memory, line: IrqLine) -> Self {
         let queues =
             device.queue_sizes().iter().map(|size| Queue::new(*size).expect("a power of two")).collect();
@@ -457,5 +480,24 @@ fn half(value: u64, select: u32) -> u32 {
         0 => value as u32,
         1 => (value >> 32) as u32,
         _ => 0,
+    }
+}
+
+impl<D: Device> Persist for Transport<D> {
+    fn save(&self) -> DeviceState {
+        let (id, config) = (self.device.id(), self.device.config().to_vec());
+        DeviceState { id, config, transport: self.state() }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        if state.id != self.device.id() || !self.device.restore_config(&state.config) {
+            return Err(RestoreError::OtherDevice {
+                found: state.id,
+                found_config: state.config.clone(),
+                expected: self.device.id(),
+                expected_config: self.device.config().to_vec(),
+            });
+        }
+        self.restore(&state.transport)
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use supermachine_support::saved_structure;
 use virtio_queue::{Queue, QueueT};
 
-use crate::{Device, Memory, Transport};
+use crate::Memory;
 
 /// A device whose state a snapshot holds.
 pub trait Persist {
@@ -22,36 +22,22 @@ pub struct DeviceState {
     pub id: u32,
     /// The configuration space: what the guest believes of a disk's size, for one.
     pub config: Vec<u8>,
+    /// What the driver and the device have agreed on, and the queues.
     pub transport: TransportState,
 }
 
 saved_structure!(DeviceState { id: u32, config: Vec<u8>, transport: TransportState });
 
-impl<D: Device> Persist for Transport<D> {
-    fn save(&self) -> DeviceState {
-        let (id, config) = (self.device.id(), self.device.config().to_vec());
-        DeviceState { id, config, transport: self.state() }
-    }
-
-    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        if state.id != self.device.id() || !self.device.restore_config(&state.config) {
-            return Err(RestoreError::OtherDevice {
-                found: state.id,
-                found_config: state.config.clone(),
-                expected: self.device.id(),
-                expected_config: self.device.config().to_vec(),
-            });
-        }
-        self.restore(&state.transport)
-    }
-}
-
 /// A transport, whatever its device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportState {
+    /// Feature bits that the driver has accepted (virtio 1.2, 2.2).
     pub driver_features: u64,
+    /// The device status field (virtio 1.2, 2.1).
     pub status: u32,
+    /// InterruptStatus: bit 0 for a used buffer, bit 1 for a changed configuration (virtio 1.2, 4.2.2).
     pub interrupt_status: u32,
+    /// In the order of their indices.
     pub queues: Vec<QueueState>,
 }
 
@@ -65,12 +51,19 @@ saved_structure!(TransportState {
 /// One queue; addresses are guest physical.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
+    /// Entries: a power of two (QueueNum).
     pub size: u16,
+    /// Whether the driver has set it up (QueueReady).
     pub ready: bool,
+    /// Of the descriptor table; a multiple of 16.
     pub desc: u64,
+    /// Of the available ring; a multiple of 2.
     pub avail: u64,
+    /// Of the used ring; a multiple of 4.
     pub used: u64,
+    /// How many chains were taken from the available ring, modulo 2^16.
     pub last_avail_idx: u16,
+    /// How many chains were put into the used ring, modulo 2^16.
     pub next_used_idx: u16,
 }
 
@@ -87,21 +80,59 @@ saved_structure!(QueueState {
 /// Why saved state was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
+    /// The machine has something else at this place of its bus.
     #[error(
         "it is of type {found} with configuration {found_config:02x?}, and the machine has type {expected} with \
          {expected_config:02x?} there; a snapshot needs the devices and disks that it was taken with"
     )]
-    OtherDevice { found: u32, found_config: Vec<u8>, expected: u32, expected_config: Vec<u8> },
+    OtherDevice {
+        /// Virtio device id of the saved device.
+        found: u32,
+        /// Its configuration space.
+        found_config: Vec<u8>,
+        /// Virtio device id of the machine's.
+        expected: u32,
+        /// Its configuration space.
+        expected_config: Vec<u8>,
+    },
+    /// The driver goes by features that this device has not.
     #[error("the saved driver accepted features {accepted:#x} of a device that offers {offered:#x}")]
-    Features { accepted: u64, offered: u64 },
+    Features {
+        /// Bits that the saved driver has accepted.
+        accepted: u64,
+        /// Bits that this device offers.
+        offered: u64,
+    },
+    /// A device of this type has another number of queues.
     #[error("the saved device has {found} queues and this one {expected}")]
-    QueueCount { found: usize, expected: usize },
+    QueueCount {
+        /// Of the saved device.
+        found: usize,
+        /// Of this one.
+        expected: usize,
+    },
+    /// A queue's size cannot be.
     #[error("queue {queue} has {size} entries; it must be a power of two and at most {max}")]
-    QueueSize { queue: usize, size: u16, max: u16 },
+    QueueSize {
+        /// Its index.
+        queue: usize,
+        /// Entries that it has.
+        size: u16,
+        /// Entries that this device lets it have.
+        max: u16,
+    },
+    /// A queue's rings cannot be where they are.
     #[error("queue {queue} is misaligned or lies outside guest memory")]
-    QueueAddress { queue: usize },
+    QueueAddress {
+        /// Its index.
+        queue: usize,
+    },
+    /// A queue's indices cannot be.
     #[error("queue {queue} has more chains in flight than entries, by its indices")]
-    QueueIndex { queue: usize },
+    QueueIndex {
+        /// Its index.
+        queue: usize,
+    },
 }
 
 impl QueueState {

@@ -2,8 +2,13 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::*;
-use supermachine_devices::fs::Fs;
+use supermachine_devices::fs::{Fs, Served, Server};
+use supermachine_devices::{MmioDevice, Transport};
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 const REQUEST: usize = 1;
 const DATA: u64 = BUFFERS + 0x1000;
@@ -51,4 +56,120 @@ fn there_is_an_empty_directory_that_nobody_writes_to() {
     // MKDIR.
     assert_eq!(ask(&mut driver, 9, 1, b"\0\0\0\0\0\0\0\0d\0"), Some((-30, vec![])));
     assert_eq!(ask(&mut driver, 2, 1, &[0; 8]), None, "FORGET has no answer");
+}
+
+/// Answers with nothing but a header: a FORGET is not waited for, and a SETLKW waits until it may be done.
+struct Scripted(Arc<AtomicBool>);
+
+impl Server for Scripted {
+    fn serve(&mut self, request: &[VolatileSlice<'_>], _: &[VolatileSlice<'_>]) -> Served {
+        let mut header = [0; 8];
+        request[0].copy_to(&mut header[..]);
+        match u32::from_le_bytes(header[4..].try_into().unwrap()) {
+            2 => Served::Unawaited,
+            33 if !self.0.load(Ordering::SeqCst) => Served::Later,
+            _ => Served::Answered(16),
+        }
+    }
+}
+
+/// A driver that asks for interrupts by index (VIRTIO_F_EVENT_IDX), as Linux does.
+fn scripted() -> (Driver<Fs>, Arc<AtomicBool>) {
+    let may = Arc::new(AtomicBool::new(false));
+    let mut driver = Driver::start(Fs::new("supermachine"));
+    driver.features = 1 << 29;
+    driver.initialise();
+    driver.lock().device.set_server(Box::new(Scripted(may.clone())));
+    (driver, may)
+}
+
+fn send(driver: &mut Driver<Fs>, queue: usize, first: u16, opcode: u32) {
+    let mut header = [0; 40];
+    header[4..8].copy_from_slice(&opcode.to_le_bytes());
+    let at = DATA + 0x100 * u64::from(first);
+    driver.put(at, &header);
+    driver.add(queue, first, &[readable(at, 40), writable(ANSWER, 16)]);
+    driver.notify(queue);
+}
+
+/// Takes all that came back, as an interrupt's handler does, and waits for the next one.
+fn look(driver: &mut Driver<Fs>, queue: usize) -> usize {
+    while driver.level.load(Ordering::SeqCst) {
+        driver.store(0x64, driver.load(0x60));
+    }
+    let taken = std::iter::from_fn(|| driver.take(queue)).count();
+    let [_, avail, used] = rings(queue);
+    let index: u16 = driver.memory.load(GuestAddress(used + 2), Ordering::Acquire).unwrap();
+    let event = GuestAddress(avail + 4 + 2 * u64::from(driver.sizes[queue]));
+    driver.memory.write_obj(index, event).unwrap();
+    taken
+}
+
+#[test]
+fn what_nobody_waits_for_comes_back_with_the_next_answer_or_when_it_is_much() {
+    let (mut driver, _) = scripted();
+    for n in 0..3 {
+        send(&mut driver, REQUEST, 2 * n, 2);
+    }
+    assert!(!driver.level.load(Ordering::SeqCst));
+    send(&mut driver, REQUEST, 6, 3);
+    assert!(
+        driver.level.load(Ordering::SeqCst),
+        "the answer's place is not the first that the guest has not seen"
+    );
+    assert_eq!(look(&mut driver, REQUEST), 4);
+    let told = (0..32).find(|n| {
+        send(&mut driver, REQUEST, 2 * n, 2);
+        driver.level.load(Ordering::SeqCst)
+    });
+    assert!(told.is_some_and(|n| (1..16).contains(&n)), "{told:?}");
+}
+
+#[test]
+fn a_restored_guest_is_told_of_what_it_was_not_told_of() {
+    let (mut driver, _) = scripted();
+    send(&mut driver, REQUEST, 0, 2);
+    let state = driver.lock().state();
+    let (line, level) = line();
+    let mut restored = Transport::new(Fs::new("supermachine"), driver.memory.clone(), line);
+    restored.restore(&state).unwrap();
+    restored.resume();
+    assert!(level.load(Ordering::SeqCst));
+    // One that has seen all is not.
+    look(&mut driver, REQUEST);
+    let state = driver.lock().state();
+    let (line, level) = common::line();
+    let mut restored = Transport::new(Fs::new("supermachine"), driver.memory.clone(), line);
+    restored.restore(&state).unwrap();
+    restored.resume();
+    assert!(!level.load(Ordering::SeqCst));
+}
+
+#[test]
+fn what_waits_is_answered_when_it_is_served_again() {
+    let (mut driver, may) = scripted();
+    send(&mut driver, REQUEST, 0, 33);
+    send(&mut driver, REQUEST, 2, 3);
+    assert_eq!(look(&mut driver, REQUEST), 1);
+    assert!(driver.lock().with(|device, rings| device.retry(rings)), "it waits still");
+    assert_eq!(look(&mut driver, REQUEST), 0);
+    may.store(true, Ordering::SeqCst);
+    assert!(!driver.lock().with(|device, rings| device.retry(rings)));
+    assert!(driver.level.load(Ordering::SeqCst));
+    assert_eq!(driver.take(REQUEST), Some((0, 16)));
+    // A driver that starts over waits for nothing.
+    may.store(false, Ordering::SeqCst);
+    send(&mut driver, REQUEST, 0, 33);
+    driver.initialise();
+    assert!(!driver.lock().with(|device, rings| device.retry(rings)));
+}
+
+/// A guest that offers one chain over and over, whose request waits each time.
+#[test]
+fn what_waits_is_bounded() {
+    let (mut driver, _) = scripted();
+    for _ in 0..600 {
+        send(&mut driver, REQUEST, 0, 33);
+    }
+    assert!(driver.is_broken());
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -144,7 +144,10 @@ impl Guest {
 
     fn listen(&self, port: u32) -> Receiver<UnixStream> {
         let (sender, accepted) = mpsc::channel();
-        self.host.listen(port, Box::new(move |fd: OwnedFd| sender.send(UnixStream::from(fd)).unwrap()));
+        self.host.listen(
+            port,
+            Box::new(move |fd: io::Result<OwnedFd>| sender.send(UnixStream::from(fd.unwrap())).unwrap()),
+        );
         accepted
     }
 }

@@ -10,6 +10,8 @@ pub mod hvf;
 pub mod kvm;
 mod soft;
 
+use std::sync::Arc;
+
 pub use crate::soft::SoftVm;
 pub use supermachine_proto::engine::Engine;
 pub use supermachine_soft::interprets;
@@ -39,28 +41,52 @@ pub fn begin(engine: Engine) {
     let _ = engine;
 }
 
+/// Makes an engine's VM of the arm64 machine, without memory.
+pub fn create_arm64_vm(engine: Engine, config: arm64::VmConfig) -> Result<Arc<dyn arm64::Vm>> {
+    match engine {
+        #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
+        Engine::Hvf => Ok(Arc::new(hvf::HvfVm::new(config)?)),
+        Engine::Soft => Ok(Arc::new(SoftVm::new(config)?)),
+        #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+        Engine::Kvm => Ok(Arc::new(kvm::arm64::KvmVm::new(&config)?)),
+        #[allow(unreachable_patterns, reason = "some builds have all of them")]
+        engine => Err(Error::Absent { engine }),
+    }
+}
+
 /// What the guest may do with mapped memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
+    /// Everything.
     ReadWriteExecute,
+    /// Reads, and execution where the engine knows no difference; writes are exits.
     Read,
 }
 
 /// Why an engine could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Of the software CPU.
     #[error("the soft engine failed: {0}")]
     Soft(#[from] supermachine_soft::Error),
+    /// Of Hypervisor.framework.
     #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
     #[error(transparent)]
     Hvf(#[from] hvf::Error),
+    /// It was not built in.
     #[error("this build has no {engine} engine for arm64 guests; the soft engine runs everywhere")]
-    Absent { engine: Engine },
+    Absent {
+        /// Which was asked for.
+        engine: Engine,
+    },
+    /// Of KVM.
     #[cfg(target_os = "linux")]
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
+    /// Saved state was refused.
     #[error(transparent)]
     State(#[from] arm64::state::Error),
 }
 
+/// What calls of an engine give.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -15,6 +15,7 @@ const _: () = assert!(soft::MAX_VCPUS == MAX_VCPUS_ARM64, "the API promises as m
 pub struct SoftVm(soft::Vm);
 
 impl SoftVm {
+    /// A machine without vCPUs and memory; an error for more vCPUs than the software has.
     pub fn new(config: VmConfig) -> Result<Self> {
         let VmConfig { vcpus, gicd_base, gicr_base } = config;
         Ok(Self(soft::Vm::new(soft::VmConfig { vcpus, gicd_base, gicr_base, ..soft::VmConfig::default() })?))
@@ -29,6 +30,11 @@ impl Vm for SoftVm {
         };
         // SAFETY: the caller promises what `soft::Vm::map` asks for.
         unsafe { self.0.map(host, gpa, len, protection) }.map_err(Into::into)
+    }
+
+    fn set_presence(&self, presence: soft::Presence) -> bool {
+        self.0.set_presence(presence);
+        true
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
@@ -54,6 +60,10 @@ impl Vm for SoftVm {
 
     fn host_counter(&self) -> u64 {
         self.0.counter_now()
+    }
+
+    fn has_pmu(&self) -> bool {
+        true
     }
 }
 

@@ -1,10 +1,11 @@
-//! A vCPU that is being debugged goes on in another VM as it was: in the middle of a step, and with what it compares.
+//! A vCPU that is being debugged goes on in another VM as it was: in the middle of a step, and with what it compares; and
+//! so does one that counts what it runs.
 
 mod common;
 
 use common::{Machine, RAM};
 use supermachine_engine::Engine;
-use supermachine_engine::arm64::state::{DEBUG, SYSTEM, VcpuState};
+use supermachine_engine::arm64::state::{DEBUG, PMU, SYSTEM, VcpuState};
 use supermachine_engine::arm64::{Exit, Reg, SysReg};
 
 const ADD: u32 = 0x9100_0400;
@@ -55,6 +56,28 @@ fn a_step_and_comparisons_go_on_elsewhere() {
         assert_eq!(vcpu.sys_reg(SysReg::ESR_EL1).unwrap() >> 26, 0x30);
         assert_eq!(vcpu.sys_reg(SysReg::ELR_EL1).unwrap(), RAM + 4);
     }
+}
+
+#[test]
+fn counters_go_on_elsewhere() {
+    let machine = Machine::of(Engine::Soft, 1, &code());
+    let mut vcpu = machine.vm.create_vcpu(0).unwrap();
+    vcpu.set_sys_reg(SysReg::VBAR_EL1, RAM).unwrap();
+    // PMCNTENSET_EL0: the cycle counter; PMCR_EL0.E; not at EL1, by PMCCFILTR_EL0.
+    let counting = [(PMU[5], 1 << 31), (PMU[0], PMU[0].at_rest() | 1), (PMU[3], 1 << 31)];
+    for (register, value) in counting {
+        vcpu.set_sys_reg(register, value).unwrap();
+    }
+    vcpu.set_reg(Reg::CPSR, 0).unwrap();
+    vcpu.set_reg(Reg::PC, RAM).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Hvc { immediate: 9 });
+    let (_machine, mut vcpu) = machine.moved(vcpu);
+    for (register, value) in counting.into_iter().chain([(PMU[4], 3)]) {
+        assert_eq!(vcpu.sys_reg(register).unwrap(), value, "{register:x?}");
+    }
+    vcpu.set_sys_reg(SysReg::ELR_EL1, RAM + 4).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Hvc { immediate: 9 });
+    assert_eq!(vcpu.sys_reg(PMU[4]).unwrap(), 5);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use common::{CONFIG, Machine, RAM, exclusive};
-use supermachine_engine::arm64::{Exit, IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu, VmConfig, create_vm};
+use supermachine_engine::arm64::{Exit, IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu, VmConfig};
 use supermachine_engine::hvf::{Error, HvfVm};
 use supermachine_engine::{Engine, Error as EngineError};
 #[cfg(not(target_os = "macos"))]
@@ -284,6 +284,6 @@ fn the_controllers_state_cannot_be_had_while_a_vcpu_runs() {
 #[test]
 fn the_engine_is_chosen_by_name() {
     let _exclusive = exclusive();
-    let vm = create_vm(Engine::Hvf, CONFIG).unwrap();
+    let vm = supermachine_engine::create_arm64_vm(Engine::Hvf, CONFIG).unwrap();
     assert!(vm.host_counter() > 0);
 }

@@ -6,11 +6,15 @@ use std::ops::Range;
 pub struct AddressMap {
     /// The architecture, as the kernel names it.
     pub architecture: &'static str,
+    /// Where RAM begins.
     pub ram_base: u64,
     /// virtio-mmio windows, one after the other.
     pub virtio_base: u64,
+    /// Bytes from one window to the next.
     pub virtio_stride: u64,
+    /// Windows that there are.
     pub virtio_max: usize,
+    /// As [`supermachine_proto::limits`] has it.
     pub max_vcpus: u32,
     /// The UART's registers, where it is in memory.
     pub uart: Option<Range<u64>>,

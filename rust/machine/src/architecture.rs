@@ -8,7 +8,9 @@ use crate::arm64;
 /// What guests this machine is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
+    /// On every engine.
     Arm64,
+    /// On KVM of x86_64 hosts.
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     X86_64,
 }
@@ -23,6 +25,7 @@ impl Architecture {
         }
     }
 
+    /// Where its machine's parts are.
     pub fn map(self) -> &'static AddressMap {
         match self {
             Self::Arm64 => &arm64::layout::MAP,

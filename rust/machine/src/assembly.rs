@@ -1,5 +1,6 @@
 //! A machine's devices, made in bus order from the one table of them ([`supermachine_snapshot::layout`]).
 
+use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 use supermachine_devices::balloon::Balloon;
@@ -15,12 +16,12 @@ use supermachine_snapshot::layout::{Kind, Layout};
 use crate::Error;
 use crate::builder::MachineBuilder;
 use crate::bus::SharedDevice;
-use crate::machine::Disk;
 use crate::memory::Memory;
 use crate::state::refused;
 
 /// A locally administered address: each machine has a network of its own, so that all may have the same.
 pub const MAC: [u8; 6] = [0x02, 0x53, 0x4d, 0x00, 0x00, 0x01];
+/// Bytes of an IP packet at most, as the guest is told.
 pub const MTU: u16 = 1500;
 
 /// The layout of a snapshot with so many devices, of which `disks` are disks.
@@ -37,6 +38,14 @@ pub(crate) fn layout_of(devices: usize, disks: usize) -> Result<Layout, Error> {
     })
 }
 
+/// A disk's contents.
+pub struct Disk {
+    /// Its contents, from the first byte on.
+    pub file: File,
+    /// Whether the guest sees a disk that cannot be written to.
+    pub read_only: bool,
+}
+
 /// A machine's devices.
 pub(crate) struct Devices {
     pub in_bus_order: Vec<SharedDevice>,
@@ -48,14 +57,14 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    pub fn assemble(
+    pub(crate) fn assemble(
         layout: Layout,
         builder: &dyn MachineBuilder,
         memory: &Arc<Memory>,
         disks: Vec<Disk>,
         tail: &Tail,
     ) -> Result<Self, Error> {
-        let ram = || memory.ram.clone();
+        let ram = || memory.for_devices();
         let (vsock, transport) = vsock::Host::start(GUEST_CID, ram(), builder.irq_line(0))?;
         let mut all = Self { in_bus_order: vec![transport], vsock, net: None, fs: None, slots: Vec::new() };
         let count = disks.len();
@@ -111,13 +120,13 @@ fn shared<D: Device>(
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
 
     use supermachine_support::lock;
 
     use super::*;
     use crate::architecture::Architecture;
-    use crate::vcpus::{EntryPoint, VcpuSet};
+    use crate::power::EntryPoint;
+    use crate::vcpus::VcpuSet;
 
     struct NoBuilder;
 

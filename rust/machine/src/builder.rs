@@ -8,7 +8,8 @@ use supermachine_devices::tail::Tail;
 use crate::Error;
 use crate::bus::SharedDevice;
 use crate::memory::Memory;
-use crate::vcpus::{EntryPoint, VcpuSet};
+use crate::power::EntryPoint;
+use crate::vcpus::VcpuSet;
 
 /// On every guest's command line: drivers that would make a device at boot which nobody has asked for (dummy0, ifb0,
 /// nbd0, zram0) do so on request only.

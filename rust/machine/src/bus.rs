@@ -29,6 +29,7 @@ impl Bus {
         Self { map, virtio, uart }
     }
 
+    /// Fills `data` from a guest physical address: zeros where nothing is.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some((registers, offset)) = self.find(address) {
@@ -36,6 +37,7 @@ impl Bus {
         }
     }
 
+    /// Takes `data` at a guest physical address; it goes nowhere where nothing is.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((registers, offset)) = self.find(address) {
             lock(registers).write(offset, data);

@@ -1,6 +1,5 @@
 //! The machine as its owner sees it: made from a configuration, started, watched, stopped.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use supermachine_support::{entropy, lock};
 
 use crate::architecture::Architecture;
 use crate::arm64::Arm64Builder;
-use crate::assembly::{self, Devices};
+use crate::assembly::{self, Devices, Disk};
 use crate::builder::{Load, MachineBuilder};
 use crate::memory::{Backing, Memory};
 use crate::pages::{self, PAGE, PageMap, Touched};
@@ -28,6 +27,7 @@ const READ_GAP: u64 = 16;
 
 /// What a machine is made of.
 pub struct Config {
+    /// What runs the guest.
     pub engine: Engine,
     /// Bytes of RAM; a multiple of [`MEMORY_STEP`] from [`MIN_MEMORY`] to [`MAX_MEMORY`].
     pub memory_bytes: u64,
@@ -43,12 +43,6 @@ pub struct Config {
     pub disks: Vec<Disk>,
 }
 
-/// A disk's contents.
-pub struct Disk {
-    pub file: File,
-    pub read_only: bool,
-}
-
 /// A machine, paused until [`Machine::start`].
 pub struct Machine {
     pub(crate) engine: Engine,
@@ -61,9 +55,13 @@ pub struct Machine {
 
 /// A machine that goes on where a snapshot was taken.
 pub struct Restore {
+    /// What runs the guest: the one that it was captured on.
     pub engine: Engine,
+    /// As it was at the capture.
     pub memory_bytes: u64,
+    /// The files that have it.
     pub memory: Backing,
+    /// Of everything but memory.
     pub state: State,
     /// Those that the guest may rely on.
     pub cpu_features: Vec<String>,
@@ -141,6 +139,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Serves again what the file server was to be asked again; whether there is still something.
+    pub fn retry_files(&self) -> bool {
+        let fs = self.devices.fs.as_ref();
+        fs.is_some_and(|fs| lock(fs).with(|device, rings| device.retry(rings)))
+    }
+
     /// Slots for disks.
     pub fn slots(&self) -> usize {
         self.devices.slots.len()
@@ -177,10 +181,12 @@ impl Machine {
         self.devices.vsock.close();
     }
 
-    /// The pages of RAM that the host has given, from its start.
+    /// The pages of RAM that the guest has touched: in the order of first touch where that was noted, otherwise those that
+    /// the host has given, ascending.
     pub fn touched(&self, map: &PageMap) -> std::io::Result<Vec<Touched>> {
         let (host, bytes) = self.memory.host();
-        map.touched(host.as_ptr() as u64, bytes / PAGE)
+        let given = map.touched(host.as_ptr() as u64, bytes / PAGE)?;
+        Ok(self.memory.noted().map_or_else(|| given.clone(), |noted| noted.order(&given)))
     }
 
     /// Has the host begin to read what of these pages is in the snapshot's file.
@@ -206,6 +212,11 @@ impl Machine {
     /// The last of what the guest wrote to its console.
     pub fn console_tail(&self) -> String {
         self.tail.text()
+    }
+
+    /// Whether all of its memory is there. No snapshot can be taken before.
+    pub fn is_complete(&self) -> bool {
+        self.memory.is_complete()
     }
 
     /// Exits by cause, and guest instructions run by vCPUs that have stopped.
@@ -247,7 +258,7 @@ impl Parts {
 
     /// With RAM as a snapshot has it.
     #[expect(clippy::too_many_arguments, reason = "what a machine is made of, once")]
-    pub fn restored(
+    pub(crate) fn restored(
         engine: Engine,
         vcpus: usize,
         memory_bytes: u64,
@@ -266,7 +277,7 @@ impl Parts {
     }
 
     /// Starts the vCPU threads and gives everything its snapshot's state.
-    pub fn finish_restore(
+    pub(crate) fn finish_restore(
         self,
         engine: Engine,
         state: &State,
@@ -304,6 +315,8 @@ fn builder(
             let _ = machine;
             Ok(Box::new(Arm64Builder::new(engine, vcpus, memory)?))
         }
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Architecture::X86_64 if memory.presence().is_some() => Err(Error::NeedsAllMemory { engine }),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         Architecture::X86_64 => Ok(Box::new(crate::x86_64::X86Builder::new(vcpus, memory, machine)?)),
     }

@@ -8,8 +8,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use supermachine_devices::memory::Presence;
 use supermachine_snapshot::Source;
 use supermachine_support::{lock, page_size};
 use vm_memory::mmap::MmapRegionBuilder;
@@ -17,6 +18,8 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::Error;
 use crate::address_map::AddressMap;
+use crate::arrival::Arrival;
+use crate::first_touch::FirstTouch;
 use crate::pages::{self, PAGE};
 
 /// Shorter runs of a diff's pages are read; longer ones are mapped.
@@ -28,6 +31,7 @@ const MAX_RELEASED: usize = 8192;
 
 /// Memory of a machine: its RAM, and the page of the VM generation id.
 pub struct Memory {
+    /// By guest physical addresses.
     pub ram: GuestMemoryMmap<()>,
     host: NonNull<u8>,
     len: u64,
@@ -36,6 +40,12 @@ pub struct Memory {
     base: Option<(File, u64)>,
     /// What of a restored machine's RAM is anonymous memory now, and no longer a file's; bytes from the start of RAM.
     released: Mutex<Vec<Range<u64>>>,
+    /// The address of its start.
+    start: u64,
+    /// What of a restored machine's RAM is still missing.
+    arrival: Option<Arc<Arrival>>,
+    /// What notes in which order a restored machine's pages are touched.
+    noted: Option<Arc<FirstTouch>>,
 }
 
 // SAFETY: `host` points into `ram`, which may itself be shared; it is only handed out as an address to map.
@@ -45,14 +55,21 @@ unsafe impl Sync for Memory {}
 
 /// RAM in snapshot files: a full one, and those that each hold what changed since the one before.
 pub struct Backing {
+    /// The full one.
     pub base: File,
     /// Offset of the RAM in the base's file, page-aligned.
     pub offset: u64,
+    /// In the order in which they were taken.
     pub diffs: Vec<Diff>,
+    /// Of a base that is still being written.
+    pub arrival: Option<Arc<Arrival>>,
+    /// What notes the order of first touches.
+    pub noted: Option<Arc<FirstTouch>>,
 }
 
 /// What one diff holds.
 pub struct Diff {
+    /// The snapshot's.
     pub file: File,
     /// Offset of the RAM in the file, page-aligned: a page is as far from it as it is from the start of RAM.
     pub offset: u64,
@@ -71,7 +88,8 @@ impl Memory {
         let failed = |e: std::io::Error| Error::Memory { bytes, reason: e.to_string() };
         let file = backing.base.try_clone().map_err(failed)?;
         let ram = map(bytes, layout.ram_base, Some(FileOffset::new(backing.base, backing.offset)))?;
-        let memory = Self::with(layout, bytes, ram, Some((file, backing.offset)))?;
+        let mut memory = Self::with(layout, bytes, ram, Some((file, backing.offset)))?;
+        (memory.arrival, memory.noted) = (backing.arrival, backing.noted);
         for diff in &backing.diffs {
             memory.overlay(diff).map_err(failed)?;
         }
@@ -89,7 +107,39 @@ impl Memory {
         let ram = GuestMemoryMmap::from_regions(vec![ram])
             .map_err(|e| Error::Memory { bytes, reason: e.to_string() })?;
         let generation = layout.generation.map(|(gpa, bytes)| map(bytes, gpa, None)).transpose()?;
-        Ok(Self { ram, host, len: bytes, generation, base, released: Mutex::default() })
+        let (released, start) = (Mutex::default(), layout.ram_base);
+        Ok(Self { ram, host, len: bytes, generation, base, released, start, arrival: None, noted: None })
+    }
+
+    /// What waits for memory that is missing, and notes what is touched; nothing for a machine that needs neither.
+    pub fn presence(&self) -> Option<Presence> {
+        let (base, arrival, noted) = (self.start, self.arrival.clone(), self.noted.clone());
+        if arrival.is_none() && noted.is_none() {
+            return None;
+        }
+        Some(Arc::new(move |gpa, length| {
+            let Some(start) = gpa.checked_sub(base) else { return true };
+            let bytes = start..start.saturating_add(length);
+            if let Some(noted) = &noted {
+                noted.note(bytes.clone());
+            }
+            arrival.as_ref().is_none_or(|arrival| arrival.wait(bytes))
+        }))
+    }
+
+    /// What has noted in which order pages were touched.
+    pub fn noted(&self) -> Option<&FirstTouch> {
+        self.noted.as_deref()
+    }
+
+    /// The RAM as devices see it.
+    pub fn for_devices(&self) -> supermachine_devices::Memory {
+        supermachine_devices::Memory::new(self.ram.clone(), self.presence())
+    }
+
+    /// Whether all of the RAM is there.
+    pub fn is_complete(&self) -> bool {
+        self.arrival.as_ref().is_none_or(|arrival| arrival.is_complete())
     }
 
     /// Lays a diff's pages over what is there.
@@ -154,6 +204,10 @@ impl Memory {
 
     /// Brings these pages in before the guest asks for them: a hint, whose failure costs time and nothing else.
     pub fn prefault(&self, pages: &Range<u64>, write: bool) {
+        // What is missing would be the guest's own with the wrong bytes, if it were written to now.
+        if self.arrival.as_ref().is_some_and(|arrival| !arrival.holds(pages.clone())) {
+            return;
+        }
         #[cfg(target_os = "linux")]
         if pages.start < pages.end && pages.end <= self.len / PAGE {
             let advice = if write { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
@@ -301,7 +355,12 @@ mod tests {
         let kept = base.try_clone().unwrap();
         let extents = vec![PAGE..2 * PAGE, 20 * PAGE..44 * PAGE];
         let diffs = vec![Diff { file: diff, offset: PAGE, extents }];
-        let memory = Memory::restored(&MAP, pages * PAGE, Backing { base, offset: PAGE, diffs }).unwrap();
+        let memory = Memory::restored(
+            &MAP,
+            pages * PAGE,
+            Backing { base, offset: PAGE, diffs, arrival: None, noted: None },
+        )
+        .unwrap();
         let byte = |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(RAM_BASE + page * PAGE)).unwrap() };
         assert_eq!([0, 1, 2, 19, 20, 43, 44].map(byte), [1, 8, 0, 0, 9, 9, 0]);
         memory.ram.write_obj(77_u8, GuestAddress(RAM_BASE)).unwrap();
@@ -319,7 +378,8 @@ mod tests {
             runs.iter().map(|run| run.pages.end - run.pages.start).sum()
         };
         let all: Vec<_> = (0..64).map(|page| (page, 7)).collect();
-        let backing = Backing { base: file(&all, 64), offset: 0, diffs: Vec::new() };
+        let backing =
+            Backing { base: file(&all, 64), offset: 0, diffs: Vec::new(), arrival: None, noted: None };
         for memory in
             [Memory::new(&MAP, 64 * PAGE).unwrap(), Memory::restored(&MAP, 64 * PAGE, backing).unwrap()]
         {
@@ -371,7 +431,7 @@ mod tests {
     fn a_diff_that_reaches_beyond_its_file_is_refused() {
         let base = file(&[], 64);
         let diff = Diff { file: file(&[], 10), offset: 0, extents: std::iter::once(0..64 * PAGE).collect() };
-        let backing = Backing { base, offset: 0, diffs: vec![diff] };
+        let backing = Backing { base, offset: 0, diffs: vec![diff], arrival: None, noted: None };
         assert!(Memory::restored(&MAP, 64 * PAGE, backing).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::Error;
-use crate::vcpus::Power;
+use crate::power::Power;
 
 /// A machine's state, in the encodings of those that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,8 +12,10 @@ pub trait Backing: Send {
     /// The disk's length; it stays as long as the disk is in the machine. A last part that is no whole sector is not shown.
     fn bytes(&self) -> u64;
 
+    /// Fills the buffer from so many bytes after the disk's start on.
     fn read(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Writes the buffer so many bytes after the disk's start; it need not last before [`Backing::flush`].
     fn write(&mut self, buffer: &[u8], offset: u64) -> io::Result<()>;
 
     /// What has been written lasts, as fdatasync(2) has it.
@@ -33,6 +35,7 @@ pub struct FileBacking {
 }
 
 impl FileBacking {
+    /// A disk of as many whole sectors as the file has; an error when its end cannot be found.
     pub fn new(file: File) -> io::Result<Self> {
         // By the descriptor alone: what `File::metadata` calls takes a path as well, which a confined process may not.
         let bytes = (&file).seek(SeekFrom::End(0))? / SECTOR * SECTOR;

@@ -13,7 +13,7 @@ use super::{Blk, MAX_ZEROES, SECTOR};
 use crate::Broken;
 
 /// Bytes that are moved at once.
-pub const BUFFER: usize = 128 * 1024;
+pub(super) const BUFFER: usize = 128 * 1024;
 
 impl Blk {
     /// Serves one request; its status. `answer` ends before the status byte.

@@ -2,7 +2,7 @@
 
 use vm_memory::VolatileSlice;
 
-use super::Server;
+use super::{Served, Server, copy};
 
 /// Bytes of struct fuse_in_header and fuse_out_header.
 const IN_HEADER: usize = 40;
@@ -35,17 +35,17 @@ const EROFS: i32 = 30;
 pub struct Empty;
 
 impl Server for Empty {
-    fn serve(&mut self, request: &[VolatileSlice<'_>], answer: &[VolatileSlice<'_>]) -> usize {
+    fn serve(&mut self, request: &[VolatileSlice<'_>], answer: &[VolatileSlice<'_>]) -> Served {
         let mut bytes = [0; IN_HEADER + 16];
-        let length = read(request, &mut bytes);
+        let length = copy(request, &mut bytes);
         if length < IN_HEADER {
-            return 0;
+            return Served::Answered(0);
         }
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         let unique: [u8; 8] = bytes[8..16].try_into().expect("eight bytes");
         let node = u64::from(word(16)) | u64::from(word(20)) << 32;
         let body = match word(4) {
-            FORGET | BATCH_FORGET => return 0,
+            FORGET | BATCH_FORGET => return Served::Unawaited,
             INIT => Ok(init(word(IN_HEADER), word(IN_HEADER + 8))),
             _ if node != ROOT => Err(ENOENT),
             LOOKUP => Err(ENOENT),
@@ -65,7 +65,7 @@ impl Server for Empty {
         out.extend(error.to_le_bytes());
         out.extend(unique);
         out.extend(body);
-        write(answer, &out)
+        Served::Answered(write(answer, &out))
     }
 }
 
@@ -92,14 +92,6 @@ fn attributes() -> Vec<u8> {
     out.extend([0; 5 * 8 + 3 * 4]);
     out.extend([MODE, 2, 0, 0, 0, 4096, 0].iter().flat_map(|word| word.to_le_bytes()));
     out
-}
-
-fn read(from: &[VolatileSlice<'_>], to: &mut [u8]) -> usize {
-    let mut done = 0;
-    for slice in from {
-        done += slice.copy_to(&mut to[done..]);
-    }
-    done
 }
 
 fn write(to: &[VolatileSlice<'_>], bytes: &[u8]) -> usize {

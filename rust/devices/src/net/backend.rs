@@ -15,7 +15,9 @@ pub struct Header {
     pub needs_checksum: bool,
     /// The transport checksum has been checked, or need not be. Meaningful in frames for the guest.
     pub checksum_valid: bool,
+    /// The first byte that the checksum covers, counted from the frame's start. Meaningful with `needs_checksum`.
     pub checksum_start: u16,
+    /// Where the checksum is, counted from `checksum_start`.
     pub checksum_offset: u16,
     /// What segments the frame stands for.
     pub segments: Segments,
@@ -31,7 +33,9 @@ pub enum Segments {
     /// The frame is sent as it is.
     #[default]
     None,
+    /// TCP in IPv4 (VIRTIO_NET_HDR_GSO_TCPV4).
     TcpV4,
+    /// TCP in IPv6 (VIRTIO_NET_HDR_GSO_TCPV6).
     TcpV6,
 }
 
@@ -43,7 +47,9 @@ pub enum Segments {
 pub struct Offloads {
     /// Frames with [`Header::needs_checksum`] or [`Header::checksum_valid`].
     pub checksum: bool,
+    /// Frames with [`Segments::TcpV4`].
     pub tcp_v4: bool,
+    /// Frames with [`Segments::TcpV6`].
     pub tcp_v6: bool,
 }
 

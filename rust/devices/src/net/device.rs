@@ -45,6 +45,7 @@ impl Net {
         Self { config, backend: Box::new(Null), attached: false, features: 0, poller: None, wakes_at: None }
     }
 
+    /// Whether a cable is plugged in, as the guest is told (VIRTIO_NET_S_LINK_UP).
     pub fn is_link_up(&self) -> bool {
         u32::from(self.config[6]) & VIRTIO_NET_S_LINK_UP != 0
     }

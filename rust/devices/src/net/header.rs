@@ -8,10 +8,10 @@ use virtio_bindings::virtio_net::{
 use super::{Header, Segments};
 use crate::Broken;
 
-pub const BYTES: usize = 12;
+pub(super) const BYTES: usize = 12;
 
 /// The guest's header of a frame.
-pub fn decode(bytes: &[u8; BYTES]) -> Result<Header, Broken> {
+pub(super) fn decode(bytes: &[u8; BYTES]) -> Result<Header, Broken> {
     let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let segments = match u32::from(bytes[1]) & !VIRTIO_NET_HDR_GSO_ECN {
         VIRTIO_NET_HDR_GSO_NONE => Segments::None,
@@ -38,7 +38,7 @@ pub fn decode(bytes: &[u8; BYTES]) -> Result<Header, Broken> {
 }
 
 /// The header of a frame for the guest that lies in so many of its buffers.
-pub fn encode(header: &Header, buffers: u16) -> [u8; BYTES] {
+pub(super) fn encode(header: &Header, buffers: u16) -> [u8; BYTES] {
     let checksum = if header.needs_checksum {
         VIRTIO_NET_HDR_F_NEEDS_CSUM
     } else if header.checksum_valid {

@@ -20,6 +20,7 @@ pub struct Poller {
 }
 
 impl Poller {
+    /// Watches nothing yet; an error when the process has no descriptor left.
     pub fn new() -> io::Result<Self> {
         // SAFETY: the call takes no pointers.
         let epoll = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;

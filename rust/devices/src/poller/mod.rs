@@ -4,6 +4,10 @@
 #[cfg(target_os = "linux")]
 mod epoll;
 #[cfg(any(not(target_os = "linux"), test))]
+#[cfg_attr(
+    target_os = "linux",
+    allow(unreachable_pub, reason = "it is the poller of other systems, tested here")
+)]
 mod poll;
 
 #[cfg(target_os = "linux")]
@@ -16,8 +20,11 @@ use std::time::Instant;
 /// What has become possible with a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Event {
+    /// By which the socket was added.
     pub token: u64,
+    /// It has bytes, or its end.
     pub readable: bool,
+    /// It takes bytes.
     pub writable: bool,
     /// Its other end is closed.
     pub hung_up: bool,
@@ -26,7 +33,9 @@ pub struct Event {
 /// What to tell of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interest {
+    /// When it can be read from.
     pub read: bool,
+    /// When it can be written to.
     pub write: bool,
 }
 

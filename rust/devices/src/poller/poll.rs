@@ -37,6 +37,7 @@ struct Watched {
 }
 
 impl Poller {
+    /// Watches nothing yet; an error when the process has no descriptor left.
     pub fn new() -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;

@@ -9,19 +9,19 @@ use crate::poller::{Interest, Poller};
 
 /// What names a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
+pub(super) struct Key {
     pub host: u32,
     pub guest: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(super) enum State {
     /// The guest has not yet answered the host's request.
     Requested,
     Established,
 }
 
-pub struct Connection {
+pub(super) struct Connection {
     pub stream: UnixStream,
     pub token: u64,
     pub state: State,
@@ -46,7 +46,7 @@ pub struct Connection {
 
 impl Connection {
     /// Asks to be told of what its socket waits for.
-    pub fn watch(&self, poller: &Poller) {
+    pub(super) fn watch(&self, poller: &Poller) {
         let read = !self.readable && !self.host_ended;
         let write = !self.is_drained();
         // Once a hang-up is known there is nothing more to hear of it.
@@ -55,7 +55,7 @@ impl Connection {
         }
     }
 
-    pub fn new(stream: UnixStream, token: u64, state: State) -> Self {
+    pub(super) fn new(stream: UnixStream, token: u64, state: State) -> Self {
         Self {
             stream,
             token,
@@ -75,32 +75,32 @@ impl Connection {
     }
 
     /// The guest says how much room it has.
-    pub fn credit(&mut self, buffer: u32, forwarded: u32) {
+    pub(super) fn credit(&mut self, buffer: u32, forwarded: u32) {
         self.guest_buffer = buffer;
         self.guest_forwarded = forwarded;
     }
 
     /// Bytes that may be sent to the guest now.
-    pub fn guest_room(&self) -> u32 {
+    pub(super) fn guest_room(&self) -> u32 {
         self.guest_buffer.saturating_sub(self.sent.wrapping_sub(self.guest_forwarded))
     }
 
-    pub fn can_read(&self) -> bool {
+    pub(super) fn can_read(&self) -> bool {
         self.readable && self.state == State::Established && self.guest_room() > 0
     }
 
     /// Bytes from the guest that the socket has not taken.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.waiting.len() - self.written
     }
 
     /// Whether everything from the guest is in the socket.
-    pub fn is_drained(&self) -> bool {
+    pub(super) fn is_drained(&self) -> bool {
         self.written == self.waiting.len()
     }
 
     /// Takes `length` bytes from the guest; `false` when it had no credit for them.
-    pub fn take(&mut self, length: usize, data: &mut impl Read) -> io::Result<bool> {
+    pub(super) fn take(&mut self, length: usize, data: &mut impl Read) -> io::Result<bool> {
         let waiting = self.waiting();
         if self.state != State::Established || waiting + length > BUFFER as usize {
             return Ok(false);
@@ -115,7 +115,7 @@ impl Connection {
     }
 
     /// Writes as much as the socket takes.
-    pub fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         while !self.is_drained() {
             match self.stream.write(&self.waiting[self.written..]) {
                 Ok(n) => {
@@ -133,13 +133,13 @@ impl Connection {
     }
 
     /// The guest will send no more.
-    pub fn end_writing(&self) {
+    pub(super) fn end_writing(&self) {
         // A socket that is gone already has nothing left to end.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     /// The guest will receive no more: writing to the socket's other end fails from now on.
-    pub fn end_reading(&self) {
+    pub(super) fn end_reading(&self) {
         let _ = self.stream.shutdown(Shutdown::Read);
     }
 }

@@ -48,8 +48,8 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const EVENT: usize = 2;
 
-/// Takes the host's end of a connection that the guest has made.
-pub type Accept = Box<dyn FnMut(OwnedFd) + Send>;
+/// Takes the host's end of a connection that the guest has made, or why there is none: the host has no more descriptors.
+pub type Accept = Box<dyn FnMut(io::Result<OwnedFd>) + Send>;
 
 /// A port of the host's. One connection at a time, for there is one process in a guest that it is for: the first to
 /// connect, which is there before any other, or who may bind a reserved port.
@@ -249,17 +249,28 @@ impl Vsock {
             || listener.connected.is_some()
             || listener.known && key.guest >= RESERVED_PORTS
             || self.connections.contains_key(&key);
-        let pair = if refused { None } else { UnixStream::pair().ok() };
-        let Some((ours, theirs)) = pair else { return self.reset_connection(key) };
-        if self.add(key, ours, State::Established).is_err() {
+        if refused {
             return self.reset_connection(key);
         }
+        let made = UnixStream::pair().and_then(|(ours, theirs)| {
+            self.add(key, ours, State::Established)?;
+            Ok(theirs)
+        });
+        let theirs = match made {
+            Ok(theirs) => theirs,
+            Err(error) => {
+                if let Some(listener) = self.listeners.get_mut(&key.host) {
+                    (listener.accept)(Err(error));
+                }
+                return self.reset_connection(key);
+            }
+        };
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.credit(header.buf_alloc.into(), header.fwd_cnt.into());
         }
         if let Some(listener) = self.listeners.get_mut(&key.host) {
             (listener.connected, listener.known) = (Some(key), true);
-            (listener.accept)(theirs.into());
+            (listener.accept)(Ok(theirs.into()));
         }
         self.send(key, OP_RESPONSE, 0)
     }

@@ -4,28 +4,28 @@
 
 use vm_memory::{ByteValued, Le16, Le32, Le64};
 
-pub const OP_REQUEST: u16 = 1;
-pub const OP_RESPONSE: u16 = 2;
-pub const OP_RST: u16 = 3;
-pub const OP_SHUTDOWN: u16 = 4;
-pub const OP_RW: u16 = 5;
-pub const OP_CREDIT_UPDATE: u16 = 6;
-pub const OP_CREDIT_REQUEST: u16 = 7;
+pub(super) const OP_REQUEST: u16 = 1;
+pub(super) const OP_RESPONSE: u16 = 2;
+pub(super) const OP_RST: u16 = 3;
+pub(super) const OP_SHUTDOWN: u16 = 4;
+pub(super) const OP_RW: u16 = 5;
+pub(super) const OP_CREDIT_UPDATE: u16 = 6;
+pub(super) const OP_CREDIT_REQUEST: u16 = 7;
 
 /// The only socket type here.
-pub const TYPE_STREAM: u16 = 1;
+pub(super) const TYPE_STREAM: u16 = 1;
 
 /// Flags of [`OP_SHUTDOWN`]: the sender will not receive, will not send any more.
-pub const SHUTDOWN_RECEIVE: u32 = 1;
-pub const SHUTDOWN_SEND: u32 = 2;
-pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
+pub(super) const SHUTDOWN_SEND: u32 = 2;
+pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// The event that all connections are gone.
-pub const EVENT_TRANSPORT_RESET: u32 = 0;
+pub(super) const EVENT_TRANSPORT_RESET: u32 = 0;
 
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, packed)]
-pub struct Header {
+pub(super) struct Header {
     pub src_cid: Le64,
     pub dst_cid: Le64,
     pub src_port: Le32,
@@ -41,4 +41,4 @@ pub struct Header {
 // SAFETY: packed, so without padding, and every bit pattern of its integers is valid.
 unsafe impl ByteValued for Header {}
 
-pub const HEADER_BYTES: usize = size_of::<Header>();
+pub(super) const HEADER_BYTES: usize = size_of::<Header>();

@@ -13,7 +13,7 @@ use super::{Driver, file, line, memory};
 
 /// What a guest may do to a device.
 #[derive(Clone, Debug)]
-pub enum Act {
+pub(crate) enum Act {
     Store(u64, u32),
     Load(u64, usize),
     Describe(u16, u64, u32, u16, u16),
@@ -24,7 +24,7 @@ pub enum Act {
 }
 
 /// Does this to each kind of device.
-pub fn to_every_device(acts: &[Act]) {
+pub(crate) fn to_every_device(acts: &[Act]) {
     perform(&mut Driver::start(Blk::new(file(&[1; 8192]), false).unwrap()), acts);
     perform(&mut Driver::start(Console(Tail::default())), acts);
     perform(&mut Driver::start(Rng), acts);

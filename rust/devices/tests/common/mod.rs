@@ -1,30 +1,30 @@
 //! The driver's side of virtio-mmio, written from the specification (virtio 1.2, 2.7 and 4.2).
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
-pub mod acts;
+pub(crate) mod acts;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use supermachine_devices::{Device, Memory, Transport};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-pub const MEMORY_BYTES: usize = 32 << 20;
-pub const RAM: u64 = 0x4000_0000;
+pub(crate) const MEMORY_BYTES: usize = 32 << 20;
+pub(crate) const RAM: u64 = 0x4000_0000;
 /// Where buffers may lie: behind the rings.
-pub const BUFFERS: u64 = RAM + 0x10_0000;
+pub(crate) const BUFFERS: u64 = RAM + 0x10_0000;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const NEEDS_RESET: u32 = 0x40;
 const VERSION_1: u64 = 1 << 32;
 
-pub fn memory() -> Memory {
-    Memory::from_ranges(&[(GuestAddress(RAM), MEMORY_BYTES)]).unwrap()
+pub(crate) fn memory() -> Memory {
+    Memory::from(GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), MEMORY_BYTES)]).unwrap())
 }
 
 /// A line that remembers its level.
-pub fn line() -> (supermachine_devices::IrqLine, Arc<AtomicBool>) {
+pub(crate) fn line() -> (supermachine_devices::IrqLine, Arc<AtomicBool>) {
     let level = Arc::new(AtomicBool::new(false));
     let remembered = level.clone();
     (Arc::new(move |high| remembered.store(high, Ordering::SeqCst)), level)
@@ -32,21 +32,21 @@ pub fn line() -> (supermachine_devices::IrqLine, Arc<AtomicBool>) {
 
 /// A buffer of a chain.
 #[derive(Clone, Copy)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     pub address: u64,
     pub length: u32,
     pub write: bool,
 }
 
-pub fn readable(address: u64, length: u32) -> Buffer {
+pub(crate) fn readable(address: u64, length: u32) -> Buffer {
     Buffer { address, length, write: false }
 }
 
-pub fn writable(address: u64, length: u32) -> Buffer {
+pub(crate) fn writable(address: u64, length: u32) -> Buffer {
     Buffer { address, length, write: true }
 }
 
-pub struct Driver<D> {
+pub(crate) struct Driver<D> {
     pub transport: Arc<Mutex<Transport<D>>>,
     pub memory: Memory,
     pub level: Arc<AtomicBool>,
@@ -58,14 +58,14 @@ pub struct Driver<D> {
 }
 
 impl<D: Device> Driver<D> {
-    pub fn start(device: D) -> Self {
+    pub(crate) fn start(device: D) -> Self {
         let memory = memory();
         let (line, level) = line();
         let transport = Arc::new(Mutex::new(Transport::new(device, memory.clone(), line)));
         Self::with(transport, memory, level)
     }
 
-    pub fn with(transport: Arc<Mutex<Transport<D>>>, memory: Memory, level: Arc<AtomicBool>) -> Self {
+    pub(crate) fn with(transport: Arc<Mutex<Transport<D>>>, memory: Memory, level: Arc<AtomicBool>) -> Self {
         let (sizes, offered, used) = (vec![], vec![], vec![]);
         let mut driver = Self { transport, memory, level, features: 0, sizes, offered, used };
         driver.initialise();
@@ -73,7 +73,7 @@ impl<D: Device> Driver<D> {
     }
 
     /// Steps 1 to 8 of virtio 1.2, 3.1.1.
-    pub fn initialise(&mut self) {
+    pub(crate) fn initialise(&mut self) {
         assert_eq!(self.load(0), 0x7472_6976);
         assert_eq!(self.load(4), 2);
         self.store(0x70, 0);
@@ -110,25 +110,33 @@ impl<D: Device> Driver<D> {
         assert_eq!(self.load(0x70), 15);
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, Transport<D>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Transport<D>> {
         self.transport.lock().unwrap()
     }
 
-    pub fn load(&self, offset: u64) -> u32 {
+    pub(crate) fn load(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
         self.lock().read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
-    pub fn store(&self, offset: u64, value: u32) {
+    pub(crate) fn store(&self, offset: u64, value: u32) {
         self.lock().write(offset, &value.to_le_bytes());
     }
 
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.load(0x70) & NEEDS_RESET != 0
     }
 
-    pub fn describe(&self, queue: usize, index: u16, address: u64, length: u32, flags: u16, next: u16) {
+    pub(crate) fn describe(
+        &self,
+        queue: usize,
+        index: u16,
+        address: u64,
+        length: u32,
+        flags: u16,
+        next: u16,
+    ) {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&address.to_le_bytes());
         bytes[8..12].copy_from_slice(&length.to_le_bytes());
@@ -138,7 +146,7 @@ impl<D: Device> Driver<D> {
     }
 
     /// Offers the chain that starts at descriptor `head`, without a notification.
-    pub fn offer(&mut self, queue: usize, head: u16) {
+    pub(crate) fn offer(&mut self, queue: usize, head: u16) {
         let avail = rings(queue)[1];
         let slot = u64::from(self.offered[queue] % self.sizes[queue]);
         self.memory.write_obj(head, GuestAddress(avail + 4 + 2 * slot)).unwrap();
@@ -147,7 +155,7 @@ impl<D: Device> Driver<D> {
     }
 
     /// Puts a chain at descriptors from `first` on and offers it.
-    pub fn add(&mut self, queue: usize, first: u16, buffers: &[Buffer]) {
+    pub(crate) fn add(&mut self, queue: usize, first: u16, buffers: &[Buffer]) {
         for (n, buffer) in buffers.iter().enumerate() {
             let index = first + n as u16;
             let more = if n + 1 < buffers.len() { NEXT } else { 0 };
@@ -157,19 +165,19 @@ impl<D: Device> Driver<D> {
         self.offer(queue, first);
     }
 
-    pub fn notify(&self, queue: usize) {
+    pub(crate) fn notify(&self, queue: usize) {
         self.store(0x50, queue as u32);
     }
 
     /// Whether the device has asked to hear of the next chain of a queue (virtio 1.2, 2.7.10.1).
-    pub fn would_notify(&self, queue: usize) -> bool {
+    pub(crate) fn would_notify(&self, queue: usize) -> bool {
         let used = rings(queue)[2];
         let event = GuestAddress(used + 4 + 8 * u64::from(self.sizes[queue]));
         self.memory.load::<u16>(event, Ordering::Acquire).unwrap() == self.offered[queue]
     }
 
     /// The next chain that came back: its first descriptor and the bytes written.
-    pub fn take(&mut self, queue: usize) -> Option<(u16, u32)> {
+    pub(crate) fn take(&mut self, queue: usize) -> Option<(u16, u32)> {
         let used = rings(queue)[2];
         let index: u16 = self.memory.load(GuestAddress(used + 2), Ordering::Acquire).unwrap();
         if index == self.used[queue] {
@@ -184,25 +192,25 @@ impl<D: Device> Driver<D> {
         Some((element[0] as u16, element[1]))
     }
 
-    pub fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
 
-    pub fn put(&self, address: u64, bytes: &[u8]) {
+    pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
     }
 }
 
 /// Descriptor table, available and used ring of a queue.
-pub fn rings(queue: usize) -> [u64; 3] {
+pub(crate) fn rings(queue: usize) -> [u64; 3] {
     let base = RAM + 0x4000 * queue as u64;
     [base, base + 0x2000, base + 0x3000]
 }
 
 /// A file that is nowhere to be found, with these contents.
-pub fn file(contents: &[u8]) -> std::fs::File {
+pub(crate) fn file(contents: &[u8]) -> std::fs::File {
     use std::io::Write;
     use std::sync::atomic::AtomicU32;
     static NEXT: AtomicU32 = AtomicU32::new(0);

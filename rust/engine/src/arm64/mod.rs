@@ -6,14 +6,16 @@ pub mod state;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+pub use supermachine_soft::Presence;
 pub use supermachine_soft::id::{IccReg, RedistReg, Reg, SimdReg, SysReg};
 
-use crate::{Engine, Error, Protection, Result};
+use crate::{Protection, Result};
 use state::{Clock, VcpuState};
 
 /// Where an engine's interrupt controller appears in guest physical memory, and for how many vCPUs.
 #[derive(Clone, Copy, Debug)]
 pub struct VmConfig {
+    /// From 1 on; each engine says how many it has at most.
     pub vcpus: u32,
     /// Base of the GICv3 distributor, 64 KiB.
     pub gicd_base: u64,
@@ -29,14 +31,32 @@ pub enum Exit {
     /// The guest touched a physical address that nothing is mapped at. PC is at the instruction.
     DataAbort(DataAbort),
     /// HVC with this immediate. PC is after the instruction.
-    Hvc { immediate: u16 },
+    Hvc {
+        /// Of the instruction.
+        immediate: u16,
+    },
     /// SMC with this immediate. PC is at the instruction.
-    Smc { immediate: u16 },
+    Smc {
+        /// Of the instruction.
+        immediate: u16,
+    },
     /// The guest reads where nothing is mapped, on an engine that decodes accesses itself; [`Vcpu::finish_read`] gives
     /// the value before the next run.
-    Read { address: u64, size: usize },
+    Read {
+        /// Guest physical.
+        address: u64,
+        /// Bytes: 1, 2, 4 or 8.
+        size: usize,
+    },
     /// The guest writes where nothing is mapped, on an engine that decodes accesses itself.
-    Write { address: u64, size: usize, value: u64 },
+    Write {
+        /// Guest physical.
+        address: u64,
+        /// Bytes: 1, 2, 4 or 8.
+        size: usize,
+        /// In its low `size` bytes.
+        value: u64,
+    },
     /// The guest has asked an engine that serves PSCI to power off.
     PowerOff,
     /// The guest has asked an engine that serves PSCI for a reset.
@@ -47,8 +67,11 @@ pub enum Exit {
 /// a Data Abort").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataAbort {
+    /// ESR_EL2.
     pub syndrome: u64,
+    /// FAR_EL2: where the guest saw it.
     pub virtual_address: u64,
+    /// Of the same byte, guest physical.
     pub physical_address: u64,
 }
 
@@ -57,9 +80,11 @@ pub struct DataAbort {
 pub struct Access {
     /// Bytes: 1, 2, 4 or 8.
     pub size: usize,
+    /// Whether it is a store.
     pub write: bool,
     /// X register that holds the value or takes it; 31 is the zero register.
     pub register: u32,
+    /// Whether what is loaded is sign-extended to the register's width.
     pub sign_extend: bool,
     /// Whether the register is 64 bits wide; matters for sign extension.
     pub wide: bool,
@@ -82,19 +107,6 @@ impl DataAbort {
 /// Makes a vCPU leave [`Vcpu::run`], from any thread. A call while the vCPU is outside makes its next run return at
 /// once, so no request is lost.
 pub type Canceller = Arc<dyn Fn() + Send + Sync>;
-
-/// Makes an engine's VM, without memory.
-pub fn create_vm(engine: Engine, config: VmConfig) -> Result<Arc<dyn Vm>> {
-    match engine {
-        #[cfg(any(all(target_os = "macos", target_arch = "aarch64"), feature = "hvf-soft"))]
-        Engine::Hvf => Ok(Arc::new(crate::hvf::HvfVm::new(config)?)),
-        Engine::Soft => Ok(Arc::new(crate::SoftVm::new(config)?)),
-        #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
-        Engine::Kvm => Ok(Arc::new(crate::kvm::arm64::KvmVm::new(&config)?)),
-        #[allow(unreachable_patterns, reason = "some builds have all of them")]
-        engine => Err(Error::Absent { engine }),
-    }
-}
 
 /// A virtual machine of an engine.
 pub trait Vm: Send + Sync {
@@ -124,15 +136,29 @@ pub trait Vm: Send + Sync {
     /// Ticks of the host counter that virtual counters are offset from.
     fn host_counter(&self) -> u64;
 
+    /// Has every access of a vCPU's to guest memory, by address and length, wait until it is there; before any vCPU is
+    /// created. `false` ends the access: the memory will not be there, and the vCPU has been told to leave.
+    /// Whether the engine can: most have a guest's memory touched by hardware, which waits for nothing.
+    fn set_presence(&self, presence: Presence) -> bool {
+        let _ = presence;
+        false
+    }
+
     /// Whether the engine serves PSCI: it then keeps every vCPU but the first out of the guest until that is asked for,
     /// and no PSCI call comes out as [`Exit::Hvc`].
     fn serves_psci(&self) -> bool {
+        false
+    }
+
+    /// Whether each vCPU has a performance monitor with an interrupt (PMUv3, PPI 23), which guests are told of.
+    fn has_pmu(&self) -> bool {
         false
     }
 }
 
 /// One virtual CPU; used on the thread that created it.
 pub trait Vcpu {
+    /// Runs the guest until something happens that the machine must handle.
     fn run(&mut self) -> Result<Exit>;
 
     /// What the guest reads, after [`Exit::Read`]. Engines that never come out with that have nothing to do.
@@ -140,20 +166,33 @@ pub trait Vcpu {
         Ok(())
     }
 
+    /// A general register; an error for an id that there is not.
     fn reg(&self, reg: Reg) -> Result<u64>;
+    /// Sets a general register; an error for a CPSR that no processor of this kind has.
     fn set_reg(&mut self, reg: Reg, value: u64) -> Result<()>;
+    /// Q`n`.
     fn simd_reg(&self, reg: SimdReg) -> Result<u128>;
+    /// Sets Q`n`.
     fn set_simd_reg(&mut self, reg: SimdReg, value: u128) -> Result<()>;
+    /// A system register; an error for one that the engine does not have.
     fn sys_reg(&self, reg: SysReg) -> Result<u64>;
+    /// Sets a system register; an error for one that the engine does not have.
     fn set_sys_reg(&mut self, reg: SysReg, value: u64) -> Result<()>;
+    /// A register of the GIC's CPU interface.
     fn icc_reg(&self, reg: IccReg) -> Result<u64>;
+    /// Sets a register of the GIC's CPU interface.
     fn set_icc_reg(&mut self, reg: IccReg, value: u64) -> Result<()>;
+    /// A register of this vCPU's redistributor.
     fn redist_reg(&self, reg: RedistReg) -> Result<u64>;
+    /// Sets a register of this vCPU's redistributor, as a write of the guest's would.
     fn set_redist_reg(&mut self, reg: RedistReg, value: u64) -> Result<()>;
     /// What is taken from the host counter to make CNTVCT_EL0.
     fn vtimer_offset(&self) -> u64;
+    /// Sets what is taken from the host counter; all vCPUs of a machine have the same.
     fn set_vtimer_offset(&mut self, offset: u64) -> Result<()>;
+    /// Whether the virtual timer's interrupt is held back.
     fn vtimer_mask(&self) -> bool;
+    /// Holds the virtual timer's interrupt back, or lets it come.
     fn set_vtimer_mask(&mut self, masked: bool) -> Result<()>;
     /// Guest instructions run so far; 0 where the engine does not count.
     fn instructions(&self) -> u64;

@@ -35,6 +35,9 @@ pub const SYSTEM: [SysReg; 37] = SysReg::SNAPSHOT;
 /// not debugged has none of them in its files.
 pub const DEBUG: [SysReg; 66] = SysReg::DEBUG;
 
+/// Registers of the performance monitor, likewise behind those of the debug unit.
+pub const PMU: [SysReg; 20] = SysReg::PMU;
+
 /// System registers without which a guest cannot go on: a failure to set one is an error.
 pub const ESSENTIAL: [SysReg; 6] = [
     SysReg::SCTLR_EL1,
@@ -95,16 +98,26 @@ const TIMER_IMASK: u64 = 2;
 /// Why saved state was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// It is no state of a vCPU's.
     #[error("a vCPU's saved state cannot be decoded: {0}")]
     Encoding(postcard::Error),
+    /// More bytes follow it.
     #[error("a vCPU's saved state ends {0} bytes before its data does")]
     Trailing(usize),
+    /// A register that every vCPU has.
     #[error("a vCPU's saved state lacks {0}")]
     Missing(String),
+    /// A register that no vCPU has.
     #[error("a vCPU's saved state holds {0}, which no snapshot does")]
     Unknown(String),
+    /// A value that its register does not take.
     #[error("{register} cannot be restored: {reason}")]
-    Register { register: String, reason: String },
+    Register {
+        /// By Arm's name, or its id.
+        register: String,
+        /// What the engine says of it.
+        reason: String,
+    },
 }
 
 /// The registers of one vCPU, by Hypervisor.framework's ids.
@@ -112,10 +125,15 @@ pub enum Error {
 pub struct VcpuState {
     /// What was taken from the host's counter to make CNTVCT_EL0.
     pub vtimer_offset: u64,
+    /// X0 to X30, PC, FPCR, FPSR and CPSR.
     pub general: Vec<(Reg, u64)>,
+    /// Q0 to Q31.
     pub simd: Vec<(SimdReg, u128)>,
+    /// Those of EL1 and EL0.
     pub system: Vec<(SysReg, u64)>,
+    /// The GIC's CPU interface.
     pub icc: Vec<(IccReg, u64)>,
+    /// The vCPU's redistributor, with its private interrupts.
     pub redistributor: Vec<(RedistReg, u64)>,
 }
 
@@ -155,6 +173,7 @@ pub enum Step {
     IccState,
     /// ICC_IGRPEN0/1_EL1: delivery, only once priorities and masks are back.
     IccGroups,
+    /// Q0 to Q31.
     Simd,
     /// Groups, trigger modes and priorities of private interrupts.
     RedistributorConfig,
@@ -204,10 +223,10 @@ impl VcpuState {
                 Err(_) => {}
             }
         }
-        for register in DEBUG {
+        for register in DEBUG.into_iter().chain(PMU) {
             // An engine has as many as its CPU.
             if let Ok(value) = vcpu.sys_reg(register)
-                && value != register.debug_at_rest()
+                && value != register.at_rest()
             {
                 state.system.push((register, value));
             }
@@ -228,7 +247,7 @@ impl VcpuState {
         let Self { general, simd, system, icc, redistributor, .. } = self;
         exact("general register", general, &GENERAL)?;
         exact("vector register", simd, &(0..32).map(SimdReg).collect::<Vec<_>>())?;
-        known("system register", system, &[&SYSTEM[..], &DEBUG].concat())?;
+        known("system register", system, &[&SYSTEM[..], &DEBUG, &PMU].concat())?;
         known("CPU interface register", icc, &ICC)?;
         exact("redistributor register", redistributor, &REDISTRIBUTOR)?;
         match ESSENTIAL.iter().find(|register| !system.iter().any(|(id, _)| id == *register)) {

@@ -7,7 +7,7 @@ unsafe extern "C" {
     fn mach_absolute_time() -> u64;
 }
 
-pub fn absolute_time() -> u64 {
+pub(super) fn absolute_time() -> u64 {
     // SAFETY: the call takes nothing and always works.
     unsafe { mach_absolute_time() }
 }
@@ -15,7 +15,7 @@ pub fn absolute_time() -> u64 {
 /// Has the host's scheduler take the calling thread for one that somebody waits for, wherever the process was started:
 /// one of a lower class may be kept to the efficient cores. Not the highest class, which is the user's interface's: a
 /// guest that computes must not make that wait.
-pub fn prefer_this_thread() {
+pub(super) fn prefer_this_thread() {
     #[cfg(target_os = "macos")]
     // SAFETY: the call takes no pointers. Should it fail, the thread is as it was.
     unsafe {
@@ -26,7 +26,7 @@ pub fn prefer_this_thread() {
 /// Checks what must be known before the first call into the framework: on an older system its functions are not there
 /// to be called.
 #[cfg(target_os = "macos")]
-pub fn check() -> Result<()> {
+pub(super) fn check() -> Result<()> {
     use super::error::Error;
 
     let version = sysctl(c"kern.osproductversion").unwrap_or_default();
@@ -42,7 +42,7 @@ pub fn check() -> Result<()> {
 
 /// The software framework is always there.
 #[cfg(not(target_os = "macos"))]
-pub fn check() -> Result<()> {
+pub(super) fn check() -> Result<()> {
     Ok(())
 }
 

@@ -50,23 +50,23 @@ table! { REDISTRIBUTOR: Redist =
     IPRIORITYR2 IPRIORITYR3 IPRIORITYR4 IPRIORITYR5 IPRIORITYR6 IPRIORITYR7 ICFGR0 ICFGR1
 }
 
-pub fn general(register: Reg) -> Result<General> {
+pub(super) fn general(register: Reg) -> Result<General> {
     find(GENERAL, |id| *id as u32 == register.0, "general register", &register)
 }
 
-pub fn simd(register: SimdReg) -> Result<Simd> {
+pub(super) fn simd(register: SimdReg) -> Result<Simd> {
     find(SIMD, |id| *id as u32 == register.0, "vector register", &register)
 }
 
-pub fn system(register: SysReg) -> Result<Sys> {
+pub(super) fn system(register: SysReg) -> Result<Sys> {
     find(SYSTEM, |id| *id as u32 == u32::from(register.0), "system register", &register)
 }
 
-pub fn icc(register: IccReg) -> Result<Icc> {
+pub(super) fn icc(register: IccReg) -> Result<Icc> {
     find(ICC, |id| *id as u32 == u32::from(register.0), "CPU interface register", &register)
 }
 
-pub fn redistributor(register: RedistReg) -> Result<Redist> {
+pub(super) fn redistributor(register: RedistReg) -> Result<Redist> {
     find(REDISTRIBUTOR, |id| *id as u32 == register.0, "redistributor register", &register)
 }
 

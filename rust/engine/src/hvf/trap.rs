@@ -26,14 +26,16 @@ const OSLSR: (u16, u64) = (SysReg::new(2, 0, 1, 1, 4).0, 8);
 const LOR: u16 = SysReg::new(3, 0, 10, 4, 0).0;
 
 /// Serves an MRS or MSR that trapped (EC 0x18), and goes on after it. MDSCR_EL1, breakpoints and watchpoints are the
-/// framework's, which may leave the access to us all the same; other debug registers read as zero and ignore writes; any
-/// other register is undefined, as the guest's ID registers say.
-pub fn system_register<V: Vcpu + ?Sized>(vcpu: &mut V, syndrome: u64) -> Result<()> {
+/// framework's, which may leave the access to us all the same; other debug registers read as zero and ignore writes, and so
+/// do a performance monitor's, which a guest that booted on the software CPU takes to be there; any other register is
+/// undefined, as the guest's ID registers say.
+pub(super) fn system_register<V: Vcpu + ?Sized>(vcpu: &mut V, syndrome: u64) -> Result<()> {
     let field = |low: u32, bits: u32| (syndrome >> low & ((1 << bits) - 1)) as u16;
     let (op0, op1, crn, crm, op2) = (field(20, 2), field(14, 3), field(10, 4), field(1, 4), field(17, 3));
     let register = SysReg::new(op0, op1, crn, crm, op2).0;
     let debug = op0 == 2 && op1 == 0;
-    if !debug && register & !7 != LOR {
+    let monitor = op0 == 3 && (crn == 9 && (12..=14).contains(&crm) || op1 == 3 && crn == 14 && crm >= 8);
+    if !debug && !monitor && register & !7 != LOR {
         return undefined(vcpu);
     }
     let kept = debug && ids::system(SysReg(register)).is_ok();
@@ -56,18 +58,18 @@ pub fn system_register<V: Vcpu + ?Sized>(vcpu: &mut V, syndrome: u64) -> Result<
 }
 
 /// On to the next instruction.
-pub fn skip<V: Vcpu + ?Sized>(vcpu: &mut V) -> Result<()> {
+pub(super) fn skip<V: Vcpu + ?Sized>(vcpu: &mut V) -> Result<()> {
     let pc = vcpu.reg(Reg::PC)?;
     vcpu.set_reg(Reg::PC, pc.wrapping_add(4))
 }
 
 /// Has the guest take an undefined-instruction exception.
-pub fn undefined<V: Vcpu + ?Sized>(vcpu: &mut V) -> Result<()> {
+pub(super) fn undefined<V: Vcpu + ?Sized>(vcpu: &mut V) -> Result<()> {
     exception(vcpu, EC_UNKNOWN << 26 | IL)
 }
 
 /// Has the guest take an abort for a fetch from where nothing is.
-pub fn instruction_abort<V: Vcpu + ?Sized>(vcpu: &mut V, address: u64) -> Result<()> {
+pub(super) fn instruction_abort<V: Vcpu + ?Sized>(vcpu: &mut V, address: u64) -> Result<()> {
     let class = if from_el0(vcpu.reg(Reg::CPSR)?) { EC_FETCH_BELOW } else { EC_FETCH_SAME };
     vcpu.set_sys_reg(SysReg::FAR_EL1, address)?;
     exception(vcpu, class << 26 | IL | EXTERNAL)
@@ -98,11 +100,12 @@ fn exception<V: Vcpu + ?Sized>(vcpu: &mut V, syndrome: u64) -> Result<()> {
 mod tests {
     use super::*;
     use crate::Engine;
-    use crate::arm64::{VmConfig, create_vm};
+    use crate::arm64::VmConfig;
+    use crate::create_arm64_vm;
 
     fn vcpu() -> Box<dyn Vcpu> {
         let config = VmConfig { vcpus: 1, gicd_base: 0x800_0000, gicr_base: 0x80a_0000 };
-        let mut vcpu = create_vm(Engine::Soft, config).unwrap().create_vcpu(0).unwrap();
+        let mut vcpu = create_arm64_vm(Engine::Soft, config).unwrap().create_vcpu(0).unwrap();
         vcpu.set_sys_reg(SysReg::VBAR_EL1, 0x4000_0800).unwrap();
         vcpu.set_reg(Reg::PC, 0x1000).unwrap();
         vcpu.set_reg(Reg::x(5), 77).unwrap();
@@ -151,11 +154,21 @@ mod tests {
     }
 
     #[test]
+    fn a_performance_monitor_counts_nothing() {
+        let mut vcpu = vcpu();
+        // PMCR_EL0 ← X5, PMEVCNTR0_EL0 ← X5, X5 ← PMCCNTR_EL0.
+        system_register(&mut *vcpu, access([3, 3, 9, 12, 0], 5, false)).unwrap();
+        system_register(&mut *vcpu, access([3, 3, 14, 8, 0], 5, false)).unwrap();
+        system_register(&mut *vcpu, access([3, 3, 9, 13, 0], 5, true)).unwrap();
+        assert_eq!((vcpu.reg(Reg::x(5)).unwrap(), vcpu.reg(Reg::PC).unwrap()), (0, 0x100c));
+    }
+
+    #[test]
     fn what_no_id_register_announces_is_undefined_in_the_guest() {
         let mut vcpu = vcpu();
         vcpu.set_reg(Reg::CPSR, 0x8000_0005).unwrap();
-        // PMCR_EL0, at EL1h.
-        system_register(&mut *vcpu, access([3, 3, 9, 12, 0], 5, true)).unwrap();
+        // AMCR_EL0, at EL1h.
+        system_register(&mut *vcpu, access([3, 3, 13, 2, 0], 5, true)).unwrap();
         assert_eq!(vcpu.reg(Reg::x(5)).unwrap(), 77);
         assert_eq!(vcpu.reg(Reg::PC).unwrap(), 0x4000_0800 + 0x200);
         assert_eq!(vcpu.reg(Reg::CPSR).unwrap(), 0x8000_03c5);

@@ -41,7 +41,7 @@ type Vector = core::arch::x86_64::__m128i;
 #[allow(improper_ctypes_definitions, reason = "the C type is this vector; the lint knows no vectors")]
 type SetVector = unsafe extern "C" fn(hv::hv_vcpu_t, hv::hv_simd_fp_reg_t, Vector) -> hv::hv_return_t;
 
-pub struct HvfVcpu {
+pub(super) struct HvfVcpu {
     inner: Arc<Inner>,
     slot: Arc<Slot>,
     id: hv::hv_vcpu_t,
@@ -54,7 +54,7 @@ pub struct HvfVcpu {
 
 impl HvfVcpu {
     /// Makes the calling thread's vCPU, with affinity `index`.
-    pub fn new(inner: Arc<Inner>, slot: Arc<Slot>, index: u32) -> error::Result<Self> {
+    pub(super) fn new(inner: Arc<Inner>, slot: Arc<Slot>, index: u32) -> error::Result<Self> {
         host::prefer_this_thread();
         let (mut id, mut exit) = (0, std::ptr::null());
         // SAFETY: the call writes to the two that are given to it; no configuration is the default one.

@@ -14,7 +14,7 @@ use super::{Named, Result};
 static BEGUN: Mutex<Option<JoinHandle<Result<VmFd>>>> = Mutex::new(None);
 
 /// Has a thread make a VM for the next [`create`]. Where none can be started, that one makes its own.
-pub fn begin() {
+pub(crate) fn begin() {
     let thread = thread::Builder::new().name("kvm".into()).spawn(|| create_now(host::open()?));
     *lock(&BEGUN) = thread.ok();
 }

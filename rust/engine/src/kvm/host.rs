@@ -42,23 +42,39 @@ const ARCHITECTURE: &[(&str, Cap)] = &[
     ("KVM_CAP_DEVICE_CTRL", Cap::DeviceCtrl),
 ];
 
+/// Instructions a second below which KVM is not worth having: the soft engine is faster then. Emulated KVM is found
+/// far below this and nested virtualisation, even on an emulated CPU, far above.
+pub(super) const LEAST_RATE: u64 = 20_000_000;
+
 /// Why this host's KVM cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
+    /// ENOENT, ENXIO or ENODEV.
     #[error("/dev/kvm does not exist")]
     Missing,
+    /// EACCES or EPERM.
     #[error("/dev/kvm exists but this user may not open it")]
-    NotPermitted { remedy: String },
+    NotPermitted {
+        /// What its owner and mode ask for.
+        remedy: String,
+    },
+    /// EBUSY.
     #[error("another hypervisor holds this host's virtualisation")]
     Busy,
+    /// It is emulated, or as slow.
     #[error(
         "KVM runs guest kernel code at {} thousand instructions a second, fewer than the {} million that a guest needs",
         .instructions_per_second / 1000,
-        super::probe::LEAST_RATE / 1_000_000
+        LEAST_RATE / 1_000_000
     )]
-    TooSlow { instructions_per_second: u64 },
+    TooSlow {
+        /// What was measured.
+        instructions_per_second: u64,
+    },
+    /// A capability, by its name.
     #[error("this host's KVM lacks {0}")]
     Lacking(String),
+    /// What the system said.
     #[error("/dev/kvm cannot be used: {0}")]
     Failed(String),
 }

@@ -12,7 +12,7 @@ use crate::Protection;
 
 /// The memory slots of a VM, by how many are taken; none is ever given back.
 #[derive(Default)]
-pub struct MemorySlots(Mutex<u32>);
+pub(super) struct MemorySlots(Mutex<u32>);
 
 impl MemorySlots {
     /// Maps host memory at a guest physical address. KVM refuses what overlaps an earlier slot.
@@ -20,7 +20,7 @@ impl MemorySlots {
     /// # Safety
     /// `host` must be valid for `len` bytes (readable, and writable when `protection` says so) until the VM and all its
     /// vCPUs are gone.
-    pub unsafe fn map(
+    pub(super) unsafe fn map(
         &self,
         vm: &VmFd,
         host: NonNull<u8>,

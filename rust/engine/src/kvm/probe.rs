@@ -3,11 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::host::LEAST_RATE;
 use super::{Error, Unusable};
-
-/// Instructions a second below which KVM is not worth having: the soft engine is faster then. Emulated KVM is found
-/// far below this and nested virtualisation, even on an emulated CPU, far above.
-pub const LEAST_RATE: u64 = 20_000_000;
 
 /// How long the whole measurement may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,6 +18,7 @@ const TOO_SOON: Duration = Duration::from_micros(30);
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measurement {
+    /// Of guest code that stays in the guest.
     pub instructions_per_second: u64,
     /// From one exit to user space, through it, to the next.
     pub exit_nanoseconds: u64,
@@ -151,7 +149,7 @@ mod rig {
         fn mmio_write(&mut self, _: u64, _: &[u8]) {}
     }
 
-    pub fn measure() -> Result<Measurement> {
+    pub(super) fn measure() -> Result<Measurement> {
         let failed = |e: &dyn std::fmt::Display| Error::from(Unusable::Failed(e.to_string()));
         let memory =
             GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), SIZE)]).map_err(|e| failed(&e))?;
@@ -219,7 +217,7 @@ mod rig {
         0x17ff_fffb, // b 1b
     ];
 
-    pub fn measure() -> Result<Measurement> {
+    pub(super) fn measure() -> Result<Measurement> {
         let failed = |e: &dyn std::fmt::Display| Error::from(Unusable::Failed(e.to_string()));
         let memory =
             GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(CODE), SIZE)]).map_err(|e| failed(&e))?;

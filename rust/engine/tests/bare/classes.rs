@@ -206,10 +206,10 @@ unsafe extern "C" {
     fn classes_end();
 }
 
-pub const CLASSES: Program = (classes_start, classes_end);
+pub(crate) const CLASSES: Program = (classes_start, classes_end);
 
 /// What [`CLASSES`] is to find, in the order it stores it.
-pub const EXPECTED: &[(&str, u64)] = &[
+pub(crate) const EXPECTED: &[(&str, u64)] = &[
     ("rbx", 0x0123_4567_89ab_cdef),
     ("rcx", 0x1111_1111_1111_1111),
     ("rsi", 0x2222_2222_2222_2222),

@@ -4,7 +4,7 @@
 // Each file of tests needs some of it.
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
-pub mod classes;
+pub(crate) mod classes;
 
 use std::ptr::NonNull;
 use std::sync::{Arc, mpsc};
@@ -16,9 +16,9 @@ use supermachine_engine::kvm::kick::Kick;
 use supermachine_engine::kvm::x86_64::{Bus, CpuModel, Exit, Start, Vcpu, Vm, tables};
 
 /// The port whose writes the tests wait for.
-pub const DOORBELL: u16 = 0x420;
-pub const CODE: u64 = 0x1_0000;
-pub const RESULTS: u64 = 0x2_0000;
+pub(crate) const DOORBELL: u16 = 0x420;
+pub(crate) const CODE: u64 = 0x1_0000;
+pub(crate) const RESULTS: u64 = 0x2_0000;
 /// How long a guest may take to ring.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MEMORY: usize = 0x4_0000;
@@ -26,13 +26,13 @@ const TABLES: u64 = 0x1000;
 const GDT: u64 = 0x8000;
 const STACK: u64 = 0x9000;
 /// Where a guest's program begins and ends in this test's own code.
-pub type Program = (unsafe extern "C" fn(), unsafe extern "C" fn());
+pub(crate) type Program = (unsafe extern "C" fn(), unsafe extern "C" fn());
 
 /// Page-aligned memory of a guest.
-pub struct Memory(NonNull<u8>);
+pub(crate) struct Memory(NonNull<u8>);
 
 impl Memory {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: a new anonymous mapping, which nothing else refers to.
         let at = unsafe {
             libc::mmap(
@@ -48,19 +48,19 @@ impl Memory {
         Self(NonNull::new(at.cast()).unwrap())
     }
 
-    pub fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let copy = Self::new();
         copy.write(0, &self.read(0, MEMORY));
         copy
     }
 
-    pub fn write(&self, at: usize, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= MEMORY);
         // SAFETY: inside the mapping; no vCPU runs while tests write.
         unsafe { self.0.as_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
-    pub fn read(&self, at: usize, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, at: usize, len: usize) -> Vec<u8> {
         assert!(at + len <= MEMORY);
         let mut bytes = vec![0; len];
         // SAFETY: as above.
@@ -68,12 +68,12 @@ impl Memory {
         bytes
     }
 
-    pub fn word(&self, at: u64) -> u64 {
+    pub(crate) fn word(&self, at: u64) -> u64 {
         u64::from_le_bytes(self.read(at as usize, 8).try_into().unwrap())
     }
 
     /// Page tables, segments and the program.
-    pub fn load(&self, (start, end): Program) {
+    pub(crate) fn load(&self, (start, end): Program) {
         self.write(TABLES as usize, &tables::identity(TABLES));
         self.write(GDT as usize, &tables::gdt());
         let len = end as usize - start as usize;
@@ -90,13 +90,13 @@ impl Drop for Memory {
 }
 
 /// A VM with its memory. Fields drop in order: the VM first.
-pub struct Guest {
+pub(crate) struct Guest {
     pub vm: Arc<Vm>,
     pub memory: Memory,
 }
 
 impl Guest {
-    pub fn new(vcpus: u32, memory: Memory, model: Option<CpuModel>) -> Self {
+    pub(crate) fn new(vcpus: u32, memory: Memory, model: Option<CpuModel>) -> Self {
         let vm = Vm::new(vcpus, model).unwrap();
         // SAFETY: the memory lives as long as the VM.
         unsafe { vm.map(memory.0, 0, MEMORY as u64, Protection::ReadWriteExecute) }.unwrap();
@@ -104,7 +104,7 @@ impl Guest {
     }
 
     /// A guest of one vCPU about to run `program`.
-    pub fn running(program: Program) -> (Self, Vcpu) {
+    pub(crate) fn running(program: Program) -> (Self, Vcpu) {
         let memory = Memory::new();
         memory.load(program);
         let guest = Self::new(1, memory, None);
@@ -114,7 +114,7 @@ impl Guest {
     }
 
     /// Runs until the guest rings the doorbell; what it wrote.
-    pub fn ring(&self, vcpu: &mut Vcpu) -> u8 {
+    pub(crate) fn ring(&self, vcpu: &mut Vcpu) -> u8 {
         let mut doorbell = Doorbell { kick: self.vm.kick(0), rung: None };
         // A guest that never rings is brought back, and the test fails in place of hanging.
         let (done, watched) = mpsc::channel::<()>();
@@ -131,7 +131,7 @@ impl Guest {
     }
 }
 
-pub fn start() -> Start {
+pub(crate) fn start() -> Start {
     Start { rip: CODE, rsp: STACK, rsi: 0, cr3: TABLES, gdt: GDT }
 }
 

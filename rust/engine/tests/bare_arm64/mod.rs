@@ -6,13 +6,13 @@ use supermachine_engine::arm64::{IccReg, SysReg};
 use crate::common::{CONFIG, RAM};
 
 /// Where the guest stores what it finds, first and then; what one register takes depends on its class.
-pub const FOUND: [u64; 2] = [RAM + 0x6000, RAM + 0xb000];
+pub(crate) const FOUND: [u64; 2] = [RAM + 0x6000, RAM + 0xb000];
 /// An address that nothing answers at: the guest rings by a store to it.
-pub const DOORBELL: u64 = 0x0100_0000;
+pub(crate) const DOORBELL: u64 = 0x0100_0000;
 
 /// What the guest's CPU has beside what all have.
 #[derive(Clone, Copy, Debug)]
-pub struct Has {
+pub(crate) struct Has {
     /// FEAT_SVE.
     pub scalable_vectors: bool,
     /// FEAT_PAuth, with addresses.
@@ -23,7 +23,7 @@ pub struct Has {
 
 impl Has {
     /// By the names that a snapshot records.
-    pub fn of(features: &[String]) -> Self {
+    pub(crate) fn of(features: &[String]) -> Self {
         let has = |name: &str| features.iter().any(|feature| feature.split('=').next() == Some(name));
         Self {
             scalable_vectors: has("SVE"),
@@ -113,7 +113,7 @@ const CONTROLLER: [(&str, u64, u32); 13] = [
 ];
 
 /// One register in what the guest has stored.
-pub struct Place {
+pub(crate) struct Place {
     pub name: String,
     /// From [`FOUND`].
     pub offset: u64,
@@ -123,7 +123,7 @@ pub struct Place {
 }
 
 /// The guest's instructions, and where it stores what.
-pub struct Guest {
+pub(crate) struct Guest {
     pub code: Vec<u32>,
     pub places: Vec<Place>,
 }
@@ -133,7 +133,7 @@ const SCRATCH: u32 = 0;
 const BASE: u32 = 1;
 
 impl Guest {
-    pub fn new(has: Has) -> Self {
+    pub(crate) fn new(has: Has) -> Self {
         let mut code = Vec::new();
         let system = system(has);
         // Vector instructions, scalable ones too, are trapped no more (CPACR_EL1.FPEN, ZEN).

@@ -7,22 +7,22 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use supermachine_engine::arm64::state::Clock;
-use supermachine_engine::arm64::{Vcpu, Vm, VmConfig, create_vm};
+use supermachine_engine::arm64::{Vcpu, Vm, VmConfig};
 use supermachine_engine::{Engine, Protection};
 
-pub const RAM: u64 = 0x4000_0000;
+pub(crate) const RAM: u64 = 0x4000_0000;
 const RAM_BYTES: usize = 64 << 10;
-pub const CONFIG: VmConfig = VmConfig { vcpus: 1, gicd_base: 0x0800_0000, gicr_base: 0x080a_0000 };
+pub(crate) const CONFIG: VmConfig = VmConfig { vcpus: 1, gicd_base: 0x0800_0000, gicr_base: 0x080a_0000 };
 
 /// A process has one VM at a time, and tests share a process.
 static ONE: Mutex<()> = Mutex::new(());
 
-pub fn exclusive() -> MutexGuard<'static, ()> {
+pub(crate) fn exclusive() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A machine with `code` at the start of its memory.
-pub struct Machine {
+pub(crate) struct Machine {
     pub vm: Arc<dyn Vm>,
     engine: Engine,
     ram: NonNull<u8>,
@@ -32,15 +32,15 @@ pub struct Machine {
 impl Machine {
     /// On the hvf engine over the software framework.
     #[allow(dead_code, reason = "each test program uses a part of this")]
-    pub fn new(vcpus: u32, code: &[u32]) -> Self {
+    pub(crate) fn new(vcpus: u32, code: &[u32]) -> Self {
         let code: Vec<u8> = code.iter().flat_map(|instruction| instruction.to_le_bytes()).collect();
         Self::of(Engine::Hvf, vcpus, &code)
     }
 
     /// A machine whose memory begins with these bytes.
-    pub fn of(engine: Engine, vcpus: u32, bytes: &[u8]) -> Self {
+    pub(crate) fn of(engine: Engine, vcpus: u32, bytes: &[u8]) -> Self {
         let exclusive = exclusive();
-        let vm = create_vm(engine, VmConfig { vcpus, ..CONFIG }).unwrap();
+        let vm = supermachine_engine::create_arm64_vm(engine, VmConfig { vcpus, ..CONFIG }).unwrap();
         // SAFETY: the layout is not empty.
         let ram = NonNull::new(unsafe { alloc_zeroed(layout()) }).unwrap();
         assert!(bytes.len() <= RAM_BYTES);
@@ -53,7 +53,7 @@ impl Machine {
 
     /// A new machine with all that there was in this one and its only vCPU.
     #[allow(dead_code, reason = "as above")]
-    pub fn moved(self, vcpu: Box<dyn Vcpu>) -> (Self, Box<dyn Vcpu>) {
+    pub(crate) fn moved(self, vcpu: Box<dyn Vcpu>) -> (Self, Box<dyn Vcpu>) {
         let (engine, saved, controller) = (self.engine, vcpu.save().unwrap(), self.vm.gic_state().unwrap());
         let count = self.vm.host_counter().wrapping_sub(vcpu.vtimer_offset());
         let ram = self.ram().to_vec();
@@ -68,7 +68,7 @@ impl Machine {
 
     /// The memory, while no vCPU runs.
     #[allow(dead_code, reason = "as above")]
-    pub fn ram(&self) -> &[u8] {
+    pub(crate) fn ram(&self) -> &[u8] {
         // SAFETY: the memory is this long, and tests look at it between runs only.
         unsafe { std::slice::from_raw_parts(self.ram.as_ptr(), RAM_BYTES) }
     }

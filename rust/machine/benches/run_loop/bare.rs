@@ -12,8 +12,8 @@ use supermachine_machine::{Config, Engine, Machine, Stop};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Exits of one run, and runs of each kind.
-pub const EXITS: u32 = 5000;
-pub const ROUNDS: usize = 15;
+pub(crate) const EXITS: u32 = 5000;
+pub(crate) const ROUNDS: usize = 15;
 const MEMORY: u64 = 64 << 20;
 /// Where the guest's program is, and begins.
 const PROGRAM: u64 = layout::HIGH_RAM;
@@ -22,7 +22,7 @@ const LAST_PORT: u16 = 0x64;
 
 /// What makes the guest leave.
 #[derive(Clone, Copy, Debug)]
-pub enum Access {
+pub(crate) enum Access {
     /// A write to the UART's scratch register.
     Port,
     /// A write to the first virtio device's queue selector (virtio 1.2, 4.2.2).
@@ -75,7 +75,7 @@ fn kernel(access: Access) -> Vec<u8> {
 }
 
 /// Microseconds from exit to exit in a machine.
-pub fn machine(access: Access) -> f64 {
+pub(crate) fn machine(access: Access) -> f64 {
     let machine = Machine::new(Config {
         engine: Engine::Kvm,
         memory_bytes: MEMORY,
@@ -97,7 +97,7 @@ pub fn machine(access: Access) -> f64 {
 }
 
 /// The same with the ioctl alone.
-pub fn ioctl(access: Access) -> f64 {
+pub(crate) fn ioctl(access: Access) -> f64 {
     let kvm = Kvm::new().expect("KVM");
     let vm = kvm.create_vm().expect("a VM");
     vm.set_tss_address(0xfffb_d000).expect("KVM_SET_TSS_ADDR");

@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::fdt::{self, Description};
 use super::layout;
 use crate::Error;
-use crate::vcpus::EntryPoint;
+use crate::power::EntryPoint;
 
 /// "ARM\x64" at offset 56 of an arm64 Image.
 const MAGIC: u32 = 0x644d_5241;
@@ -79,6 +79,7 @@ mod tests {
             cmdline: "quiet",
             initramfs: None,
             virtio_devices: 2,
+            pmu: true,
             rng_seed: [7; 32],
         }
     }

@@ -7,12 +7,18 @@ use super::layout;
 
 /// What varies from one machine to the next.
 pub struct Description<'a> {
+    /// CPUs, whose affinities are 0, 1, ….
     pub vcpus: u32,
+    /// Bytes of RAM from [`layout::RAM_BASE`] on.
     pub memory_bytes: u64,
+    /// The kernel's command line.
     pub cmdline: &'a str,
     /// Start and end of the initramfs in guest physical memory.
     pub initramfs: Option<(u64, u64)>,
+    /// Windows, from [`layout::VIRTIO_BASE`] on, that have a device.
     pub virtio_devices: usize,
+    /// Whether the CPUs have a performance monitor.
+    pub pmu: bool,
     /// Fresh entropy; the kernel credits it to its pool and wipes it from the tree.
     pub rng_seed: [u8; 32],
 }
@@ -84,6 +90,13 @@ pub fn build(description: &Description) -> FdtWriterResult<Vec<u8>> {
     let ppis = [13, 14, 11, 10].map(|ppi| [PPI, ppi, LEVEL_HIGH]);
     fdt.property_array_u32("interrupts", ppis.as_flattened())?;
     fdt.end_node(timer)?;
+
+    if description.pmu {
+        let pmu = fdt.begin_node("pmu")?;
+        fdt.property_string("compatible", "arm,armv8-pmuv3")?;
+        fdt.property_array_u32("interrupts", &[PPI, 7, LEVEL_HIGH])?;
+        fdt.end_node(pmu)?;
+    }
 
     let vmgenid = fdt.begin_node(&format!("vmgenid@{:x}", layout::VMGENID_BASE))?;
     fdt.property_string("compatible", "microsoft,vmgenid")?;

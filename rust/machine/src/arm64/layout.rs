@@ -7,15 +7,19 @@ use crate::AddressMap;
 
 /// GICv3 distributor, 64 KiB.
 pub const GICD_BASE: u64 = 0x0800_0000;
+/// Bytes of it.
 pub const GICD_SIZE: u64 = 0x1_0000;
 /// GICv3 redistributors, 128 KiB for each vCPU.
 pub const GICR_BASE: u64 = 0x080A_0000;
+/// Bytes from one to the next.
 pub const GICR_STRIDE: u64 = 0x2_0000;
 /// PL011 UART: the earliest console, until the virtio console is up.
 pub const PL011_BASE: u64 = 0x0900_0000;
+/// Bytes of its registers.
 pub const PL011_SIZE: u64 = 0x1000;
 /// The page that holds the VM generation id (16 bytes), read-only memory for the guest.
 pub const VMGENID_BASE: u64 = 0x0901_0000;
+/// Bytes of it that the guest is told of.
 pub const VMGENID_SIZE: u64 = 0x1000;
 /// What is mapped there: one page of the largest size that an engine maps.
 pub const VMGENID_MAPPED: u64 = 0x4000;
@@ -23,6 +27,7 @@ pub const VMGENID_MAPPED: u64 = 0x4000;
 pub const VMGENID_SPI: u32 = 1;
 /// virtio-mmio windows, one after the other.
 pub const VIRTIO_BASE: u64 = 0x0A00_0000;
+/// Bytes from one to the next.
 pub const VIRTIO_STRIDE: u64 = 0x200;
 /// SPI of the first virtio-mmio device; the n-th has this plus n.
 pub const VIRTIO_SPI: u32 = 16;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use supermachine_devices::IrqLine;
 use supermachine_devices::pl011::Pl011;
 use supermachine_devices::tail::Tail;
-use supermachine_engine::arm64::{Vm, VmConfig, create_vm};
+use supermachine_engine::arm64::{Vm, VmConfig};
 use supermachine_engine::{Engine, Protection};
 
 use self::fdt::Description;
@@ -23,7 +23,8 @@ use crate::Error;
 use crate::builder::{Load, MachineBuilder, NO_SPARE_DEVICES};
 use crate::bus::{Bus, SharedDevice};
 use crate::memory::Memory;
-use crate::vcpus::{EntryPoint, Power, VcpuSet, Vcpus};
+use crate::power::{EntryPoint, Power};
+use crate::vcpus::{VcpuSet, Vcpus};
 
 /// What every guest gets on its command line. `panic=-1` turns a panic into a reset at once; the UART shows what goes
 /// wrong before the virtio console is there. Each of its characters is three exits, of which all that the kernel says at
@@ -37,12 +38,18 @@ pub struct Arm64Builder {
 }
 
 impl Arm64Builder {
+    /// A VM of this engine, with guest memory mapped and no vCPUs.
     pub fn new(engine: Engine, vcpus: u32, memory: &Memory) -> Result<Self, Error> {
         let (gicd_base, gicr_base) = (layout::GICD_BASE, layout::GICR_BASE);
-        let vm = create_vm(engine, VmConfig { vcpus, gicd_base, gicr_base })?;
+        let vm = supermachine_engine::create_arm64_vm(engine, VmConfig { vcpus, gicd_base, gicr_base })?;
         let (ram, bytes) = memory.host();
         // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
         unsafe { vm.map(ram, layout::RAM_BASE, bytes, Protection::ReadWriteExecute)? };
+        if let Some(presence) = memory.presence()
+            && !vm.set_presence(presence)
+        {
+            return Err(Error::NeedsAllMemory { engine });
+        }
         if let Some(generation) = memory.generation_host() {
             let (at, size) = (layout::VMGENID_BASE, layout::VMGENID_MAPPED);
             // SAFETY: as above.
@@ -66,6 +73,7 @@ impl MachineBuilder for Arm64Builder {
             cmdline: cmdline.trim_end(),
             initramfs: None,
             virtio_devices: load.virtio_devices,
+            pmu: self.vm.has_pmu(),
             rng_seed: load.rng_seed,
         };
         boot::load(&memory.ram, load.kernel, load.initramfs, description)

@@ -23,11 +23,15 @@ const NO_TRUSTED_OS: i64 = 2;
 
 /// Return values (DEN 0022, 5.2.2).
 pub const SUCCESS: i64 = 0;
+/// There is no such call.
 pub const NOT_SUPPORTED: i64 = -1;
+/// There is no such vCPU.
 pub const INVALID_PARAMETERS: i64 = -2;
+/// The vCPU runs already.
 pub const ALREADY_ON: i64 = -4;
 /// AFFINITY_INFO's answers.
 pub const ON: i64 = 0;
+/// The vCPU does not run.
 pub const OFF: i64 = 1;
 
 /// What a call asks of the machine.
@@ -37,17 +41,23 @@ pub enum Call {
     Return(i64),
     /// Starts the vCPU with this MPIDR affinity at `entry`, `context` in X0; X0 takes the machine's answer.
     CpuOn {
+        /// Which vCPU, by its affinity.
         target: u64,
+        /// A guest physical address.
         entry: u64,
+        /// What the guest is told in X0.
         context: u64,
     },
     /// Stops the calling vCPU.
     CpuOff,
     /// X0 takes [`ON`], [`OFF`] or [`INVALID_PARAMETERS`].
     AffinityInfo {
+        /// Which vCPU, by its affinity.
         target: u64,
     },
+    /// The guest powers off.
     SystemOff,
+    /// The guest starts over.
     SystemReset,
 }
 

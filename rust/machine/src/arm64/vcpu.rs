@@ -11,8 +11,9 @@ use supermachine_support::saved_structure;
 use super::layout;
 use super::psci::{self, Call};
 use crate::bus::Bus;
+use crate::power::{EntryPoint, Power};
 use crate::state::{State, decode, encode, refused};
-use crate::vcpus::{DEADLINE, EntryPoint, Power, VcpuBackend, Vcpus};
+use crate::vcpus::{DEADLINE, VcpuBackend, Vcpus};
 use crate::{Error, Stop};
 
 /// EL1h with all interrupts masked: how a CPU starts (booting.rst, section 4).
@@ -28,21 +29,21 @@ struct Counters {
 }
 
 /// An engine's VM, and what answers beside its memory.
-pub struct Arm64 {
+pub(super) struct Arm64 {
     vm: Arc<dyn Vm>,
     bus: Bus,
     counters: Counters,
 }
 
 impl Arm64 {
-    pub fn new(vm: Arc<dyn Vm>, bus: Bus) -> Self {
+    pub(super) fn new(vm: Arc<dyn Vm>, bus: Bus) -> Self {
         Self { vm, bus, counters: Counters::default() }
     }
 }
 
 /// What belongs to the machine as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Common {
+pub(crate) struct Common {
     /// The guest's virtual counter (CNTVCT_EL0) at the capture, in ticks.
     pub cntvct: u64,
     pub power: Vec<Power>,

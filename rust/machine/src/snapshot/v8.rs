@@ -16,17 +16,19 @@ use supermachine_support::lock;
 
 use crate::architecture::Architecture;
 use crate::arm64::{Common, layout as map};
+use crate::assembly::Disk;
 use crate::assembly::layout_of;
 use crate::bus::SharedDevice;
-use crate::machine::{Disk, Parts};
+use crate::machine::Parts;
 use crate::memory::Backing;
 use crate::pause::Paused;
+use crate::power::Power;
 use crate::state::{State, decode, encode, refused};
-use crate::vcpus::Power;
 use crate::{Error, Machine};
 
 /// A version 8 file, checked and ready for [`restore`].
 pub struct Opened {
+    /// Of the guest's RAM.
     pub memory_bytes: u64,
     backing: Backing,
     snapshot: v8::Snapshot,
@@ -50,7 +52,11 @@ pub fn open(file: File) -> Result<Opened, Error> {
         ));
     }
     let memory_bytes = snapshot.memory_bytes;
-    Ok(Opened { memory_bytes, backing: Backing { base: file, offset, diffs: Vec::new() }, snapshot })
+    Ok(Opened {
+        memory_bytes,
+        backing: Backing { base: file, offset, diffs: Vec::new(), arrival: None, noted: None },
+        snapshot,
+    })
 }
 
 /// As [`Machine::restore`].
@@ -229,14 +235,15 @@ mod tests {
 
     use supermachine_devices::Transport;
     use supermachine_devices::rng::Rng;
-    use supermachine_engine::arm64::{VmConfig, create_vm};
+    use supermachine_engine::arm64::VmConfig;
+    use supermachine_engine::create_arm64_vm;
 
     use super::*;
 
     /// A vCPU as it is made, with its own values in a few places.
     fn saved() -> VcpuState {
         let (gicd_base, gicr_base) = (map::GICD_BASE, map::GICR_BASE);
-        let vm = create_vm(Engine::Soft, VmConfig { vcpus: 1, gicd_base, gicr_base }).unwrap();
+        let vm = create_arm64_vm(Engine::Soft, VmConfig { vcpus: 1, gicd_base, gicr_base }).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_vtimer_offset(99).unwrap();
         vcpu.set_reg(Reg::LR, 7).unwrap();
@@ -263,7 +270,7 @@ mod tests {
         let memory = crate::memory::Memory::new(&crate::arm64::layout::MAP, 64 << 20).unwrap();
         let device = || -> SharedDevice {
             let line: supermachine_devices::IrqLine = Arc::new(|_| {});
-            Arc::new(Mutex::new(Transport::new(Rng, memory.ram.clone(), line)))
+            Arc::new(Mutex::new(Transport::new(Rng, memory.for_devices(), line)))
         };
         let made: Vec<_> = (0..4).map(|_| device()).collect();
         let saved = |devices: usize| v8::Snapshot {

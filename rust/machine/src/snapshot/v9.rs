@@ -22,6 +22,7 @@ const MACHINE: &str = "machine";
 const INTERRUPT_CONTROLLER: &str = "gic";
 const VCPU: &str = "vcpu";
 const DEVICE: &str = "device";
+/// The kind of [`About::api`]'s section.
 pub const API: &str = "api";
 const DISK_ELSEWHERE: &str = "disk-elsewhere";
 const KNOWN: [&str; 6] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API, DISK_ELSEWHERE];
@@ -33,6 +34,7 @@ const VERSION: u32 = 1;
 pub struct About {
     /// BLAKE3 of the files that the guest booted.
     pub kernel: Digest32,
+    /// The same of the initramfs; zeros where there was none.
     pub initramfs: Digest32,
     /// Digest of the image that is the guest's root.
     pub image: Option<String>,
@@ -63,7 +65,9 @@ saved_structure!(Elsewhere { bytes: u64, files: Vec<(u64, u64)>, pieces: Vec<(Ra
 
 /// The disk of a machine that is restored. What is in no piece is zeros.
 pub struct OpenedDisk {
+    /// Length of the disk.
     pub bytes: u64,
+    /// Opened for reading.
     pub files: Vec<File>,
     /// As in [`Elsewhere`], by the numbers of `files`.
     pub pieces: Vec<(Range<u64>, usize, u64)>,
@@ -71,19 +75,28 @@ pub struct OpenedDisk {
 
 /// A chain of snapshot files, checked and ready for [`crate::Machine::restore`].
 pub struct Opened {
+    /// What runs the guest: the one that it was captured on.
     pub engine: Engine,
+    /// Of RAM.
     pub memory_bytes: u64,
+    /// The chain's files.
     pub backing: Backing,
+    /// Of everything but memory.
     pub state: State,
+    /// Those that the guest may rely on.
     pub cpu_features: Vec<String>,
+    /// Where it had one of its own.
     pub disk: Option<OpenedDisk>,
+    /// What its own snapshots say and build on.
     pub origin: Origin,
 }
 
 /// Where a restored machine comes from: what its own snapshots build on.
 #[derive(Debug)]
 pub struct Origin {
+    /// BLAKE3 of the kernel that the guest booted.
     pub kernel: Digest32,
+    /// BLAKE3 of the initramfs that it booted.
     pub initramfs: Digest32,
     /// Id of the last file of the chain.
     pub id: Digest32,
@@ -95,9 +108,15 @@ pub struct Origin {
 pub enum Scope {
     /// All of it; what the guest has not touched is as the files of its origin have it, in these bytes from the start of
     /// RAM, and zeros elsewhere.
-    Whole { below: Vec<Range<u64>> },
+    Whole {
+        /// In ascending order.
+        below: Vec<Range<u64>>,
+    },
     /// What has changed since the snapshot with this id.
-    Diff { parent: Digest32 },
+    Diff {
+        /// As [`Origin::id`] has it.
+        parent: Digest32,
+    },
 }
 
 impl Scope {
@@ -167,7 +186,13 @@ pub fn open(files: Vec<File>, disks: Vec<File>) -> Result<Opened, Error> {
         let extents = pieces.iter().filter(|piece| piece.layer == n + 1).map(|piece| piece.ram.clone());
         Diff { file, offset: snapshot.ram_offset(), extents: extents.collect() }
     });
-    let backing = Backing { base, offset: snapshots[0].ram_offset(), diffs: diffs.collect() };
+    let backing = Backing {
+        base,
+        offset: snapshots[0].ram_offset(),
+        diffs: diffs.collect(),
+        arrival: None,
+        noted: None,
+    };
     Ok(Opened { engine, memory_bytes, backing, state, cpu_features, disk, origin })
 }
 

@@ -2,12 +2,13 @@
 
 use supermachine_engine::arm64::Canceller;
 
-use super::{EntryPoint, Vcpus};
+use super::Vcpus;
 use crate::Error;
+use crate::power::EntryPoint;
 use crate::state::State;
 
 /// An architecture with its engine, as far as running vCPUs goes.
-pub trait VcpuBackend: Send + Sync + Sized + 'static {
+pub(crate) trait VcpuBackend: Send + Sync + Sized + 'static {
     /// A vCPU, used on the thread that creates it.
     type Vcpu;
 

@@ -1,7 +1,6 @@
 //! The vCPU threads: each creates its vCPU, waits to be powered on, and runs it until the machine stops.
 
 mod backend;
-mod power;
 mod set;
 
 use std::collections::VecDeque;
@@ -12,19 +11,19 @@ use std::time::{Duration, Instant};
 use supermachine_engine::arm64::Canceller;
 use supermachine_support::lock;
 
-pub use self::backend::VcpuBackend;
-pub use self::power::{EntryPoint, Power};
-pub use self::set::VcpuSet;
+pub(crate) use self::backend::VcpuBackend;
+pub(crate) use self::set::VcpuSet;
+use crate::power::{EntryPoint, Power};
 use crate::{Error, Stop};
 
 /// How long vCPUs may take to leave the guest, or to give and take their state.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Something to do with a paused vCPU, on its own thread.
 type Job<V> = Box<dyn FnOnce(&mut V) + Send>;
 
 /// What all vCPU threads of a machine share.
-pub struct Vcpus<P: VcpuBackend> {
+pub(crate) struct Vcpus<P: VcpuBackend> {
     pub backend: P,
     cancellers: Vec<Canceller>,
     state: Mutex<Shared<P::Vcpu>>,
@@ -45,7 +44,7 @@ struct Shared<V> {
 
 impl<P: VcpuBackend> Vcpus<P> {
     /// Starts one thread for each of `count` vCPUs; all are paused, and as `power` says until [`Vcpus::power_on`].
-    pub fn start(backend: P, count: u32, power: Power) -> Result<Arc<Self>, Error> {
+    pub(crate) fn start(backend: P, count: u32, power: Power) -> Result<Arc<Self>, Error> {
         let n = count as usize;
         let vcpus = Arc::new(Self {
             cancellers: (0..count).map(|index| backend.canceller(index)).collect::<Result<_, _>>()?,
@@ -81,7 +80,7 @@ impl<P: VcpuBackend> Vcpus<P> {
     }
 
     /// Lets vCPU `index` start, unless there is none or it is on: `None`, or whether it was off.
-    pub fn try_power_on(&self, index: usize, at: EntryPoint) -> Option<bool> {
+    pub(crate) fn try_power_on(&self, index: usize, at: EntryPoint) -> Option<bool> {
         let mut state = self.lock();
         let power = state.power.get_mut(index)?;
         let off = *power == Power::Off;
@@ -93,28 +92,28 @@ impl<P: VcpuBackend> Vcpus<P> {
     }
 
     /// Keeps vCPU `index` out of the guest from its next exit on, until it is powered on.
-    pub fn power_off(&self, index: usize) {
+    pub(crate) fn power_off(&self, index: usize) {
         self.lock().power[index] = Power::Off;
     }
 
     /// Each vCPU's power.
-    pub fn power(&self) -> Vec<Power> {
+    pub(crate) fn power(&self) -> Vec<Power> {
         self.lock().power.clone()
     }
 
     /// Sets what [`Vcpus::power`] gave, for as many vCPUs; all are paused.
-    pub fn set_power(&self, power: &[Power]) {
+    pub(crate) fn set_power(&self, power: &[Power]) {
         self.lock().power.copy_from_slice(power);
     }
 
     /// Lets the vCPUs run.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.lock().paused = false;
         self.changed.notify_all();
     }
 
     /// Brings every vCPU out of the guest and keeps it out. `false` when that takes longer than `deadline`.
-    pub fn pause(&self, deadline: Duration) -> bool {
+    pub(crate) fn pause(&self, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
         let mut state = self.lock();
         state.paused = true;
@@ -131,7 +130,7 @@ impl<P: VcpuBackend> Vcpus<P> {
 
     /// Has every paused vCPU's own thread do something with it, all at once; what each came to, by index. The machine
     /// stops with an error when that takes longer than `deadline`.
-    pub fn on_each<T: Send + 'static>(
+    pub(crate) fn on_each<T: Send + 'static>(
         &self,
         deadline: Duration,
         job: impl Fn(usize, &mut P::Vcpu) -> T + Send + Sync + 'static,
@@ -158,14 +157,14 @@ impl<P: VcpuBackend> Vcpus<P> {
     }
 
     /// Ends the machine for this reason; the first reason given is kept.
-    pub fn stop(&self, reason: Stop) {
+    pub(crate) fn stop(&self, reason: Stop) {
         self.lock().stop.get_or_insert(reason);
         self.cancel_all();
         self.changed.notify_all();
     }
 
     /// Waits for the machine to stop; its threads have ended then. `None` when `deadline` passes first.
-    pub fn wait(&self, deadline: Option<Duration>) -> Option<Stop> {
+    pub(crate) fn wait(&self, deadline: Option<Duration>) -> Option<Stop> {
         let end = deadline.map(|d| Instant::now() + d);
         let mut state = self.lock();
         loop {

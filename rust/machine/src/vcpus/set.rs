@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{EntryPoint, Power, VcpuBackend, Vcpus};
+use super::{VcpuBackend, Vcpus};
+use crate::power::{EntryPoint, Power};
 use crate::state::State;
 use crate::{Error, Stop};
 
 /// The vCPUs of a machine, whatever their architecture. The methods are those of [`Vcpus`] and [`VcpuBackend`].
-pub trait VcpuSet: Send + Sync {
+pub(crate) trait VcpuSet: Send + Sync {
     fn power_on(&self, index: usize, at: EntryPoint);
     fn resume(&self);
     fn pause(&self, deadline: Duration) -> bool;

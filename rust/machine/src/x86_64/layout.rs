@@ -19,6 +19,7 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const MAX_CMDLINE: usize = 2048;
 /// The MP table: in the last KiB of conventional memory, where the kernel looks for it (MP specification 1.4, 4).
 pub const MP_TABLE: u64 = 0x9_fc00;
+/// Bytes of it at most.
 pub const MP_TABLE_SIZE: u64 = 0x400;
 /// RAM goes on here after the video memory and the firmware of a PC.
 pub const HIGH_RAM: u64 = 0x10_0000;
@@ -29,13 +30,17 @@ pub const FAR_RAM: u64 = 4 << 30;
 
 /// virtio-mmio windows, one after the other.
 pub const VIRTIO_BASE: u64 = 0xd000_0000;
+/// Bytes from one to the next.
 pub const VIRTIO_STRIDE: u64 = 0x1000;
 /// IOAPIC pin of the first virtio-mmio device; the n-th has this plus n.
 pub const VIRTIO_IRQ: u32 = 5;
 /// virtio-mmio devices at most: the IOAPIC has 24 pins.
 pub const VIRTIO_MAX: usize = (IOAPIC_PINS - VIRTIO_IRQ) as usize;
+/// Of the one IOAPIC.
 pub const IOAPIC_PINS: u32 = 24;
+/// Where its registers are.
 pub const IOAPIC: u32 = 0xfec0_0000;
+/// Where each vCPU finds its own.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// The UART's ports: the earliest console, until the virtio console is up.
 pub const UART: u16 = 0x3f8;

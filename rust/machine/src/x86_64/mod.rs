@@ -22,7 +22,8 @@ use crate::Error;
 use crate::builder::{Load, MachineBuilder};
 use crate::bus::{Bus, SharedDevice};
 use crate::memory::Memory;
-use crate::vcpus::{EntryPoint, Power, VcpuSet, Vcpus};
+use crate::power::{EntryPoint, Power};
+use crate::vcpus::{VcpuSet, Vcpus};
 
 /// An x86_64 machine that is being made.
 pub struct X86Builder {

@@ -14,10 +14,13 @@ const IDLE: u8 = 0x60;
 pub struct Serial(pub Tail);
 
 impl Serial {
+    /// Fills `data` from a port, counted from the first: LSR says that all is sent and nothing has come, others are
+    /// zero.
     pub fn read(&self, register: u16, data: &mut [u8]) {
         data.fill(if register == LSR { IDLE } else { 0 });
     }
 
+    /// Takes characters that are written to THR into the tail; other ports take anything.
     pub fn write(&self, register: u16, data: &[u8]) {
         if register == THR {
             self.0.push(data);

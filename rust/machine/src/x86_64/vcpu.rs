@@ -11,8 +11,9 @@ use supermachine_support::saved_structure;
 use super::layout;
 use super::serial::{self, Serial};
 use crate::bus::Bus;
+use crate::power::{EntryPoint, Power};
 use crate::state::{State, decode, encode, refused};
-use crate::vcpus::{DEADLINE, EntryPoint, Power, VcpuBackend, Vcpus};
+use crate::vcpus::{DEADLINE, VcpuBackend, Vcpus};
 use crate::{Error, Stop};
 
 /// The keyboard controller's command port, and its command that resets the CPU: how Linux resets unless told otherwise.
@@ -30,7 +31,7 @@ struct Counters {
 }
 
 /// KVM's VM, and what answers beside its memory.
-pub struct X86 {
+pub(super) struct X86 {
     vm: Arc<Vm>,
     bus: Bus,
     serial: Serial,
@@ -38,7 +39,7 @@ pub struct X86 {
 }
 
 impl X86 {
-    pub fn new(vm: Arc<Vm>, bus: Bus, serial: Serial) -> Self {
+    pub(super) fn new(vm: Arc<Vm>, bus: Bus, serial: Serial) -> Self {
         Self { vm, bus, serial, counters: Counters::default() }
     }
 }
@@ -54,7 +55,7 @@ struct Common {
 saved_structure!(Common { cpu: Vec<u8>, power: Vec<Power> });
 
 /// The CPU of a snapshot, which its VM is made with.
-pub fn model(machine: &[u8]) -> Result<CpuModel, Error> {
+pub(super) fn model(machine: &[u8]) -> Result<CpuModel, Error> {
     let common: Common = decode("machine state", machine)?;
     CpuModel::decode(&common.cpu).map_err(|e| refused("CPU model", e))
 }

@@ -3,14 +3,14 @@
 #![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
 
 /// Bytes from the start of RAM to where the guest counts.
-pub const COUNTER: usize = 16 << 20;
+pub(crate) const COUNTER: usize = 16 << 20;
 /// What the guest's general, system and vector registers hold.
-pub const HELD: u64 = 0x1234;
+pub(crate) const HELD: u64 = 0x1234;
 /// Words that the guest writes behind its count, before each of which: the count and [`HELD`].
-pub const SUMS: usize = 3;
+pub(crate) const SUMS: usize = 3;
 
 /// What a machine of this engine on this host boots.
-pub fn kernel(engine: supermachine_machine::Engine) -> Vec<u8> {
+pub(crate) fn kernel(engine: supermachine_machine::Engine) -> Vec<u8> {
     match engine {
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         supermachine_machine::Engine::Kvm => x86_64::vmlinux(),
@@ -86,7 +86,7 @@ counting_end:
     }
 
     /// An ELF file with the program as its one segment, at 1 MiB.
-    pub fn vmlinux() -> Vec<u8> {
+    pub(super) fn vmlinux() -> Vec<u8> {
         const HEADERS: usize = 64 + 56;
         const AT: u64 = 1 << 20;
         let (start, end) = (counting_start as *const u8, counting_end as *const u8);

@@ -75,14 +75,14 @@ saved_structure!(GicState {
 });
 
 /// The device.
-pub struct Gic {
+pub(crate) struct Gic {
     fd: DeviceFd,
     vcpus: u32,
 }
 
 impl Gic {
     /// Makes and initialises it; all vCPUs exist.
-    pub fn new(vm: &VmFd, config: &VmConfig) -> Result<Self> {
+    pub(crate) fn new(vm: &VmFd, config: &VmConfig) -> Result<Self> {
         let mut device =
             kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
         let fd = match vm.create_device(&mut device) {
@@ -97,24 +97,24 @@ impl Gic {
         Ok(gic)
     }
 
-    pub fn redist(&self, vcpu: u32, offset: u32) -> Result<u32> {
+    pub(crate) fn redist(&self, vcpu: u32, offset: u32) -> Result<u32> {
         self.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, affinity(vcpu) | u64::from(offset))
     }
 
-    pub fn set_redist(&self, vcpu: u32, offset: u32, value: u32) -> Result<()> {
+    pub(crate) fn set_redist(&self, vcpu: u32, offset: u32, value: u32) -> Result<()> {
         self.set(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, affinity(vcpu) | u64::from(offset), value)
     }
 
-    pub fn icc(&self, vcpu: u32, register: IccReg) -> Result<u64> {
+    pub(crate) fn icc(&self, vcpu: u32, register: IccReg) -> Result<u64> {
         self.get(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, affinity(vcpu) | u64::from(register.0))
     }
 
-    pub fn set_icc(&self, vcpu: u32, register: IccReg, value: u64) -> Result<()> {
+    pub(crate) fn set_icc(&self, vcpu: u32, register: IccReg, value: u64) -> Result<()> {
         self.set(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, affinity(vcpu) | u64::from(register.0), value)
     }
 
     /// All of its state. No vCPU may be running.
-    pub fn save(&self) -> Result<Vec<u8>> {
+    pub(crate) fn save(&self) -> Result<Vec<u8>> {
         let dist = |offset| -> Result<(u32, u32)> {
             Ok((offset, self.get(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset.into())?))
         };
@@ -140,7 +140,7 @@ impl Gic {
     }
 
     /// Takes over what [`Gic::save`] gave.
-    pub fn restore(&self, saved: &[u8]) -> Result<()> {
+    pub(crate) fn restore(&self, saved: &[u8]) -> Result<()> {
         let state: GicState = crate::kvm::decode(VERSION, saved)?;
         let vcpus = self.vcpus as usize;
         if [state.redistributors.len(), state.cpu_interfaces.len(), state.private_levels.len()] != [vcpus; 3]

@@ -21,7 +21,7 @@ const FPCR: u64 = 213;
 const MOST: usize = 500;
 /// The virtual timer's counter, control and compare value. In the ids of the first and last KVM has exchanged CNTVCT and
 /// CNTV_CVAL, which is its interface now (arch/arm64/include/uapi/asm/kvm.h).
-pub const TIMER_COUNT: u64 = system(SysReg::new(3, 3, 14, 3, 2));
+pub(crate) const TIMER_COUNT: u64 = system(SysReg::new(3, 3, 14, 3, 2));
 
 /// Registers of the Scalable Vector Extension: their kind, and the bytes that KVM exchanges one of the vector registers
 /// in, however long vectors are.
@@ -29,10 +29,10 @@ const SVE: u64 = 0x15 << 16;
 const SVE_BYTES: usize = 256;
 /// The set of vector lengths that the guest may choose from. It goes first and once: it settles what the other registers
 /// of the extension are (Documentation/virt/kvm/api.rst, 4.68 and 4.119).
-pub const SVE_LENGTHS: u64 = KVM_REG_ARM64 | SVE | KVM_REG_SIZE_U512 | 0xffff;
+pub(crate) const SVE_LENGTHS: u64 = KVM_REG_ARM64 | SVE | KVM_REG_SIZE_U512 | 0xffff;
 
 /// The id of a system register.
-pub const fn system(register: SysReg) -> u64 {
+pub(crate) const fn system(register: SysReg) -> u64 {
     KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | register.0 as u64
 }
 
@@ -41,7 +41,7 @@ const fn core(size: u64, word: u64) -> u64 {
 }
 
 /// The id of a general or control register.
-pub fn general(register: Reg) -> u64 {
+pub(crate) fn general(register: Reg) -> u64 {
     match register {
         Reg::PC => core(KVM_REG_SIZE_U64, PC),
         Reg::CPSR => core(KVM_REG_SIZE_U64, PSTATE),
@@ -62,7 +62,7 @@ fn scalable(register: SimdReg) -> u64 {
 }
 
 /// Reads a vector register, of a vCPU with scalable vectors or without.
-pub fn get_vector(vcpu: &VcpuFd, register: SimdReg, sve: bool) -> Result<u128> {
+pub(crate) fn get_vector(vcpu: &VcpuFd, register: SimdReg, sve: bool) -> Result<u128> {
     if !sve {
         return get(vcpu, vector(register));
     }
@@ -73,7 +73,7 @@ pub fn get_vector(vcpu: &VcpuFd, register: SimdReg, sve: bool) -> Result<u128> {
 }
 
 /// Writes a vector register; what is above its 128 bits is cleared, as instructions that write one do.
-pub fn set_vector(vcpu: &VcpuFd, register: SimdReg, value: u128, sve: bool) -> Result<()> {
+pub(crate) fn set_vector(vcpu: &VcpuFd, register: SimdReg, value: u128, sve: bool) -> Result<()> {
     if !sve {
         return set(vcpu, vector(register), value);
     }
@@ -83,19 +83,19 @@ pub fn set_vector(vcpu: &VcpuFd, register: SimdReg, value: u128, sve: bool) -> R
 }
 
 /// Reads a register of up to 128 bits.
-pub fn get(vcpu: &VcpuFd, id: u64) -> Result<u128> {
+pub(crate) fn get(vcpu: &VcpuFd, id: u64) -> Result<u128> {
     let mut bytes = [0; 16];
     vcpu.get_one_reg(id, &mut bytes).named("KVM_GET_ONE_REG")?;
     Ok(u128::from_le_bytes(bytes))
 }
 
 /// Writes a register of up to 128 bits.
-pub fn set(vcpu: &VcpuFd, id: u64, value: u128) -> Result<()> {
+pub(crate) fn set(vcpu: &VcpuFd, id: u64, value: u128) -> Result<()> {
     vcpu.set_one_reg(id, &value.to_le_bytes()[..reg_size(id).min(16)]).named("KVM_SET_ONE_REG").map(drop)
 }
 
 /// Every register that the vCPU lists, but the counter, which is time and not state.
-pub fn save(vcpu: &VcpuFd) -> Result<Vec<(u64, Vec<u8>)>> {
+pub(crate) fn save(vcpu: &VcpuFd) -> Result<Vec<(u64, Vec<u8>)>> {
     let mut list = RegList::new(MOST).map_err(|e| Error::State(format!("a list of registers: {e:?}")))?;
     vcpu.get_reg_list(&mut list).named("KVM_GET_REG_LIST")?;
     let ids = list.as_slice().iter().filter(|id| **id != TIMER_COUNT);
@@ -108,7 +108,7 @@ pub fn save(vcpu: &VcpuFd) -> Result<Vec<(u64, Vec<u8>)>> {
 }
 
 /// Chooses the vector lengths that a snapshot's guest may have; the vCPU is not finalised yet.
-pub fn restore_lengths(vcpu: &VcpuFd, registers: &[(u64, Vec<u8>)]) -> Result<()> {
+pub(crate) fn restore_lengths(vcpu: &VcpuFd, registers: &[(u64, Vec<u8>)]) -> Result<()> {
     match registers.iter().find(|(id, _)| *id == SVE_LENGTHS) {
         Some(lengths) => restore(vcpu, std::slice::from_ref(lengths)),
         None => Ok(()),
@@ -117,7 +117,7 @@ pub fn restore_lengths(vcpu: &VcpuFd, registers: &[(u64, Vec<u8>)]) -> Result<()
 
 /// Sets every register. One that does not take its value is no matter when it has it: what identifies the CPU is
 /// read-only, and so are the vector lengths by now.
-pub fn restore(vcpu: &VcpuFd, registers: &[(u64, Vec<u8>)]) -> Result<()> {
+pub(crate) fn restore(vcpu: &VcpuFd, registers: &[(u64, Vec<u8>)]) -> Result<()> {
     for (id, bytes) in registers {
         if *id == TIMER_COUNT || bytes.len() != reg_size(*id) {
             return Err(Error::State(format!("register {id:#x} in {} bytes", bytes.len())));

@@ -36,7 +36,7 @@ struct VcpuState {
 saved_structure!(VcpuState { mp_state: kvm_mp_state, serror: (u8, u8, u64), registers: Vec<(u64, Vec<u8>)> });
 
 /// A vCPU; used on the thread that asked for it.
-pub struct KvmVcpu {
+pub(crate) struct KvmVcpu {
     shared: Arc<Shared>,
     fd: VcpuFd,
     index: u32,

@@ -22,7 +22,7 @@ use crate::kvm::memory_slots::MemorySlots;
 use crate::kvm::{Error, Named, Result};
 
 /// What vCPUs share with their machine.
-pub struct Shared {
+pub(crate) struct Shared {
     fd: VmFd,
     pub(super) gic: Gic,
     pub(super) kicks: Vec<Arc<Kick>>,
@@ -39,6 +39,7 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
+    /// A machine with all its vCPUs and a GICv3 at the places that `config` says.
     pub fn new(config: &VmConfig) -> Result<Self> {
         let kvm = host::open()?;
         let most = kvm.get_max_vcpus();
@@ -119,7 +120,7 @@ impl Vm for KvmVm {
 }
 
 /// The host's counter, which virtual counters are offset from.
-pub fn host_counter() -> u64 {
+pub(crate) fn host_counter() -> u64 {
     let count;
     // SAFETY: reads a counter that Linux lets user space read; the barrier keeps it from being read early.
     unsafe { std::arch::asm!("isb", "mrs {}, cntvct_el0", out(reg) count, options(nostack)) };

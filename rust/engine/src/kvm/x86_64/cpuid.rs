@@ -44,13 +44,19 @@ const LEVEL_CORE: u32 = 2 << 8;
 /// One answer of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaf {
+    /// What EAX has before CPUID.
     pub leaf: u32,
+    /// What ECX has before CPUID.
     pub subleaf: u32,
     /// Whether the subleaf matters.
     pub indexed: bool,
+    /// What EAX has then.
     pub eax: u32,
+    /// What EBX has then.
     pub ebx: u32,
+    /// What ECX has then.
     pub ecx: u32,
+    /// What EDX has then.
     pub edx: u32,
 }
 

@@ -9,17 +9,25 @@
 /// A register that CPUID gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
+    /// The first that CPUID gives.
     Eax,
+    /// The second.
     Ebx,
+    /// The third.
     Ecx,
+    /// The fourth.
     Edx,
 }
 
 /// A register full of feature bits: leaf, subleaf, register, and the names of the bits that guests may have.
 pub struct Word {
+    /// What EAX has before CPUID.
     pub leaf: u32,
+    /// What ECX has before CPUID.
     pub subleaf: u32,
+    /// Which answer it is.
     pub register: Register,
+    /// Number, 0 to 31, and name.
     pub bits: &'static [(u32, &'static str)],
 }
 
@@ -47,10 +55,12 @@ pub const XCR0: u64 = 0x2e7;
 
 /// KVM's own leaves.
 pub const KVM_SIGNATURE: u32 = 0x4000_0000;
+/// Where KVM tells the features of its own (Documentation/virt/kvm/x86/cpuid.rst).
 pub const KVM_FEATURES: u32 = 0x4000_0001;
 
 use Register::{Eax, Ebx, Ecx, Edx};
 
+/// All that guests may have.
 pub const WORDS: &[Word] = &[
     word(
         1,

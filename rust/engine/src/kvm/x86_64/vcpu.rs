@@ -36,9 +36,13 @@ const ENOMEM_WAIT: Duration = Duration::from_millis(5);
 
 /// What answers at ports and at addresses without memory.
 pub trait Bus {
+    /// IN and INS: fills `data` from the port, one item after the other.
     fn port_read(&mut self, port: u16, data: &mut [u8]);
+    /// OUT and OUTS: takes `data`, one item after the other.
     fn port_write(&mut self, port: u16, data: &[u8]);
+    /// Fills `data`, at most 8 bytes, from a guest physical address.
     fn mmio_read(&mut self, address: u64, data: &mut [u8]);
+    /// Takes `data`, at most 8 bytes, at a guest physical address.
     fn mmio_write(&mut self, address: u64, data: &[u8]);
 }
 
@@ -54,7 +58,9 @@ pub enum Exit {
 /// Where a vCPU starts in 64-bit mode, on page tables and segments that are in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
+    /// The first instruction's address.
     pub rip: u64,
+    /// The stack's end.
     pub rsp: u64,
     /// Where Linux looks for its boot parameters.
     pub rsi: u64,
