@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 
 use crate::data::{Body, DataArea, Extent};
+use crate::id::{Id, ROOT};
 use crate::output::punch_hole;
 use crate::stream::Stream;
 use crate::tar::{Entry, Kind, Reader};
-use crate::tree::{Attributes, Id, ROOT, Tree, format};
+use crate::tree::{Attributes, Tree, format};
 use crate::{Error, Limits};
 
 const WHITEOUT: &[u8] = b".wh.";

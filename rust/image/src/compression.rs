@@ -1,17 +1,20 @@
-//! Layer compression: media types, magic numbers, and decoders that read whole multi-part streams.
+//! Layer compression: magic numbers, and decoders that read whole multi-part streams.
 
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
 use flate2::bufread::GzDecoder;
 
-use crate::{Error, memory};
+use crate::memory;
 
 /// How a layer blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
+    /// A plain tar archive.
     None,
+    /// One or more gzip members (RFC 1952).
     Gzip,
+    /// One or more zstd frames (RFC 8878).
     Zstd,
 }
 
@@ -36,26 +39,6 @@ const ZSTD_WINDOW_LOG: u32 = 26;
 const ZSTD_WINDOW_LOG_MAX: u32 = 31;
 
 impl Compression {
-    /// The compression that a layer's media type names (OCI image-spec layer.md, Docker image manifest v2 schema 2).
-    ///
-    /// # Errors
-    /// [`Error::MediaType`] for encrypted layers, other suffixes and types that are no layers.
-    pub fn from_media_type(media_type: &str) -> Result<Self, Error> {
-        match media_type.split(';').next().unwrap_or_default().trim() {
-            "application/vnd.oci.image.layer.v1.tar"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
-            | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Self::None),
-            "application/vnd.oci.image.layer.v1.tar+gzip"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
-            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Ok(Self::Gzip),
-            "application/vnd.oci.image.layer.v1.tar+zstd"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Self::Zstd),
-            _ => Err(Error::MediaType { media_type: media_type.chars().take(200).collect() }),
-        }
-    }
-
     /// The compression that the first bytes of a blob show (RFC 1952, RFC 8878); plain when neither matches.
     pub fn detect(start: &[u8]) -> Self {
         match start {
@@ -161,19 +144,6 @@ impl<R: Peek> GzipMembers<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn media_types() {
-        let oci = "application/vnd.oci.image.layer.v1.tar";
-        assert_eq!(Compression::from_media_type(oci).unwrap(), Compression::None);
-        assert_eq!(Compression::from_media_type(&format!("{oci}+gzip")).unwrap(), Compression::Gzip);
-        assert_eq!(Compression::from_media_type(&format!("{oci}+zstd")).unwrap(), Compression::Zstd);
-        let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-        assert_eq!(Compression::from_media_type(docker).unwrap(), Compression::Gzip);
-        for bad in ["", "text/plain", &format!("{oci}+gzip+encrypted"), &format!("{oci}+bzip2")] {
-            assert_eq!(Compression::from_media_type(bad).unwrap_err().kind(), "media_type", "{bad}");
-        }
-    }
 
     impl Peek for &[u8] {
         fn peek(&mut self) -> io::Result<&[u8]> {

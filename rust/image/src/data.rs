@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::Error;
-use crate::tree::{Id, NONE};
+use crate::id::{Id, NONE};
 
 /// EROFS block size: the page size every guest kernel can mount (Linux: the block may not exceed the page).
 pub(crate) const BLOCK: usize = 4096;

@@ -13,13 +13,32 @@ use crate::Compression;
 pub enum Error {
     /// A failure while reading or applying one layer.
     #[error("layer {index} ({path}): {source}", path = path.display())]
-    Layer { index: usize, path: PathBuf, source: Box<Error> },
+    Layer {
+        /// From 0, the lowest first.
+        index: usize,
+        /// The layer's blob.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// The file system answered with an error.
     #[error("cannot {action} {path}: {source}", path = path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        /// A verb: "open", "read" ….
+        action: &'static str,
+        /// Of the file that it is about.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// No room for the image (ENOSPC, EDQUOT or a file size limit). Nothing is left behind.
     #[error("no room to write {path}: {source}; free space there or choose another cache directory", path = path.display())]
-    DiskFull { path: PathBuf, source: io::Error },
+    DiskFull {
+        /// Of the file that was written.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The progress callback asked to stop.
     #[error("the conversion was cancelled")]
     Cancelled,
@@ -27,41 +46,91 @@ pub enum Error {
     #[error(
         "unsupported layer media type {media_type:?}; plain, gzip and zstd tar layers are supported, encrypted layers are not"
     )]
-    MediaType { media_type: String },
+    MediaType {
+        /// As it was given.
+        media_type: String,
+    },
     /// A digest string that is not `sha256:` or `sha512:` followed by lower-case hexadecimal.
     #[error(
         "malformed or unsupported digest {digest:?}; sha256:<64 hex digits> and sha512:<128 hex digits> are understood"
     )]
-    DigestFormat { digest: String },
+    DigestFormat {
+        /// As it was given.
+        digest: String,
+    },
     /// The blob's bytes are not those its digest names.
     #[error(
         "the blob has digest {actual} but {expected} was expected; it is damaged or was replaced, fetch it again"
     )]
-    DigestMismatch { expected: String, actual: String },
+    DigestMismatch {
+        /// The digest by which the blob was asked for.
+        expected: String,
+        /// That of its bytes.
+        actual: String,
+    },
     /// The uncompressed tar is not the one that the image configuration names.
     #[error("the uncompressed layer has digest {actual} but the image configuration says {expected}")]
-    DiffIdMismatch { expected: String, actual: String },
+    DiffIdMismatch {
+        /// The diff_id in the image configuration.
+        expected: String,
+        /// That of the uncompressed bytes.
+        actual: String,
+    },
     /// The compressed stream is damaged or cut.
     #[error("the {compression} stream is damaged or incomplete: {source}")]
-    Decompress { compression: Compression, source: io::Error },
+    Decompress {
+        /// Which decoder it was.
+        compression: Compression,
+        /// What the decoder said.
+        source: io::Error,
+    },
     /// Decoding takes more memory than there is: a zstd window above 64 MiB and above half of what the host has left.
     #[error(
         "the {compression} stream {path} takes more memory to decode than this host or this process has; free some, raise its limit, or compress it without --long and --ultra (os error 12)",
         path = path.display()
     )]
-    Memory { path: PathBuf, compression: Compression },
+    Memory {
+        /// The blob.
+        path: PathBuf,
+        /// Which decoder it was.
+        compression: Compression,
+    },
     /// A tar archive that breaks its format.
     #[error("invalid tar archive at byte {offset} of the uncompressed data: {reason}")]
-    Tar { offset: u64, reason: String },
+    Tar {
+        /// Of the header that it is about.
+        offset: u64,
+        /// What rule it breaks.
+        reason: String,
+    },
     /// A well-formed tar entry that cannot become part of a file system.
     #[error("tar entry {name:?}: {reason}")]
-    Entry { name: String, reason: String },
+    Entry {
+        /// As it is in the archive, cut after 200 bytes.
+        name: String,
+        /// Why a file system cannot have it.
+        reason: String,
+    },
     /// A limit of [`crate::Limits`] (or of EROFS itself) was reached.
     #[error("more than {value} {what}: {limit} reached; {remedy}")]
-    Limit { limit: &'static str, what: &'static str, value: u64, remedy: &'static str },
+    Limit {
+        /// Name of the limit.
+        limit: &'static str,
+        /// What is counted, in the plural.
+        what: &'static str,
+        /// The limit's value.
+        value: u64,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// [`crate::index_tar`] met an archive that is compressed as a whole.
     #[error("{path} is compressed with {compression}; decompress the archive first (decompress_archive)", path = path.display())]
-    CompressedArchive { path: PathBuf, compression: Compression },
+    CompressedArchive {
+        /// The archive.
+        path: PathBuf,
+        /// What it is compressed with, by its first bytes.
+        compression: Compression,
+    },
 }
 
 impl Error {

@@ -12,7 +12,8 @@ use std::os::unix::fs::FileExt;
 use crate::Error;
 use crate::data::{BLOCK, Body, DataArea, MAX_TAIL};
 use crate::erofs::{self, DIRENT, Layout, NULL_BLOCK, RawInode, SLOT, SuperBlock};
-use crate::tree::{Id, NONE, ROOT, Tree, format};
+use crate::id::{Id, NONE, ROOT};
+use crate::tree::{Tree, format};
 
 /// Places before the current end where a small inode still fits, remembered so that they get used.
 const MAX_GAPS: usize = 64;

@@ -23,8 +23,6 @@
 //! # Ok::<(), supermachine_image::Error>(())
 //! ```
 
-#![deny(unsafe_code)]
-
 mod apply;
 mod archive;
 mod arena;
@@ -33,8 +31,10 @@ mod data;
 mod digest;
 mod erofs;
 mod error;
+mod id;
 mod layout;
 mod limits;
+mod media_type;
 mod memory;
 mod output;
 mod source;
@@ -64,6 +64,7 @@ use tree::Tree;
 pub struct Progress {
     /// The layer at work, from 0.
     pub layer: usize,
+    /// How many there are.
     pub layers: usize,
     /// Bytes of blobs read so far, over all layers.
     pub bytes: u64,

@@ -6,15 +6,9 @@ use hashbrown::HashTable;
 
 use crate::arena::{Pieces, Strings};
 use crate::data::{Body, Extent};
+use crate::id::{Id, NONE, ROOT};
 use crate::xattr::{NO_XATTRS, Xattrs};
 use crate::{Error, Limits};
-
-/// Number of an inode or of a directory entry in its table.
-pub(crate) type Id = u32;
-
-/// No inode, no entry.
-pub(crate) const NONE: Id = u32::MAX;
-pub(crate) const ROOT: Id = 0;
 
 /// EROFS_NAME_LEN, and Linux' NAME_MAX.
 const NAME_MAX: usize = 255;
@@ -291,7 +285,7 @@ impl Tree {
             hasher.hash_one((e.directory, strings.get(e.name, usize::from(e.name_length))))
         });
         let inode = &mut self.inodes[inode];
-        inode.links = inode.links.checked_add(1).ok_or_else(|| Error::entry(b"", "too many links"))?;
+        inode.links = inode.links.checked_add(1).ok_or_else(|| Error::entry(name, "too many links"))?;
         if let Body::Directory { own_entry, .. } = &mut inode.body {
             *own_entry = id;
         }

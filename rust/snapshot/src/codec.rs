@@ -12,29 +12,29 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    pub fn new(section: &'a str, bytes: &'a [u8], base: u64) -> Self {
+    pub(crate) fn new(section: &'a str, bytes: &'a [u8], base: u64) -> Self {
         Self { section, bytes, at: 0, base }
     }
 
     /// The same, for another part of the file.
-    pub fn renamed(self, section: &'a str) -> Self {
+    pub(crate) fn renamed(self, section: &'a str) -> Self {
         Self { section, ..self }
     }
 
     /// Offset in the file of what is read next.
-    pub fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         self.base + self.at as u64
     }
 
-    pub fn remaining(&self) -> usize {
+    pub(crate) fn remaining(&self) -> usize {
         self.bytes.len() - self.at
     }
 
-    pub fn invalid(&self, reason: impl Into<String>) -> Error {
+    pub(crate) fn invalid(&self, reason: impl Into<String>) -> Error {
         Error::invalid(self.section, self.offset(), reason)
     }
 
-    pub fn bytes(&mut self, count: usize) -> Result<&'a [u8]> {
+    pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8]> {
         let rest = &self.bytes[self.at..];
         let taken = rest.get(..count).ok_or_else(|| {
             self.invalid(format!("{count} bytes are needed here and the section has {} more", rest.len()))
@@ -43,32 +43,32 @@ impl<'a> Cursor<'a> {
         Ok(taken)
     }
 
-    pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         Ok(self.bytes(N)?.try_into().expect("as long as was asked for"))
     }
 
-    pub fn u8(&mut self) -> Result<u8> {
+    pub(crate) fn u8(&mut self) -> Result<u8> {
         Ok(self.array::<1>()?[0])
     }
 
-    pub fn u16(&mut self) -> Result<u16> {
+    pub(crate) fn u16(&mut self) -> Result<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    pub fn u32(&mut self) -> Result<u32> {
+    pub(crate) fn u32(&mut self) -> Result<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub fn u64(&mut self) -> Result<u64> {
+    pub(crate) fn u64(&mut self) -> Result<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    pub fn u128(&mut self) -> Result<u128> {
+    pub(crate) fn u128(&mut self) -> Result<u128> {
         self.array().map(u128::from_le_bytes)
     }
 
     /// An unsigned LEB128 number in its shortest form.
-    pub fn varint(&mut self) -> Result<u64> {
+    pub(crate) fn varint(&mut self) -> Result<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.u8()?;
@@ -88,7 +88,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// An error unless everything was read.
-    pub fn end(&self) -> Result<()> {
+    pub(crate) fn end(&self) -> Result<()> {
         match self.remaining() {
             0 => Ok(()),
             more => Err(self.invalid(format!("{more} bytes too many"))),

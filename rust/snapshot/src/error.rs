@@ -11,65 +11,149 @@ use crate::Digest32;
 pub enum Error {
     /// The operating system refused something on an open snapshot file.
     #[error("cannot {action} the snapshot file: {source}")]
-    Io { action: &'static str, source: io::Error },
+    Io {
+        /// A verb: "read", "write" ….
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The operating system refused something on a path.
     #[error("cannot {action} {path}: {source}", path = path.display())]
-    Path { action: &'static str, path: PathBuf, source: io::Error },
+    Path {
+        /// A verb: "open", "rename" ….
+        action: &'static str,
+        /// Of the file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// No room for the file (ENOSPC, EDQUOT or a file size limit). Nothing is published.
     #[error("no room to {action} the snapshot: {source}; free space there or choose another place")]
-    DiskFull { action: &'static str, source: io::Error },
+    DiskFull {
+        /// A verb: "write", "publish" ….
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Something is published under that name already.
     #[error("{path} exists; remove it first, ask for it to be replaced, or choose another name", path = path.display())]
-    Exists { path: PathBuf },
+    Exists {
+        /// What is there.
+        path: PathBuf,
+    },
     /// There is no place for the file.
     #[error("{path} cannot be written: its directory does not exist; make that, or choose another place", path = path.display())]
-    NoDirectory { path: PathBuf },
+    NoDirectory {
+        /// The file that was to be made.
+        path: PathBuf,
+    },
     /// Not this kind of file.
     #[error("this is not a {expected} file: it begins with {found}")]
-    Magic { expected: &'static str, found: String },
+    Magic {
+        /// Which kind was looked for.
+        expected: &'static str,
+        /// Its first bytes, for people.
+        found: String,
+    },
     /// The file is shorter than something in it says.
     #[error(
         "{section} at byte {offset} needs {needed} bytes and the file has {available} more; it was cut off, copy or capture it again"
     )]
-    Cut { section: String, offset: u64, needed: u64, available: u64 },
+    Cut {
+        /// What it is that is cut.
+        section: String,
+        /// Where it begins in the file.
+        offset: u64,
+        /// Bytes that it has from there on.
+        needed: u64,
+        /// Bytes of the file from there on.
+        available: u64,
+    },
     /// Something in the file cannot be.
     #[error("{section}, at byte {offset} of the file: {reason}")]
-    Invalid { section: String, offset: u64, reason: String },
+    Invalid {
+        /// What it is that is wrong.
+        section: String,
+        /// Where it is in the file, in bytes.
+        offset: u64,
+        /// Which rule it breaks.
+        reason: String,
+    },
     /// The bytes of a part are not those that were written.
     #[error(
         "the checksum of {section} at byte {offset} does not match; the file is damaged, copy or capture it again"
     )]
-    Checksum { section: String, offset: u64 },
+    Checksum {
+        /// Which part.
+        section: String,
+        /// Where it begins in the file, in bytes.
+        offset: u64,
+    },
     /// The RAM is not the one that was written.
     #[error(
         "the RAM has digest {found} and {expected} was recorded; the file is damaged, copy or capture it again"
     )]
-    RamDigest { expected: Digest32, found: Digest32 },
+    RamDigest {
+        /// As the header has it.
+        expected: Digest32,
+        /// That of the RAM in the file.
+        found: Digest32,
+    },
     /// What is in the file is not what was written to it.
     #[error(
         "{written} bytes of RAM were written and {found} are in the file; something else writes to it, or the file system lost some"
     )]
-    WrittenDiffers { written: u64, found: u64 },
+    WrittenDiffers {
+        /// Bytes that were given to the writer.
+        written: u64,
+        /// Bytes that are data in the file.
+        found: u64,
+    },
     /// A required section that this build does not know.
     #[error(
         "section {kind:?} (index {index}, version {version}) is required to restore this snapshot and this version does not know it; use the version of supermachine that wrote it, or a newer one"
     )]
-    UnknownSection { kind: String, index: u32, version: u32 },
+    UnknownSection {
+        /// The section's kind.
+        kind: String,
+        /// Which of its kind.
+        index: u32,
+        /// Of what is in it.
+        version: u32,
+    },
     /// A register of a version 8 file that is unknown, doubled or missing.
     #[error("vCPU {vcpu}, at byte {offset} of the file: {reason}")]
-    Register { vcpu: u32, offset: u64, reason: String },
+    Register {
+        /// Its index.
+        vcpu: u32,
+        /// Where the register's record is in the file, in bytes.
+        offset: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The members of a chain do not belong together.
     #[error("snapshot {position} of the chain: {reason}")]
-    Chain { position: usize, reason: String },
+    Chain {
+        /// From 0, the whole one first.
+        position: usize,
+        /// Why it is not the one that belongs there.
+        reason: String,
+    },
     /// A string that is no digest.
     #[error("{text:?} is no digest: one is 64 lower-case hexadecimal digits")]
-    Digest { text: String },
+    Digest {
+        /// As it was given.
+        text: String,
+    },
     /// A watcher asked to stop.
     #[error("this was cancelled")]
     Cancelled,
     /// What was to be written cannot be.
     #[error("this cannot be written as a snapshot: {reason}")]
-    Unwritable { reason: String },
+    Unwritable {
+        /// Which rule of the format it breaks.
+        reason: String,
+    },
 }
 
 impl Error {

@@ -250,7 +250,7 @@ impl Source for Export<'_> {
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.length) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = supermachine_support::lock(&self.last);
         while !bytes.is_empty() {
             let number = self.frames.partition_point(|frame| frame.at <= offset) - 1;
             if last.0 != number {

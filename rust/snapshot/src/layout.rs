@@ -4,26 +4,34 @@
 /// What a place on the bus is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// Sockets between host and guest.
     Vsock,
     /// Disks that the machine has from its start.
     Disk,
+    /// The guest's console.
     Console,
+    /// Entropy.
     Rng,
+    /// The network card.
     Net,
+    /// Shares of host directories.
     Fs,
     /// Slots for disks that come later.
     Slot,
+    /// Free page reporting.
     Balloon,
 }
 
 /// One kind of device.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
+    /// What it is for.
     pub kind: Kind,
     /// In a snapshot's identity.
     pub name: &'static str,
     /// Virtio device id (virtio 1.2, 5).
     pub virtio_id: u32,
+    /// Virtqueues that the device has.
     pub queues: usize,
     /// How many there are; `None` is as many as the machine has disks.
     pub count: Option<usize>,
@@ -36,6 +44,7 @@ pub struct Row {
 /// Which devices a machine has. New machines have the newest; one from a snapshot has its snapshot's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layout {
+    /// Sockets, disks, console and entropy.
     First = 1,
     /// With network, file server, slots and balloon.
     Second = 2,
@@ -72,7 +81,9 @@ impl Row {
 }
 
 impl Layout {
+    /// The one that new machines have.
     pub const NEWEST: Self = Self::Second;
+    /// Every layout, the oldest first.
     pub const ALL: [Self; 2] = [Self::First, Self::Second];
 
     /// The devices that it has, one row for each place on the bus.

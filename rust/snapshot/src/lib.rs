@@ -33,8 +33,11 @@ pub use source::{Source, open};
 /// What a file begins like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
+    /// [`v8`], as hypervisors in the field write it.
     V8,
+    /// [`v9`], this project's own.
     V9,
+    /// Parts of a snapshot, packed into one file ([`export`]).
     Export,
 }
 

@@ -80,7 +80,7 @@ pub(crate) struct RamHasher {
 
 impl RamHasher {
     /// Takes bytes at `offset` of the RAM, both multiples of [`PAGE`].
-    pub fn update(&mut self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, offset: u64, bytes: &[u8]) {
         for run in runs(bytes) {
             self.contents.update(&bytes[run.clone()]);
             self.data_bytes += run.len() as u64;
@@ -103,7 +103,7 @@ impl RamHasher {
         }
     }
 
-    pub fn finish(mut self) -> Digest32 {
+    pub(crate) fn finish(mut self) -> Digest32 {
         self.end_run();
         let mut all = blake3::Hasher::new();
         all.update(self.contents.finalize().as_bytes());

@@ -1,10 +1,11 @@
 //! What other implementations say of file systems made here: e2fsck and debugfs of e2fsprogs.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
-use supermachine_storage::ext4::{self, BLOCK, Error, Identity, MAX_BYTES, MIN_BYTES};
+use supermachine_storage::BLOCK;
+use supermachine_storage::ext4::{self, Error, Identity, MAX_BYTES, MIN_BYTES};
 
 const IDENTITY: Identity = Identity { uuid: *b"0123456789abcdef", created: 1_700_000_000 };
 
@@ -19,6 +20,26 @@ fn check(file: &tempfile::NamedTempFile) {
     let done = Command::new("e2fsck").args(["-f", "-n"]).arg(file.path()).output().unwrap();
     let said = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn copies_in_two_groups_are_whole() {
+    let file = made(1 << 40);
+    let descriptors = |group: u64| {
+        let mut found = vec![0; 128 * BLOCK as usize];
+        file.as_file().read_exact_at(&mut found, (group * 32768 + 1) * BLOCK).unwrap();
+        found
+    };
+    for group in [1, 3] {
+        assert!(descriptors(group) == descriptors(0));
+        let superblock = format!("superblock={}", group * 32768);
+        let done = Command::new("dumpe2fs")
+            .args(["-h", "-o", &superblock, "-o", "blocksize=4096"])
+            .arg(file.path())
+            .output()
+            .unwrap();
+        assert!(done.status.success() && done.stdout.starts_with(b"Filesystem volume name:"), "{done:?}");
+    }
 }
 
 fn debugfs(file: &tempfile::NamedTempFile, command: &str) -> String {
@@ -38,8 +59,8 @@ fn any_size_passes_e2fsck() {
         group,
         // The last group too small, just large enough, and whole.
         group + BLOCK,
-        group + 577 * BLOCK,
-        group + 578 * BLOCK,
+        group + 579 * BLOCK,
+        group + 580 * BLOCK,
         2 * group,
         1 << 30,
         64 * group + 600 * BLOCK,

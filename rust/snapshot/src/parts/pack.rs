@@ -16,13 +16,19 @@ use crate::{Digest32, Error, Result, Source};
 const BATCH: usize = 16;
 const MAX_THREADS: usize = 4;
 const LEVEL: i32 = 3;
+/// Of the few pages that a start waits for.
+const FIRST_LEVEL: i32 = 12;
 
 /// What is to be packed.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted<'a> {
+    /// At most 32 bytes.
     pub name: &'a str,
+    /// Which of a snapshot's files it is of.
     pub file: u8,
+    /// Where it begins in that file, in bytes; a multiple of a page.
     pub origin: u64,
+    /// Bytes; a multiple of a page.
     pub length: u64,
     /// These pages alone, in this order; otherwise all that are not zero, ascending.
     pub order: Option<&'a [Range<u64>]>,
@@ -35,7 +41,9 @@ pub struct Wanted<'a> {
 /// What was packed.
 #[derive(Clone, Debug)]
 pub struct Packed {
+    /// What a [`super::Table`] has of it.
     pub part: Part,
+    /// Of the blob.
     pub sha256: Digest32,
 }
 
@@ -47,7 +55,9 @@ pub fn pack(source: &File, wanted: &Wanted<'_>, out: &File, watch: Watch<'_>) ->
         return Err(Error::unwritable(format!("the part {name} is not one of whole pages")));
     }
     let part = Part { name, file, origin, length, runs: vec![], frames: vec![], base: vec![] };
-    let mut writer = Writer { out, part, written: 0, sha256: Sha256::new(), waiting: vec![], open: vec![] };
+    let level = if wanted.order.is_some() { FIRST_LEVEL } else { LEVEL };
+    let mut writer =
+        Writer { out, part, level, written: 0, sha256: Sha256::new(), waiting: vec![], open: vec![] };
     match wanted.order {
         Some(order) => in_order(source, wanted, order, &mut writer, watch)?,
         None => ascending(source, wanted, &mut writer, watch)?,
@@ -118,6 +128,7 @@ fn append(runs: &mut Runs, number: u64) {
 struct Writer<'a> {
     out: &'a File,
     part: Part,
+    level: i32,
     written: u64,
     sha256: Sha256,
     /// Whole frames that are not compressed yet, and the one that is being filled.
@@ -139,9 +150,13 @@ impl Writer<'_> {
     fn flush(&mut self) -> Result<()> {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
         let each = self.waiting.len().div_ceil(threads).max(1);
+        let level = self.level;
         let packed: Vec<Result<Vec<Vec<u8>>>> = std::thread::scope(|scope| {
-            let started: Vec<_> =
-                self.waiting.chunks(each).map(|frames| scope.spawn(move || compress(frames))).collect();
+            let started: Vec<_> = self
+                .waiting
+                .chunks(each)
+                .map(|frames| scope.spawn(move || compress(frames, level)))
+                .collect();
             started.into_iter().map(|thread| thread.join().expect("compressing does not panic")).collect()
         });
         self.waiting.clear();
@@ -166,9 +181,9 @@ impl Writer<'_> {
     }
 }
 
-fn compress(frames: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+fn compress(frames: &[Vec<u8>], level: i32) -> Result<Vec<Vec<u8>>> {
     let failed = |source| Error::Io { action: "compress", source };
-    let mut compressor = Compressor::new(LEVEL).map_err(failed)?;
+    let mut compressor = Compressor::new(level).map_err(failed)?;
     compressor.set_parameter(CParameter::ChecksumFlag(true)).map_err(failed)?;
     frames.iter().map(|frame| compressor.compress(frame).map_err(failed)).collect()
 }

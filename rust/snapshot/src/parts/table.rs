@@ -29,14 +29,17 @@ pub struct Frame {
 /// A stretch of one of a snapshot's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
+    /// At most 32 bytes.
     pub name: String,
     /// Which of the files.
     pub file: u8,
     /// Where the part begins in it, and its length. Both in bytes, multiples of a page.
     pub origin: u64,
+    /// Bytes; a multiple of a page.
     pub length: u64,
     /// The pages that are sent, counted from `origin`, in the order of the frames.
     pub runs: Runs,
+    /// In the order of the blob, without gaps.
     pub frames: Vec<Frame>,
     /// The pages that are as in the base.
     pub base: Runs,
@@ -57,6 +60,7 @@ impl Part {
         FRAME_PAGES.min(self.pages() - number as u64 * FRAME_PAGES)
     }
 
+    /// Appends it as a table has it.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(self.name.len() as u8);
         out.extend(self.name.as_bytes());
@@ -146,6 +150,7 @@ fn decode_runs(cursor: &mut Cursor<'_>, pages: u64) -> Result<Runs> {
 /// The parts of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
+    /// At most 255.
     pub parts: Vec<Part>,
 }
 

@@ -58,6 +58,17 @@ fn unpacked(artifact: &Artifact, base: Option<(&File, u64)>) -> (File, Option<Di
     let out = nameless();
     let unpacker = Unpacker::new(table, vec![out.try_clone().unwrap()]).unwrap();
     for (number, (part, blob)) in artifact.table.parts.iter().zip(&artifact.blobs).enumerate().rev() {
+        // Each page that is sent is in one frame, which is found from it.
+        let held = (0..part.frames.len()).flat_map(|frame| {
+            let pages = unpacker.pages(number, frame..frame + 1).into_iter().flatten();
+            pages.map(move |page| (page, frame))
+        });
+        let held: Vec<_> = held.collect();
+        let first = part.origin / PAGE as u64;
+        assert!(held.iter().map(|(page, _)| page - first).eq(part.runs.iter().cloned().flatten()));
+        assert!(
+            held.iter().all(|(page, frame)| unpacker.frame_of(part.file, *page) == Some((number, *frame)))
+        );
         for (n, frame) in part.frames.iter().enumerate().rev() {
             let bytes = &blob[frame.at as usize..][..frame.bytes as usize];
             assert_eq!(unpacker.frames(number, n, bytes).unwrap(), 1);

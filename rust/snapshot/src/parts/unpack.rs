@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use zstd::bulk::Decompressor;
 
-use super::{FRAME_PAGES, Part, Table};
+use super::{FRAME_PAGES, Part, Runs, Table};
 use crate::ram::{self, PAGE};
 use crate::{Digest32, Error, Result, Source, export};
 
@@ -45,6 +45,7 @@ impl Unpacker {
         Ok(Self { before: before.collect(), table, files })
     }
 
+    /// The parts that are unpacked.
     pub fn table(&self) -> &Table {
         &self.table
     }
@@ -88,6 +89,34 @@ impl Unpacker {
             number += 1;
         }
         Ok(number - first)
+    }
+
+    /// The pages of its file that these frames of a part hold; nothing for frames that it has not.
+    pub fn pages(&self, part: usize, frames: Range<usize>) -> Runs {
+        let Some((entry, before)) = self.table.parts.get(part).zip(self.before.get(part)) else {
+            return vec![];
+        };
+        let origin = entry.origin / PAGE as u64;
+        let first = (frames.start as u64).saturating_mul(FRAME_PAGES);
+        let end = (frames.end as u64).saturating_mul(FRAME_PAGES);
+        let within = before.iter().zip(&entry.runs).filter_map(|(before, run)| {
+            let start = run.start + first.saturating_sub(*before);
+            let end = run.end.min(run.start.saturating_add(end.saturating_sub(*before)));
+            (start < end).then(|| origin + start..origin + end)
+        });
+        within.collect()
+    }
+
+    /// Part and number of the frame that holds a page of a file, where one does.
+    pub fn frame_of(&self, file: u8, page: u64) -> Option<(usize, usize)> {
+        self.table.parts.iter().enumerate().filter(|(_, part)| part.file == file).find_map(
+            |(number, part)| {
+                let page = page.checked_sub(part.origin / PAGE as u64)?;
+                let at = part.runs.iter().position(|run| run.contains(&page))?;
+                let before = self.before[number][at] + (page - part.runs[at].start);
+                Some((number, usize::try_from(before / FRAME_PAGES).ok()?))
+            },
+        )
     }
 
     fn part(&self, part: usize) -> Result<&Part> {

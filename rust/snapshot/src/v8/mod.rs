@@ -46,6 +46,7 @@ pub struct Snapshot {
     pub vcpus: Vec<Vcpu>,
     /// In bus order: vsock, then block devices.
     pub devices: Vec<Device>,
+    /// Ports on which the guest listens, by writers in the field.
     pub listeners: Vec<Listener>,
     /// A multiple of 4 KiB, and not 0.
     pub memory_bytes: u64,
@@ -56,11 +57,17 @@ pub struct Snapshot {
 /// Registers of one vCPU as id and value, in the order of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vcpu {
+    /// What the host's ticks are ahead of the guest's virtual counter (hv_vcpu_set_vtimer_offset).
     pub vtimer_offset: u64,
+    /// [`Class::General`].
     pub gp: Vec<(u32, u64)>,
+    /// [`Class::Simd`].
     pub simd: Vec<(u32, u128)>,
+    /// [`Class::System`].
     pub sys: Vec<(u32, u64)>,
+    /// [`Class::Icc`].
     pub icc: Vec<(u32, u64)>,
+    /// [`Class::Redistributor`].
     pub redist: Vec<(u32, u64)>,
 }
 
@@ -88,30 +95,45 @@ impl Vcpu {
 pub struct Device {
     /// Low and high word.
     pub driver_features: [u32; 2],
+    /// The device status field (virtio 1.2, 2.1).
     pub status: u32,
+    /// InterruptStatus (virtio 1.2, 4.2.2).
     pub interrupt_status: u32,
+    /// In the order of their indices.
     pub queues: Vec<Queue>,
 }
 
 /// A split virtqueue; addresses are guest physical.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
+    /// Entries: a power of two, at most 32,768.
     pub size: u16,
+    /// Whether the driver has set it up (QueueReady).
     pub ready: bool,
+    /// Of the descriptor table; a multiple of 16.
     pub desc: u64,
+    /// Of the available ring; a multiple of 2.
     pub avail: u64,
+    /// Of the used ring; a multiple of 4.
     pub used: u64,
+    /// How many chains were taken from the available ring, modulo 2^16.
     pub last_avail_idx: u16,
+    /// How many chains were put into the used ring, modulo 2^16.
     pub next_used_idx: u16,
 }
 
 /// A port on which the guest listens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Listener {
+    /// The guest's vsock context id.
     pub cid: u64,
+    /// Of the host's end.
     pub peer_port: u32,
+    /// Of the guest's end.
     pub vm_port: u32,
+    /// AF_VSOCK, as the guest's kernel has it.
     pub family: u16,
+    /// SOCK_STREAM or SOCK_SEQPACKET, as the guest's kernel has it.
     pub socktype: u16,
 }
 

@@ -6,7 +6,9 @@
 /// One register that a record may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Register {
+    /// Hypervisor.framework's number for it.
     pub id: u32,
+    /// As Arm's manuals have it.
     pub name: &'static str,
     /// A record without it is refused. Of the others, a writer leaves out what it cannot read.
     pub required: bool,
@@ -15,10 +17,15 @@ pub struct Register {
 /// The five kinds of registers, in the order of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
+    /// X0 to X30, PC, FPCR, FPSR and CPSR.
     General,
+    /// Q0 to Q31.
     Simd,
+    /// System registers of EL1 and EL0.
     System,
+    /// The CPU interface of the GIC (ICC_*_EL1).
     Icc,
+    /// The redistributor of the GIC, by the offset of the register.
     Redistributor,
 }
 

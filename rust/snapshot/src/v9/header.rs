@@ -42,12 +42,12 @@ pub(super) struct Header {
 
 impl Header {
     /// Where RAM begins after this many bytes of sections.
-    pub fn ram_offset(metadata_bytes: u64) -> u64 {
+    pub(super) fn ram_offset(metadata_bytes: u64) -> u64 {
         (BYTES as u64 + metadata_bytes).next_multiple_of(RAM_ALIGNMENT)
     }
 
     /// The header's bytes, and the snapshot's id.
-    pub fn encode(&self) -> ([u8; BYTES], Digest32) {
+    pub(super) fn encode(&self) -> ([u8; BYTES], Digest32) {
         let mut out = Vec::with_capacity(BYTES);
         out.extend(MAGIC);
         out.extend(self.minor.to_le_bytes());
@@ -65,7 +65,7 @@ impl Header {
     }
 
     /// Reads a header and checks what can be checked of it alone; gives the snapshot's id too.
-    pub fn decode(bytes: &[u8; BYTES]) -> Result<(Self, Digest32)> {
+    pub(super) fn decode(bytes: &[u8; BYTES]) -> Result<(Self, Digest32)> {
         if bytes[..8] != MAGIC {
             let found = error::beginning(&bytes[..8]);
             return Err(Error::Magic { expected: "version 9 snapshot", found });

@@ -88,6 +88,7 @@ pub const MAX_KIND: usize = 16;
 /// Everything in a snapshot but RAM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
+    /// What the machine must be.
     pub identity: Identity,
     /// In the order of the file.
     pub sections: Vec<Section>,
@@ -100,6 +101,7 @@ pub struct Identity {
     pub architecture: String,
     /// Engine whose sections these are.
     pub engine: String,
+    /// Of the engine's sections: who knows another refuses them.
     pub engine_version: u32,
     /// Features of the CPU that the guest may have come to rely on.
     pub cpu_features: Vec<String>,
@@ -134,6 +136,7 @@ pub struct Section {
     pub version: u32,
     /// Whether a reader that does not know this kind must refuse the snapshot.
     pub required: bool,
+    /// At most [`MAX_METADATA`] with those of all other sections.
     pub data: Vec<u8>,
 }
 

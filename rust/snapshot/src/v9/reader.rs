@@ -136,6 +136,7 @@ impl Snapshot {
         self.id
     }
 
+    /// What a machine must be to be restored from it.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -150,6 +151,7 @@ impl Snapshot {
         &self.sections
     }
 
+    /// The section of this kind with this index.
     pub fn section(&self, kind: &str, index: u32) -> Option<&Section> {
         self.positions.get(&(kind.to_owned(), index)).map(|at| &self.sections[*at])
     }
@@ -281,6 +283,7 @@ impl<'a> Metadata<'a> {
 /// What [`verify`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
+    /// What was checked.
     pub snapshot: Snapshot,
     /// Bytes of pages that are not zero.
     pub data_bytes: u64,

@@ -68,7 +68,7 @@ pub(super) struct Head {
 
 impl Head {
     /// Reads a head that lies at `offset` of the file.
-    pub fn decode(bytes: &[u8; HEAD_BYTES], offset: u64) -> Result<Self> {
+    pub(super) fn decode(bytes: &[u8; HEAD_BYTES], offset: u64) -> Result<Self> {
         let mut cursor = Cursor::new("a section's head", bytes, offset);
         let kind = cursor.bytes(MAX_KIND)?;
         let kind = kind.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -101,12 +101,12 @@ impl Head {
         })
     }
 
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         name(&self.section.kind, self.section.index)
     }
 
     /// The section, once its data is there and is what was written.
-    pub fn complete(self, data: Vec<u8>) -> Result<Section> {
+    pub(super) fn complete(self, data: Vec<u8>) -> Result<Section> {
         if crc32c::crc32c_append(self.so_far, &data) != self.checksum {
             return Err(Error::Checksum { section: self.name(), offset: self.offset });
         }

@@ -52,10 +52,13 @@ struct Ram {
 /// What [`Writer::finish`] has written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
+    /// Names the whole snapshot ([`Snapshot::id`](super::Snapshot::id)).
     pub id: Digest32,
+    /// BLAKE3 of RAM, holes as the zeros that they read as.
     pub ram_digest: Digest32,
     /// Bytes of pages that are not zero, which is what RAM takes on disk.
     pub data_bytes: u64,
+    /// Where RAM begins in the file; a multiple of [`super::RAM_ALIGNMENT`].
     pub ram_offset: u64,
     /// Length of the file, holes included.
     pub file_bytes: u64,

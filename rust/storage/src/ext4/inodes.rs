@@ -1,11 +1,7 @@
 //! The inodes that an empty file system has, and its two directories.
 
-use super::structures::{checksum, put16, put32};
+use super::structures::{JOURNAL, LOST_FOUND, ROOT, checksum, put16, put32};
 use super::{BLOCK, INODE_SIZE, Identity, Layout};
-
-pub const ROOT: u32 = 2;
-pub const JOURNAL: u32 = 8;
-pub const LOST_FOUND: u32 = 11;
 
 const EXTENTS: u32 = 0x8_0000;
 /// Bytes of an inode beyond the first 128 that have a meaning.
@@ -13,7 +9,7 @@ const EXTRA: u16 = 32;
 /// The entry at the end of a directory's block that holds its checksum.
 const TAIL: usize = 12;
 
-pub struct Contents<'a> {
+pub(super) struct Contents<'a> {
     pub layout: &'a Layout,
     pub identity: &'a Identity,
     pub seed: u32,
@@ -21,7 +17,7 @@ pub struct Contents<'a> {
 
 impl Contents<'_> {
     /// The block of the first inodes' table that is not all zeros.
-    pub fn first_inodes(&self) -> Vec<u8> {
+    pub(super) fn first_inodes(&self) -> Vec<u8> {
         let mut block = vec![0; BLOCK as usize];
         let layout = self.layout;
         for (number, inode) in [
@@ -35,7 +31,7 @@ impl Contents<'_> {
         block
     }
 
-    pub fn journal(&self) -> Vec<u8> {
+    pub(super) fn journal(&self) -> Vec<u8> {
         let (start, blocks) = self.layout.journal;
         self.inode(JOURNAL, 0o100_600, 1, start, blocks)
     }
@@ -71,11 +67,11 @@ impl Contents<'_> {
         checksum(checksum(self.seed, &number.to_le_bytes()), &[0; 4])
     }
 
-    pub fn root(&self) -> Vec<u8> {
+    pub(super) fn root(&self) -> Vec<u8> {
         self.directory(ROOT, &[(ROOT, "."), (ROOT, ".."), (LOST_FOUND, "lost+found")])
     }
 
-    pub fn lost_found(&self) -> Vec<u8> {
+    pub(super) fn lost_found(&self) -> Vec<u8> {
         self.directory(LOST_FOUND, &[(LOST_FOUND, "."), (ROOT, "..")])
     }
 

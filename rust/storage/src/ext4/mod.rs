@@ -3,7 +3,8 @@
 //! Of all block groups but the first and the last only the descriptor is written: the kernel makes their bitmaps when it
 //! first needs them (`BLOCK_UNINIT`, `INODE_UNINIT`), and inode tables are holes, which read as the zeros that they are to be
 //! (`INODE_ZEROED`). Each group has its own bitmaps and inodes at its start, since a group that held another's would have to
-//! be written. Layout: the kernel's Documentation/filesystems/ext4.
+//! be written. The kernel adds groups to such a file system while it is mounted: their descriptors do not follow those that are
+//! there but lie in the new groups (`meta_bg`). Layout: the kernel's Documentation/filesystems/ext4.
 
 mod inodes;
 mod structures;
@@ -12,11 +13,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::BLOCK;
 use inodes::Contents;
 use structures::{Descriptor, Superblock};
 
-/// Bytes of a block.
-pub const BLOCK: u64 = 4096;
 /// Blocks of a group: as many as a block has bits.
 const GROUP: u64 = 8 * BLOCK;
 /// Inodes of a group, one for each 16 KiB, and the blocks of their table.
@@ -29,21 +29,53 @@ const OVERHEAD: u64 = 2 + TABLE;
 const DESCRIPTORS: u64 = BLOCK / 64;
 /// The smallest file system: the first group's own, a small journal and something to use.
 pub const MIN_BYTES: u64 = 16 << 20;
-/// The largest: its descriptors and its journal must fit the first group.
-pub const MAX_BYTES: u64 = 64 << 40;
+/// The largest, which has 2^31 inodes; its descriptors and its journal fit the first group.
+pub const MAX_BYTES: u64 = 32 << 40;
 
 /// Why there is no file system.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The disk is too small or too large.
     #[error("a file system of {bytes} bytes cannot be made: from {MIN_BYTES} to {MAX_BYTES} bytes it can")]
-    Size { bytes: u64 },
+    Size {
+        /// What it was to have.
+        bytes: u64,
+    },
+    /// A file system does not shrink.
+    #[error("a file system of {least} bytes cannot be made one of {bytes}")]
+    Smaller {
+        /// What it was to have.
+        bytes: u64,
+        /// What it has.
+        least: u64,
+    },
+    /// There is no room for the descriptors of more groups.
+    #[error(
+        "the file system was made by an earlier version and cannot grow; export the volume, and import it into a larger one"
+    )]
+    Old,
+    /// What the disk said.
     #[error("a file system cannot be written: {0}")]
     Io(#[from] io::Error),
 }
 
+/// Whether there are copies of the superblock and of descriptors, which `e2fsck` goes by when the first are damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copies {
+    /// Of the superblock in all groups that are to have one (`sparse_super`), of the descriptors in [`COPIED`]: as many as
+    /// would be in the others are megabytes. The kernel writes there what it changes.
+    Written,
+    /// And no places for them (`sparse_super2`), so that the file system cannot grow: for a disk that ends with its machine.
+    None,
+}
+
+/// Groups with copies of the descriptors.
+const COPIED: [u64; 2] = [1, 3];
+
 /// What tells one file system from another.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity {
+    /// As blkid shows it.
     pub uuid: [u8; 16],
     /// Seconds since 1970.
     pub created: u32,
@@ -53,7 +85,8 @@ pub struct Identity {
 struct Layout {
     blocks: u64,
     groups: u64,
-    /// Blocks of descriptors, from block 1 on.
+    copies: Copies,
+    /// Blocks of descriptors, after a superblock.
     descriptor_blocks: u64,
     journal: (u64, u64),
     root: u64,
@@ -61,17 +94,18 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(bytes: u64) -> Result<Self, Error> {
+    fn new(bytes: u64, copies: Copies) -> Result<Self, Error> {
         if !(MIN_BYTES..=MAX_BYTES).contains(&bytes) {
             return Err(Error::Size { bytes });
         }
         let mut blocks = bytes / BLOCK;
+        let descriptor_blocks = blocks.div_ceil(GROUP).div_ceil(DESCRIPTORS);
         // What is left for the last group may be too small for what it needs itself.
-        if !blocks.is_multiple_of(GROUP) && blocks % GROUP < OVERHEAD + 64 && blocks > GROUP {
+        let least = 1 + descriptor_blocks + OVERHEAD + 64;
+        if !blocks.is_multiple_of(GROUP) && blocks % GROUP < least && blocks > GROUP {
             blocks -= blocks % GROUP;
         }
         let groups = blocks.div_ceil(GROUP);
-        let descriptor_blocks = groups.div_ceil(DESCRIPTORS);
         let root = 1 + descriptor_blocks + OVERHEAD;
         let journal = match bytes {
             ..0x1000_0000 => 1024,
@@ -81,6 +115,7 @@ impl Layout {
         Ok(Self {
             blocks,
             groups,
+            copies,
             descriptor_blocks,
             root,
             lost_found: root + 1,
@@ -88,43 +123,63 @@ impl Layout {
         })
     }
 
+    /// Whether a group begins with the superblock, or a copy of it, and descriptors.
+    fn has_superblock(&self, group: u64) -> bool {
+        let power_of = |base: u64| {
+            let powers = std::iter::successors(Some(base), |power| power.checked_mul(base));
+            powers.take_while(|power| *power <= group).any(|power| power == group)
+        };
+        group == 0 || self.copies == Copies::Written && (group == 1 || [3, 5, 7].into_iter().any(power_of))
+    }
+
     /// The first block of a group's own: the bitmap of its blocks, that of its inodes, its inodes.
     fn own(&self, group: u64) -> u64 {
-        if group == 0 { 1 + self.descriptor_blocks } else { group * GROUP }
+        let before = if self.has_superblock(group) { 1 + self.descriptor_blocks } else { 0 };
+        group * GROUP + before
     }
 
     fn group_blocks(&self, group: u64) -> u64 {
         (self.blocks - group * GROUP).min(GROUP)
     }
 
-    /// Blocks of a group that are in use.
+    /// Blocks of a group that are in use; they lie at its start.
     fn used(&self, group: u64) -> u64 {
-        if group == 0 { self.journal.0 + self.journal.1 } else { OVERHEAD }
+        match group {
+            0 => self.journal.0 + self.journal.1,
+            _ => self.own(group) + OVERHEAD - group * GROUP,
+        }
     }
 
     fn free_blocks(&self) -> u64 {
-        self.blocks - self.used(0) - (self.groups - 1) * OVERHEAD
+        self.blocks - (0..self.groups).map(|group| self.used(group)).sum::<u64>()
+    }
+
+    /// Blocks that are the file system's own, those of two directories left out.
+    fn overhead(&self) -> u64 {
+        self.blocks - self.free_blocks() - 2
     }
 }
 
 /// Makes an empty file system of `bytes` in a file, whose contents it takes the place of; all that is not written is a
 /// hole. The caller syncs the file.
 pub fn make(file: &File, bytes: u64, identity: &Identity) -> Result<(), Error> {
-    Layout::new(bytes)?;
+    Layout::new(bytes, Copies::Written)?;
     file.set_len(0)?;
     file.set_len(bytes)?;
-    write(bytes, identity, &mut |data, offset| file.write_all_at(data, offset))
+    write(bytes, identity, Copies::Written, &mut |data, offset| file.write_all_at(data, offset))
 }
 
 /// As [`make`], on a disk of zeros that `write_at` writes to.
 pub fn write(
     bytes: u64,
     identity: &Identity,
+    copies: Copies,
     write_at: &mut dyn FnMut(&[u8], u64) -> io::Result<()>,
 ) -> Result<(), Error> {
-    let layout = Layout::new(bytes)?;
+    let layout = Layout::new(bytes, copies)?;
     let seed = structures::checksum(!0, &identity.uuid);
     let contents = Contents { layout: &layout, identity, seed };
+    let superblock = Superblock { layout: &layout, identity, journal_inode: contents.journal() };
 
     let inode_bitmap = inode_bitmap();
     let last = layout.groups - 1;
@@ -141,6 +196,13 @@ pub fn write(
         let at = group as usize * 64;
         descriptor.write(group as u32, seed, &mut descriptors[at..at + 64]);
     }
+    for group in (1..layout.groups).filter(|group| layout.has_superblock(*group)) {
+        let mut copy = superblock.copy(group as u16);
+        if COPIED.contains(&group) {
+            copy.extend(&descriptors);
+        }
+        write_at(&copy, group * GROUP * BLOCK)?;
+    }
     // One write for what lies together.
     descriptors.extend(block_bitmap(&layout, 0));
     descriptors.extend(inode_bitmap);
@@ -155,9 +217,15 @@ pub fn write(
     write_at(&directories, layout.root * BLOCK)?;
 
     // Last, for without it there is no file system.
-    let superblock = Superblock { layout: &layout, identity, journal_inode: contents.journal() };
-    write_at(&superblock.bytes(), 1024)?;
+    write_at(&superblock.bytes(0), 1024)?;
     Ok(())
+}
+
+/// Whether the kernel can add groups to a file system that is mounted; to those that earlier versions made it cannot.
+pub fn can_grow(file: &File) -> io::Result<bool> {
+    let mut features = [0; 4];
+    file.read_exact_at(&mut features, 1024 + 92)?;
+    Ok(u32::from_le_bytes(features) & structures::SPARSE_SUPER2 == 0)
 }
 
 /// Blocks of a group that are in use, and those that it does not have.
@@ -171,7 +239,7 @@ fn block_bitmap(layout: &Layout, group: u64) -> Vec<u8> {
 /// The first eleven inodes are reserved or made; what is beyond a group's inodes is set.
 fn inode_bitmap() -> Vec<u8> {
     let mut bitmap = vec![0; BLOCK as usize];
-    set(&mut bitmap, 0, inodes::LOST_FOUND.into());
+    set(&mut bitmap, 0, structures::LOST_FOUND.into());
     set(&mut bitmap, INODES, GROUP);
     bitmap
 }

@@ -1,31 +1,43 @@
 //! The superblock, a group's descriptor and the journal's superblock, field by field at their offsets.
 
-use super::{BLOCK, GROUP, INODE_SIZE, INODES, Identity, Layout, inodes};
+use super::{BLOCK, Copies, GROUP, INODE_SIZE, INODES, Identity, Layout};
 
 /// Features that a system need not know; that it must know to write; that it must know at all.
-const COMPATIBLE: u32 = 0x4 | 0x8 | 0x20 | 0x200; // journal, extended attributes, indexed directories, sparse_super2
+const COMPATIBLE: u32 = 0x4 | 0x8 | 0x20; // journal, extended attributes, indexed directories
+pub(super) const SPARSE_SUPER2: u32 = 0x200;
 const READ_ONLY: u32 = 0x2 | 0x8 | 0x20 | 0x40 | 0x400; // large and huge files, many links, large inodes, checksums
+const SPARSE_SUPER: u32 = 0x1;
 const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x80; // file types, extents, 64 bits
+const META_BG: u32 = 0x10;
+/// For what grows. Of a disk of 64 GiB it makes a mount take a fifth of a boot's instructions more.
+const FLEX_BG: u32 = 0x200;
+/// Groups that the kernel treats as one where it spreads directories and adds groups, as a power of two.
+const FLEX: u8 = 8;
+
+/// Inodes of the root, the journal and lost+found: their numbers.
+pub(super) const ROOT: u32 = 2;
+pub(super) const JOURNAL: u32 = 8;
+pub(super) const LOST_FOUND: u32 = 11;
 
 /// Of a group's descriptor.
 const INODE_UNINIT: u16 = 1;
 const BLOCK_UNINIT: u16 = 2;
 const INODE_ZEROED: u16 = 4;
 
-pub fn put16(bytes: &mut [u8], at: usize, value: u16) {
+pub(super) fn put16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
-pub fn put32(bytes: &mut [u8], at: usize, value: u32) {
+pub(super) fn put32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
 /// CRC32C as ext4 has it: neither inverted before nor after.
-pub fn checksum(seed: u32, bytes: &[u8]) -> u32 {
+pub(super) fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
 
-pub struct Descriptor {
+pub(super) struct Descriptor {
     /// The first block of the group's own.
     pub own: u64,
     pub free_blocks: u64,
@@ -35,13 +47,13 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    pub fn write(&self, group: u32, seed: u32, to: &mut [u8]) {
+    pub(super) fn write(&self, group: u32, seed: u32, to: &mut [u8]) {
         for (index, block) in [self.own, self.own + 1, self.own + 2].into_iter().enumerate() {
             put32(to, 4 * index, block as u32);
             put32(to, 32 + 4 * index, (block >> 32) as u32);
         }
         put16(to, 12, self.free_blocks as u16);
-        let used = if group == 0 { inodes::LOST_FOUND as u16 } else { 0 };
+        let used = if group == 0 { LOST_FOUND as u16 } else { 0 };
         let free_inodes = INODES as u16 - used;
         put16(to, 14, free_inodes);
         // The directories.
@@ -66,14 +78,15 @@ impl Descriptor {
     }
 }
 
-pub struct Superblock<'a> {
+pub(super) struct Superblock<'a> {
     pub layout: &'a Layout,
     pub identity: &'a Identity,
     pub journal_inode: Vec<u8>,
 }
 
 impl Superblock<'_> {
-    pub fn bytes(&self) -> Vec<u8> {
+    /// The one at the start of a group.
+    pub(super) fn bytes(&self, group: u16) -> Vec<u8> {
         let mut bytes = vec![0; 1024];
         let layout = self.layout;
         let inodes = layout.groups * INODES;
@@ -81,7 +94,7 @@ impl Superblock<'_> {
         put(0, inodes);
         put(4, layout.blocks);
         put(12, layout.free_blocks());
-        put(16, inodes - u64::from(inodes::LOST_FOUND));
+        put(16, inodes - u64::from(LOST_FOUND));
         // Blocks of 1024 << 2 bytes, clusters of as many.
         put(24, 2);
         put(28, 2);
@@ -97,20 +110,27 @@ impl Superblock<'_> {
         put(64, self.identity.created.into());
         // Revision 1: inodes of other sizes than 128 bytes.
         put(76, 1);
-        put(84, inodes::LOST_FOUND.into());
+        put(84, LOST_FOUND.into());
         put(88, INODE_SIZE);
-        put(92, COMPATIBLE.into());
-        put(96, INCOMPATIBLE.into());
-        put(100, READ_ONLY.into());
-        put(224, inodes::JOURNAL.into());
+        let (compatible, incompatible, read_only) = match layout.copies {
+            Copies::Written => (0, META_BG | FLEX_BG, SPARSE_SUPER),
+            Copies::None => (SPARSE_SUPER2, 0, 0),
+        };
+        put(92, (COMPATIBLE | compatible).into());
+        put(96, (INCOMPATIBLE | incompatible).into());
+        put(100, (READ_ONLY | read_only).into());
+        put(224, JOURNAL.into());
         // Half MD4 for directories; the journal's inode is kept here as well; descriptors of 64 bytes.
         put(252, 1 | 1 << 8 | 64 << 16);
         // Mounted with extended attributes and access control lists.
         put(256, 0xc);
+        // Descriptors of groups from here on would lie in them.
+        put(260, if layout.copies == Copies::Written { layout.descriptor_blocks } else { 0 });
         put(264, self.identity.created.into());
         put(336, layout.blocks >> 32);
         put(344, layout.free_blocks() >> 32);
         put(348, 32 | 32 << 16);
+        put(584, layout.overhead());
         // Hashes of directories take characters as signed.
         put(352, 1);
         bytes[104..120].copy_from_slice(&self.identity.uuid);
@@ -119,16 +139,25 @@ impl Superblock<'_> {
         // The journal's extents, and its size.
         bytes[268..328].copy_from_slice(&self.journal_inode[40..100]);
         put32(&mut bytes, 332, (layout.journal.1 * BLOCK) as u32);
+        put16(&mut bytes, 90, group);
+        bytes[372] = if layout.copies == Copies::Written { FLEX } else { 0 };
         // Checksums are CRC32C.
         bytes[373] = 1;
         let sum = checksum(!0, &bytes[..1020]);
         put32(&mut bytes, 1020, sum);
         bytes
     }
+
+    /// The block of a copy.
+    pub(super) fn copy(&self, group: u16) -> Vec<u8> {
+        let mut block = self.bytes(group);
+        block.resize(BLOCK as usize, 0);
+        block
+    }
 }
 
 /// The first block of an empty journal (include/linux/jbd2.h, all big endian).
-pub fn journal_superblock(blocks: u64, uuid: &[u8; 16]) -> Vec<u8> {
+pub(super) fn journal_superblock(blocks: u64, uuid: &[u8; 16]) -> Vec<u8> {
     let mut block = vec![0; BLOCK as usize];
     let words = [0xc03b_3998_u32, 4, 0, BLOCK as u32, blocks as u32, 1, 1, 0];
     for (index, word) in words.into_iter().enumerate() {

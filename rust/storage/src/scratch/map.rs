@@ -8,11 +8,11 @@ const TABLE: u64 = 512;
 const NONE: u32 = 0;
 const ZERO: u32 = u32::MAX;
 /// Blocks of a file that there are places for.
-pub const MAX_PLACES: u32 = ZERO - 1;
+pub(super) const MAX_PLACES: u32 = ZERO - 1;
 
 /// What the disk itself has of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub(super) enum Entry {
     /// Nothing: it is as the layers below have it.
     Below,
     /// Zeros, whatever is below.
@@ -40,15 +40,15 @@ impl Entry {
 }
 
 #[derive(Default)]
-pub struct Map(BTreeMap<u64, Box<[u32; TABLE as usize]>>);
+pub(super) struct Map(BTreeMap<u64, Box<[u32; TABLE as usize]>>);
 
 impl Map {
-    pub fn get(&self, block: u64) -> Entry {
+    pub(super) fn get(&self, block: u64) -> Entry {
         self.0.get(&(block / TABLE)).map_or(Entry::Below, |table| Entry::of(table[(block % TABLE) as usize]))
     }
 
     /// Sets an entry; what it was.
-    pub fn set(&mut self, block: u64, entry: Entry) -> Entry {
+    pub(super) fn set(&mut self, block: u64, entry: Entry) -> Entry {
         if entry == Entry::Below && !self.0.contains_key(&(block / TABLE)) {
             return Entry::Below;
         }
@@ -57,13 +57,13 @@ impl Map {
     }
 
     /// How many blocks from `block` on, and no more than up to `end`, are certain to be [`Entry::Below`].
-    pub fn empty_from(&self, block: u64, end: u64) -> u64 {
+    pub(super) fn empty_from(&self, block: u64, end: u64) -> u64 {
         let next = self.0.range(block / TABLE..).next().map_or(end, |(table, _)| table * TABLE);
         next.min(end).saturating_sub(block)
     }
 
     /// All entries that are not [`Entry::Below`], in ascending order.
-    pub fn entries(&self) -> impl Iterator<Item = (u64, Entry)> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u64, Entry)> {
         self.0.iter().flat_map(|(number, table)| {
             let entry = move |(n, raw): (usize, &u32)| (number * TABLE + n as u64, Entry::of(*raw));
             table.iter().enumerate().map(entry).filter(|(_, entry)| *entry != Entry::Below)
@@ -72,7 +72,7 @@ impl Map {
 }
 
 /// Appends a range to those before it, as part of the last where they touch.
-pub fn extend(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+pub(super) fn extend(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     match ranges.last_mut() {
         Some(last) if last.end == range.start => last.end = range.end,
         _ => ranges.push(range),

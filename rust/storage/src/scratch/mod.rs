@@ -14,12 +14,11 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::BLOCK;
 use map::{Entry, MAX_PLACES, Map, extend};
 
-/// Bytes of a block: what is mapped, shared and given back.
-pub const BLOCK: u64 = 4096;
 /// Bytes of a disk at most.
 pub const MAX_BYTES: u64 = 8 << 40;
 
@@ -38,7 +37,9 @@ pub struct Piece {
 /// overlaps.
 #[derive(Clone, Debug, Default)]
 pub struct Below {
+    /// Each is in one of `files`.
     pub pieces: Vec<Piece>,
+    /// By a piece's index; opened for reading.
     pub files: Vec<Arc<File>>,
 }
 
@@ -118,9 +119,10 @@ impl Scratch {
     }
 
     fn lock(&self) -> MutexGuard<'_, Disk> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        supermachine_support::lock(&self.0)
     }
 
+    /// Length of the disk; a multiple of its blocks.
     pub fn bytes(&self) -> u64 {
         self.lock().bytes
     }
@@ -406,6 +408,7 @@ pub struct Sealed {
 }
 
 impl Sealed {
+    /// Length of the disk.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -420,6 +423,7 @@ impl Sealed {
         &self.zeros
     }
 
+    /// Files that the pieces are in, by their index.
     pub fn files(&self) -> &[Arc<File>] {
         &self.files
     }
