@@ -8,9 +8,13 @@ use crate::wire::Mac;
 /// Who is who on the guest's link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
+    /// Of the guest's card.
     pub guest_mac: Mac,
+    /// Of the stack's own, which answers for the gateway.
     pub gateway_mac: Mac,
+    /// The one address of IPv4 that the guest may send from.
     pub guest: Ipv4Addr,
+    /// Answered for ARP and ping; flows to it are asked for like others.
     pub gateway: Ipv4Addr,
     /// The same of IPv6, where the guest has it.
     pub v6: Option<(Ipv6Addr, Ipv6Addr)>,
@@ -19,14 +23,20 @@ pub struct Addresses {
 /// What the guest's driver has accepted: frames for it may leave their checksum to it, and stand for many segments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
+    /// Frames may leave their checksum to the driver.
     pub checksum: bool,
+    /// Frames may stand for several segments of TCP over IPv4.
     pub segments_v4: bool,
+    /// The same over IPv6.
     pub segments_v6: bool,
 }
 
+/// What a flow carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
+    /// A stream.
     Tcp,
+    /// Datagrams between two ports.
     Udp,
     /// Echo requests.
     Icmp,
@@ -35,9 +45,13 @@ pub enum Protocol {
 /// A new flow that the guest wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
+    /// Chosen by the stack, without [`INCOMING`]; no other flow of this stack has had it.
     pub flow: u64,
+    /// What it carries.
     pub protocol: Protocol,
+    /// The guest's end; of ping the port is the identifier.
     pub source: SocketAddr,
+    /// Where the guest wants it to go.
     pub destination: SocketAddr,
 }
 
@@ -57,6 +71,7 @@ pub enum Refusal {
 pub struct Call {
     /// Chosen by the broker, with [`INCOMING`] set.
     pub flow: u64,
+    /// What it carries.
     pub protocol: Protocol,
     /// Who the guest sees. Of ping the port is the identifier.
     pub source: SocketAddr,
@@ -85,6 +100,9 @@ pub type Answer = Result<OwnedFd, Refusal>;
 
 /// Who decides about flows and makes their sockets.
 pub trait Broker {
+    /// Bytes of a connection that it is shown at once, by [`Broker::first`].
+    const FIRST: usize;
+
     /// Asks for a flow; [`Stack::answer`] tells what came of it. `false` when there is nobody to ask.
     fn ask(&mut self, question: &Question) -> bool;
 
@@ -102,6 +120,8 @@ pub trait Broker {
 
 /// Has somebody wait for sockets: each event is told once, by [`Stack::event`], until it is asked for again.
 pub trait Watch {
+    /// Watches a flow's socket for what is asked for; `new` for one that was not watched before.
     fn watch(&mut self, socket: BorrowedFd<'_>, flow: u64, read: bool, write: bool, new: bool);
+    /// The socket is about to be closed.
     fn forget(&mut self, socket: BorrowedFd<'_>);
 }

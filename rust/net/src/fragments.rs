@@ -1,4 +1,4 @@
-//! Datagrams that the guest sends in pieces (RFC 791, 3.2).
+//! Datagrams that the guest sends in pieces (RFC 791, 3.2; RFC 8200, 4.5).
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::wire::{Ip, Writer};
 const PIECES: usize = 128;
 
 struct Partial {
-    key: (IpAddr, IpAddr, u8, u16),
+    key: (IpAddr, IpAddr, u8, u32),
     since: Instant,
     /// Each piece with its offset.
     pieces: Vec<(usize, Vec<u8>)>,
@@ -21,11 +21,11 @@ struct Partial {
 
 /// Those that are being put together.
 #[derive(Default)]
-pub struct Fragments(Vec<Partial>);
+pub(crate) struct Fragments(Vec<Partial>);
 
 impl Fragments {
     /// Takes a fragment; the whole frame when it was the last that was missing.
-    pub fn add(&mut self, ip: &Ip, frame: Frame<'_>, now: Instant) -> Option<Vec<u8>> {
+    pub(crate) fn add(&mut self, ip: &Ip, frame: Frame<'_>, now: Instant) -> Option<Vec<u8>> {
         let (id, offset, more) = ip.fragment?;
         self.expire(now);
         let key = (ip.source, ip.destination, ip.protocol, id);
@@ -61,14 +61,14 @@ impl Fragments {
         }
         let mut pieces = self.0.remove(at).pieces;
         pieces.sort_unstable_by_key(|(offset, _)| *offset);
-        let writer = Writer::ip(Default::default(), (ip.source, ip.destination), ip.protocol, have, id, 0);
+        let writer = Writer::ip(Default::default(), (ip.source, ip.destination), ip.protocol, have, 0, 0);
         let mut whole = writer.bytes().to_vec();
         pieces.iter().for_each(|(_, bytes)| whole.extend(bytes));
         Some(whole)
     }
 
     /// Forgets what has taken too long.
-    pub fn expire(&mut self, now: Instant) {
+    pub(crate) fn expire(&mut self, now: Instant) {
         self.0.retain(|partial| partial.since + limits::REASSEMBLY > now);
     }
 }

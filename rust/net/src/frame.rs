@@ -24,10 +24,12 @@ impl<'a> Frame<'a> {
         Self { spans, skip, len: total.saturating_sub(skip), memory: PhantomData }
     }
 
+    /// Bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether there is no byte.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -92,10 +94,13 @@ impl<'a> Frame<'a> {
 pub struct Header {
     /// The transport checksum covers the pseudo header only, and is to be made where the two offsets say.
     pub needs_checksum: bool,
+    /// Where the checksum begins, counted from the frame's start.
     pub checksum_start: u16,
+    /// Where it is put, counted from `checksum_start`.
     pub checksum_offset: u16,
     /// Bytes of headers, and of payload in each segment that it stands for; 0 for a frame that is one segment.
     pub header_bytes: u16,
+    /// Bytes of payload in each segment; 0 for a frame that is one segment.
     pub segment: u16,
     /// Of IPv6.
     pub v6: bool,
@@ -108,4 +113,35 @@ pub trait Output {
 
     /// Takes a frame of these pieces; `false` when there is no room for it now, and nothing has been taken.
     fn send(&mut self, header: &Header, pieces: &[&[u8]]) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_bytes_of_the_spans_wherever_they_are_cut() {
+        let memory: [&[u8]; 4] = [b"ab", b"", b"cdefg", b"h"];
+        let all = memory.concat();
+        let spans = memory
+            .map(|piece| libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() });
+        for skip in 0..=all.len() + 1 {
+            // SAFETY: the spans are slices that live as long as the frame.
+            let frame = unsafe { Frame::new(&spans, skip) };
+            let rest = all.get(skip..).unwrap_or_default();
+            assert_eq!((frame.len(), frame.is_empty()), (rest.len(), rest.is_empty()));
+            for at in 0..=all.len() + 1 {
+                for length in 0..=all.len() + 1 {
+                    let part = frame.part(at, length);
+                    let wanted: Vec<u8> = rest.iter().skip(at).take(length).copied().collect();
+                    assert_eq!(part.to_vec(), wanted);
+                    let lengths = part.spans().iter().map(|span| span.iov_len).sum::<usize>();
+                    assert_eq!(lengths, wanted.len());
+                    let mut fewer = [0; 3];
+                    let n = part.copy_to(&mut fewer);
+                    assert_eq!(fewer[..n], wanted[..wanted.len().min(3)]);
+                }
+            }
+        }
+    }
 }

@@ -26,6 +26,10 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         if v6 && start[0] == SOLICITATION {
             return self.neighbour(ip, &message.to_vec());
         }
+        // By an address that is not its own the guest finds its neighbours alone.
+        if v6 && self.addresses.v6.is_none_or(|(guest, _)| ip.source != guest) {
+            return;
+        }
         let id = u16::from_be_bytes([start[4], start[5]]);
         let (guest, remote) = (wire::end(ip.source, id), wire::end(ip.destination, 0));
         let key = Key { protocol: Protocol::Icmp, guest, remote };
@@ -115,28 +119,38 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         self.send_icmp((target.into(), ip.source), answer);
     }
 
-    /// Sends a transport's bytes to the guest, in fragments where they do not fit a frame (RFC 791, 3.2).
+    /// Sends a transport's bytes to the guest, in fragments where they do not fit a frame (RFC 791, 3.2; RFC 8200, 4.5).
     pub(crate) fn send_packets(&mut self, ends: (IpAddr, IpAddr), protocol: u8, bytes: &[u8]) {
+        /// What fits a frame of 1500 bytes: whole, and in a piece, whose length is a multiple of 8.
         const PIECE: usize = 1480;
+        const WHOLE_V6: usize = 1460;
+        const PIECE_V6: usize = 1448;
         let macs = (self.addresses.gateway_mac, self.addresses.guest_mac);
-        let id = self.take_id();
-        if ends.0.is_ipv6() {
-            // A fragment header would be needed beyond; the guest's kernel takes a packet of the frame's size.
-            if bytes.len() <= 1460 {
-                let writer = Writer::ip(macs, ends, protocol, bytes.len(), id, 0);
-                self.push_answer([writer.bytes(), bytes].concat());
-            }
-            return;
+        let (v6, id) = (ends.0.is_ipv6(), self.take_id());
+        if v6 && bytes.len() <= WHOLE_V6 {
+            let writer = Writer::ip(macs, ends, protocol, bytes.len(), id, 0);
+            return self.push_answer([writer.bytes(), bytes].concat());
         }
-        let pieces = bytes.len().div_ceil(PIECE).max(1);
+        let most = if v6 { PIECE_V6 } else { PIECE };
+        let pieces = bytes.len().div_ceil(most).max(1);
         if self.answers.len() + pieces > crate::limits::ANSWERS {
             return;
         }
         for number in 0..pieces {
-            let from = number * PIECE;
-            let piece = &bytes[from..bytes.len().min(from + PIECE)];
-            let more = if number + 1 < pieces { 0x2000 } else { 0 };
-            let writer = Writer::ip(macs, ends, protocol, piece.len(), id, (from / 8) as u16 | more);
+            let from = number * most;
+            let piece = &bytes[from..bytes.len().min(from + most)];
+            let more = number + 1 < pieces;
+            let writer = if v6 {
+                let length = wire::FRAGMENT_HEADER + piece.len();
+                let mut writer = Writer::ip(macs, ends, wire::FRAGMENT, length, id, 0);
+                writer.put(&[protocol, 0]);
+                writer.put(&(from as u16 | u16::from(more)).to_be_bytes());
+                writer.put(&u32::from(id).to_be_bytes());
+                writer
+            } else {
+                let more = if more { 0x2000 } else { 0 };
+                Writer::ip(macs, ends, protocol, piece.len(), id, (from / 8) as u16 | more)
+            };
             self.push_answer([writer.bytes(), piece].concat());
         }
     }

@@ -11,8 +11,6 @@ pub const RING: usize = 512 * 1024;
 /// Bytes of all flows that wait. Beyond it bytes from the guest are taken only as far as the socket takes them, and bytes
 /// for the guest are read only when none wait.
 pub const RINGS: usize = 64 << 20;
-/// Bytes of a connection that the broker is shown at once.
-pub const FIRST: usize = 16 * 1024;
 /// Datagrams that wait for the broker's answer, for each flow.
 pub const WAITING_DATAGRAMS: usize = 4;
 /// Bytes of a datagram.
@@ -22,6 +20,7 @@ pub const DATAGRAM: usize = 65_507;
 pub const ANSWERS: usize = 256;
 /// Fragmented datagrams that are put together at once, and how long one may take.
 pub const REASSEMBLIES: usize = 16;
+/// How long one of them may take.
 pub const REASSEMBLY: Duration = Duration::from_secs(10);
 /// How long a broker may take for an answer. It has its own deadline, which is shorter.
 pub const ANSWER: Duration = Duration::from_secs(90);
@@ -29,5 +28,7 @@ pub const ANSWER: Duration = Duration::from_secs(90);
 pub const UDP_IDLE: Duration = Duration::from_secs(120);
 /// First wait for an acknowledgement, doubled each time; and how many times something is sent again.
 pub const RETRANSMISSION: Duration = Duration::from_secs(1);
+/// The longest wait for an acknowledgement.
 pub const MAX_WAIT: Duration = Duration::from_secs(30);
+/// How often something is sent again before the connection is given up.
 pub const RETRANSMISSIONS: u8 = 12;

@@ -60,6 +60,7 @@ pub struct Stack<B, W> {
 }
 
 impl<B: Broker, W: Watch> Stack<B, W> {
+    /// A stack without flows, whose guest takes no offloads before [`Stack::set_offloads`].
     pub fn new(addresses: Addresses, broker: B, watch: W) -> Self {
         Self {
             addresses,
@@ -82,10 +83,12 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         }
     }
 
+    /// Who decides about its flows.
     pub fn broker(&mut self) -> &mut B {
         &mut self.broker
     }
 
+    /// Who watches its sockets.
     pub fn watcher(&mut self) -> &mut W {
         &mut self.watch
     }
@@ -412,7 +415,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             if fate == Fate::Lives {
                 let before = connection.kept();
                 fate = connection.pump(spare);
-                if let Some((bytes, ended)) = connection.first() {
+                if let Some((bytes, ended)) = connection.first(B::FIRST) {
                     self.broker.first(id, bytes, ended);
                 }
                 self.kept = self.kept - before + connection.kept();

@@ -35,7 +35,7 @@ enum State {
 
 /// What becomes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     Lives,
     /// Both sides have ended it.
     Done,
@@ -47,7 +47,7 @@ pub enum Fate {
 
 /// A segment to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Out {
+pub(crate) struct Out {
     pub seq: u32,
     pub ack: u32,
     pub flags: u8,
@@ -68,7 +68,7 @@ enum Judging {
     Looks,
 }
 
-pub struct Connection {
+pub(crate) struct Connection {
     state: State,
     socket: Option<OwnedFd>,
     judging: Option<Judging>,
@@ -111,7 +111,7 @@ fn before(a: u32, b: u32) -> bool {
 
 impl Connection {
     /// For a guest's SYN.
-    pub fn new(syn: &Segment, iss: u32, now: Instant) -> Self {
+    pub(crate) fn new(syn: &Segment, iss: u32, now: Instant) -> Self {
         Self {
             state: State::Asking,
             socket: None,
@@ -144,7 +144,7 @@ impl Connection {
     }
 
     /// For a socket whose other end connects to the guest.
-    pub fn opening(iss: u32, socket: OwnedFd, now: Instant) -> Self {
+    pub(crate) fn opening(iss: u32, socket: OwnedFd, now: Instant) -> Self {
         // Of the guest nothing is known yet; all of it comes with its SYN.
         let syn = Segment {
             source: 0,
@@ -161,32 +161,32 @@ impl Connection {
         Self { state, socket, deadline: None, readable: true, ..Self::new(&syn, iss, now) }
     }
 
-    pub fn socket(&self) -> Option<&OwnedFd> {
+    pub(crate) fn socket(&self) -> Option<&OwnedFd> {
         self.socket.as_ref()
     }
 
     /// Whether the guest has not taken it yet.
-    pub fn is_opening(&self) -> bool {
+    pub(crate) fn is_opening(&self) -> bool {
         self.state == State::Opening
     }
 
     /// Whether the segment belongs to an earlier connection with the same ends, which the guest still has.
-    pub fn is_stray(&self, segment: &Segment) -> bool {
+    pub(crate) fn is_stray(&self, segment: &Segment) -> bool {
         self.is_opening() && segment.flags & (ACK | RST) == ACK && segment.ack != self.snd_max
     }
 
     /// Whether it was given up for want of an answer.
-    pub fn is_unanswered(&self) -> bool {
+    pub(crate) fn is_unanswered(&self) -> bool {
         self.attempts >= limits::RETRANSMISSIONS
     }
 
     /// Whether the broker has not answered yet.
-    pub fn is_asking(&self) -> bool {
+    pub(crate) fn is_asking(&self) -> bool {
         self.state == State::Asking || self.judging.is_some()
     }
 
     /// The broker wants to see what the guest says first.
-    pub fn judged(&mut self) {
+    pub(crate) fn judged(&mut self) {
         if self.state == State::Asking {
             (self.state, self.deadline) = (State::Answered, None);
             (self.judging, self.writable) = (Some(Judging::Waits), false);
@@ -194,45 +194,45 @@ impl Connection {
     }
 
     /// The broker needs more than it has been given.
-    pub fn more_wanted(&mut self) {
+    pub(crate) fn more_wanted(&mut self) {
         if self.judging.is_some() {
             self.judging = Some(Judging::Waits);
         }
     }
 
-    /// The next bytes for the broker, and whether they are the last.
-    pub fn first(&mut self) -> Option<(Vec<u8>, bool)> {
+    /// The next bytes for the broker, at most so many, and whether they are the last.
+    pub(crate) fn first(&mut self, most: usize) -> Option<(Vec<u8>, bool)> {
         if self.judging != Some(Judging::Waits) || self.to_host.is_empty() && !self.guest_ended {
             return None;
         }
         self.judging = Some(Judging::Looks);
-        let length = self.to_host.len().min(limits::FIRST);
+        let length = self.to_host.len().min(most);
         let bytes = self.to_host.slices(0, length).concat();
         self.to_host.consume(length);
         Some((bytes, self.guest_ended && self.to_host.is_empty()))
     }
 
-    pub fn mss(&self) -> u16 {
+    pub(crate) fn mss(&self) -> u16 {
         self.mss
     }
 
     /// Bytes of memory in its rings.
-    pub fn kept(&self) -> usize {
+    pub(crate) fn kept(&self) -> usize {
         self.to_host.capacity() + self.to_guest.capacity()
     }
 
-    pub fn payload(&self, out: &Out) -> [&[u8]; 2] {
+    pub(crate) fn payload(&self, out: &Out) -> [&[u8]; 2] {
         self.to_guest.slices(out.offset, out.length)
     }
 
     /// What the socket is to be watched for: bytes to read, room to write.
-    pub fn interest(&self) -> (bool, bool) {
+    pub(crate) fn interest(&self) -> (bool, bool) {
         let open = self.state != State::Asking;
         (open && !self.readable && !self.host_ended, open && !self.writable && !self.to_host.is_empty())
     }
 
     /// The broker has connected a socket.
-    pub fn granted(&mut self, socket: OwnedFd) {
+    pub(crate) fn granted(&mut self, socket: OwnedFd) {
         self.socket = Some(socket);
         (self.readable, self.writable) = (true, true);
         if self.judging.take().is_none() {
@@ -248,7 +248,13 @@ impl Connection {
     }
 
     /// A segment of the guest's with its payload. `spare` is memory that may still be kept.
-    pub fn receive(&mut self, segment: &Segment, payload: Frame<'_>, spare: usize, now: Instant) -> Fate {
+    pub(crate) fn receive(
+        &mut self,
+        segment: &Segment,
+        payload: Frame<'_>,
+        spare: usize,
+        now: Instant,
+    ) -> Fate {
         if self.state == State::Opening {
             return self.taken(segment);
         }
@@ -405,7 +411,7 @@ impl Connection {
     }
 
     /// Moves what the socket takes and gives. `spare` is memory that may still be kept.
-    pub fn pump(&mut self, spare: usize) -> Fate {
+    pub(crate) fn pump(&mut self, spare: usize) -> Fate {
         let Some(socket) = &self.socket else { return Fate::Lives };
         if self.writable && !self.to_host.is_empty() {
             match self.to_host.write_to(socket.as_fd()) {
@@ -441,7 +447,7 @@ impl Connection {
     }
 
     /// Whether both sides have ended it and know it.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.shut && self.fin_acknowledged() && !self.must_ack
     }
 
@@ -450,7 +456,7 @@ impl Connection {
     }
 
     /// The next segment for the guest, of at most `most` bytes of payload. [`Connection::sent`] says that it is sent.
-    pub fn next(&self, most: usize) -> Option<Out> {
+    pub(crate) fn next(&self, most: usize) -> Option<Out> {
         let out = |seq, flags, offset, length| {
             let edge = self.free_edge();
             let window = edge.wrapping_sub(self.rcv_nxt);
@@ -497,7 +503,7 @@ impl Connection {
     }
 
     /// That segment is on its way.
-    pub fn sent(&mut self, out: &Out, now: Instant) {
+    pub(crate) fn sent(&mut self, out: &Out, now: Instant) {
         self.must_ack = false;
         let told = u32::from(out.window) << if self.scaled && out.flags & SYN == 0 { SCALE } else { 0 };
         let edge = out.ack.wrapping_add(told);
@@ -525,7 +531,7 @@ impl Connection {
     }
 
     /// The deadline has passed.
-    pub fn expired(&mut self, now: Instant) -> Fate {
+    pub(crate) fn expired(&mut self, now: Instant) -> Fate {
         self.deadline = None;
         if self.state == State::Asking || self.attempts >= limits::RETRANSMISSIONS {
             return Fate::Reset;
@@ -547,19 +553,19 @@ impl Connection {
     }
 
     /// Sees to it that a closed window is looked at again.
-    pub fn watch_window(&mut self, now: Instant) {
+    pub(crate) fn watch_window(&mut self, now: Instant) {
         if self.deadline.is_none() && self.is_blocked() {
             self.deadline = Some(now + self.wait());
         }
     }
 
     /// The reset that the guest is sent.
-    pub fn reset(&self) -> (u32, u32) {
+    pub(crate) fn reset(&self) -> (u32, u32) {
         (self.snd_nxt, self.rcv_nxt)
     }
 
     /// Has the socket's other end see a reset too, and not an orderly end.
-    pub fn abort(&self) {
+    pub(crate) fn abort(&self) {
         // One that the guest has not taken may be somebody else's to serve.
         if let (Some(socket), false) = (&self.socket, self.is_opening()) {
             ring::linger_never(socket.as_fd());

@@ -9,7 +9,7 @@ use crate::frame::Frame;
 use crate::limits;
 use crate::ring;
 
-pub struct Datagrams {
+pub(crate) struct Datagrams {
     socket: Option<OwnedFd>,
     /// Those that wait for the socket.
     waiting: VecDeque<Vec<u8>>,
@@ -20,16 +20,16 @@ pub struct Datagrams {
 }
 
 impl Datagrams {
-    pub fn new(first: Vec<u8>, now: Instant) -> Self {
+    pub(crate) fn new(first: Vec<u8>, now: Instant) -> Self {
         Self { socket: None, waiting: VecDeque::new(), last_used: now, readable: false, first }
     }
 
-    pub fn socket(&self) -> Option<&OwnedFd> {
+    pub(crate) fn socket(&self) -> Option<&OwnedFd> {
         self.socket.as_ref()
     }
 
     /// The broker has connected a socket; what waits is sent.
-    pub fn granted(&mut self, socket: OwnedFd) -> io::Result<()> {
+    pub(crate) fn granted(&mut self, socket: OwnedFd) -> io::Result<()> {
         self.readable = true;
         let sent = self.waiting.drain(..).try_for_each(|datagram| {
             let span = libc::iovec { iov_base: datagram.as_ptr().cast_mut().cast(), iov_len: datagram.len() };
@@ -40,16 +40,10 @@ impl Datagrams {
     }
 
     /// Sends a datagram of the guest's. An error is the socket's, which the guest is told of.
-    pub fn send(&mut self, payload: Frame<'_>, now: Instant) -> io::Result<()> {
+    pub(crate) fn send(&mut self, payload: Frame<'_>, now: Instant) -> io::Result<()> {
         self.last_used = now;
         match &self.socket {
-            Some(socket) => {
-                let mut spans = payload.spans();
-                if spans.is_empty() {
-                    spans.push(libc::iovec { iov_base: std::ptr::dangling_mut(), iov_len: 0 });
-                }
-                lossy(ring::send(socket.as_fd(), &spans))
-            }
+            Some(socket) => lossy(ring::send(socket.as_fd(), &payload.spans())),
             None => {
                 if self.waiting.len() < limits::WAITING_DATAGRAMS {
                     self.waiting.push_back(payload.to_vec());
@@ -61,7 +55,7 @@ impl Datagrams {
 
     /// The next datagram for the guest, in `buffer`; `None` when there is none. A hang-up of the other end of a socket
     /// pair is an error.
-    pub fn receive(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<Option<usize>> {
+    pub(crate) fn receive(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<Option<usize>> {
         let Some(socket) = &self.socket else { return Ok(None) };
         loop {
             match ring::receive(socket.as_fd(), buffer) {

@@ -2,17 +2,30 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+/// Bytes of an Ethernet header without VLAN tags.
 pub const ETHERNET: usize = 14;
 /// Headers of a frame at most: Ethernet, IP with options, TCP with options.
 pub const HEADERS: usize = ETHERNET + 60 + 60;
+/// EtherType of ARP (RFC 826).
 pub const ARP: u16 = 0x0806;
+/// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
 pub const IPV6: u16 = 0x86dd;
+/// Protocol number of ICMP (RFC 792).
 pub const ICMP: u8 = 1;
+/// Protocol number of TCP (RFC 9293).
 pub const TCP: u8 = 6;
+/// Protocol number of UDP (RFC 768).
 pub const UDP: u8 = 17;
+/// Next header of ICMPv6 (RFC 4443).
 pub const ICMPV6: u8 = 58;
+/// The extension header of a fragment (RFC 8200, 4.5), and its bytes.
+pub const FRAGMENT: u8 = 44;
+/// Bytes of that header.
+pub const FRAGMENT_HEADER: usize = 8;
 
+/// An Ethernet address.
 pub type Mac = [u8; 6];
 
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {
@@ -26,14 +39,18 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
 /// What an IP header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ip {
+    /// Who has sent it.
     pub source: IpAddr,
+    /// Whom it is for.
     pub destination: IpAddr,
+    /// Number of what follows the header, extension headers of fragments left out.
     pub protocol: u8,
     /// Where the transport header is in the frame, and how many bytes there are from it on.
     pub at: usize,
+    /// Bytes from `at` to the end of the packet.
     pub length: usize,
     /// Identification, offset in bytes and whether more follow, of a fragment.
-    pub fragment: Option<(u16, usize, bool)>,
+    pub fragment: Option<(u32, usize, bool)>,
 }
 
 /// Reads the IP header of a frame of `total` bytes, whose first are `head`. `None` for what is none, or damaged.
@@ -58,7 +75,7 @@ pub fn ip(head: &[u8], total: usize) -> Option<Ip> {
                 protocol: header[9],
                 at: ETHERNET + length,
                 length: all - length,
-                fragment: (offset != 0 || more).then_some((be16(header, 4)?, offset, more)),
+                fragment: (offset != 0 || more).then_some((be16(header, 4)?.into(), offset, more)),
             })
         }
         IPV6 => {
@@ -71,35 +88,56 @@ pub fn ip(head: &[u8], total: usize) -> Option<Ip> {
                 let bytes: [u8; 16] = header[at..at + 16].try_into().ok()?;
                 Some(IpAddr::V6(Ipv6Addr::from(bytes)))
             };
-            // Extension headers are not followed: their number is no protocol that is served here.
-            let (source, destination, protocol) = (address(8)?, address(24)?, header[6]);
-            Some(Ip { source, destination, protocol, at: ETHERNET + 40, length, fragment: None })
+            let (source, destination, at) = (address(8)?, address(24)?, ETHERNET + 40);
+            if header[6] == FRAGMENT && length >= FRAGMENT_HEADER {
+                let (protocol, field) = (*head.get(at)?, be16(head, at + 2)?);
+                let (id, offset, more) = (be32(head, at + 4)?, usize::from(field & !7), field & 1 != 0);
+                let (at, length) = (at + FRAGMENT_HEADER, length - FRAGMENT_HEADER);
+                let fragment = (offset != 0 || more).then_some((id, offset, more));
+                return Some(Ip { source, destination, protocol, at, length, fragment });
+            }
+            // Other extension headers are not followed: their number is no protocol that is served here.
+            Some(Ip { source, destination, protocol: header[6], at, length, fragment: None })
         }
         _ => None,
     }
 }
 
+/// The sender has no more data.
 pub const FIN: u8 = 1;
+/// The sequence number is the first one.
 pub const SYN: u8 = 2;
+/// The connection is broken off.
 pub const RST: u8 = 4;
+/// What has come is to be given to the program at once.
 pub const PSH: u8 = 8;
+/// The acknowledgement number counts.
 pub const ACK: u8 = 16;
 
 /// What a TCP header says (RFC 9293).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tcp {
+    /// The sender's port.
     pub source: u16,
+    /// The receiver's port.
     pub destination: u16,
+    /// Sequence number of the first byte, or of the SYN.
     pub seq: u32,
+    /// The next sequence number that the sender waits for, with [`ACK`].
     pub ack: u32,
+    /// Of the constants above, as they are in byte 13.
     pub flags: u8,
+    /// Bytes that the sender has room for, before they are scaled.
     pub window: u16,
     /// Bytes of the header.
     pub header: usize,
+    /// The maximum segment size option, of a SYN.
     pub mss: Option<u16>,
+    /// The window scale option, of a SYN: how far windows are shifted left.
     pub scale: Option<u8>,
 }
 
+/// Reads a TCP header; `None` for one that is cut or says that it is shorter than 20 bytes.
 pub fn tcp(bytes: &[u8]) -> Option<Tcp> {
     let header = usize::from(bytes.get(12)? >> 4) * 4;
     let options = bytes.get(20..header)?;
@@ -155,6 +193,7 @@ pub fn add(bytes: &[u8], mut sum: u64) -> u64 {
     sum + u64::from(u32::from_be_bytes(last))
 }
 
+/// Ends a checksum of sums of 16-bit words (RFC 1071).
 pub fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -227,6 +266,7 @@ impl Writer {
         }
     }
 
+    /// Appends bytes.
     pub fn put(&mut self, bytes: &[u8]) {
         self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
@@ -237,6 +277,7 @@ impl Writer {
         self.bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
     }
 
+    /// What was written so far.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }

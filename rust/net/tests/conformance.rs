@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,15 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
-use supermachine_net::{Call, INCOMING, Offloads, Protocol};
+use supermachine_net::{Call, INCOMING, Offloads, Protocol, wire};
 
 /// Frames that are lost or swapped at most, and how long a conversation may take in virtual time: the peer waits up to a
 /// minute before it sends again.
 const TROUBLE: u32 = 40;
 const LONG: Duration = Duration::from_secs(7200);
+
+const SERVER: &str = "192.0.2.1:80";
+const SERVER_V6: &str = "[2001:db8::1]:80";
 
 /// The link as the peer sees it: IP packets in and out.
 #[derive(Default)]
@@ -84,6 +87,7 @@ struct Case {
     judged: Option<usize>,
     /// The host's side connects to the guest.
     incoming: bool,
+    v6: bool,
     seed: u64,
 }
 
@@ -93,9 +97,9 @@ fn cases() -> impl Strategy<Value = Case> {
         (0..20_u32, 0..30_u32, any::<bool>(), 600..100_000_usize, 576..1500_usize),
         (sizes(), sizes(), 1..70_000_usize, 1..70_000_usize, 1..40_usize, any::<u64>()),
         prop_oneof![Just(None), (1..40_000_usize).prop_map(Some)],
-        any::<bool>(),
+        (any::<bool>(), any::<bool>()),
     )
-        .prop_map(|((loss, reorder, offloads, peer_buffer, segment), rest, judged, incoming)| {
+        .prop_map(|((loss, reorder, offloads, peer_buffer, segment), rest, judged, (incoming, v6))| {
             let (from_guest, from_host, host_chunk, guest_chunk, queue, seed) = rest;
             Case {
                 loss,
@@ -110,6 +114,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 queue,
                 judged,
                 incoming,
+                v6,
                 seed,
             }
         })
@@ -155,12 +160,20 @@ fn disturb(frames: Vec<Vec<u8>>, case: &Case, dice: &mut Dice) -> Vec<Vec<u8>> {
 
 fn converse(case: &Case) -> Result<(), TestCaseError> {
     let mut dice = Dice { state: case.seed | 1, trouble: TROUBLE };
-    let mut stack =
-        common::stack(Offloads { checksum: case.offloads, segments_v4: case.offloads, segments_v6: false });
+    let mut stack = common::stack(Offloads {
+        checksum: case.offloads,
+        segments_v4: case.offloads,
+        segments_v6: case.offloads,
+    });
     let mut link = Link { segment: case.segment, ..Link::default() };
     let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut link, SmolInstant::ZERO);
-    interface.update_ip_addrs(|all| all.push(IpCidr::new(IpAddress::v4(10, 0, 2, 15), 24)).unwrap());
+    interface.update_ip_addrs(|all| {
+        all.push(IpCidr::new(common::GUEST.into(), 24)).unwrap();
+        all.push(IpCidr::new(common::GUEST_V6.into(), 64)).unwrap();
+    });
     interface.routes_mut().add_default_ipv4_route(common::GATEWAY).unwrap();
+    interface.routes_mut().add_default_ipv6_route(common::GATEWAY_V6).unwrap();
+    let remote: SocketAddr = if case.v6 { SERVER_V6 } else { SERVER }.parse().unwrap();
     let buffer = || tcp::SocketBuffer::new(vec![0; case.peer_buffer]);
     let mut sockets = SocketSet::new(vec![]);
     let handle = sockets.add(tcp::Socket::new(buffer(), buffer()));
@@ -168,7 +181,7 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
     if case.incoming {
         client.listen(80).unwrap();
     } else {
-        client.connect(interface.context(), (IpAddress::v4(192, 0, 2, 1), 80), 49_152).unwrap();
+        client.connect(interface.context(), (IpAddress::from(remote.ip()), 80), 49_152).unwrap();
     }
 
     let (ours, mut server) = UnixStream::pair().unwrap();
@@ -181,7 +194,7 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
         (0, 0, false, false, false);
     let began = Instant::now();
     if case.incoming {
-        let source = "192.0.2.1:49152".parse().unwrap();
+        let source = SocketAddr::new(remote.ip(), 49_152);
         let call = Call { flow: INCOMING | 1, protocol: Protocol::Tcp, source, port: 80 };
         stack.call(&call, ours.take().unwrap().into(), began);
     }
@@ -210,7 +223,8 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
             guest_closed = true;
         }
         let frames = link.from_peer.drain(..).map(|packet| {
-            [&common::ADDRESSES.gateway_mac[..], &common::ADDRESSES.guest_mac, &[8, 0], &packet].concat()
+            let kind = if case.v6 { wire::IPV6 } else { wire::IPV4 }.to_be_bytes();
+            [&common::ADDRESSES.gateway_mac[..], &common::ADDRESSES.guest_mac, &kind, &packet].concat()
         });
         let frames: Vec<_> = frames.collect();
         let mut quiet = frames.is_empty();
@@ -218,7 +232,7 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
             common::give(&mut stack, &frame, now);
         }
         if let Some(question) = stack.broker().asked.pop_front() {
-            prop_assert_eq!(question.destination, "192.0.2.1:80".parse().unwrap());
+            prop_assert_eq!(question.destination, remote);
             match case.judged {
                 None => stack.answer(question.flow, Ok(ours.take().unwrap().into()), now),
                 Some(_) => stack.judged(question.flow, now),

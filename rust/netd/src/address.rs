@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Kinds of addresses, by who is there (IANA's special-purpose registries).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
+    /// Addresses of the Internet.
     Public,
     /// Private and shared address space (RFC 1918, RFC 6598, RFC 4193).
     Private,
@@ -12,6 +13,7 @@ pub enum Class {
     Host,
     /// Services of clouds that tell secrets to whoever runs there.
     Metadata,
+    /// Of one link alone (RFC 3927; RFC 4291, 2.5.6).
     LinkLocal,
     /// Nobody's, or everybody's: unspecified, multicast, reserved, for documentation.
     Special,

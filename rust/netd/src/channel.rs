@@ -1,20 +1,17 @@
 //! A stream of messages that may carry descriptors, without waiting for the other side.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
 use supermachine_proto::frame::{self, Decoder};
+use supermachine_support::descriptors;
 
 /// Messages that wait for the other side. Who lets more of them wait does not read.
 const MAX_WAITING: usize = 32 * 1024;
 
+/// Messages, and descriptors along with them, over a socket that does not block.
 pub struct Channel {
     stream: UnixStream,
     decoder: Decoder,
@@ -25,12 +22,14 @@ pub struct Channel {
 }
 
 impl Channel {
+    /// The socket's mode becomes non-blocking.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let (decoder, fds, waiting) = (Decoder::default(), VecDeque::new(), VecDeque::new());
         Ok(Self { stream, decoder, fds, waiting, written: 0 })
     }
 
+    /// Whether messages wait until the other side has read.
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -38,25 +37,14 @@ impl Channel {
     /// Reads what has come; `false` when the other side has ended it.
     pub fn receive(&mut self) -> io::Result<bool> {
         let mut bytes = [0_u8; 16 * 1024];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         loop {
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            #[cfg(target_os = "linux")]
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            #[cfg(not(target_os = "linux"))]
-            let flags = RecvFlags::empty();
-            let received =
-                match recvmsg(&self.stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
-                    Ok(received) => received.bytes,
-                    Err(rustix::io::Errno::INTR) => continue,
-                    Err(rustix::io::Errno::AGAIN) => return Ok(true),
-                    Err(error) => return Err(error.into()),
-                };
-            for message in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(fds) = message {
-                    self.fds.extend(fds);
-                }
-            }
+            let received = match descriptors::receive(&self.stream, &mut bytes) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error),
+            };
+            self.fds.extend(received.descriptors);
+            let received = received.bytes;
             if received == 0 {
                 return Ok(false);
             }
@@ -91,22 +79,12 @@ impl Channel {
     /// Sends what waits, as far as there is room.
     pub fn flush(&mut self) -> io::Result<()> {
         while let Some((bytes, fd)) = self.waiting.front() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
             // The descriptor goes with the first byte.
-            if self.written == 0 && !fds.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(&fds));
-            }
-            #[cfg(target_os = "linux")]
-            let flags = SendFlags::NOSIGNAL;
-            #[cfg(not(target_os = "linux"))]
-            let flags = SendFlags::empty();
-            match sendmsg(&self.stream, &[IoSlice::new(&bytes[self.written..])], &mut control, flags) {
+            let fds: Vec<BorrowedFd<'_>> = fd.iter().filter(|_| self.written == 0).map(AsFd::as_fd).collect();
+            match descriptors::send(&self.stream, &bytes[self.written..], &fds) {
                 Ok(n) => self.written += n,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
             }
             if self.written == bytes.len() {
                 self.waiting.pop_front();

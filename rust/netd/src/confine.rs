@@ -5,6 +5,7 @@
 #[error("the policy process cannot be confined: {0}")]
 pub struct Error(String);
 
+/// Lets this process do nothing from here on but what netd needs. What it has open stays open.
 #[cfg(target_os = "linux")]
 pub fn confine() -> Result<(), Error> {
     use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr};
@@ -35,6 +36,7 @@ pub fn confine_thread() -> Result<(), Error> {
     Ok(())
 }
 
+/// The same on other systems than Linux.
 #[cfg(not(target_os = "linux"))]
 pub fn confine() -> Result<(), Error> {
     use rustix::process::{Resource, Rlimit, setrlimit};
@@ -100,7 +102,10 @@ mod linux {
         libc::SYS_poll,
     ];
 
-    pub fn filter() -> Result<BpfProgram, Error> {
+    /// include/uapi/asm-generic/ioctls.h; the C libraries differ in its type.
+    const FIONBIO: u64 = 0x5421;
+
+    pub(super) fn filter() -> Result<BpfProgram, Error> {
         let failed = |error: BackendError| Error(error.to_string());
         let rule = |argument, value: u64| {
             SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
@@ -113,7 +118,7 @@ mod linux {
         let families = [libc::AF_INET, libc::AF_INET6];
         let families = families.map(|family| rule(0, family as u64)).into_iter().collect::<Result<_, _>>()?;
         rules.insert(libc::SYS_socket, families);
-        rules.insert(libc::SYS_ioctl, vec![rule(1, libc::FIONBIO)?]);
+        rules.insert(libc::SYS_ioctl, vec![rule(1, FIONBIO)?]);
         let arch = std::env::consts::ARCH.try_into().map_err(failed)?;
         SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, arch)
             .and_then(TryInto::try_into)

@@ -6,11 +6,14 @@ use std::time::Duration;
 use crate::rules;
 
 const HEADER: usize = 12;
+/// An address of IPv4.
 pub const A: u16 = 1;
 const CNAME: u16 = 5;
+/// An address of IPv6 (RFC 3596).
 pub const AAAA: u16 = 28;
 /// SVCB and HTTPS (RFC 9460) can carry keys that hide which name is connected to.
 pub const SVCB: u16 = 64;
+/// Of a web server, as SVCB.
 pub const HTTPS: u16 = 65;
 const IN: u16 = 1;
 /// Labels of a name, and names that a compressed one leads through.
@@ -21,9 +24,11 @@ const CHAIN: usize = 16;
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
+    /// By which the answer is known.
     pub id: u16,
     /// In small letters, without a dot at its end; empty for the root. `None` for bytes that no host name has.
     pub name: Option<String>,
+    /// The type: [`A`], [`AAAA`] or any other.
     pub kind: u16,
     /// Where the question ends.
     end: usize,
@@ -170,9 +175,13 @@ pub fn answers(bytes: &[u8], query: &Question) -> Option<u8> {
     (flags & 0x8000 != 0 && (empty || same()?)).then_some(code)
 }
 
+/// SERVFAIL: nobody could be asked.
 pub const SERVER_FAILED: u8 = 2;
+/// NXDOMAIN.
 pub const NO_SUCH_NAME: u8 = 3;
+/// NOTIMP: questions of that kind are not answered here.
 pub const NOT_IMPLEMENTED: u8 = 4;
+/// REFUSED: the policy does not allow it.
 pub const REFUSED: u8 = 5;
 
 /// An answer to a query with this code and these addresses.

@@ -1,10 +1,9 @@
 //! The first bytes of a connection, which name whom it is for: a TLS ClientHello (RFC 8446, 4.1.2) or the head of an HTTP
 //! request (RFC 9112). Both come from the guest, and servers read them less strictly than this does.
 
-use crate::rules;
+use supermachine_proto::netd::FIRST;
 
-/// Bytes that are looked at.
-pub const MOST: usize = 16 * 1024;
+use crate::rules;
 
 /// What the bytes so far say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +73,7 @@ pub fn hello(bytes: &[u8]) -> Seen {
     let length = length_of(&message);
     match message.first() {
         Some(kind) if *kind != CLIENT_HELLO => return Seen::Other,
-        _ if message.len() >= 4 && length > MOST => return Seen::Other,
+        _ if message.len() >= 4 && length > FIRST => return Seen::Other,
         _ if message.len() < length => return Seen::Incomplete,
         _ => message.truncate(length),
     }

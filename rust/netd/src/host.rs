@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use crate::rules;
 
@@ -18,11 +18,14 @@ const MAX_NDOTS: u8 = 15;
 /// Where the host's resolver looks for a name that is not whole. Guests do the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
+    /// In the order in which they are tried.
     pub domains: Vec<String>,
+    /// Dots of a name that is tried as it is first, 0 to 15.
     pub ndots: u8,
 }
 
 impl Search {
+    /// From /etc/resolv.conf; nothing where it cannot be read.
     pub fn read() -> Self {
         search(&read("/etc/resolv.conf"))
     }
@@ -31,6 +34,7 @@ impl Search {
 /// What is known of the host.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Host {
+    /// Name servers of /etc/resolv.conf.
     pub servers: Vec<SocketAddr>,
     /// Names, in small letters.
     pub names: BTreeMap<String, Vec<IpAddr>>,
@@ -40,6 +44,7 @@ pub struct Host {
 }
 
 impl Host {
+    /// From /etc/resolv.conf and /etc/hosts, and with `roots` the certificates; what cannot be read is empty.
     pub fn read(roots: bool) -> Self {
         let roots = if roots { rustls_native_certs::load_native_certs().certs } else { Vec::new() };
         Self {
@@ -48,6 +53,14 @@ impl Host {
             roots: roots.iter().map(|der| der.to_vec()).collect(),
         }
     }
+}
+
+/// Whether the host has a way to public addresses of IPv6. Nothing is sent.
+pub fn has_route_v6() -> bool {
+    // Any global unicast address (RFC 4291, 2.5.4) that no special network has.
+    let somebody = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1), 9);
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0));
+    socket.is_ok_and(|socket| socket.connect(somebody).is_ok())
 }
 
 fn read(path: &str) -> String {

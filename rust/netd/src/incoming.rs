@@ -37,19 +37,19 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.arriving.values().map(|arrival| arrival.deadline).min()
     }
 
     /// Those that this link has brought.
-    pub fn over(&self, link: u64) -> Vec<u64> {
+    pub(crate) fn over(&self, link: u64) -> Vec<u64> {
         let has = |caller: &Caller| matches!(caller, Caller::Member { link: its, .. } if *its == link);
         let arriving =
             self.arriving.iter().filter(|(_, arrival)| has(&arrival.caller)).map(|(flow, _)| *flow);
         arriving.chain(self.taken.iter().filter(|(_, caller)| has(caller)).map(|(flow, _)| *flow)).collect()
     }
 
-    pub fn of(&self, wanted: Caller) -> Option<u64> {
+    pub(crate) fn of(&self, wanted: Caller) -> Option<u64> {
         let arriving = self.arriving.iter().find(|(_, arrival)| arrival.caller == wanted);
         let taken = || self.taken.iter().find(|(_, caller)| **caller == wanted).map(|(flow, _)| *flow);
         arriving.map(|(flow, _)| *flow).or_else(taken)

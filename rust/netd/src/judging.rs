@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use supermachine_proto::netd::{Protocol, Refusal, Reply};
+use supermachine_proto::netd::{FIRST, Protocol, Refusal, Reply};
 
 use crate::first::{self, Seen};
 use crate::policy::{Basis, Denied};
 use crate::server::Server;
 
-pub const HTTP: u16 = 80;
-pub const HTTPS: u16 = 443;
+pub(crate) const HTTP: u16 = 80;
+pub(crate) const HTTPS: u16 = 443;
 /// How long a client has to say whom it wants; and one that may reach the address in any case: then the server may be the
 /// one that speaks first.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,14 +25,14 @@ const READING: Duration = Duration::from_secs(2);
 
 /// What decides about a connection once it has said whom it is for.
 #[derive(Clone, Debug)]
-pub enum Pending {
+pub(crate) enum Pending {
     Basis(Basis),
     /// It is denied, and told: a client of HTTP gets to read why.
     Denied(Denied),
 }
 
 /// A connection that has not said enough.
-pub struct Judging {
+pub(crate) struct Judging {
     flow: u64,
     /// To the server; none where it is denied anyway.
     socket: Option<OwnedFd>,
@@ -45,18 +45,18 @@ pub struct Judging {
 
 /// Those, and pages that are being read.
 #[derive(Default)]
-pub struct Judgements {
+pub(crate) struct Judgements {
     waiting: Vec<Judging>,
     pages: Vec<(OwnedFd, Instant)>,
 }
 
 impl Judgements {
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let waiting = self.waiting.iter().map(|judging| judging.deadline);
         waiting.chain(self.pages.iter().map(|(_, until)| *until)).min()
     }
 
-    pub fn forget(&mut self, flow: u64) {
+    pub(crate) fn forget(&mut self, flow: u64) {
         self.waiting.retain(|judging| judging.flow != flow);
     }
 }
@@ -90,7 +90,7 @@ impl Server {
             _ if judging.secret => first::hello(&judging.said),
             _ => first::request(&judging.said),
         };
-        let more = seen == Seen::Incomplete && !ended && judging.said.len() < first::MOST;
+        let more = seen == Seen::Incomplete && !ended && judging.said.len() < FIRST;
         if more {
             return self.link.send(&Reply::More { flow }, None);
         }

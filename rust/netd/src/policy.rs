@@ -32,13 +32,16 @@ pub enum Basis {
 /// Why something is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denied {
+    /// As the user has written it.
     pub rule: Option<String>,
+    /// A part of a sentence: "no rule allows it".
     pub reason: &'static str,
     /// A rule that would allow it; empty where none could.
     pub remedy: String,
 }
 
 impl Policy {
+    /// Reads the rules; an error names the first that is none.
     pub fn new(policy: &netd::Policy) -> Result<Self, NotARule> {
         let rules =
             |texts: &[String]| -> Result<Vec<_>, _> { texts.iter().map(|text| Rule::parse(text)).collect() };
@@ -207,6 +210,8 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// An answer of a name server says that `name` has `address` for so long; it is held for no less and no more than
+    /// the bounds above.
     pub fn add(&mut self, address: IpAddr, name: &str, ttl: Duration, now: Instant) {
         let until = now + ttl.clamp(LEAST, MOST);
         if !self.names.contains_key(&address) {

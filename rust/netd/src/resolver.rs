@@ -74,7 +74,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl Resolver {
-    pub fn new(host: Host, gateway: Vec<IpAddr>) -> io::Result<Self> {
+    pub(crate) fn new(host: Host, gateway: Vec<IpAddr>) -> io::Result<Self> {
         let bell = UnixDatagram::pair()?;
         bell.0.set_nonblocking(true)?;
         bell.1.set_nonblocking(true)?;
@@ -91,7 +91,7 @@ impl Resolver {
     }
 
     /// The guest's end of a new connection to the name server.
-    pub fn connect(&mut self, stream: bool) -> io::Result<OwnedFd> {
+    pub(crate) fn connect(&mut self, stream: bool) -> io::Result<OwnedFd> {
         let (ours, theirs): (OwnedFd, OwnedFd) = if stream {
             let (ours, theirs) = UnixStream::pair()?;
             ours.set_nonblocking(true)?;
@@ -116,20 +116,20 @@ impl Resolver {
     }
 
     /// What to wait for until something can be read.
-    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.bell.1.as_fd())
             .chain(self.clients.iter().map(|client| client.socket.as_fd()))
             .chain(self.lookups.iter().map(|lookup| lookup.socket.as_fd()))
     }
 
     /// When there is something to do though nothing can be read.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let idle = self.clients.iter().map(|client| client.last_used + IDLE);
         self.lookups.iter().map(|lookup| lookup.deadline).chain(idle).min()
     }
 
     /// Does what can be done now.
-    pub fn serve(&mut self, context: &mut Context<'_>, now: Instant) {
+    pub(crate) fn serve(&mut self, context: &mut Context<'_>, now: Instant) {
         while self.bell.1.recv(&mut [0; 8]).is_ok() {}
         while let Ok(done) = self.answered.1.try_recv() {
             self.by_tcp -= 1;

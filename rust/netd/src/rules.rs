@@ -18,29 +18,42 @@ pub enum Target {
     Name(String),
     /// Names that end with a dot and this.
     Below(String),
+    /// Addresses that begin alike.
     Network {
+        /// The first of them.
         address: IpAddr,
+        /// Bits that are alike: 0 to 32, or 128 for IPv6.
         prefix: u8,
     },
+    /// Addresses of a kind.
     Group(Group),
 }
 
+/// Kinds of addresses that rules name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
+    /// "public".
     Public,
+    /// "private".
     Private,
+    /// "host".
     Host,
+    /// "meta".
     Metadata,
     /// All of them but metadata and link-local addresses.
     Any,
 }
 
+/// What a user allows or denies: TARGET[:PORTS][/tcp|udp|icmp].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
+    /// As it was written.
     pub text: String,
+    /// Whom it is about.
     pub target: Target,
     /// Empty for all.
     pub ports: Vec<RangeInclusive<u16>>,
+    /// `None` for all.
     pub protocol: Option<Protocol>,
 }
 
@@ -55,6 +68,7 @@ pub struct NotARule {
 }
 
 impl Rule {
+    /// Reads a rule of at most 512 bytes.
     pub fn parse(text: &str) -> Result<Self, NotARule> {
         let wrong = |what| NotARule { text: text.chars().take(80).collect(), what };
         if text.len() > MAX_BYTES {
@@ -143,6 +157,7 @@ impl fmt::Display for Rule {
 }
 
 impl Group {
+    /// Whether addresses of this kind are meant.
     pub fn holds(self, class: Class) -> bool {
         match self {
             Self::Public => class == Class::Public,

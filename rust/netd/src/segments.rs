@@ -57,13 +57,13 @@ fn known(mut member: Member) -> Member {
 
 impl Segments {
     /// The names of the machine with this address.
-    pub fn names_of(&self, address: IpAddr) -> Option<&[String]> {
+    pub(crate) fn names_of(&self, address: IpAddr) -> Option<&[String]> {
         let link = self.links.iter().find(|link| link.member.address == address)?;
         Some(&link.member.names)
     }
 
     /// Where a name leads on the segments; `None` for one that no machine has there.
-    pub fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
+    pub(crate) fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
         let members = self.own.iter().chain(self.links.iter().map(|link| &link.member));
         let has = |member: &&Member| member.names.iter().any(|own| own == name);
         let mut found: Vec<IpAddr> = members.filter(has).map(|member| member.address).collect();
@@ -72,11 +72,11 @@ impl Segments {
         (!found.is_empty()).then_some(found)
     }
 
-    pub fn channels(&self) -> impl Iterator<Item = &Channel> {
+    pub(crate) fn channels(&self) -> impl Iterator<Item = &Channel> {
         self.links.iter().map(|link| &link.channel)
     }
 
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.outgoing.values().filter_map(|flow| Some(flow.waiting.as_ref()?.1)).min()
     }
 
@@ -85,13 +85,13 @@ impl Segments {
     }
 
     /// This machine is on a segment.
-    pub fn join(&mut self, member: Member) {
+    pub(crate) fn join(&mut self, member: Member) {
         self.own.retain(|own| own.segment != member.segment);
         self.own.push(known(member));
     }
 
     /// There is another one on it.
-    pub fn meet(&mut self, member: Member, link: OwnedFd) -> io::Result<()> {
+    pub(crate) fn meet(&mut self, member: Member, link: OwnedFd) -> io::Result<()> {
         if self.links.len() < LINKS {
             self.next += 1;
             let channel = Channel::new(UnixStream::from(link))?;

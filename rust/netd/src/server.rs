@@ -48,7 +48,12 @@ pub(crate) struct Granted {
 }
 
 impl Granted {
-    pub fn new(protocol: Protocol, source: SocketAddr, destination: SocketAddr, names: Vec<String>) -> Self {
+    pub(crate) fn new(
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+        names: Vec<String>,
+    ) -> Self {
         Self { protocol, source, destination, names, since_ns: now_ns() }
     }
 
@@ -66,6 +71,7 @@ impl Granted {
 /// Flows in one message.
 const FLOWS: usize = 256;
 
+/// The policy process of one machine: what it knows of the guest, its policy and its flows.
 pub struct Server {
     pub(crate) control: Channel,
     pub(crate) link: Channel,
@@ -488,6 +494,8 @@ fn connect(protocol: Protocol, target: SocketAddr) -> Result<(OwnedFd, bool), Er
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&socket, true)?;
     if protocol == Protocol::Tcp {
+        // An urgent byte is one of the stream, as the guest's are (RFC 6093): otherwise it would be lost on the way.
+        sockopt::set_socket_oobinline(&socket, true)?;
         sockopt::set_tcp_nodelay(&socket, true)?;
         sockopt::set_socket_keepalive(&socket, true)?;
     }

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Instant;
 
@@ -11,19 +11,21 @@ use supermachine_net::{
     Addresses, Broker, Ended, Frame, Header, Offloads, Output, Question, Stack, Watch, wire,
 };
 
-pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-pub const ADDRESSES: Addresses = Addresses {
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(crate) const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 15);
+pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+pub(crate) const ADDRESSES: Addresses = Addresses {
     guest_mac: [2, 0, 0, 0, 0, 15],
     gateway_mac: [2, 0, 0, 0, 0, 2],
     guest: GUEST,
     gateway: GATEWAY,
-    v6: None,
+    v6: Some((GUEST_V6, GATEWAY_V6)),
 };
 
 /// Keeps questions for the test.
 #[derive(Default)]
-pub struct Questions {
+pub(crate) struct Questions {
     pub asked: VecDeque<Question>,
     pub closed: Vec<(u64, Ended)>,
     pub accepted: Vec<u64>,
@@ -33,6 +35,8 @@ pub struct Questions {
 }
 
 impl Broker for Questions {
+    const FIRST: usize = 16 * 1024;
+
     fn ask(&mut self, question: &Question) -> bool {
         self.asked.push_back(*question);
         !self.gone
@@ -53,7 +57,7 @@ impl Broker for Questions {
 
 /// Flows whose sockets somebody waits for.
 #[derive(Default)]
-pub struct Watched(pub BTreeMap<i32, (u64, bool, bool)>);
+pub(crate) struct Watched(pub BTreeMap<i32, (u64, bool, bool)>);
 
 impl Watch for Watched {
     fn watch(&mut self, socket: BorrowedFd<'_>, flow: u64, read: bool, write: bool, new: bool) {
@@ -68,7 +72,7 @@ impl Watch for Watched {
 
 /// The guest's receive queue.
 #[derive(Default)]
-pub struct Queue {
+pub(crate) struct Queue {
     pub frames: VecDeque<(Header, Vec<u8>)>,
     pub room: usize,
 }
@@ -87,16 +91,16 @@ impl Output for Queue {
     }
 }
 
-pub type TestStack = Stack<Questions, Watched>;
+pub(crate) type TestStack = Stack<Questions, Watched>;
 
-pub fn stack(offloads: Offloads) -> TestStack {
+pub(crate) fn stack(offloads: Offloads) -> TestStack {
     let mut stack = Stack::new(ADDRESSES, Questions::default(), Watched::default());
     stack.set_offloads(offloads);
     stack
 }
 
 /// A frame from the guest.
-pub fn give(stack: &mut TestStack, bytes: &[u8], now: Instant) {
+pub(crate) fn give(stack: &mut TestStack, bytes: &[u8], now: Instant) {
     // Two spans, with a virtio header before them that is skipped.
     let cut = bytes.len() / 2;
     let header = [0_u8; 12];
@@ -109,7 +113,7 @@ pub fn give(stack: &mut TestStack, bytes: &[u8], now: Instant) {
 }
 
 /// The frames that one for the guest stands for: its segments, with their checksums.
-pub fn segments(header: &Header, bytes: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn segments(header: &Header, bytes: &[u8]) -> Vec<Vec<u8>> {
     if !header.needs_checksum {
         assert_eq!(header.segment, 0);
         return vec![bytes.to_vec()];

@@ -15,7 +15,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use supermachine_proto::netd::Hidden;
 use zeroize::Zeroizing;
 
-use super::values::Error;
+use super::error::Error;
 use crate::rules::{Rule, Target};
 
 /// Names whose certificates are kept.
@@ -77,6 +77,7 @@ pub struct Issuing {
 }
 
 impl Issuing {
+    /// Issues by the key of an authority: PKCS #8, in DER, for ECDSA on P-256.
     pub fn new(of: &Hidden) -> Result<Self, Error> {
         let der = PrivatePkcs8KeyDer::from(&of.0[..]);
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)
@@ -121,6 +122,7 @@ impl Issuing {
 /// The one protocol that is spoken (RFC 7301, 6): in others nothing would be replaced.
 pub const HTTP_1_1: &[u8] = b"http/1.1";
 
+/// What TLS is done with on both sides.
 pub fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

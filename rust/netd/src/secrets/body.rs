@@ -5,7 +5,9 @@
 pub enum Framing {
     /// There is none.
     None,
+    /// Content-Length.
     Length(u64),
+    /// Transfer-Encoding: chunked.
     Chunked,
     /// With the connection.
     End,
@@ -34,6 +36,7 @@ enum State {
 }
 
 impl Reader {
+    /// At the begin of a body.
     pub fn new(framing: Framing) -> Self {
         let state = match framing {
             Framing::None | Framing::Length(0) => State::Done,
@@ -44,6 +47,7 @@ impl Reader {
         Self { state, trailers: 0 }
     }
 
+    /// Whether the body has been read to its end.
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }

@@ -30,7 +30,7 @@ const SWITCHED: Duration = Duration::from_secs(3600);
 const LINGER: Duration = Duration::from_secs(2);
 
 /// What a connection is opened with.
-pub struct Opened {
+pub(super) struct Opened {
     /// Both do not block.
     pub guest: OwnedFd,
     pub host: OwnedFd,
@@ -105,7 +105,7 @@ struct Conversation {
 }
 
 /// Serves the connection to its end; `complain` is told why something was not passed on.
-pub fn serve(opened: Opened, complain: Box<dyn Fn(String) + Send>) {
+pub(super) fn serve(opened: Opened, complain: Box<dyn Fn(String) + Send>) {
     let Opened { guest, host, said, name, port, server, client, replacing, bell } = opened;
     let Ok(server_name) = ServerName::try_from(name.clone()) else { return };
     let (Ok(server), Ok(client)) =

@@ -11,11 +11,13 @@ const FIELDS: usize = 128;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Bad(pub u16, pub &'static str);
 
+/// A field's name as it was written, and its value.
 pub type Field = (String, Vec<u8>);
 
 /// A request that is for the host.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
+    /// As it was written.
     pub method: String,
     /// In the origin form, or `*`.
     pub target: String,
@@ -23,9 +25,11 @@ pub struct Request {
     pub minor: u8,
     /// Without those that concern one hop alone.
     pub fields: Vec<Field>,
+    /// Where its body ends.
     pub framing: Framing,
     /// Whether the connection ends after it.
     pub close: bool,
+    /// Whether it asks for a WebSocket (RFC 6455, 4.1).
     pub websocket: bool,
     /// Whether the client waits for the host to want the body.
     pub expects: bool,
@@ -34,11 +38,17 @@ pub struct Request {
 /// A response, as far as it is known without its request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Response {
+    /// From 100 to 999.
     pub status: u16,
+    /// The reason phrase.
     pub phrase: String,
+    /// Of HTTP/1.
     pub minor: u8,
+    /// Without those that concern one hop alone.
     pub fields: Vec<Field>,
+    /// Where its body ends, if it is no answer to HEAD or CONNECT.
     pub framing: Framing,
+    /// Whether the connection ends after it.
     pub close: bool,
     /// To what the protocol is switched, of a response with status 101.
     pub upgrade: Option<Vec<u8>>,

@@ -7,11 +7,14 @@
 pub mod authority;
 pub mod body;
 mod connection;
+mod error;
 pub mod head;
 mod opening;
 mod page;
 mod peer;
 mod values;
 
+pub use error::{Error, LEAST_BYTES, MOST_BYTES};
 pub use opening::{Complaint, Opening};
-pub use values::{Error, LEAST_BYTES, MOST_BYTES, Values, host};
+pub use peer::{End, Peer};
+pub use values::{Values, host};

@@ -16,7 +16,8 @@ use supermachine_proto::netd::Secrets;
 
 use super::authority::{HTTP_1_1, provider};
 use super::connection::{Opened, serve};
-use super::values::{Error, Values};
+use super::error::Error;
+use super::values::Values;
 
 /// Connections that are open at once.
 const MOST: usize = 256;
@@ -26,9 +27,13 @@ const COMPLAINTS: usize = 256;
 
 /// Something that was not passed on.
 pub struct Complaint {
+    /// Whom it was for.
     pub name: String,
+    /// Where it was to go.
     pub address: IpAddr,
+    /// Of the host.
     pub port: u16,
+    /// Why not, for people.
     pub reason: String,
 }
 
@@ -84,6 +89,7 @@ impl Opening {
         self.told.as_fd()
     }
 
+    /// Those that have come since the last call.
     pub fn complaints(&mut self) -> Vec<Complaint> {
         let mut bytes = [0; 256];
         while matches!(self.told.read(&mut bytes), Ok(1..)) {}

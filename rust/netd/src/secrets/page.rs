@@ -3,7 +3,7 @@
 use crate::first;
 
 /// A response that says why there is no other; the connection ends with it.
-pub fn page(status: u16, reason: &str) -> Vec<u8> {
+pub(super) fn page(status: u16, reason: &str) -> Vec<u8> {
     let phrase = match status {
         400 => "Bad Request",
         405 => "Method Not Allowed",

@@ -20,11 +20,13 @@ pub enum End {
     Wrong(rustls::Error),
 }
 
+/// One side of a connection that is opened: TLS over a socket that does not block.
 pub struct Peer {
     socket: OwnedFd,
     tls: Connection,
     /// What it has said and nobody has taken.
     pub input: Vec<u8>,
+    /// Once nothing more comes from it.
     pub end: Option<End>,
     /// Nothing can be sent any more.
     deaf: bool,
@@ -64,10 +66,12 @@ impl Peer {
         peer
     }
 
+    /// To be waited for.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
+    /// Whether TLS is not set up yet.
     pub fn is_greeting(&self) -> bool {
         self.tls.is_handshaking()
     }
@@ -126,7 +130,16 @@ impl Peer {
         some
     }
 
+    /// Whether nothing can be sent any more: the socket takes nothing, whatever the other end has said before.
+    pub fn is_deaf(&self) -> bool {
+        self.deaf
+    }
+
+    /// Puts the bytes into TLS; nothing when the other side is gone.
     pub fn send(&mut self, bytes: &[u8]) {
+        if self.deaf {
+            return;
+        }
         // Into memory, without a limit.
         let _ = self.tls.writer().write_all(bytes);
     }

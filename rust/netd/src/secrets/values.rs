@@ -1,6 +1,5 @@
 //! Values and placeholders: which are for which host, where they are replaced, and how values that come back are covered.
 
-use std::io;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -10,35 +9,12 @@ use supermachine_proto::netd::{Protocol, Secret, Secrets};
 use zeroize::Zeroizing;
 
 use super::authority::Issuing;
-use crate::rules::{NotARule, Rule, Target};
+use super::error::{Error, LEAST_BYTES, MOST_BYTES};
+use crate::rules::{Rule, Target};
 
-/// Bytes of a value: one that is shorter could not be told from other text that comes back.
-pub const LEAST_BYTES: usize = 8;
-pub const MOST_BYTES: usize = 8 * 1024;
 const HTTPS: u16 = 443;
 /// What covers a value in a body, whose length must stay.
 const COVER: u8 = b'*';
-
-/// Why secrets cannot be put on the wire.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Rule(#[from] NotARule),
-    #[error("{0:?} is not a secret's host: NAME[:PORT] and *.NAME[:PORT] are")]
-    Host(String),
-    #[error(
-        "a secret's value must be {LEAST_BYTES} to {MOST_BYTES} bytes of printable ASCII; that of {0} is not"
-    )]
-    Value(String),
-    #[error("the host has no certificates of authorities that it trusts, so no server can be verified")]
-    NoRoots,
-    #[error("a certificate cannot be made: {0}")]
-    Certificate(rcgen::Error),
-    #[error("TLS cannot be opened: {0}")]
-    Tls(rustls::Error),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
 
 /// The rule for a host of a secret's: a name, its ports those of HTTPS unless it says others.
 pub fn host(text: &str) -> Result<Rule, Error> {
@@ -53,7 +29,7 @@ pub fn host(text: &str) -> Result<Rule, Error> {
 }
 
 /// A secret, and where it is for.
-pub struct Value {
+pub(super) struct Value {
     placeholder: String,
     value: Zeroizing<Vec<u8>>,
     hosts: Vec<Rule>,
@@ -81,10 +57,12 @@ impl Value {
 /// All secrets of a guest.
 pub struct Values {
     known: Vec<Arc<Value>>,
+    /// Certificates for the hosts' names.
     pub issuing: Issuing,
 }
 
 impl Values {
+    /// Checks the secrets and the key of their authority.
     pub fn read(secrets: Secrets) -> Result<Self, Error> {
         let issuing = Issuing::new(&secrets.authority)?;
         let known = secrets.secrets.into_iter().map(|secret| Value::read(secret).map(Arc::new));
@@ -110,6 +88,7 @@ impl Values {
 /// How a value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
+    /// As it is.
     Plain,
     /// RFC 3986, 2.1.
     Percent,
@@ -177,6 +156,8 @@ impl Replacing {
         Some(Zeroizing::new([&target.as_bytes()[..at], &query].concat()))
     }
 
+    /// The body with values in place of placeholders, of those secrets that may be in one; `None` when there is none in
+    /// it.
     pub fn body(&mut self, body: &[u8], form: Form) -> Option<Zeroizing<Vec<u8>>> {
         self.written(body, |value| value.body, form)
     }
@@ -234,14 +215,14 @@ fn replaced(text: &[u8], what: &[u8], by: &[u8]) -> Zeroizing<Vec<u8>> {
 
 /// Covers values in a stream, however it is cut, and leaves its length.
 #[derive(Default)]
-pub struct Covering {
+pub(super) struct Covering {
     /// The end of what has come, as far as a value may begin there.
     held: Vec<u8>,
 }
 
 impl Covering {
     /// What may go on of what has come.
-    pub fn push(&mut self, bytes: &[u8], replacing: &Replacing) -> Vec<u8> {
+    pub(super) fn push(&mut self, bytes: &[u8], replacing: &Replacing) -> Vec<u8> {
         self.held.extend(bytes);
         for (what, _) in &replacing.masks {
             let places: Vec<usize> = memmem::find_iter(&self.held, &what[..]).collect();
@@ -254,7 +235,7 @@ impl Covering {
         std::mem::replace(&mut self.held, rest)
     }
 
-    pub fn finish(&mut self) -> Vec<u8> {
+    pub(super) fn finish(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.held)
     }
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use supermachine_netd::channel::Channel;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The next message.
-pub fn receive<T: serde::de::DeserializeOwned>(channel: &mut Channel) -> T {
+pub(crate) fn receive<T: serde::de::DeserializeOwned>(channel: &mut Channel) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
         assert!(channel.receive().unwrap(), "the policy process is gone");
