@@ -18,9 +18,6 @@ use crate::errors;
 use crate::state::{Exit, Shared};
 use crate::sys::{self, Interest};
 
-/// How long the VM may take to say why it ended once a connection has.
-const EXIT_GRACE: Duration = Duration::from_millis(300);
-
 /// Bytes that an exchange must move in a second to go on beyond its time; what a busy interpreted guest does in the
 /// worst case is some hundred times as much.
 const LEAST_RATE: u64 = 16 * 1024;
@@ -33,7 +30,7 @@ enum Trouble {
     Late,
 }
 
-pub struct Connection {
+pub(crate) struct Connection {
     stream: Unshared<UnixStream>,
     vm: Arc<Shared>,
     decoder: Decoder,
@@ -47,7 +44,7 @@ pub struct Connection {
 
 impl Connection {
     /// `timeout` is what an exchange is given; `begin` begins one.
-    pub fn new(stream: Unshared<UnixStream>, vm: Arc<Shared>, timeout: Duration) -> io::Result<Self> {
+    pub(crate) fn new(stream: Unshared<UnixStream>, vm: Arc<Shared>, timeout: Duration) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let (decoder, buffer) = (Decoder::default(), vec![0; 64 * 1024]);
         let deadline = Instant::now().checked_add(timeout);
@@ -55,13 +52,19 @@ impl Connection {
     }
 
     /// Begins an exchange, which is given so many times the usual time.
-    pub fn begin(&mut self, times: u32) {
+    pub(crate) fn begin(&mut self, times: u32) {
         self.moved = 0;
         self.deadline = Instant::now().checked_add(self.timeout.saturating_mul(times));
     }
 
+    /// To wait for what nobody has asked for: its end.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     /// Whether this process is another than the connection's own.
-    pub fn elsewhere(&self) -> Option<Exit> {
+    pub(crate) fn elsewhere(&self) -> Option<Exit> {
         self.vm.elsewhere()
     }
 
@@ -73,7 +76,7 @@ impl Connection {
     }
 
     fn ended(&self) -> Trouble {
-        match self.vm.wait_exit(EXIT_GRACE) {
+        match self.vm.reason_of_exit() {
             Some(exit) => Trouble::Exited(exit),
             None => Trouble::Lost(
                 self.vm.shortage().unwrap_or_else(|| "the agent closed a connection in use".to_owned()),
@@ -82,7 +85,7 @@ impl Connection {
     }
 
     /// Sends one message, waiting for room.
-    pub fn send<T: Serialize>(&mut self, py: Python<'_>, message: &T) -> PyResult<()> {
+    pub(crate) fn send<T: Serialize>(&mut self, py: Python<'_>, message: &T) -> PyResult<()> {
         let mut bytes = Vec::new();
         frame::encode(message, &mut bytes).map_err(|e| match e {
             frame::Error::TooLong { .. } => errors::os_error(libc::ENAMETOOLONG, b""),
@@ -119,7 +122,7 @@ impl Connection {
     }
 
     /// Receives one message.
-    pub fn receive<T: DeserializeOwned + Send>(&mut self, py: Python<'_>) -> PyResult<T> {
+    pub(crate) fn receive<T: DeserializeOwned + Send>(&mut self, py: Python<'_>) -> PyResult<T> {
         let mut received = 0;
         let result = sys::wait_for(py, self.deadline, |slice| {
             let (end, before) = (Instant::now() + slice, received);
@@ -152,7 +155,7 @@ impl Connection {
     }
 
     /// Whether bytes have arrived that nobody asked for.
-    pub fn idle(&self) -> bool {
+    pub(crate) fn idle(&self) -> bool {
         self.decoder.pending() == 0
     }
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use supermachine_proto::netd::Protocol;
 
+use crate::callers::{goes_on, seen_as};
 use crate::descriptors::{self, Unshared};
-use crate::forward::{goes_on, seen_as};
 use crate::netd::Door;
 
 /// Clients of one port at once; the one that was silent the longest makes room.
@@ -29,7 +29,7 @@ struct Client {
 }
 
 /// Serves clients until `stop` or `ended` closes.
-pub fn listen(socket: &UdpSocket, door: &Door, port: u16, stop: &PipeReader, ended: &PipeReader) {
+pub(crate) fn listen(socket: &UdpSocket, door: &Door, port: u16, stop: &PipeReader, ended: &PipeReader) {
     let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM];
     loop {

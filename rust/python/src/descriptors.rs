@@ -53,6 +53,14 @@ impl<T: AsRawFd> Unshared<T> {
         Self(Some(made))
     }
 
+    /// The descriptor itself, for an owner that has the second of these for as long: children still give it up.
+    pub(crate) fn watched(mut self) -> (T, Watched) {
+        let inner = self.0.take();
+        let Some(inner) = inner else { unreachable!("only this and drop take it, and both end the object") };
+        let watched = Watched(inner.as_raw_fd());
+        (inner, watched)
+    }
+
     /// The descriptor itself, which children then share as they share any.
     pub fn release(mut self) -> T {
         let inner = self.0.take();
@@ -98,10 +106,10 @@ impl<T: AsRawFd> Drop for Unshared<T> {
 
 /// Has forked children give up a descriptor that something else owns, which must live longer than this.
 #[derive(Debug)]
-pub struct Watched(RawFd);
+pub(crate) struct Watched(RawFd);
 
 impl Watched {
-    pub fn new(owned: &impl AsRawFd) -> Self {
+    pub(crate) fn new(owned: &impl AsRawFd) -> Self {
         let fd = owned.as_raw_fd();
         lock().insert(fd);
         Self(fd)
@@ -115,7 +123,7 @@ impl Drop for Watched {
 }
 
 /// Two connected sockets.
-pub fn pair() -> io::Result<(Unshared<UnixStream>, Unshared<UnixStream>)> {
+pub(crate) fn pair() -> io::Result<(Unshared<UnixStream>, Unshared<UnixStream>)> {
     hold(|kept| {
         let (a, b) = UnixStream::pair()?;
         Ok((Unshared::keep(kept, a), Unshared::keep(kept, b)))
@@ -123,7 +131,7 @@ pub fn pair() -> io::Result<(Unshared<UnixStream>, Unshared<UnixStream>)> {
 }
 
 /// Two connected sockets for datagrams.
-pub fn datagram_pair() -> io::Result<(Unshared<UnixDatagram>, Unshared<UnixDatagram>)> {
+pub(crate) fn datagram_pair() -> io::Result<(Unshared<UnixDatagram>, Unshared<UnixDatagram>)> {
     hold(|kept| {
         let (a, b) = UnixDatagram::pair()?;
         Ok((Unshared::keep(kept, a), Unshared::keep(kept, b)))
@@ -131,7 +139,7 @@ pub fn datagram_pair() -> io::Result<(Unshared<UnixDatagram>, Unshared<UnixDatag
 }
 
 /// A pipe.
-pub fn pipe() -> io::Result<(Unshared<PipeReader>, Unshared<PipeWriter>)> {
+pub(crate) fn pipe() -> io::Result<(Unshared<PipeReader>, Unshared<PipeWriter>)> {
     hold(|kept| {
         let (reader, writer) = io::pipe()?;
         Ok((Unshared::keep(kept, reader), Unshared::keep(kept, writer)))
@@ -139,7 +147,7 @@ pub fn pipe() -> io::Result<(Unshared<PipeReader>, Unshared<PipeWriter>)> {
 }
 
 /// Two connected sockets, the second of which `hand_over` gives to another program; no fork falls in between.
-pub fn pair_for<T>(
+pub(crate) fn pair_for<T>(
     hand_over: impl FnOnce(UnixStream) -> io::Result<T>,
 ) -> io::Result<(Unshared<UnixStream>, T)> {
     hold(|kept| {
@@ -186,7 +194,7 @@ fn above_standard<T: From<OwnedFd> + Into<OwnedFd> + AsRawFd>(made: T) -> T {
 
 /// Opens /dev/null where 0, 1 or 2 is closed, so that nothing else gets the number. Programs that this process executes
 /// still find it closed.
-pub fn reserve_standard() -> io::Result<()> {
+pub(crate) fn reserve_standard() -> io::Result<()> {
     // SAFETY: fcntl with F_GETFD has no effect and checks the descriptor.
     let closed = |fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0;
     if !(libc::STDIN_FILENO..=libc::STDERR_FILENO).any(closed) {
@@ -208,7 +216,7 @@ pub fn reserve_standard() -> io::Result<()> {
 }
 
 /// Has forked children give up what is [`Unshared`], from now on.
-pub fn watch_forks() {
+pub(crate) fn watch_forks() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: the handlers are functions that live as long as the process (an extension module is never unloaded),
@@ -267,20 +275,20 @@ fn give_up(kept: &Kept) {
 
 /// The process that an object works in; in one that was forked from it, the object does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner(u32);
+pub(crate) struct Owner(u32);
 
 impl Owner {
     /// This process.
-    pub fn this() -> Self {
+    pub(crate) fn this() -> Self {
         Self(std::process::id())
     }
 
-    pub fn is_here(self) -> bool {
+    pub(crate) fn is_here(self) -> bool {
         self == Self::this()
     }
 
     /// Its process id.
-    pub fn pid(self) -> u32 {
+    pub(crate) fn pid(self) -> u32 {
         self.0
     }
 }

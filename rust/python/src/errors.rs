@@ -9,7 +9,7 @@ use pyo3::types::PyDict;
 use crate::state::Exit;
 
 /// An instance of a class of `supermachine.errors`, ready to raise.
-pub fn instance(
+pub(crate) fn instance(
     py: Python<'_>,
     class: &str,
     message: &str,
@@ -25,10 +25,10 @@ pub fn instance(
 }
 
 /// The reason of a VM that was on a host which cannot be reached any more.
-pub const HOST_LOST: &str = "host-lost";
+pub(crate) const HOST_LOST: &str = "host-lost";
 
 /// `VMExited`, or `HostLost`, which is one: the VM ended while something waited for it.
-pub fn vm_exited(py: Python<'_>, exit: &Exit) -> PyErr {
+pub(crate) fn vm_exited(py: Python<'_>, exit: &Exit) -> PyErr {
     let class = if exit.reason == HOST_LOST { "HostLost" } else { "VMExited" };
     instance(py, class, &exit.message, |k| {
         k.set_item("reason", exit.reason)?;
@@ -36,13 +36,14 @@ pub fn vm_exited(py: Python<'_>, exit: &Exit) -> PyErr {
     })
 }
 
-/// `AgentError`: the guest's agent closed a connection or broke the protocol while the VM goes on.
-pub fn agent(py: Python<'_>, message: &str) -> PyErr {
+/// `AgentError`: the guest's agent closed a connection or broke the protocol while the VM goes on. When that was for a
+/// shortage of the worker's, the message has the number of the system's error, by which `shortage.py` knows it.
+pub(crate) fn agent(py: Python<'_>, message: &str) -> PyErr {
     instance(py, "AgentError", message, |_| Ok(()))
 }
 
 /// A process could not be started in the guest. `kind` names the case.
-pub fn exec_failed(py: Python<'_>, kind: &str, message: &str) -> PyErr {
+pub(crate) fn exec_failed(py: Python<'_>, kind: &str, message: &str) -> PyErr {
     let class = match kind {
         "not-found" => "CommandNotFound",
         "not-executable" => "CommandNotExecutable",
@@ -55,14 +56,14 @@ pub fn exec_failed(py: Python<'_>, kind: &str, message: &str) -> PyErr {
 }
 
 /// `VMTimeout`: the guest did not answer in time.
-pub fn late(py: Python<'_>, timeout: Duration) -> PyErr {
+pub(crate) fn late(py: Python<'_>, timeout: Duration) -> PyErr {
     let message =
         format!("the guest's agent did not answer a file command within {} seconds", timeout.as_secs_f64());
     instance(py, "VMTimeout", &message, |_| Ok(()))
 }
 
 /// `ArgumentsTooLong`: what execve(2) says of arguments and an environment that are too long.
-pub fn arguments_too_long(py: Python<'_>, length: usize) -> PyErr {
+pub(crate) fn arguments_too_long(py: Python<'_>, length: usize) -> PyErr {
     let most = supermachine_proto::frame::MAX_FRAME;
     let message = format!(
         "Argument list too long: arguments and environment take {length} bytes, and a guest takes {most} at most"
@@ -71,7 +72,7 @@ pub fn arguments_too_long(py: Python<'_>, length: usize) -> PyErr {
 }
 
 /// `ArgumentsTooLong` for one of them.
-pub fn argument_too_long(py: Python<'_>, length: usize, most: usize) -> PyErr {
+pub(crate) fn argument_too_long(py: Python<'_>, length: usize, most: usize) -> PyErr {
     too_long(
         py,
         &format!(
@@ -87,7 +88,7 @@ fn too_long(py: Python<'_>, message: &str) -> PyErr {
 }
 
 /// The `OSError` subclass that Python gives this errno, with the path it happened at.
-pub fn os_error(errno: i32, path: &[u8]) -> PyErr {
+pub(crate) fn os_error(errno: i32, path: &[u8]) -> PyErr {
     Python::attach(|py| {
         let make = || -> PyResult<PyErr> {
             let text = py.import("os")?.getattr("strerror")?.call1((errno,))?;

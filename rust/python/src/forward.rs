@@ -5,7 +5,7 @@
 //! makes there, by threads that never take the GIL.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,11 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
-use supermachine_proto::agent::{FileReply, Network, REQUEST_PORT, Request};
+use supermachine_proto::agent::{FileReply, REQUEST_PORT, Request};
 use supermachine_proto::frame;
 use supermachine_proto::netd::Protocol;
 use supermachine_support::lock;
 
+use crate::callers::{goes_on, seen_as};
 use crate::datagrams;
 use crate::descriptors::{self, Owner, Unshared};
 use crate::netd::Otherwise;
@@ -171,39 +172,16 @@ fn listen(listener: &TcpListener, dialer: &Dialer, guest: Guest, stop: &PipeRead
     }
 }
 
-/// Whether neither has closed.
-pub fn goes_on(stop: &PipeReader, ended: &PipeReader) -> bool {
-    let interests = [Interest::when(true, stop, libc::POLLIN), Interest::when(true, ended, libc::POLLIN)];
-    matches!(sys::poll(interests, Some(Duration::ZERO)), Ok([0, 0]))
-}
-
 /// The next connection, and who the guest is told has come.
 fn accept(listener: &TcpListener) -> io::Result<(Unshared<TcpStream>, SocketAddr)> {
     let client = Unshared::new(|| Ok(listener.accept()?.0))?;
     client.set_nonblocking(true)?;
     client.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_oobinline(&*client, true)?;
     // A client whose host has gone would be kept for ever.
     rustix::net::sockopt::set_socket_keepalive(&*client, true)?;
     let source = seen_as(client.peer_addr()?, client.local_addr()?.ip());
     Ok((client, source))
-}
-
-/// A client as the guest sees it: by its own address, or as the gateway where that is the host's, is none of IPv4, or is
-/// one of the guest's own network.
-pub fn seen_as(client: SocketAddr, at: IpAddr) -> SocketAddr {
-    let own = Network::default();
-    let subnet = |address: Ipv4Addr| address.to_bits() >> (32 - u32::from(own.prefix));
-    let address = match client.ip().to_canonical() {
-        IpAddr::V4(address)
-            if !address.is_loopback()
-                && IpAddr::V4(address) != at.to_canonical()
-                && subnet(address) != subnet(own.gateway) =>
-        {
-            address
-        }
-        _ => own.gateway,
-    };
-    (address, client.port()).into()
 }
 
 /// Serves a connection by a thread of its own; one that there are too many for is closed.

@@ -29,7 +29,7 @@ fn compression(name: &str) -> Result<Compression, Error> {
 /// `image_bytes`, `inodes`, `entries`, `diff_ids` and `dropped_xattrs`.
 #[pyfunction]
 #[pyo3(signature = (layers, output, max_bytes, progress=None))]
-pub fn convert_image<'py>(
+pub(crate) fn convert_image<'py>(
     py: Python<'py>,
     layers: Vec<LayerTuple>,
     output: PathBuf,
@@ -57,7 +57,12 @@ pub fn convert_image<'py>(
 
 /// Decompresses a whole archive (gzip or zstd) to `output`, which is of at most `max_bytes` then.
 #[pyfunction]
-pub fn decompress_archive(py: Python<'_>, path: PathBuf, output: PathBuf, max_bytes: u64) -> PyResult<()> {
+pub(crate) fn decompress_archive(
+    py: Python<'_>,
+    path: PathBuf,
+    output: PathBuf,
+    max_bytes: u64,
+) -> PyResult<()> {
     let limits = Limits { max_uncompressed_bytes: max_bytes, ..Limits::default() };
     watched(py, None, |progress| supermachine_image::decompress_archive(&path, &output, &limits, progress))
 }
@@ -117,6 +122,6 @@ fn image_error(py: Python<'_>, error: &Error) -> PyErr {
 /// SHA-256 of some bytes in hexadecimal digits. hashlib would load OpenSSL for it, which takes longer than all that the
 /// start of a virtual machine has to hash.
 #[pyfunction]
-pub fn sha256(data: &[u8]) -> String {
+pub(crate) fn sha256(data: &[u8]) -> String {
     supermachine_image::sha256(data)
 }

@@ -3,8 +3,8 @@
 //! Every call that may wait gives up the GIL and looks for Python signals at least every
 //! [`sys::SIGNAL_INTERVAL_MS`] milliseconds, and ends when the VM does.
 
-#![deny(unsafe_code)]
-
+mod arrival;
+mod callers;
 mod connection;
 mod datagrams;
 mod descriptors;
@@ -19,12 +19,15 @@ mod parts;
 mod publication;
 mod pump;
 mod remote;
+mod secured;
 mod shares;
 mod signing;
 mod snapshot;
 mod state;
 mod sys;
 mod volumes;
+#[cfg_attr(not(target_os = "linux"), path = "watch/elsewhere.rs")]
+mod watch;
 mod worker;
 
 use pyo3::pymodule;
@@ -35,6 +38,8 @@ mod _core {
 
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::arrival::{AwaitedPages, arrival_message};
     #[pymodule_export]
     use crate::exec::Exec;
     #[pymodule_export]
@@ -52,7 +57,9 @@ mod _core {
     #[pymodule_export]
     use crate::remote::Remote;
     #[pymodule_export]
-    use crate::shares::attach_shares;
+    use crate::secured::{fleet_credentials, secured};
+    #[pymodule_export]
+    use crate::shares::{attach_shares, grow_file_system};
     #[pymodule_export]
     use crate::signing::{public_key, sign, verify_signature};
     #[pymodule_export]
@@ -61,7 +68,11 @@ mod _core {
         write_snapshot_v8, write_snapshot_v9,
     };
     #[pymodule_export]
-    use crate::volumes::{lock_volume, look_at_volume, make_volume};
+    use crate::volumes::{
+        answer_of_volume, grow_volume, lock_volume, look_at_volume, make_volume, wish_of_volume,
+    };
+    #[pymodule_export]
+    use crate::watch::{Watch, watch_share};
     #[pymodule_export]
     use crate::worker::Worker;
 

@@ -24,12 +24,12 @@ use crate::sys::{self, Interest};
 /// Bytes of the worker's own stderr that are kept, from the end.
 const LOG_TAIL: usize = 16 * 1024;
 /// How long a worker that has closed its control socket may take to exit before it is killed.
-pub const REAP_GRACE: Duration = Duration::from_secs(2);
+pub(crate) const REAP_GRACE: Duration = Duration::from_secs(2);
 /// How long a worker may take to make room for a command.
 const ROOM: Duration = Duration::from_secs(30);
 
 /// The socket that commands a worker.
-pub struct Control {
+pub(crate) struct Control {
     socket: Unshared<UnixStream>,
     sending: Mutex<()>,
 }
@@ -37,7 +37,7 @@ pub struct Control {
 impl Control {
     /// Sends a command, with descriptors if there are any, eight at most. One that cannot be sent whole ends the VM: what
     /// follows would be read as part of it.
-    pub fn send(&self, command: &Command, fds: &[BorrowedFd]) -> io::Result<()> {
+    pub(crate) fn send(&self, command: &Command, fds: &[BorrowedFd]) -> io::Result<()> {
         let mut bytes = Vec::new();
         frame::encode(command, &mut bytes).map_err(io::Error::other)?;
         let _one = lock(&self.sending);
@@ -56,13 +56,13 @@ impl Control {
     }
 
     /// Ends the VM, as the end of its owner does.
-    pub fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
 /// A worker process that runs.
-pub struct Launched {
+pub(crate) struct Launched {
     pub control: Arc<Control>,
     pub child: Arc<Mutex<Child>>,
     pub pid: u32,
@@ -80,6 +80,7 @@ fn reason_name(reason: ExitReason) -> &'static str {
         ExitReason::AgentFailed => "agent-failed",
         ExitReason::RenewFailed => "renew-failed",
         ExitReason::BadSnapshot => "bad-snapshot",
+        ExitReason::SnapshotIncomplete => "snapshot-incomplete",
         ExitReason::BadConfiguration => "bad-configuration",
         ExitReason::Engine => "engine",
         ExitReason::Unconfined => "unconfined",
@@ -87,7 +88,7 @@ fn reason_name(reason: ExitReason) -> &'static str {
 }
 
 /// Starts the executable, tells it what to run, and has a thread follow it.
-pub fn launch(
+pub(crate) fn launch(
     path: PathBuf,
     environment: Vec<(OsString, OsString)>,
     start: &Command,
@@ -194,6 +195,9 @@ fn events_of(decoder: &mut Decoder, shared: &Shared) -> Result<(), frame::Error>
             }),
             Event::Shortage { message } => shared.update(|state| state.shortage = Some(message)),
             Event::WorkingSet(ranges) => shared.update(|state| state.working_set = Some(ranges)),
+            Event::VolumeGrown { error } => {
+                shared.update(|state| state.volume_grown = Some(error.map_or(Ok(()), Err)));
+            }
         }
     }
     Ok(())

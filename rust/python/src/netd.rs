@@ -14,8 +14,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use supermachine_netd::host::has_route_v6;
 use supermachine_netd::{policy, secrets};
-use supermachine_proto::agent::Network;
+use supermachine_proto::agent::{Network, NetworkV6};
 use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::netd::{
     Command, Denial, Event, Flow, Hidden, Member, Policy, Preset, Protocol, ROOTS, Secret, Secrets, Start,
@@ -37,7 +38,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// What Python says of a network: executable, preset, rules that allow, rules that deny, name servers, a descriptor of
 /// the audit log with what names the machine there, secrets, and the guest's address where that is not the usual one.
-pub type Wanted = (
+pub(crate) type Wanted = (
     PathBuf,
     String,
     Vec<String>,
@@ -49,14 +50,15 @@ pub type Wanted = (
 );
 
 /// Placeholder, value, hosts, whether it may be in queries, whether it may be in bodies.
-pub type WantedSecret = (String, Vec<u8>, Vec<String>, bool, bool);
+pub(crate) type WantedSecret = (String, Vec<u8>, Vec<String>, bool, bool);
 
 /// A policy and its name servers, after its rules have been read.
-pub struct Settings {
+pub(crate) struct Settings {
     path: PathBuf,
     policy: Policy,
     dns: Vec<SocketAddr>,
     guest: Ipv4Addr,
+    v6: Option<NetworkV6>,
     audit: Option<Log>,
     /// With the certificate of the authority, in PEM.
     secrets: Option<(Secrets, String)>,
@@ -69,7 +71,7 @@ struct Log {
 }
 
 impl Settings {
-    pub fn new((path, preset, allow, deny, dns, audit, secrets, address): Wanted) -> PyResult<Self> {
+    pub(crate) fn new((path, preset, allow, deny, dns, audit, secrets, address): Wanted) -> PyResult<Self> {
         let audit =
             audit.map(|(fd, machine)| Unshared::new(|| sys::duplicate(fd)).map(|file| Log { file, machine }));
         let audit = audit.transpose()?;
@@ -87,11 +89,13 @@ impl Settings {
             }
             None => Network::default().address,
         };
-        Ok(Self { path, policy, dns: dns.collect::<Result<_, _>>()?, guest, audit, secrets })
+        let dns = dns.collect::<Result<_, _>>()?;
+        let v6 = has_route_v6().then(NetworkV6::default);
+        Ok(Self { path, policy, dns, guest, v6, audit, secrets })
     }
 
     /// The certificate, in PEM, that the guest is to trust; empty for none.
-    pub fn certificate(&self) -> String {
+    pub(crate) fn certificate(&self) -> String {
         self.secrets.as_ref().map(|(_, certificate)| certificate.clone()).unwrap_or_default()
     }
 }
@@ -114,12 +118,17 @@ fn with_authority(secrets: Vec<WantedSecret>) -> PyResult<(Secrets, String)> {
 
 impl Settings {
     /// The guest's address.
-    pub fn guest(&self) -> Ipv4Addr {
+    pub(crate) fn guest(&self) -> Ipv4Addr {
         self.guest
+    }
+
+    /// Its place by IPv6, where the host has a route.
+    pub(crate) fn v6(&self) -> Option<NetworkV6> {
+        self.v6.clone()
     }
 }
 
-pub fn policy_of(preset: &str, allow: Vec<String>, deny: Vec<String>) -> PyResult<Policy> {
+pub(crate) fn policy_of(preset: &str, allow: Vec<String>, deny: Vec<String>) -> PyResult<Policy> {
     let preset = match preset {
         "none" => Preset::Nothing,
         "public" => Preset::Public,
@@ -136,7 +145,7 @@ pub fn policy_of(preset: &str, allow: Vec<String>, deny: Vec<String>) -> PyResul
 }
 
 /// What is done about a connection to a published port that the guest does not take there.
-pub type Otherwise = Box<dyn FnOnce() + Send>;
+pub(crate) type Otherwise = Box<dyn FnOnce() + Send>;
 
 /// Where the process is in its life.
 enum Process {
@@ -209,7 +218,7 @@ impl Shared {
 
 /// The policy process of one VM. It is started when the guest first asks for a flow, so a guest that asks for none costs
 /// no process, and no start waits for one.
-pub struct Netd {
+pub(crate) struct Netd {
     shared: Arc<Shared>,
     address: Ipv4Addr,
 }
@@ -253,7 +262,7 @@ impl Door {
 
 impl Netd {
     /// Has a thread wait at this end of the link for what the guest asks first.
-    pub fn new(settings: Settings, link: Unshared<UnixStream>) -> io::Result<Self> {
+    pub(crate) fn new(settings: Settings, link: Unshared<UnixStream>) -> io::Result<Self> {
         let address = settings.guest;
         let state = State {
             process: Process::Wanted(Box::new(settings), Vec::new()),
@@ -279,34 +288,34 @@ impl Netd {
     }
 
     /// The guest's.
-    pub fn address(&self) -> Ipv4Addr {
+    pub(crate) fn address(&self) -> Ipv4Addr {
         self.address
     }
 
     /// What others on a segment know it as.
-    pub fn member(&self, segment: u64, names: Vec<String>) -> Member {
+    pub(crate) fn member(&self, segment: u64, names: Vec<String>) -> Member {
         Member { segment, address: self.address.into(), names }
     }
 
     /// Has two machines on a segment know each other.
-    pub fn meet(&self, own: Member, other: &Self, its: Member) -> io::Result<()> {
+    pub(crate) fn meet(&self, own: Member, other: &Self, its: Member) -> io::Result<()> {
         let (ours, theirs) = descriptors::pair()?;
         self.command(Command::Meet(its), Some(ours.as_fd()))?;
         other.command(Command::Meet(own), Some(theirs.as_fd()))
     }
 
-    pub fn door(&self) -> Door {
+    pub(crate) fn door(&self) -> Door {
         Door(self.shared.clone())
     }
 
     /// Tells the process something, or has it started for that. What has ended hears nothing.
-    pub fn command(&self, command: Command, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub(crate) fn command(&self, command: Command, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut state = self.shared.lock();
         if state.is_over() { Ok(()) } else { state.command(&self.shared.bell, command, fd) }
     }
 
     /// The process, once there is one.
-    pub fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         match self.shared.lock().process {
             Process::Runs { pid, .. } => Some(pid),
             _ => None,
@@ -314,7 +323,7 @@ impl Netd {
     }
 
     /// Another policy from here on.
-    pub fn set_policy(&self, policy: Policy) -> io::Result<()> {
+    pub(crate) fn set_policy(&self, policy: Policy) -> io::Result<()> {
         match &mut self.shared.lock().process {
             Process::Wanted(settings, _) => settings.policy = policy,
             Process::Runs { control, .. } => send(control, &Command::SetPolicy(policy), None)?,
@@ -324,7 +333,7 @@ impl Netd {
     }
 
     /// Waits until every denial so far has been heard of, or nothing more will be, or `timeout` seconds have passed.
-    pub fn sync(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
+    pub(crate) fn sync(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let wanted = py.detach(|| {
             let mut state = self.shared.lock();
             let Process::Runs { control, .. } = &state.process else { return None };
@@ -347,7 +356,7 @@ impl Netd {
     }
 
     /// The flows that are open; none within `timeout` seconds.
-    pub fn flows(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<Open>>> {
+    pub(crate) fn flows(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<Open>>> {
         let wanted = py.detach(|| {
             let mut state = self.shared.lock();
             let Process::Runs { control, .. } = &state.process else { return None };
@@ -372,7 +381,7 @@ impl Netd {
     }
 
     /// The denials from this number on, of all that there were, and the number of the next.
-    pub fn denials(&self, from: u64) -> (Vec<Told>, u64) {
+    pub(crate) fn denials(&self, from: u64) -> (Vec<Told>, u64) {
         let state = self.shared.lock();
         let skip = usize::try_from(from.saturating_sub(state.forgotten)).unwrap_or(usize::MAX);
         let found = state.denials.iter().skip(skip).cloned().collect();
@@ -380,7 +389,7 @@ impl Netd {
     }
 
     /// Waits for a denial of this number; `false` at the time-out, or when there will be none.
-    pub fn wait(&self, py: Python<'_>, number: u64, timeout: Option<f64>) -> PyResult<bool> {
+    pub(crate) fn wait(&self, py: Python<'_>, number: u64, timeout: Option<f64>) -> PyResult<bool> {
         let there = |slice| {
             let state = self.shared.lock();
             let none = |state: &mut State| {
@@ -493,12 +502,14 @@ fn start(settings: Settings, link: &UnixStream, audit: bool) -> io::Result<Start
         }
         command.spawn()
     })?;
+    let gateways = settings.v6.iter().map(|v6| v6.gateway.into());
+    let gateways = std::iter::once(Network::default().gateway.into()).chain(gateways);
     let start = Command::Start(Box::new(Start {
         version: supermachine_proto::VERSION,
         policy: settings.policy,
         dns: settings.dns,
         guest: settings.guest,
-        gateway: vec![Network::default().gateway.into()],
+        gateway: gateways.collect(),
         audit,
         secrets: settings.secrets.map(|(secrets, _)| secrets),
     }));
@@ -640,7 +651,7 @@ fn protocol_name(protocol: Protocol) -> &'static str {
 }
 
 /// Protocol, the guest's port, name, address, port, nanoseconds since 1970.
-pub type Open = (&'static str, u16, Option<String>, String, u16, u64);
+pub(crate) type Open = (&'static str, u16, Option<String>, String, u16, u64);
 
 fn open(flow: &Flow) -> Open {
     let (address, port) = (flow.destination.ip().to_string(), flow.destination.port());
@@ -648,7 +659,8 @@ fn open(flow: &Flow) -> Open {
 }
 
 /// Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
-pub type Told = (Option<String>, Option<String>, u16, &'static str, Option<String>, String, String, u64);
+pub(crate) type Told =
+    (Option<String>, Option<String>, u16, &'static str, Option<String>, String, String, u64);
 
 fn told(denial: Denial) -> Told {
     let protocol = protocol_name(denial.protocol);
@@ -659,7 +671,7 @@ fn told(denial: Denial) -> Told {
 /// Whether the rule is about a name that is not the host's. Raises ValueError, with what is wrong, for a text that is no
 /// rule of a network's policy.
 #[pyfunction]
-pub fn check_network_rule(rule: &str) -> PyResult<bool> {
+pub(crate) fn check_network_rule(rule: &str) -> PyResult<bool> {
     use supermachine_netd::rules::{Rule, Target};
     let rule = Rule::parse(rule).map_err(|error| PyValueError::new_err(error.to_string()))?;
     Ok(match rule.target {
@@ -671,6 +683,6 @@ pub fn check_network_rule(rule: &str) -> PyResult<bool> {
 
 /// Checks a host of a secret's. Raises ValueError, with what is wrong, for a text that is none.
 #[pyfunction]
-pub fn check_secret_host(host: &str) -> PyResult<()> {
+pub(crate) fn check_secret_host(host: &str) -> PyResult<()> {
     secrets::host(host).map(drop).map_err(|error| PyValueError::new_err(error.to_string()))
 }

@@ -23,7 +23,7 @@ type Run = (u64, u64);
 #[pyfunction]
 #[pyo3(signature = (path, out, *, name, file, origin, length, order=None, without=vec![], base=None))]
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
-pub fn pack_part<'py>(
+pub(crate) fn pack_part<'py>(
     py: Python<'py>,
     path: PathBuf,
     out: PathBuf,
@@ -112,6 +112,17 @@ impl Unpacker {
             }
         }
         groups
+    }
+
+    /// The pages of its file that these frames of a part hold, `first` to before `end`: first page, end.
+    fn pages(&self, part: usize, first: usize, end: usize) -> Vec<Run> {
+        let runs = self.inner.pages(part, first..end);
+        runs.into_iter().map(|run| (run.start, run.end)).collect()
+    }
+
+    /// Part and number of the frame that holds a page of a file; `None` for one that is sent in none.
+    fn frame_of(&self, file: u8, page: u64) -> Option<(usize, usize)> {
+        self.inner.frame_of(file, page)
     }
 
     /// Takes whole frames from `first` on. Raises `SnapshotDamaged` for one that is not what the table says.

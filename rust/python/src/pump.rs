@@ -27,11 +27,9 @@ const HELD: usize = 1024 * 1024;
 const SURE_WRITE: usize = 4096;
 /// Characters of an agent's message that are kept.
 const MESSAGE: usize = 4096;
-/// How long the VM may take to say why it ended once a connection has.
-const EXIT_GRACE: Duration = Duration::from_millis(300);
 
 /// Where an output stream goes.
-pub enum Sink {
+pub(crate) enum Sink {
     /// Nowhere.
     Null,
     /// Into memory, for whoever takes it.
@@ -43,7 +41,7 @@ pub enum Sink {
 }
 
 /// Where stdin comes from.
-pub enum Source {
+pub(crate) enum Source {
     None,
     Bytes(PyBackedBytes),
     /// A descriptor of the caller's.
@@ -54,7 +52,7 @@ pub enum Source {
 
 /// How a process ended, as far as the host can know.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Exited(ExitStatus),
     Failed {
         kind: &'static str,
@@ -78,14 +76,14 @@ struct Progress {
 }
 
 /// What a caller can ask of a running pump.
-pub enum Command {
+pub(crate) enum Command {
     Input(ExecInput),
     /// Close the connection; the agent kills the process group.
     Close,
 }
 
 /// The caller's side of a pump.
-pub struct Handle {
+pub(crate) struct Handle {
     progress: Mutex<Progress>,
     changed: Condvar,
     /// Wakes the pump; none any more once the outcome is known.
@@ -119,7 +117,7 @@ impl Handle {
     }
 
     /// The outcome, once it is known and the caller's descriptors have all output.
-    pub fn outcome(&self, timeout: Duration) -> Option<Outcome> {
+    pub(crate) fn outcome(&self, timeout: Duration) -> Option<Outcome> {
         if let Some(exit) = self.vm.elsewhere() {
             return Some(Outcome::VmExited(exit));
         }
@@ -127,7 +125,7 @@ impl Handle {
     }
 
     /// The process id in the guest, or the outcome when it came first.
-    pub fn started(&self, timeout: Duration) -> Option<Result<u32, Outcome>> {
+    pub(crate) fn started(&self, timeout: Duration) -> Option<Result<u32, Outcome>> {
         if let Some(exit) = self.vm.elsewhere() {
             return Some(Err(Outcome::VmExited(exit)));
         }
@@ -139,12 +137,12 @@ impl Handle {
     }
 
     /// Process id in the guest, once it has one.
-    pub fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         if self.vm.elsewhere().is_some() { None } else { self.lock().pid }
     }
 
     /// Output collected so far, taken out: stdout and stderr.
-    pub fn take_output(&self) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn take_output(&self) -> (Vec<u8>, Vec<u8>) {
         if self.vm.elsewhere().is_some() {
             return Default::default();
         }
@@ -153,7 +151,7 @@ impl Handle {
     }
 
     /// Queues a command. Without effect once the process has ended.
-    pub fn command(&self, command: Command) {
+    pub(crate) fn command(&self, command: Command) {
         if self.vm.elsewhere().is_some() {
             return;
         }
@@ -165,7 +163,7 @@ impl Handle {
     }
 
     /// A pipe that ends when the outcome is known.
-    pub fn bell(&self) -> io::Result<PipeReader> {
+    pub(crate) fn bell(&self) -> io::Result<PipeReader> {
         if let Some(exit) = self.vm.elsewhere() {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, exit.message));
         }
@@ -187,14 +185,16 @@ struct Out {
     sink: Sink,
     held: VecDeque<u8>,
     regular: bool,
+    /// Whether bytes that find no room are dropped: a diagnostic that cannot be printed ends no process.
+    diagnostics: bool,
     broken: bool,
     signalled: bool,
 }
 
 impl Out {
-    fn new(sink: Sink) -> Self {
+    fn new(sink: Sink, diagnostics: bool) -> Self {
         let regular = matches!(&sink, Sink::Fd(fd) if sys::is_regular(fd));
-        Self { sink, held: VecDeque::new(), regular, broken: false, signalled: false }
+        Self { sink, held: VecDeque::new(), regular, diagnostics, broken: false, signalled: false }
     }
 
     fn interest(&self) -> Interest {
@@ -222,10 +222,21 @@ impl Out {
             let most = if may_block { SURE_WRITE } else { MAX_DATA };
             let (front, _) = self.held.as_slices();
             match sys::write(&fd, &front[..front.len().min(most)]) {
-                Ok(n) => drop(self.held.drain(..n)),
+                Ok(n @ 1..) => drop(self.held.drain(..n)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
+                // What is not open for writing is as one that is closed, and that is as /dev/null.
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
+                    self.sink = Sink::Null;
+                    self.held.clear();
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     self.broken = true;
+                    self.held.clear();
+                }
+                // There is no room, or the file takes nothing, as /proc/PID/mem of a process that is gone.
+                Ok(_) | Err(_) => {
+                    self.broken = !self.diagnostics;
                     self.held.clear();
                 }
             }
@@ -238,7 +249,7 @@ impl Out {
 }
 
 /// One process's pump; [`Pump::run`] is its thread.
-pub struct Pump {
+pub(crate) struct Pump {
     stream: Unshared<UnixStream>,
     handle: Arc<Handle>,
     vm: Arc<Shared>,
@@ -257,7 +268,7 @@ pub struct Pump {
 
 impl Pump {
     /// A pump over a connection, with the first message already encoded in `request`.
-    pub fn new(
+    pub(crate) fn new(
         stream: Unshared<UnixStream>,
         vm: Arc<Shared>,
         request: Vec<u8>,
@@ -285,8 +296,8 @@ impl Pump {
             source,
             source_position: 0,
             window: STDIN_WINDOW as usize,
-            stdout: Out::new(stdout),
-            stderr: Out::new(stderr),
+            stdout: Out::new(stdout, false),
+            stderr: Out::new(stderr, true),
             ended: None,
             closing: false,
         };
@@ -294,7 +305,7 @@ impl Pump {
     }
 
     /// Moves bytes until the process has ended and its output is delivered.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         let mut buffer = vec![0; MAX_DATA];
         loop {
             let reading =
@@ -501,7 +512,7 @@ impl Pump {
             match (trouble, self.closing) {
                 (Some(trouble), _) => Outcome::Lost(format!("the agent broke the protocol: {trouble}")),
                 (None, true) => Outcome::Exited(ExitStatus::Signal(libc::SIGKILL)),
-                (None, false) => match self.vm.wait_exit(EXIT_GRACE) {
+                (None, false) => match self.vm.reason_of_exit() {
                     Some(exit) => Outcome::VmExited(exit),
                     None => Outcome::Lost(self.vm.shortage().unwrap_or_else(|| {
                         "the agent closed the connection of a running process".to_owned()

@@ -12,7 +12,7 @@ use crate::sys;
 use crate::worker::{Connected, Worker};
 
 /// What `Remote.ended` may say; anything else is "ended".
-const REASONS: [&str; 14] = [
+const REASONS: [&str; 15] = [
     "shutdown",
     "guest-power-off",
     "guest-reset",
@@ -21,6 +21,7 @@ const REASONS: [&str; 14] = [
     "agent-failed",
     "renew-failed",
     "bad-snapshot",
+    "snapshot-incomplete",
     "bad-configuration",
     "engine",
     "unconfined",
@@ -74,14 +75,14 @@ impl Remote {
 
 /// Whatever leads to a guest.
 #[derive(FromPyObject)]
-pub enum Machine<'py> {
+pub(crate) enum Machine<'py> {
     Worker(Bound<'py, Worker>),
     Remote(Bound<'py, Remote>),
 }
 
 impl Machine<'_> {
     /// A stream to a guest's vsock port. A refused one ends at once.
-    pub fn open(&self, py: Python<'_>, port: u32) -> PyResult<Connected> {
+    pub(crate) fn open(&self, py: Python<'_>, port: u32) -> PyResult<Connected> {
         match self {
             Machine::Worker(worker) => worker.get().open(py, port),
             Machine::Remote(remote) => remote.get().open(py, port),

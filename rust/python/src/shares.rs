@@ -16,18 +16,40 @@ use crate::worker::Worker;
 /// A volume may have to be filled.
 const ANSWER: Duration = Duration::from_secs(120);
 
+/// Has the file system of a volume that is mounted take in all of its disk, which has become `size` bytes large. Raises
+/// AgentError with the reason when it stays as it is.
+#[pyfunction]
+pub(crate) fn grow_file_system(
+    py: Python<'_>,
+    worker: &Bound<'_, Worker>,
+    device: String,
+    size: u64,
+) -> PyResult<()> {
+    ask(py, worker, &Request::Grow { device, bytes: size })
+}
+
+fn ask(py: Python<'_>, worker: &Bound<'_, Worker>, request: &Request) -> PyResult<()> {
+    let (stream, vm) = worker.get().open(py, REQUEST_PORT)?;
+    let mut connection = Connection::new(stream, vm, ANSWER)?;
+    connection.send(py, request)?;
+    match connection.receive(py)? {
+        AttachReply::Done => Ok(()),
+        AttachReply::Failed { message } => Err(errors::agent(py, &message)),
+    }
+}
+
 /// Has the guest mount volumes and shares, in place of those that it was told of before: `(device, bytes, target, read_only)`
-/// of each volume, and of shares `(target, read_only)` in the order in which the worker was given them. What the host's user owns belongs to `user` in the guest.
+/// of each volume, and of shares `(target, read_only, volume)` in the order in which the worker was given them. What the host's user owns belongs to `user` in the guest.
 /// Beside them `(target, flags, options)` of each tmpfs that is new, bytes of /dev/shm (0 leaves it as it is), and whether the root becomes read-only.
 /// Raises AgentError with the reason when one cannot be mounted.
 #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
 #[pyfunction]
 #[pyo3(signature = (worker, volumes, shares, user, host_uid, host_gid, *, tmpfs=Vec::new(), shm_bytes=0, read_only_root=false))]
-pub fn attach_shares(
+pub(crate) fn attach_shares(
     py: Python<'_>,
     worker: &Bound<'_, Worker>,
     volumes: Vec<(String, u64, Vec<u8>, bool)>,
-    shares: Vec<(Vec<u8>, bool)>,
+    shares: Vec<(Vec<u8>, bool, bool)>,
     user: String,
     host_uid: u32,
     host_gid: u32,
@@ -35,12 +57,11 @@ pub fn attach_shares(
     shm_bytes: u64,
     read_only_root: bool,
 ) -> PyResult<()> {
-    let (stream, vm) = worker.get().open(py, REQUEST_PORT)?;
-    let mut connection = Connection::new(stream, vm, ANSWER)?;
-    let mount = |(index, (target, read_only)): (u32, (Vec<u8>, bool))| ShareMount {
+    let mount = |(index, (target, read_only, volume)): (u32, (Vec<u8>, bool, bool))| ShareMount {
         index,
         target: Chunk(target),
         read_only,
+        volume,
     };
     let shares = (0..).zip(shares).map(mount).collect();
     let volume =
@@ -49,9 +70,5 @@ pub fn attach_shares(
     let memory = |(target, flags, options)| TmpfsMount { target: Chunk(target), flags, options };
     let tmpfs = tmpfs.into_iter().map(memory).collect();
     let wanted = Attach { shares, user, host_uid, host_gid, volumes, tmpfs, shm_bytes, read_only_root };
-    connection.send(py, &Request::Attach(wanted))?;
-    match connection.receive(py)? {
-        AttachReply::Done => Ok(()),
-        AttachReply::Failed { message } => Err(errors::agent(py, &message)),
-    }
+    ask(py, worker, &Request::Attach(wanted))
 }

@@ -20,7 +20,7 @@ type SectionTuple = (String, u32, u32, bool, Vec<u8>);
 
 /// What is in a file, but for RAM.
 #[derive(IntoPyObject)]
-pub struct SnapshotDict {
+pub(crate) struct SnapshotDict {
     /// Whether the file is an export.
     export: bool,
     file_bytes: u64,
@@ -35,7 +35,7 @@ pub struct SnapshotDict {
 }
 
 #[derive(IntoPyObject)]
-pub struct V9Dict {
+pub(crate) struct V9Dict {
     id: String,
     minor: u32,
     ram_digest: String,
@@ -78,7 +78,7 @@ pub struct V8Dict {
 
 #[derive(IntoPyObject, FromPyObject)]
 #[pyo3(from_item_all)]
-pub struct VcpuDict {
+pub(crate) struct VcpuDict {
     vtimer_offset: u64,
     gp: Vec<(u32, u64)>,
     simd: Vec<(u32, u128)>,
@@ -89,7 +89,7 @@ pub struct VcpuDict {
 
 #[derive(IntoPyObject, FromPyObject)]
 #[pyo3(from_item_all)]
-pub struct DeviceDict {
+pub(crate) struct DeviceDict {
     driver_features: (u32, u32),
     status: u32,
     interrupt_status: u32,
@@ -99,7 +99,7 @@ pub struct DeviceDict {
 
 /// Reads everything but RAM of a snapshot, or of an export of one.
 #[pyfunction]
-pub fn read_snapshot(py: Python<'_>, path: PathBuf) -> PyResult<SnapshotDict> {
+pub(crate) fn read_snapshot(py: Python<'_>, path: PathBuf) -> PyResult<SnapshotDict> {
     py.detach(|| read(&path)).map_err(|error| raise(py, &path, &error))
 }
 
@@ -138,13 +138,13 @@ fn read(path: &Path) -> Result<SnapshotDict> {
 
 /// Reads and checks all of a snapshot, or of an export of one. Gives its id, which version 8 does not have.
 #[pyfunction]
-pub fn verify_snapshot(py: Python<'_>, path: PathBuf) -> PyResult<Option<String>> {
+pub(crate) fn verify_snapshot(py: Python<'_>, path: PathBuf) -> PyResult<Option<String>> {
     watched(py, &path, |watch| export::verify(&open(&path)?, watch)).map(text)
 }
 
 /// Packs a snapshot into a file at `out`. Gives the length of it.
 #[pyfunction]
-pub fn export_snapshot(py: Python<'_>, path: PathBuf, out: PathBuf, replace: bool) -> PyResult<u64> {
+pub(crate) fn export_snapshot(py: Python<'_>, path: PathBuf, out: PathBuf, replace: bool) -> PyResult<u64> {
     watched(py, &path, |watch| {
         let source = open(&path)?;
         publish(&out, replace, |file| export::write(&source, file, watch))
@@ -153,7 +153,7 @@ pub fn export_snapshot(py: Python<'_>, path: PathBuf, out: PathBuf, replace: boo
 
 /// Unpacks an export, or copies a snapshot, to a new snapshot at `out`. Gives its id, which version 8 does not have.
 #[pyfunction]
-pub fn import_snapshot(
+pub(crate) fn import_snapshot(
     py: Python<'_>,
     path: PathBuf,
     out: PathBuf,
@@ -168,7 +168,7 @@ pub fn import_snapshot(
 
 /// Writes the whole snapshot that a whole one and the diffs after it amount to. Gives its id.
 #[pyfunction]
-pub fn flatten_snapshots(
+pub(crate) fn flatten_snapshots(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     out: PathBuf,
@@ -184,7 +184,7 @@ pub fn flatten_snapshots(
 
 /// Writes a version 8 snapshot with this RAM.
 #[pyfunction]
-pub fn write_snapshot_v8(
+pub(crate) fn write_snapshot_v8(
     py: Python<'_>,
     path: PathBuf,
     state: V8Dict,
@@ -234,7 +234,7 @@ impl v9::DiskContents for WrittenDisk {
 #[pyfunction]
 #[pyo3(signature = (path, identity, sections, ram, present, replace, disk=None))]
 #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
-pub fn write_snapshot_v9(
+pub(crate) fn write_snapshot_v9(
     py: Python<'_>,
     path: PathBuf,
     identity: IdentityDict,
@@ -270,7 +270,7 @@ pub fn write_snapshot_v9(
 
 /// Names of a version 8 file's devices, which it has no types of, by how many queues each has.
 #[pyfunction]
-pub fn device_names_v8(queues: Vec<usize>) -> Vec<&'static str> {
+pub(crate) fn device_names_v8(queues: Vec<usize>) -> Vec<&'static str> {
     supermachine_snapshot::layout::names_v8(&queues)
 }
 

@@ -12,6 +12,9 @@ use supermachine_proto::worker::{Captured, PageRange, Stats, Timings};
 
 use crate::descriptors::{self, Owner, Unshared};
 
+/// How long the VM may take to say why it ended once a connection has.
+const EXIT_GRACE: Duration = Duration::from_millis(300);
+
 /// How a VM ended.
 #[derive(Clone, Debug)]
 pub struct Exit {
@@ -30,6 +33,7 @@ pub struct State {
     /// Whether a capture is under way, be it that nobody waits for its answer any more.
     pub capturing: bool,
     pub working_set: Option<Vec<PageRange>>,
+    pub(crate) volume_grown: Option<Result<(), String>>,
     /// What the worker lacked to serve a command, for the error of the connection that came to nothing.
     pub shortage: Option<String>,
     /// Whether `Worker.kill` asked for the end.
@@ -104,6 +108,11 @@ impl Shared {
     /// What the worker has said that it lacked, once.
     pub fn shortage(&self) -> Option<String> {
         self.lock().shortage.take()
+    }
+
+    /// Why the VM has ended, after one of its connections has; `None` when it goes on.
+    pub fn reason_of_exit(&self) -> Option<Exit> {
+        self.wait_exit(EXIT_GRACE)
     }
 
     /// Waits for the end of the VM.

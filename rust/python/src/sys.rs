@@ -2,8 +2,7 @@
 
 #![allow(unsafe_code, reason = "descriptors come as numbers")]
 
-use std::io::{self, IoSlice, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -11,31 +10,31 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::retry_on_intr;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use supermachine_support::descriptors;
 
 /// Longest time in milliseconds between two looks for pending Python signals while waiting.
-pub const SIGNAL_INTERVAL_MS: u64 = 50;
+pub(crate) const SIGNAL_INTERVAL_MS: u64 = 50;
 
 /// One descriptor in a call of [`poll`]; `None` takes part with no events.
-pub struct Interest {
+pub(crate) struct Interest {
     fd: Option<RawFd>,
     events: libc::c_short,
 }
 
 impl Interest {
     /// Waits for `events` on `fd` while `wanted`.
-    pub fn when(wanted: bool, fd: &impl AsRawFd, events: libc::c_short) -> Self {
+    pub(crate) fn when(wanted: bool, fd: &impl AsRawFd, events: libc::c_short) -> Self {
         Self { fd: wanted.then(|| fd.as_raw_fd()), events }
     }
 
     /// Takes no part.
-    pub fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self { fd: None, events: 0 }
     }
 }
 
 /// poll(2): the events that are there, per interest. Empty on a time-out or an interrupting signal.
-pub fn poll<const N: usize>(
+pub(crate) fn poll<const N: usize>(
     interests: [Interest; N],
     timeout: Option<Duration>,
 ) -> io::Result<[libc::c_short; N]> {
@@ -56,7 +55,7 @@ pub fn poll<const N: usize>(
 /// Waits without the GIL until `ready` gives a value, in slices short enough for Python's signals.
 ///
 /// `ready` gets the longest time that it may block. `None` comes back at the deadline.
-pub fn wait_for<T: Send>(
+pub(crate) fn wait_for<T: Send>(
     py: Python<'_>,
     deadline: Option<Instant>,
     mut ready: impl FnMut(Duration) -> Option<T> + Send,
@@ -78,32 +77,25 @@ pub fn wait_for<T: Send>(
 }
 
 /// The instant `timeout` seconds from now; `None` for never, also when it is too far to represent.
-pub fn deadline(timeout: Option<f64>) -> Option<Instant> {
+pub(crate) fn deadline(timeout: Option<f64>) -> Option<Instant> {
     let seconds = timeout?;
     let duration = Duration::try_from_secs_f64(seconds.max(0.0)).ok()?;
     Instant::now().checked_add(duration)
 }
 
 /// Sends `bytes`, and `fd` with the first of them, over a stream socket. Blocks while the socket is full.
-pub fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: &impl AsFd) -> io::Result<()> {
+pub(crate) fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: &impl AsFd) -> io::Result<()> {
     send_with_fds(socket, bytes, &[fd.as_fd()])
 }
 
-/// Sends all of `bytes` with up to eight descriptors.
-pub fn send_with_fds(mut socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(fds));
-    #[cfg(target_os = "linux")]
-    let flags = SendFlags::NOSIGNAL;
-    #[cfg(not(target_os = "linux"))]
-    let flags = SendFlags::empty();
-    let sent = retry_on_intr(|| sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags))?;
+/// Sends all of `bytes` with up to as many descriptors as go at once.
+pub(crate) fn send_with_fds(mut socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
+    let sent = descriptors::send(socket, bytes, fds)?;
     socket.write_all(&bytes[sent..])
 }
 
 /// A duplicate of a descriptor that Python owns, closed on exec.
-pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
@@ -117,22 +109,22 @@ pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Switches an open file description to non-blocking.
-pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = fcntl_getfl(&fd)?;
     Ok(fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?)
 }
 
 /// Whether a descriptor is a regular file, for which poll(2) and short writes mean nothing.
-pub fn is_regular(fd: &impl AsFd) -> bool {
+pub(crate) fn is_regular(fd: &impl AsFd) -> bool {
     fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 /// read(2) that goes on after an interrupting signal.
-pub fn read(fd: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn read(fd: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?)
 }
 
 /// write(2) that goes on after an interrupting signal.
-pub fn write(fd: &impl AsFd, buffer: &[u8]) -> io::Result<usize> {
+pub(crate) fn write(fd: &impl AsFd, buffer: &[u8]) -> io::Result<usize> {
     Ok(retry_on_intr(|| rustix::io::write(fd, buffer))?)
 }

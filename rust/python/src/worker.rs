@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,8 +12,10 @@ use pyo3::prelude::*;
 use supermachine_netd::host::Search;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
 use supermachine_proto::engine::Engine;
+use supermachine_proto::netd::Member;
 use supermachine_proto::worker::{
-    Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, Source, Start, VolumeSlot,
+    Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, ShareOwner, Source, Start,
+    VolumeSlot,
 };
 use supermachine_support::lock;
 
@@ -58,7 +60,9 @@ fn identity(
         let Search { domains: search, ndots } = Search::read();
         // Names of machines on a segment have no dot, and are not to be looked for elsewhere first.
         let ndots = if address == usual.address { ndots } else { 0 };
-        Network { address, search, ndots, ..usual }
+        // So that the network holds the gateway as well.
+        let common = (address.to_bits() ^ usual.gateway.to_bits()).leading_zeros() as u8;
+        Network { address, prefix: usual.prefix.min(common), search, ndots, v6: settings.v6(), ..usual }
     });
     Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0, network, authority }
 }
@@ -95,7 +99,7 @@ impl Dialer {
 }
 
 /// A connection's end that the worker took, and what tells how the VM fares.
-pub type Connected = (Unshared<UnixStream>, Arc<Shared>);
+pub(crate) type Connected = (Unshared<UnixStream>, Arc<Shared>);
 
 impl Worker {
     /// Raises in a process that was forked from the VM's own.
@@ -180,9 +184,12 @@ impl Worker {
     }
 }
 
-/// Shares by path, whether they are read-only, and how long the guest trusts what it has seen: "auto", "none", "always".
-fn shares(shares: Vec<(PathBuf, bool, String)>) -> PyResult<Vec<Share>> {
-    let share = |(path, read_only, cache): (PathBuf, bool, String)| {
+/// A share: its path, whether it is read-only, how long the guest trusts what it has seen ("auto", "none", "always"), whose
+/// its files are ("map", "virtual"), by how many bytes it may grow, and whether `watch_share` may be asked for it.
+type ShareArguments = (PathBuf, bool, String, String, Option<u64>, bool);
+
+fn shares(shares: Vec<ShareArguments>) -> PyResult<Vec<Share>> {
+    let share = |(path, read_only, cache, owner, quota_bytes, watch): ShareArguments| {
         let cache = match &cache[..] {
             "auto" => ShareCache::Auto,
             "none" => ShareCache::None,
@@ -192,7 +199,15 @@ fn shares(shares: Vec<(PathBuf, bool, String)>) -> PyResult<Vec<Share>> {
                 return Err(pyo3::exceptions::PyValueError::new_err(message));
             }
         };
-        Ok(Share { path, read_only, cache })
+        let owner = match &owner[..] {
+            "map" => ShareOwner::Map,
+            "virtual" => ShareOwner::Virtual,
+            _ => {
+                let message = format!("owner {owner:?} is neither map nor virtual");
+                return Err(pyo3::exceptions::PyValueError::new_err(message));
+            }
+        };
+        Ok(Share { path, read_only, cache, owner, quota_bytes, watch })
     };
     shares.into_iter().map(share).collect()
 }
@@ -200,7 +215,7 @@ fn shares(shares: Vec<(PathBuf, bool, String)>) -> PyResult<Vec<Share>> {
 #[pymethods]
 impl Worker {
     /// Starts the executable `path` and sends it the description of a VM that boots. `shares` are `(path, read_only,
-    /// cache)` of directories and files of the host that the guest may mount (`attach_shares`). `scratch` is for a root on
+    /// cache, owner, quota, watch)` of directories and files of the host that the guest may mount (`attach_shares`). `scratch` is for a root on
     /// a disk: the descriptor of an empty file that its changes go to, and the disk's bytes. `volume_disks` are `(descriptor, that of
     /// an empty file or None, slot)`: a volume that has the latter is not changed, and what is written goes there.
     #[staticmethod]
@@ -231,7 +246,7 @@ impl Worker {
         boot_timeout_ms: u64,
         agent: bool,
         require_confinement: bool,
-        shares: Vec<(PathBuf, bool, String)>,
+        shares: Vec<ShareArguments>,
         environment: Vec<(OsString, OsString)>,
         network: Option<netd::Wanted>,
         scratch: Option<(i32, u64)>,
@@ -276,11 +291,14 @@ impl Worker {
     ///
     /// `files` are a whole snapshot and the diffs after it; `working_set` is `(first page, pages, written)` of what
     /// earlier clones touched. `scratch` is for a snapshot with a disk: the descriptor of an empty file that changes to it
-    /// go to, and the paths of the files that have the disk where the snapshot does not.
+    /// go to, and the paths of the files that have the disk where the snapshot does not. `arriving` is the descriptor of a
+    /// socket that `arrival_message` is written to, for a snapshot whose memory is still on its way. With `note_order`
+    /// `working_set` is in the order in which the guest touched its pages first, where the engine sees that.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
         boot_timeout_ms=60_000, agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(),
-        network=None, scratch=None, volume_disks=Vec::new()))]
+        network=None, scratch=None, volume_disks=Vec::new(), arriving=None,
+        note_order=false))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keywords in Python; a struct would only repeat their names"
@@ -298,21 +316,26 @@ impl Worker {
         boot_timeout_ms: u64,
         agent: bool,
         require_confinement: bool,
-        shares: Vec<(PathBuf, bool, String)>,
+        shares: Vec<ShareArguments>,
         environment: Vec<(OsString, OsString)>,
         network: Option<netd::Wanted>,
         scratch: Option<(i32, Vec<PathBuf>)>,
         volume_disks: Vec<VolumeTuple>,
+        arriving: Option<i32>,
+        note_order: bool,
     ) -> PyResult<Self> {
         let network = network.map(netd::Settings::new).transpose()?;
         let (own, disk_files) = scratch.unzip();
         let working_set = working_set.into_iter();
+        let arriving = arriving.into_iter();
         let restore = Restore {
             files,
             identity: identity(hostname, machine_id, entropy, network.as_ref()),
             working_set: working_set
                 .map(|(start, count, written)| PageRange { start, count, written })
                 .collect(),
+            arriving: arriving.len() > 0,
+            note_order,
         };
         let start = Start {
             version: supermachine_proto::VERSION,
@@ -326,7 +349,7 @@ impl Worker {
             agent,
             require_confinement,
         };
-        let own = own.into_iter().chain(descriptors_of(&volume_disks)).collect();
+        let own = own.into_iter().chain(descriptors_of(&volume_disks)).chain(arriving).collect();
         Self::start(py, path, environment, start, network, own)
     }
 
@@ -472,6 +495,20 @@ impl Worker {
         Ok(ranges.map(|ranges| ranges.iter().map(|r| (r.start, r.count, r.written)).collect()))
     }
 
+    /// Makes the volume in a slot, which is open for writing, larger; the guest's kernel hears of it. False at the time-out
+    /// (seconds). Raises OSError with the reason when it stays as it is.
+    #[pyo3(signature = (slot, size, timeout=None))]
+    fn grow_volume(&self, py: Python<'_>, slot: u32, size: u64, timeout: Option<f64>) -> PyResult<bool> {
+        self.must_be_here(py)?;
+        self.0.shared.lock().volume_grown = None;
+        let command = Command::GrowVolume { slot, bytes: size };
+        py.detach(|| self.send(&command)).map_err(|e| self.lost(py, &e))?;
+        match self.answer(py, timeout, |state| state.volume_grown.take())? {
+            Some(Err(message)) => Err(PyOSError::new_err(message)),
+            done => Ok(done.is_some()),
+        }
+    }
+
     /// Process id of the network's policy process; `None` without a network, and before the guest's first flow.
     #[getter]
     fn network_pid(&self) -> Option<u32> {
@@ -496,6 +533,26 @@ impl Worker {
         Ok(py.detach(|| {
             network.command(supermachine_proto::netd::Command::Join(network.member(segment, names)), None)
         })?)
+    }
+
+    /// Has this guest know one of another process on the segment, whose policy process has the other end of `link`; which
+    /// stays the caller's to close. Raises ValueError for what is no address.
+    fn meet_remote(
+        &self,
+        py: Python<'_>,
+        segment: u64,
+        address: &str,
+        names: Vec<String>,
+        link: RawFd,
+    ) -> PyResult<()> {
+        let network = self.network()?;
+        let parsed = address.parse();
+        let address =
+            parsed.map_err(|_| PyValueError::new_err(format!("{address:?} is no guest's address")))?;
+        let member = Member { segment, address, names };
+        let link = Unshared::new(|| sys::duplicate(link))?;
+        let meet = supermachine_proto::netd::Command::Meet(member);
+        Ok(py.detach(|| network.command(meet, Some(link.as_fd())))?)
     }
 
     /// And off it again.
@@ -578,6 +635,6 @@ impl Drop for Worker {
 }
 
 /// Raised by methods of an object whose other end has been closed by the caller.
-pub fn closed(what: &str) -> PyErr {
+pub(crate) fn closed(what: &str) -> PyErr {
     PyRuntimeError::new_err(format!("{what} is closed"))
 }

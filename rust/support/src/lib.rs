@@ -1,7 +1,9 @@
-//! What several crates need and none owns: locks, entropy, page size, elapsed time, a tripwire for saved structures. It knows
-//! no other crate.
+//! What several crates need and none owns: locks, entropy, page size, elapsed time, descriptors over sockets, a tripwire for
+//! saved structures. It knows no other crate.
 
-#![allow(unsafe_code, reason = "getentropy(3) and sysconf(3) are C calls")]
+#![allow(unsafe_code, reason = "getrandom(2), getentropy(3) and sysconf(3) are C calls")]
+
+pub mod descriptors;
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,10 +17,18 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Fills `bytes` from the kernel's random number generator, without a file or a descriptor.
 pub fn entropy(bytes: &mut [u8]) -> io::Result<()> {
-    // 256 bytes at once are never interrupted and work on macOS as well (getentropy(2)).
+    // Of 256 bytes at once all come or none (getrandom(2), getentropy(2)).
     for part in bytes.chunks_mut(256) {
+        let (to, length) = (part.as_mut_ptr().cast::<libc::c_void>(), part.len());
+        // By its number: the C library of the oldest hosts (manylinux_2_17) has no function for it.
         // SAFETY: the pointer and the length are the slice's.
-        if unsafe { libc::getentropy(part.as_mut_ptr().cast(), part.len()) } != 0 {
+        #[cfg(target_os = "linux")]
+        let whole = unsafe { libc::syscall(libc::SYS_getrandom, to, length, 0) }
+            == libc::c_long::try_from(length).unwrap_or(-1);
+        // SAFETY: as above.
+        #[cfg(not(target_os = "linux"))]
+        let whole = unsafe { libc::getentropy(to, length) } == 0;
+        if !whole {
             return Err(io::Error::last_os_error());
         }
     }

@@ -16,7 +16,7 @@ use supermachine_support::lock;
 
 /// What the rest of the worker hears of the agent.
 #[derive(Debug, PartialEq, Eq)]
-pub enum AgentEvent {
+pub(crate) enum AgentEvent {
     /// The kernel runs and the agent speaks.
     Connected,
     /// Requests are served.
@@ -27,7 +27,7 @@ pub enum AgentEvent {
 
 /// What an agent that says hello is told.
 #[derive(Clone)]
-pub enum Greeting {
+pub(crate) enum Greeting {
     /// A guest that has booted.
     Configure(Configure),
     /// A guest that has been restored.
@@ -57,7 +57,7 @@ const MAX_REASON: usize = 4096;
 /// The worker's end of the boot connection. No call waits for the agent, but for [`BootChannel::ask`] and
 /// [`BootChannel::serve`], and nothing is locked while those do.
 #[derive(Clone, Default)]
-pub struct BootChannel(Arc<Shared>);
+pub(crate) struct BootChannel(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -89,7 +89,7 @@ enum Misbehaviour {
 impl BootChannel {
     /// Sends a command; `false` when no agent is connected that takes it. One that has not read what it was sent before
     /// loses its connection.
-    pub fn send(&self, command: &BootCommand) -> bool {
+    pub(crate) fn send(&self, command: &BootCommand) -> bool {
         let mut agent = lock(&self.0.agent);
         let Some(connected) = agent.as_mut() else { return false };
         let mut bytes = Vec::new();
@@ -106,7 +106,7 @@ impl BootChannel {
 
     /// Sends a command and waits for its answer; `false` when that does not come by the deadline. One command of a kind
     /// at a time.
-    pub fn ask(&self, command: &BootCommand, answer: &BootEvent, deadline: Duration) -> bool {
+    pub(crate) fn ask(&self, command: &BootCommand, answer: &BootEvent, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
         let (sender, answers) = mpsc::channel();
         let number = {
@@ -124,7 +124,7 @@ impl BootChannel {
     }
 
     /// Serves connections as they arrive until the sender of `connections` is gone, telling `heard` what happens.
-    pub fn serve(
+    pub(crate) fn serve(
         &self,
         connections: &Receiver<UnixStream>,
         greeting: &Greeting,
@@ -184,7 +184,11 @@ impl BootChannel {
                     return Err(Misbehaviour::Unasked(name(&event)));
                 }
                 BootEvent::Failed { message } => heard(AgentEvent::Failed(reason(message))),
-                BootEvent::Frozen | BootEvent::Thawed | BootEvent::ClockSet | BootEvent::RoomSet => {
+                BootEvent::Frozen
+                | BootEvent::Thawed
+                | BootEvent::ClockSet
+                | BootEvent::RoomSet
+                | BootEvent::Grown { .. } => {
                     // Who does not wait any more is forgotten.
                     lock(&self.0.waiting).1.retain(|_, waiting| waiting.send(event.clone()).is_ok());
                 }
@@ -231,6 +235,7 @@ fn name(event: &BootEvent) -> &'static str {
         BootEvent::Stopping => "that the guest stops",
         BootEvent::ClockSet => "that the clock is set",
         BootEvent::RoomSet => "that it knows what room there is",
+        BootEvent::Grown { .. } => "that a file system is larger",
     }
 }
 
@@ -242,7 +247,7 @@ fn reason(mut message: String) -> String {
 }
 
 /// Nanoseconds since 1970.
-pub fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,8 @@
 //!
 //! A file of several zstd frames is decompressed by several threads: it is what a guest's first instruction waits for.
 
+mod branches;
+
 use std::io;
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -12,6 +14,8 @@ use supermachine_snapshot::Digest32;
 use supermachine_support::lock;
 use zstd::zstd_safe;
 
+use branches::Code;
+
 /// What zstd may decompress a file to.
 const MAX_SIZE: usize = 256 << 20;
 /// Frames that are decompressed side by side; a file of more is decompressed by one thread.
@@ -20,14 +24,14 @@ const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 
 /// A kernel or an initramfs that has been read, or nothing.
 #[derive(Default)]
-pub struct BootFile {
+pub(crate) struct BootFile {
     pub path: PathBuf,
     /// As they are on disk.
     pub bytes: Vec<u8>,
 }
 
 /// What is in a [`BootFile`].
-pub struct Contents {
+pub(crate) struct Contents {
     /// BLAKE3 of the file as it is on disk.
     pub digest: Digest32,
     /// Decompressed, when the file is compressed.
@@ -35,7 +39,10 @@ pub struct Contents {
 }
 
 /// The contents of both files. The error names the file.
-pub fn contents(kernel: BootFile, initramfs: BootFile) -> Result<(Contents, Contents), (PathBuf, io::Error)> {
+pub(crate) fn contents(
+    kernel: BootFile,
+    initramfs: BootFile,
+) -> Result<(Contents, Contents), (PathBuf, io::Error)> {
     let mut digests = [Digest32::default(); 2];
     let mut bytes = [Bytes::of(&kernel.bytes), Bytes::of(&initramfs.bytes)];
     let mut jobs: Vec<Job<'_>> = bytes.iter_mut().flat_map(Bytes::jobs).collect();
@@ -74,35 +81,51 @@ fn side_by_side(jobs: Vec<Job<'_>>) {
 enum Bytes<'a> {
     /// Not compressed.
     Plain,
-    /// Compressed in frames that say their sizes, each with what has come of it.
-    Frames { frames: Vec<(&'a [u8], usize, io::Result<()>)>, out: Vec<u8> },
+    /// Compressed in frames that say their sizes, each with what has come of it; and what was done to it before.
+    Frames { frames: Vec<(&'a [u8], usize, io::Result<()>)>, code: Option<Code>, out: Vec<u8> },
     /// Compressed in some other way.
     Stream(&'a [u8], io::Result<Vec<u8>>),
 }
 
 impl<'a> Bytes<'a> {
     fn of(bytes: &'a [u8]) -> Self {
-        if !bytes.starts_with(&ZSTD_MAGIC) {
+        let (code, bytes) = Code::of(bytes).map_or((None, bytes), |(code, frames)| (Some(code), frames));
+        if code.is_none() && !bytes.starts_with(&ZSTD_MAGIC) {
             return Self::Plain;
         }
-        let Some(frames) = frames(bytes) else { return Self::Stream(bytes, Ok(Vec::new())) };
+        let Some(frames) = frames(bytes) else {
+            let unknown =
+                || Err(io::Error::new(io::ErrorKind::InvalidData, "its frames do not say their sizes"));
+            return Self::Stream(bytes, code.map_or_else(|| Ok(Vec::new()), |_| unknown()));
+        };
         let out = vec![0; frames.iter().map(|(_, size)| size).sum()];
-        Self::Frames { frames: frames.into_iter().map(|(frame, size)| (frame, size, Ok(()))).collect(), out }
+        Self::Frames {
+            frames: frames.into_iter().map(|(frame, size)| (frame, size, Ok(()))).collect(),
+            code,
+            out,
+        }
     }
 
     fn jobs(&mut self) -> Vec<Job<'_>> {
         match self {
             Self::Plain => Vec::new(),
-            Self::Frames { frames, out } => {
-                let mut rest = &mut out[..];
+            Self::Frames { frames, code, out } => {
+                let (mut rest, mut place, code) = (&mut out[..], 0, *code);
                 let mut jobs: Vec<Job<'_>> = Vec::new();
                 for (frame, size, result) in frames {
-                    let target;
+                    let (target, here);
                     (target, rest) = rest.split_at_mut(*size);
-                    jobs.push(Box::new(|| *result = decompress(frame, target)));
+                    (here, place) = (place, place + *size);
+                    jobs.push(Box::new(move || {
+                        *result = decompress(frame, target);
+                        if let Some(code) = code {
+                            code.restore(target, here);
+                        }
+                    }));
                 }
                 jobs
             }
+            Self::Stream(_, Err(_)) => Vec::new(),
             Self::Stream(bytes, result) => vec![Box::new(|| {
                 let size = zstd::bulk::Decompressor::upper_bound(bytes).unwrap_or(MAX_SIZE).min(MAX_SIZE);
                 *result = zstd::bulk::decompress(bytes, size);
@@ -114,7 +137,7 @@ impl<'a> Bytes<'a> {
     fn done(self) -> io::Result<Option<Vec<u8>>> {
         match self {
             Self::Plain => Ok(None),
-            Self::Frames { frames, out } => {
+            Self::Frames { frames, out, .. } => {
                 frames.into_iter().try_for_each(|(_, _, result)| result)?;
                 Ok(Some(out))
             }
@@ -198,6 +221,25 @@ mod tests {
                 assert_eq!(got.digest, digest);
             }
         }
+    }
+
+    #[test]
+    fn a_packed_file_has_its_branches_again() {
+        let call = [0x90, 0xe8, 0x10, 0, 0, 0];
+        let mut bytes = call.repeat(3);
+        let mut packed = b"\x5b\x2a\x4d\x18\x1e\0\0\0supermachine branches 1 x86_64".to_vec();
+        packed.extend(compressed(&bytes, 2));
+        // The second piece starts 9 bytes into the file, in the middle of the second call.
+        for (at, place) in [(2, 2_u32), (14, 14)] {
+            bytes[at..at + 4].copy_from_slice(&0x10_u32.wrapping_sub(place).to_le_bytes());
+        }
+        let (kernel, _) = contents(file(packed.clone()), file(Vec::new())).unwrap();
+        assert_eq!(kernel.bytes, bytes);
+        assert_eq!(kernel.digest, Digest32::of(&packed));
+        packed.truncate(38);
+        packed.extend(streamed(&bytes));
+        let (_, error) = contents(file(packed), file(Vec::new())).err().unwrap();
+        assert!(error.to_string().contains("sizes"), "{error}");
     }
 
     #[test]

@@ -24,9 +24,11 @@ const AGENT: Duration = Duration::from_secs(10);
 
 /// Why no snapshot was taken.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     #[error("the guest's agent did not {what} within {} s", AGENT.as_secs())]
     Agent { what: &'static str },
+    #[error("the snapshot that the VM goes on from is not all there yet")]
+    Incomplete,
     #[error(transparent)]
     Machine(#[from] supermachine_machine::Error),
     #[error(transparent)]
@@ -34,7 +36,7 @@ pub enum Error {
 }
 
 /// What all snapshots of one VM have in common.
-pub struct Subject {
+pub(crate) struct Subject {
     pub kernel: Digest32,
     pub initramfs: Digest32,
     pub page_map: Option<PageMap>,
@@ -62,7 +64,7 @@ enum Written {
 
 impl Subject {
     /// Writes the snapshot to `file`.
-    pub fn capture(
+    pub(crate) fn capture(
         &self,
         machine: &Machine,
         boot: &BootChannel,
@@ -70,6 +72,9 @@ impl Subject {
         file: &File,
     ) -> Result<Captured, Error> {
         let began = Instant::now();
+        if !machine.is_complete() {
+            return Err(Error::Incomplete);
+        }
         let form = self.form(&request)?;
         let mut steps = Vec::new();
         let mut step = |name: &str| steps.push((name.to_owned(), elapsed_ns(began)));

@@ -16,7 +16,7 @@ use supermachine_proto::agent::{BootCommand, BootEvent};
 use crate::boot::{self, BootChannel};
 
 /// How often a guest that nobody asks for anything is looked after.
-pub const INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 /// How far the guest's clock may be off before it is set.
 const TOLERANCE: u64 = 50_000_000;
 /// How long a request waits for the guest's clock.
@@ -30,7 +30,7 @@ const COUNTER: libc::clockid_t = libc::CLOCK_MONOTONIC;
 
 /// What the guest was told of the time.
 #[derive(Default)]
-pub struct WallClock {
+pub(crate) struct WallClock {
     state: Mutex<State>,
     /// Told when the clock is set, or has taken too long.
     settled: Condvar,
@@ -46,25 +46,25 @@ struct State {
 
 impl WallClock {
     /// The guest is being told the time.
-    pub fn told(&self) {
+    pub(crate) fn told(&self) {
         self.lock().told = Some(ahead());
     }
 
     /// Whether the guest's clock must be set, and nobody is at it.
-    pub fn has_moved(&self) -> bool {
+    pub(crate) fn has_moved(&self) -> bool {
         let state = self.lock();
         !state.telling && moved(state.told, ahead())
     }
 
     /// Whether there is nothing to wait for in [`WallClock::follow`].
-    pub fn is_right(&self) -> bool {
+    pub(crate) fn is_right(&self) -> bool {
         let state = self.lock();
         !state.telling && !moved(state.told, ahead())
     }
 
     /// Sets the guest's clock, if it must be, and waits until that is done, or has taken too long. Nothing is locked
     /// meanwhile.
-    pub fn follow(&self, boot: &BootChannel) {
+    pub(crate) fn follow(&self, boot: &BootChannel) {
         let mut state = self.lock();
         if state.telling {
             drop(self.settled.wait_timeout_while(state, ANSWER, |state| state.telling));

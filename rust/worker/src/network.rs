@@ -3,14 +3,12 @@
 #![allow(unsafe_code, reason = "frames lie in guest memory")]
 
 use std::collections::VecDeque;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use supermachine_devices::Broken;
 use supermachine_devices::net::{self as device, Backend, Receiver, Segments};
 use supermachine_devices::poller::{Event, Interest, Poller};
@@ -22,6 +20,7 @@ use supermachine_net::{
 use supermachine_proto::agent::Network;
 use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::netd::{self, Reply, Request};
+use supermachine_support::descriptors;
 use vm_memory::VolatileSlice;
 
 /// Of the router on the guest's link: locally administered.
@@ -34,13 +33,13 @@ const _: () = assert!(supermachine_net::INCOMING == netd::INCOMING);
 const MAX_WAITING: usize = 4 << 20;
 
 /// What the card's cable leads to.
-pub struct Cable {
+pub(crate) struct Cable {
     stack: Stack<Link, Sockets>,
 }
 
 impl Cable {
     /// A stack for the guest's place, whose flows the policy process at the other end of `link` decides about.
-    pub fn new(place: &Network, link: OwnedFd, poller: Arc<Poller>) -> io::Result<Self> {
+    pub(crate) fn new(place: &Network, link: OwnedFd, poller: Arc<Poller>) -> io::Result<Self> {
         let stream = UnixStream::from(link);
         stream.set_nonblocking(true)?;
         poller.add(&stream, LINK)?;
@@ -49,7 +48,7 @@ impl Cable {
             gateway_mac: GATEWAY_MAC,
             guest: place.address,
             gateway: place.gateway,
-            v6: None,
+            v6: place.v6.as_ref().map(|v6| (v6.address, v6.gateway)),
         };
         let link = Link {
             stream: Some(stream),
@@ -264,26 +263,15 @@ impl Link {
     fn receive(&mut self) -> Vec<(Reply, Option<OwnedFd>)> {
         let mut replies = Vec::new();
         let mut bytes = [0_u8; 16 * 1024];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut open = true;
         while let (true, Some(stream)) = (open, &self.stream) {
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            #[cfg(target_os = "linux")]
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            #[cfg(not(target_os = "linux"))]
-            let flags = RecvFlags::empty();
-            match recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
+            match descriptors::receive(stream, &mut bytes) {
                 Ok(received) => {
-                    for message in control.drain() {
-                        if let RecvAncillaryMessage::ScmRights(fds) = message {
-                            self.fds.extend(fds);
-                        }
-                    }
+                    self.fds.extend(received.descriptors);
                     open = received.bytes > 0;
                     self.decoder.push(&bytes[..received.bytes]);
                 }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => open = false,
             }
             loop {
@@ -315,6 +303,8 @@ impl Link {
 }
 
 impl Broker for Link {
+    const FIRST: usize = netd::FIRST;
+
     fn ask(&mut self, question: &Question) -> bool {
         let protocol = match question.protocol {
             Protocol::Tcp => netd::Protocol::Tcp,

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 /// The process that made the control socket.
-pub struct Owner {
+pub(crate) struct Owner {
     control: UnixStream,
     /// Readable once the process is gone; `None` where the system does not tell, and the socket is all there is.
     process: Option<OwnedFd>,
@@ -19,13 +19,13 @@ pub struct Owner {
 
 impl Owner {
     /// Before the worker is confined. An error when the owner is gone already.
-    pub fn of(control: &UnixStream) -> io::Result<Self> {
+    pub(crate) fn of(control: &UnixStream) -> io::Result<Self> {
         let process = system::process(control)?;
         Ok(Self { control: control.try_clone()?, process })
     }
 
     /// Waits until the owner has something to say; `false` when it is gone.
-    pub fn wait_for_words(&self) -> bool {
+    pub(crate) fn wait_for_words(&self) -> bool {
         loop {
             let [control, process] = self.poll(libc::POLLIN);
             if process != 0 {
@@ -39,7 +39,7 @@ impl Owner {
     }
 
     /// From now on the process ends with its owner. Nobody is left to hear why, nor to use what it was doing.
-    pub fn end_with_it(self) -> io::Result<()> {
+    pub(crate) fn end_with_it(self) -> io::Result<()> {
         thread::Builder::new().name("owner".into()).spawn(move || {
             while self.poll(0) == [0, 0] {}
             exit(0)
@@ -62,7 +62,7 @@ impl Owner {
 }
 
 /// Ends the process at once: no thread is waited for, no lock taken.
-pub fn exit(status: i32) -> ! {
+pub(crate) fn exit(status: i32) -> ! {
     // SAFETY: the call takes no pointers and does not return.
     unsafe { libc::_exit(status) }
 }
@@ -77,7 +77,7 @@ mod system {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     /// A descriptor of the process that made the socket (pidfd_open(2); SO_PEERCRED in unix(7)).
-    pub fn process(control: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    pub(super) fn process(control: &UnixStream) -> io::Result<Option<OwnedFd>> {
         let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
         let mut length = size_of_val(&peer) as libc::socklen_t;
         // SAFETY: pointer and length are those of `peer`, which is plain numbers.
@@ -115,7 +115,7 @@ mod system {
     use rustix::process::getppid;
 
     /// A queue that is readable once the parent has exited (kqueue(2), EVFILT_PROC).
-    pub fn process(_: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    pub(crate) fn process(_: &UnixStream) -> io::Result<Option<OwnedFd>> {
         let Some(pid) = getppid() else { return Ok(None) };
         let queue = kqueue()?;
         let filter = EventFilter::Proc { pid, flags: ProcessEvents::EXIT };

@@ -8,7 +8,7 @@ use supermachine_machine::kvm::probe::{self, Measurement};
 use crate::confine::Walls;
 
 /// The answer to a question on the command line; `None` when it is none.
-pub fn asked(argument: &OsStr) -> Option<Value> {
+pub(crate) fn asked(argument: &OsStr) -> Option<Value> {
     match argument.to_str()? {
         "--probe-kvm" => Some(kvm()),
         "--probe-confinement" => Some(confinement()),
@@ -25,7 +25,7 @@ fn confinement() -> Value {
 
 /// `usable`; `code`, why not in a word or two; `status`, a sentence; `remedy`, a command or a sentence, or null; and what
 /// was measured, or null.
-pub fn kvm() -> Value {
+pub(crate) fn kvm() -> Value {
     let measured = probe::measure();
     let rates = measured.clone().ok();
     let (usable, code, status, remedy) = match measured.and_then(Measurement::judge) {

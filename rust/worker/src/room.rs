@@ -19,8 +19,8 @@ const PART: u64 = 20;
 /// How much there may be for guests before one is told: more than it can write between two looks.
 const NEAR: u64 = 16 << 30;
 /// The same before the first look, for which a guest has less time.
-pub const URGENT: u64 = 1 << 30;
-pub const ANY: u64 = NEAR;
+pub(crate) const URGENT: u64 = 1 << 30;
+pub(crate) const ANY: u64 = NEAR;
 /// Bytes by which it may change untold, beside an eighth.
 const STEP: u64 = 1 << 20;
 /// How long the guest may take to answer; it has the message all the same.
@@ -28,7 +28,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 
 /// The disks of a guest whose contents are files of the host's.
 #[derive(Default)]
-pub struct Room(Mutex<Vec<Disk>>);
+pub(crate) struct Room(Mutex<Vec<Disk>>);
 
 struct Disk {
     device: String,
@@ -40,18 +40,24 @@ struct Disk {
 
 impl Room {
     /// Looks after the disk of so many bytes in a slot from now on.
-    pub fn watch(&self, slot: usize, file: Arc<File>, bytes: u64) {
+    pub(crate) fn watch(&self, slot: usize, file: Arc<File>, bytes: u64) {
         let device = slot_device(slot as u32);
         lock(&self.0).push(Disk { device, file, bytes, told: None });
     }
 
+    /// The disk in a slot has become larger.
+    pub(crate) fn grown(&self, slot: usize, bytes: u64) {
+        let device = slot_device(slot as u32);
+        lock(&self.0).iter_mut().filter(|disk| disk.device == device).for_each(|disk| disk.bytes = bytes);
+    }
+
     /// Whether the guest is to be told something, where there is less than `near` left.
-    pub fn has_changed(&self, near: u64) -> bool {
+    pub(crate) fn has_changed(&self, near: u64) -> bool {
         lock(&self.0).iter().any(|disk| disk.news(near).is_some())
     }
 
     /// Tells the guest.
-    pub fn tell(&self, boot: &BootChannel) {
+    pub(crate) fn tell(&self, boot: &BootChannel) {
         let mut news = Vec::new();
         for disk in lock(&self.0).iter_mut() {
             if let Some(bytes) = disk.news(NEAR) {

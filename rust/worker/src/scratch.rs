@@ -12,25 +12,27 @@ use supermachine_storage::ext4;
 use supermachine_storage::scratch::{Below, Piece, Scope, Scratch, Sealed};
 use supermachine_support::entropy;
 
-use crate::session::Ended;
+use crate::ended::Ended;
 
 /// The slot that the root's disk is in.
-pub const SLOT: usize = 0;
+pub(crate) const SLOT: usize = 0;
 
 /// A new disk with a file system, for a guest that boots.
-pub fn make(own: File, bytes: u64) -> Result<Scratch, Ended> {
+pub(crate) fn make(own: File, bytes: u64) -> Result<Scratch, Ended> {
     let mut uuid = [0; 16];
     entropy(&mut uuid).map_err(|e| Ended::bad(e.to_string()))?;
     let created = crate::boot::now_ns() / 1_000_000_000;
     let identity = ext4::Identity { uuid, created: u32::try_from(created).unwrap_or(u32::MAX) };
     let scratch = Scratch::new(own, bytes, Below::default());
-    ext4::write(scratch.bytes(), &identity, &mut |data, offset| scratch.write(data, offset))
-        .map_err(|e| Ended::bad(format!("the root's disk cannot be made: {e}")))?;
+    ext4::write(scratch.bytes(), &identity, ext4::Copies::None, &mut |data, offset| {
+        scratch.write(data, offset)
+    })
+    .map_err(|e| Ended::bad(format!("the root's disk cannot be made: {e}")))?;
     Ok(scratch)
 }
 
 /// The disk that a snapshot has, over what it has of it.
-pub fn restored(own: File, opened: OpenedDisk) -> Scratch {
+pub(crate) fn restored(own: File, opened: OpenedDisk) -> Scratch {
     let pieces = opened.pieces.into_iter().map(|(disk, file, at)| Piece { disk, file, at });
     let files = opened.files.into_iter().map(Arc::new).collect();
     Scratch::new(own, opened.bytes, Below { pieces: pieces.collect(), files })
@@ -38,19 +40,23 @@ pub fn restored(own: File, opened: OpenedDisk) -> Scratch {
 
 /// A disk that is as a file has it at first. The file is not changed: what is written goes to `own`, as does what a journal
 /// has for the file system.
-pub fn over(file: File, bytes: u64, own: File) -> Scratch {
+pub(crate) fn over(file: File, bytes: u64, own: File) -> Scratch {
     let whole = Piece { disk: 0..bytes, file: 0, at: 0 };
     Scratch::new(own, bytes, Below { pieces: vec![whole], files: vec![Arc::new(file)] })
 }
 
 /// Puts it into a slot of the machine, before that starts.
-pub fn insert(scratch: &Scratch, machine: &Machine, slot: usize) -> Result<(), supermachine_machine::Error> {
+pub(crate) fn insert(
+    scratch: &Scratch,
+    machine: &Machine,
+    slot: usize,
+) -> Result<(), supermachine_machine::Error> {
     let bytes = scratch.bytes();
     machine.insert_disk(slot, Box::new(Device { scratch: scratch.clone(), bytes }), false)
 }
 
 /// The disk at this moment, in which nothing writes to it, for a snapshot that holds so much.
-pub fn sealed(scratch: &Scratch, scope: &v9::Scope, elsewhere: bool) -> io::Result<Disk> {
+pub(crate) fn sealed(scratch: &Scratch, scope: &v9::Scope, elsewhere: bool) -> io::Result<Disk> {
     if !elsewhere {
         let scope = match scope {
             v9::Scope::Whole { .. } => Scope::Whole,

@@ -11,21 +11,24 @@ use std::time::{Duration, Instant};
 
 use supermachine_support::{elapsed_ns, lock};
 
+use supermachine_machine::arrival::Arrival;
 use supermachine_machine::{Machine, Stop};
-use supermachine_proto::agent::{BOOT_PORT, BootCommand};
+use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent};
 use supermachine_proto::limits::MAX_WORKING_SET;
 use supermachine_proto::worker::{
-    Capture, Command, Event, ExitReason, PageRange, Source, Start, Stats, Timings,
+    Capture, Command, Event, ExitReason, PageRange, Source, Start, Stats, Timings, slot_device,
 };
 
 use crate::boot::{AgentEvent, BootChannel, Greeting};
 use crate::capture::Subject;
 use crate::clock::{self, WallClock};
 use crate::control::{self, Commands, Events};
+use crate::ended::Ended;
 use crate::network::Cable;
 use crate::owner::{self, Owner};
 use crate::room::{self, Room};
 use crate::start::{self, Built};
+use crate::volumes::Volumes;
 
 /// How long a guest may take to power off beyond the grace that its processes get.
 const POWER_OFF: Duration = Duration::from_secs(2);
@@ -33,27 +36,13 @@ const POWER_OFF: Duration = Duration::from_secs(2);
 const END: Duration = Duration::from_secs(2);
 /// Connections that may wait for the guest's clock to be set, or for its device to be free.
 const MAX_WAITING: usize = 4096;
+/// How long a guest's file system may take to grow: the kernel writes each group's descriptor.
+const GROWN: Duration = Duration::from_secs(60);
 /// How long a guest that ended before it was ready is listened to.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// What the console of a kernel says that panics.
 const PANIC: &str = "Kernel panic";
 const ASKED: &str = "the host asked for it";
-
-/// Why a VM ended, as the API is told.
-pub struct Ended {
-    reason: ExitReason,
-    message: String,
-}
-
-impl Ended {
-    pub fn new(reason: ExitReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
-    }
-
-    pub fn bad(message: impl Into<String>) -> Self {
-        Self::new(ExitReason::BadConfiguration, message)
-    }
-}
 
 /// What threads of the session share.
 struct Session {
@@ -64,6 +53,9 @@ struct Session {
     boot: BootChannel,
     wall_clock: WallClock,
     room: Room,
+    volumes: Volumes,
+    /// Whether one is being made larger because another process wishes it.
+    growing: AtomicBool,
     events: Events,
     ready: AtomicBool,
     /// The reason that the API is told in place of what made the vCPUs stop.
@@ -81,7 +73,7 @@ struct Session {
 }
 
 /// Serves the control socket until the VM has ended.
-pub fn run(control: UnixStream) -> io::Result<()> {
+pub(crate) fn run(control: UnixStream) -> io::Result<()> {
     let started = Instant::now();
     let owner = Owner::of(&control)?;
     if !owner.wait_for_words() {
@@ -97,18 +89,35 @@ pub fn run(control: UnixStream) -> io::Result<()> {
     let mut came = came.into_iter();
     let own = start.scratch.as_ref().and_then(|_| came.next()).map(File::from);
     let volumes = came.by_ref().take(start.volume_files()).map(File::from).collect();
+    let arriving = match &start.source {
+        Source::Restore(restore) if restore.arriving => came.next(),
+        _ => None,
+    };
     let link = came.next();
     let mut steps = Vec::new();
-    let built =
-        start::build(&start, own, volumes, &mut |name| steps.push((name.to_owned(), elapsed_ns(started))));
-    let Built { machine, page_map, kernel, initramfs, origin, listeners, scratch, volumes, room, leases } =
-        match built {
-            Ok(built) => built,
-            Err(Ended { reason, message }) => {
-                events.send(&Event::Exited { reason, message, console_tail: String::new() });
-                return Ok(());
-            }
-        };
+    let built = start::build(&start, own, volumes, arriving, &mut |name| {
+        steps.push((name.to_owned(), elapsed_ns(started)))
+    });
+    let Built {
+        machine,
+        page_map,
+        kernel,
+        initramfs,
+        origin,
+        listeners,
+        scratch,
+        volumes,
+        room,
+        leases,
+        arrival,
+        waits,
+    } = match built {
+        Ok(built) => built,
+        Err(Ended { reason, message }) => {
+            events.send(&Event::Exited { reason, message, console_tail: String::new() });
+            return Ok(());
+        }
+    };
     owner.end_with_it()?;
     let (waiting, to_connect) = mpsc::sync_channel(MAX_WAITING);
     let session = Arc::new(Session {
@@ -122,12 +131,14 @@ pub fn run(control: UnixStream) -> io::Result<()> {
             origin,
             listeners,
             scratch,
-            volumes,
+            volumes: volumes.clone(),
             agent: start.agent,
         }),
         boot: BootChannel::default(),
         wall_clock: WallClock::default(),
         room,
+        volumes,
+        growing: AtomicBool::new(false),
         events,
         ready: AtomicBool::new(false),
         verdict: Mutex::new(None),
@@ -139,6 +150,12 @@ pub fn run(control: UnixStream) -> io::Result<()> {
         steps: Mutex::new(steps),
     });
     session.spawn("connect", move |session| session.connect_those_that_wait(&to_connect));
+    if let Some(waits) = waits {
+        session.spawn("locks", move |session| waits.serve(&session.machine));
+    }
+    if let Some(arrival) = arrival {
+        session.spawn("missing memory", move |session| session.end_without(&arrival));
+    }
     session.run(*start, commands, link);
     drop(leases);
     Ok(())
@@ -153,7 +170,16 @@ impl Session {
         if start.agent {
             // The device lets one through at a time; one more may come before the end of the last is seen here.
             let (sender, connections) = mpsc::sync_channel(1);
-            let accept = Box::new(move |fd| drop(sender.try_send(UnixStream::from(fd))));
+            let session = Arc::downgrade(self);
+            let accept = Box::new(move |fd: io::Result<OwnedFd>| match fd {
+                Ok(fd) => drop(sender.try_send(UnixStream::from(fd))),
+                Err(error) => {
+                    if let Some(session) = session.upgrade() {
+                        let message = format!("the guest's agent cannot be connected: {error}");
+                        session.end(Ended::new(ExitReason::Engine, message));
+                    }
+                }
+            });
             self.machine.vsock().listen(BOOT_PORT, accept);
             let (greeting, working_set) = match start.source {
                 Source::Boot(boot) => (Greeting::Configure(boot.configure), Vec::new()),
@@ -249,7 +275,7 @@ impl Session {
     }
 
     /// Waits for the end of the machine, and does meanwhile what nobody asks for: ends a guest that is not ready in time,
-    /// keeps its clock, and tells it of room on the host's disks.
+    /// keeps its clock, tells it of room on the host's disks, and makes volumes larger when other processes wish it.
     fn watch(self: &Arc<Self>, boot_deadline: Instant, timeout_ms: u64) -> Stop {
         loop {
             let left = boot_deadline.saturating_duration_since(Instant::now());
@@ -268,6 +294,7 @@ impl Session {
             }
             if ready {
                 self.look_at_room(room::ANY);
+                self.look_at_wishes();
             }
         }
     }
@@ -277,6 +304,21 @@ impl Session {
         if self.room.has_changed(near) {
             self.spawn("room", |session| session.room.tell(&session.boot));
         }
+    }
+
+    /// Grants what other processes wish of volumes.
+    fn look_at_wishes(self: &Arc<Self>) {
+        let Some((slot, bytes)) = self.volumes.wish() else { return };
+        if self.growing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.spawn("wish", move |session| {
+            let grown = lock(&session.subject).volumes.grow(&session.machine, &session.room, slot, bytes);
+            let command = BootCommand::Grow { device: slot_device(slot), bytes };
+            let done = grown.is_ok() && session.boot.ask(&command, &BootEvent::Grown { done: true }, GROWN);
+            session.volumes.answer(slot, done);
+            session.growing.store(false, Ordering::Release);
+        });
     }
 
     fn spawn(self: &Arc<Self>, name: &str, body: impl FnOnce(Arc<Self>) + Send + 'static) {
@@ -292,6 +334,16 @@ impl Session {
         lock(&self.verdict).get_or_insert(ended);
         self.bound_the_end();
         self.machine.stop(Stop::Requested);
+    }
+
+    /// Ends the VM when the rest of its memory will not come.
+    fn end_without(self: &Arc<Self>, arrival: &Arrival) {
+        if let Err(why) = arrival.outcome() {
+            let message = format!("the rest of its snapshot did not come: {why}");
+            self.end(Ended::new(ExitReason::SnapshotIncomplete, message));
+            // Those that wait for it go on no earlier: nothing runs without what it needs.
+            arrival.release();
+        }
     }
 
     /// An agent that cannot go on says so and powers off: its words may still be on their way to the boot thread.
@@ -373,6 +425,12 @@ impl Session {
             Command::WorkingSet => self.spawn("working set", |session| {
                 let ranges = session.working_set();
                 session.events.send(&Event::WorkingSet(ranges));
+            }),
+            // As does this, for a volume is not marked and grown at once.
+            Command::GrowVolume { slot, bytes } => self.spawn("volume", move |session| {
+                let grown = lock(&session.subject).volumes.grow(&session.machine, &session.room, slot, bytes);
+                let error = grown.err().map(|error| error.to_string());
+                session.events.send(&Event::VolumeGrown { error });
             }),
         }
     }

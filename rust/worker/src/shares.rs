@@ -1,16 +1,54 @@
 //! Directories and files of the host that the guest may mount: opened before the process is confined, and served to the
 //! guest by the machine's file device.
 
-use supermachine_machine::Server;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use supermachine_machine::{Machine, Server};
 use supermachine_proto::worker::Share;
+use supermachine_support::lock;
 
 use crate::confine::Beneath;
-use crate::session::Ended;
+use crate::ended::Ended;
 
 /// What a worker has open for its shares.
-pub struct Shares {
+pub(crate) struct Shares {
     #[cfg(target_os = "linux")]
     session: supermachine_fs::Session,
+    #[cfg(target_os = "linux")]
+    waits: Arc<Waits>,
+}
+
+/// Between two attempts at a lock that somebody else has: the host tells of none that is given up. The first, and the longest.
+const ATTEMPTS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// Whether a process of the guest's waits for a lock that another guest or the host has.
+#[derive(Default)]
+pub(crate) struct Waits {
+    somebody: Mutex<bool>,
+    told: Condvar,
+}
+
+impl Waits {
+    #[cfg(target_os = "linux")]
+    fn tell(&self) {
+        *lock(&self.somebody) = true;
+        self.told.notify_one();
+    }
+
+    /// Has locks that are waited for be tried again, as long as the process lives.
+    pub(crate) fn serve(&self, machine: &Machine) {
+        loop {
+            let waiting = self.told.wait_while(lock(&self.somebody), |somebody| !*somebody);
+            *waiting.unwrap_or_else(PoisonError::into_inner) = false;
+            let mut pause = ATTEMPTS.0;
+            while machine.retry_files() {
+                thread::sleep(pause);
+                pause = (2 * pause).min(ATTEMPTS.1);
+            }
+        }
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -18,7 +56,8 @@ mod system {
     use std::os::fd::AsFd;
 
     use supermachine_fs::{Cache, Session, Share as Open};
-    use supermachine_proto::worker::ShareCache;
+    use supermachine_machine::Served;
+    use supermachine_proto::worker::{ShareCache, ShareOwner};
     use supermachine_support::entropy;
     use vm_memory::VolatileSlice;
 
@@ -28,25 +67,41 @@ mod system {
     const DESCRIPTORS: u64 = 4096;
 
     impl Shares {
-        pub fn open(shares: &[Share]) -> Result<Self, Ended> {
+        pub(crate) fn open(shares: &[Share]) -> Result<Self, Ended> {
             let open = |share: &Share| {
                 let cache = match share.cache {
                     ShareCache::Auto => Cache::Auto,
                     ShareCache::None => Cache::None,
                     ShareCache::Always => Cache::Always,
                 };
-                Open::open(&share.path, share.read_only, cache)
+                let opened =
+                    Open::open(&share.path, share.read_only, cache).and_then(|opened| match share.owner {
+                        ShareOwner::Map => Ok(opened),
+                        ShareOwner::Virtual => opened.with_owners_of_its_own(),
+                    });
+                opened
+                    .map(|opened| match share.quota_bytes {
+                        Some(bytes) => opened.with_quota(bytes),
+                        None => opened,
+                    })
+                    .map(|opened| if share.watch { opened.watched() } else { opened })
                     .map_err(|e| Ended::bad(format!("{} cannot be shared: {e}", share.path.display())))
             };
             let shares = shares.iter().map(open).collect::<Result<Vec<_>, _>>()?;
             let mut first = [0; 8];
             entropy(&mut first).map_err(|e| Ended::bad(e.to_string()))?;
             let session = Session::new(shares, DESCRIPTORS, u64::from_le_bytes(first));
-            Ok(Self { session: session.map_err(|e| Ended::bad(e.to_string()))? })
+            let session = session.map_err(|e| Ended::bad(e.to_string()))?;
+            Ok(Self { session, waits: Arc::default() })
+        }
+
+        /// Who waits, where there are shares to wait in.
+        pub(crate) fn waits(&self) -> Option<Arc<Waits>> {
+            (!self.session.shares().is_empty()).then(|| self.waits.clone())
         }
 
         /// What the process needs to reach of the file system when it is confined.
-        pub fn reached(&self) -> Vec<Beneath<'_>> {
+        pub(crate) fn reached(&self) -> Vec<Beneath<'_>> {
             let shares = self.session.shares().iter();
             let reached = shares.map(|share| Beneath {
                 top: share.descriptor().as_fd(),
@@ -56,14 +111,25 @@ mod system {
             reached.collect()
         }
 
-        pub fn server(self) -> Option<Box<dyn Server>> {
+        pub(crate) fn server(self) -> Option<Box<dyn Server>> {
             Some(Box::new(self))
         }
     }
 
     impl Server for Shares {
-        fn serve(&mut self, request: &[VolatileSlice<'_>], answer: &[VolatileSlice<'_>]) -> usize {
-            self.session.serve(request, answer)
+        fn serve(&mut self, request: &[VolatileSlice<'_>], answer: &[VolatileSlice<'_>]) -> Served {
+            match self.session.serve(request, answer) {
+                supermachine_fs::Served::Answered(written) => Served::Answered(written),
+                supermachine_fs::Served::Unawaited => Served::Unawaited,
+                supermachine_fs::Served::Later => {
+                    self.waits.tell();
+                    Served::Later
+                }
+            }
+        }
+
+        fn has_news(&mut self) -> bool {
+            self.session.has_news()
         }
 
         fn reset(&mut self) {
@@ -75,7 +141,7 @@ mod system {
 #[cfg(not(target_os = "linux"))]
 impl Shares {
     /// There is a file server for Linux hosts alone.
-    pub fn open(shares: &[Share]) -> Result<Self, Ended> {
+    pub(crate) fn open(shares: &[Share]) -> Result<Self, Ended> {
         match shares {
             [] => Ok(Self {}),
             [share, ..] => {
@@ -87,11 +153,15 @@ impl Shares {
         }
     }
 
-    pub fn reached(&self) -> Vec<Beneath<'_>> {
+    pub(crate) fn waits(&self) -> Option<Arc<Waits>> {
+        None
+    }
+
+    pub(crate) fn reached(&self) -> Vec<Beneath<'_>> {
         Vec::new()
     }
 
-    pub fn server(self) -> Option<Box<dyn Server>> {
+    pub(crate) fn server(self) -> Option<Box<dyn Server>> {
         None
     }
 }

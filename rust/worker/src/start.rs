@@ -3,10 +3,14 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
+use supermachine_machine::arrival::Arrival;
+use supermachine_machine::first_touch::FirstTouch;
 use supermachine_machine::pages::PageMap;
 use supermachine_machine::snapshot::{
     v8,
@@ -19,16 +23,17 @@ use supermachine_snapshot::Digest32;
 use supermachine_snapshot::v8::{self as v8_format, Listener};
 use supermachine_storage::scratch::Scratch;
 
+use crate::arrival;
 use crate::boot_files::{self, BootFile};
 use crate::confine;
+use crate::ended::Ended;
 use crate::room::Room;
 use crate::scratch;
-use crate::session::Ended;
-use crate::shares::Shares;
+use crate::shares::{Shares, Waits};
 use crate::volumes::Volumes;
 
 /// A machine that has not run yet, and what later snapshots of it need.
-pub struct Built {
+pub(crate) struct Built {
     pub machine: Machine,
     pub page_map: Option<PageMap>,
     /// BLAKE3 of the files that the guest booted, as they are on disk.
@@ -44,15 +49,21 @@ pub struct Built {
     pub room: Room,
     /// Snapshot files in use: the lock on each lasts as long as it is open.
     pub leases: Vec<File>,
+    /// Memory that is still on its way.
+    pub arrival: Option<Arc<Arrival>>,
+    /// Who waits for a lock in a share.
+    pub waits: Option<Arc<Waits>>,
 }
 
 /// Makes the machine, saying after each step what has been done.
 ///
-/// `own` is the file for what the guest writes to its root's disk; `volumes` are the files of those.
-pub fn build(
+/// `own` is the file for what the guest writes to its root's disk; `volumes` are the files of those; `arriving` is where
+/// is said what comes of memory that is on its way.
+pub(crate) fn build(
     start: &Start,
     own: Option<File>,
     volumes: Vec<File>,
+    arriving: Option<OwnedFd>,
     step: &mut impl FnMut(&str),
 ) -> Result<Built, Ended> {
     if start.version != VERSION {
@@ -77,7 +88,9 @@ pub fn build(
     };
     let mut built = match &start.source {
         Source::Boot(boot) => self::boot(engine, boot, disks, wanted, page_map, confine, step),
-        Source::Restore(restore) => self::restore(engine, restore, disks, wanted, page_map, confine, step),
+        Source::Restore(restore) => {
+            self::restore(engine, restore, disks, wanted, arriving, page_map, confine, step)
+        }
     }?;
     if let Some(scratch) = &built.scratch {
         scratch::insert(scratch, &built.machine, scratch::SLOT).map_err(|e| Ended::bad(e.to_string()))?;
@@ -86,6 +99,7 @@ pub fn build(
     built.volumes = Volumes::insert(&built.machine, &start.volumes, volumes, &built.room)?;
     // Also without shares: what the guest and its server agree on when it boots is in every snapshot of it, and a guest
     // that is restored from one may have some. One of a version 8 file has no such device.
+    built.waits = shares.waits();
     if let Some(server) = shares.server() {
         let _ = built.machine.set_file_server(server);
     }
@@ -136,14 +150,18 @@ fn boot(
         volumes: Volumes::default(),
         room: Room::default(),
         leases,
+        arrival: None,
+        waits: None,
     })
 }
 
+#[expect(clippy::too_many_arguments, reason = "what a start is told, once")]
 fn restore(
     engine: Engine,
     restore: &worker::Restore,
     disks: Vec<Disk>,
     wanted: Option<(&worker::Scratch, File)>,
+    arriving: Option<OwnedFd>,
     page_map: Option<PageMap>,
     confine: impl FnOnce() -> Result<(), Ended>,
     step: &mut impl FnMut(&str),
@@ -186,6 +204,8 @@ fn restore(
             volumes: Volumes::default(),
             room: Room::default(),
             leases,
+            arrival: None,
+            waits: None,
         });
     }
     let opened = v9::open(files, elsewhere).map_err(refused)?;
@@ -203,7 +223,22 @@ fn restore(
             return Err(Ended::bad("the snapshot has a disk, and no file came for what is written to it"));
         }
     };
-    let (memory_bytes, memory, state) = (opened.memory_bytes, opened.backing, opened.state);
+    let (memory_bytes, mut memory, state) = (opened.memory_bytes, opened.backing, opened.state);
+    if restore.arriving {
+        if !memory.diffs.is_empty() {
+            return Err(Ended::bad(
+                "a snapshot that builds on others cannot be started before all of it is there",
+            ));
+        }
+        let socket = arriving.ok_or_else(|| Ended::bad("nobody says what of the snapshot is there"))?;
+        let followed = arrival::follow(socket, memory_bytes);
+        memory.arrival =
+            Some(followed.map_err(|e| Ended::new(ExitReason::SnapshotIncomplete, e.to_string()))?);
+    }
+    let arrival = memory.arrival.clone();
+    if restore.note_order && engine == Engine::Soft {
+        memory.noted = Some(Arc::new(FirstTouch::new(memory_bytes)));
+    }
     let cpu_features = opened.cpu_features;
     let made = Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation };
     let machine = Machine::restore(made, &mut *step).map_err(refused)?;
@@ -221,6 +256,8 @@ fn restore(
         volumes: Volumes::default(),
         room: Room::default(),
         leases,
+        arrival,
+        waits: None,
     })
 }
 
@@ -253,7 +290,7 @@ fn unreadable(path: &Path, error: io::Error) -> Ended {
 }
 
 /// The machine's view of a working set.
-pub fn page_ranges(ranges: &[PageRange]) -> Vec<supermachine_machine::pages::Touched> {
+pub(crate) fn page_ranges(ranges: &[PageRange]) -> Vec<supermachine_machine::pages::Touched> {
     let run = |range: &PageRange| supermachine_machine::pages::Touched {
         pages: range.start..range.start.saturating_add(range.count),
         written: range.written,

@@ -6,22 +6,22 @@ use std::sync::{Arc, Mutex};
 
 use supermachine_machine::{DiskBacking, Machine};
 use supermachine_proto::worker::VolumeSlot;
-use supermachine_storage::volume::{Mark, Volume};
+use supermachine_storage::volume::{Mark, Volume, Wish};
 use supermachine_support::lock;
 
+use crate::ended::Ended;
 use crate::room::Room;
 use crate::scratch;
-use crate::session::Ended;
 
-/// Those of a machine.
-#[derive(Default)]
-pub struct Volumes(Vec<Shared>);
+/// Those of a machine that it may write to.
+#[derive(Clone, Default)]
+pub(crate) struct Volumes(Vec<(u32, Shared)>);
 
 type Shared = Arc<Mutex<Volume>>;
 
 impl Volumes {
     /// Puts each into its slot, before the machine starts.
-    pub fn insert(
+    pub(crate) fn insert(
         machine: &Machine,
         slots: &[VolumeSlot],
         files: Vec<File>,
@@ -47,14 +47,42 @@ impl Volumes {
             let volume = Arc::new(Mutex::new(volume));
             let device = Box::new(Device { volume: volume.clone(), bytes });
             machine.insert_disk(slot.slot as usize, device, false).map_err(|e| Ended::bad(e.to_string()))?;
-            all.push(volume);
+            all.push((slot.slot, volume));
         }
         Ok(Self(all))
     }
 
     /// At a moment in which nothing is written to them, and their file systems are whole.
-    pub fn set_mark(&self, mark: Mark) -> io::Result<()> {
-        self.0.iter().try_for_each(|volume| lock(volume).set_mark(mark))
+    pub(crate) fn set_mark(&self, mark: Mark) -> io::Result<()> {
+        self.0.iter().try_for_each(|(_, volume)| lock(volume).set_mark(mark))
+    }
+
+    /// One that another process wants to be larger: its slot and so many bytes.
+    pub(crate) fn wish(&self) -> Option<(u32, u64)> {
+        self.0.iter().find_map(|(slot, volume)| match lock(volume).wish() {
+            Ok(Wish::Bytes(bytes)) => Some((*slot, bytes)),
+            _ => None,
+        })
+    }
+
+    /// Says to who wished it of the one in a slot what came of it.
+    pub(crate) fn answer(&self, slot: u32, done: bool) {
+        let answer = if done { Wish::None } else { Wish::Refused };
+        for (_, volume) in self.0.iter().filter(|(found, _)| *found == slot) {
+            // Without it whoever waits does so until its own deadline.
+            let _ = lock(volume).set_wish(answer);
+        }
+    }
+
+    /// Makes the one in a slot larger; the guest's kernel hears of it.
+    pub(crate) fn grow(&self, machine: &Machine, room: &Room, slot: u32, bytes: u64) -> io::Result<()> {
+        let found = self.0.iter().find(|(found, _)| *found == slot);
+        let (_, volume) =
+            found.ok_or_else(|| io::Error::other("there is no volume to write to in this slot"))?;
+        lock(volume).grow(bytes).map_err(io::Error::other)?;
+        room.grown(slot as usize, bytes);
+        let device = Box::new(Device { volume: volume.clone(), bytes });
+        machine.insert_disk(slot as usize, device, false).map_err(io::Error::other)
     }
 }
 

@@ -42,7 +42,13 @@ fn booting(vcpus: u32) -> Start {
 
 fn restoring(file: &Path, hostname: &str) -> Start {
     let files: Vec<PathBuf> = vec![file.into()];
-    on_kvm(Source::Restore(Box::new(Restore { files, identity: identity(hostname), working_set: vec![] })))
+    on_kvm(Source::Restore(Box::new(Restore {
+        files,
+        identity: identity(hostname),
+        working_set: vec![],
+        arriving: false,
+        note_order: false,
+    })))
 }
 
 fn ready(start: Start) -> Worker {

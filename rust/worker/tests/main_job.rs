@@ -131,7 +131,13 @@ fn what_a_guest_computes_does_not_depend_on_where_it_was_captured() {
             send_with_fd(&worker.control, &bytes, &file).unwrap();
             let event = worker.event();
             assert!(matches!(event, Event::Captured(_)), "{event:?}");
-            let restore = Restore { files: vec![path], identity: identity("clone"), working_set: vec![] };
+            let restore = Restore {
+                files: vec![path],
+                identity: identity("clone"),
+                working_set: vec![],
+                arriving: false,
+                note_order: false,
+            };
             let source = Source::Restore(Box::new(restore));
             worker = Worker::ready(Start { source, ..starting(&disk, vcpus) });
         }

@@ -38,7 +38,13 @@ fn captured(worker: &mut Worker, path: &Path, request: Capture) -> Event {
 }
 
 fn restoring(files: &[PathBuf], hostname: &str) -> Start {
-    let restore = Restore { files: files.into(), identity: identity(hostname), working_set: vec![] };
+    let restore = Restore {
+        files: files.into(),
+        identity: identity(hostname),
+        working_set: vec![],
+        arriving: false,
+        note_order: false,
+    };
     Start { source: Source::Restore(Box::new(restore)), ..start() }
 }
 

@@ -32,7 +32,7 @@ unsafe extern "C" {
 }
 
 /// Confines this process and all its threads.
-pub fn confine(_: Engine, _: &[Beneath<'_>]) -> Result<(), Error> {
+pub(crate) fn confine(_: Engine, _: &[Beneath<'_>]) -> Result<(), Error> {
     let mut error = std::ptr::null_mut();
     // SAFETY: the profile ends with a zero, and the call writes to the pointer that is given to it.
     if unsafe { sandbox_init(PROFILE.as_ptr(), 0, &mut error) } == 0 {
@@ -50,6 +50,6 @@ pub fn confine(_: Engine, _: &[Beneath<'_>]) -> Result<(), Error> {
 }
 
 /// The sandbox is part of every macOS.
-pub fn walls() -> Walls {
+pub(crate) fn walls() -> Walls {
     Walls { landlock: 1, seccomp: true }
 }

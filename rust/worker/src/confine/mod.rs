@@ -12,12 +12,13 @@ use linux as system;
 use macos as system;
 
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 
 use supermachine_machine::Engine;
 
 /// What the system has to confine a process with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Walls {
+pub(crate) struct Walls {
     /// Version of Landlock; 0 for none. Elsewhere than on Linux, where another thing does the same, 1.
     pub landlock: u32,
     /// Whether system calls are filtered.
@@ -26,12 +27,12 @@ pub struct Walls {
 
 impl Walls {
     /// Of this system.
-    pub fn of_this_system() -> Self {
+    pub(crate) fn of_this_system() -> Self {
         system::walls()
     }
 
     /// What is missing, as a sentence with the way out; `None` when nothing is.
-    pub fn missing(self) -> Option<&'static str> {
+    pub(crate) fn missing(self) -> Option<&'static str> {
         match (self.landlock, self.seccomp) {
             (1.., true) => None,
             (0, true) => Some(
@@ -51,7 +52,7 @@ impl Walls {
 
 /// A part of the file system that a confined process still reaches: a directory with all beneath it, or a file.
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "guests have no shares there yet"))]
-pub struct Beneath<'a> {
+pub(crate) struct Beneath<'a> {
     pub top: BorrowedFd<'a>,
     pub directory: bool,
     /// Nothing of it can be changed, whatever the process tries.
@@ -60,19 +61,33 @@ pub struct Beneath<'a> {
 
 /// Confines this process; of the file system it reaches `shares` alone. Every other file that it will use is open by now,
 /// and no other thread runs yet.
-pub fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Error> {
+pub(crate) fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Error> {
     system::confine(engine, shares)
 }
 
+/// How many files the process may have open; `None` for any number. A confined process cannot ask for it.
+pub(crate) fn open_files() -> Option<u64> {
+    match OPEN_FILES.get() {
+        Some(limit) => Some(*limit),
+        None => rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+    }
+}
+
+/// Of a confined process.
+static OPEN_FILES: OnceLock<u64> = OnceLock::new();
+
 /// Why the process could not be confined.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     #[cfg(target_os = "linux")]
     #[error("the Landlock rules cannot be applied: {0}")]
     Landlock(String),
     #[cfg(target_os = "linux")]
     #[error("the seccomp filter cannot be applied: {0}")]
     Seccomp(String),
+    #[cfg(target_os = "linux")]
+    #[error("no page below all others can be made, which shares need: {0}; lower vm.mmap_min_addr to 65536")]
+    Sealed(std::io::Error),
     #[cfg(target_os = "linux")]
     #[error("the worker cannot give up {what}: {error}")]
     Privileges { what: &'static str, error: std::io::Error },

@@ -17,9 +17,9 @@ use supermachine_proto::engine::Engine;
 use supermachine_proto::worker::{Boot, Command, Event, Source, Start};
 use supermachine_proto::{VERSION, frame};
 
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-pub struct Worker {
+pub(crate) struct Worker {
     pub process: Child,
     pub control: UnixStream,
 }
@@ -36,7 +36,7 @@ fn guest_file(name: &str) -> PathBuf {
 }
 
 /// The guest files that ship with the project, on the initramfs as its root.
-pub fn boot() -> Boot {
+pub(crate) fn boot() -> Boot {
     Boot {
         kernel: guest_file("Image.zst"),
         initramfs: guest_file("initramfs.cpio.zst"),
@@ -54,7 +54,7 @@ pub fn boot() -> Boot {
     }
 }
 
-pub fn identity(hostname: &str) -> Identity {
+pub(crate) fn identity(hostname: &str) -> Identity {
     Identity {
         hostname: hostname.into(),
         machine_id: [1; 16],
@@ -65,7 +65,7 @@ pub fn identity(hostname: &str) -> Identity {
     }
 }
 
-pub fn start() -> Start {
+pub(crate) fn start() -> Start {
     Start {
         version: VERSION,
         engine: Engine::Soft,
@@ -81,12 +81,12 @@ pub fn start() -> Start {
 }
 
 impl Worker {
-    pub fn spawn(start: Start) -> Self {
+    pub(crate) fn spawn(start: Start) -> Self {
         Self::spawn_with(start, &[])
     }
 
     /// With these variables in the worker's environment.
-    pub fn spawn_with(start: Start, environment: &[(&str, &Path)]) -> Self {
+    pub(crate) fn spawn_with(start: Start, environment: &[(&str, &Path)]) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
         control.set_read_timeout(Some(DEADLINE)).unwrap();
         let process = Process::new(env!("CARGO_BIN_EXE_supermachine-worker"))
@@ -99,35 +99,35 @@ impl Worker {
         worker
     }
 
-    pub fn ready(start: Start) -> Self {
+    pub(crate) fn ready(start: Start) -> Self {
         let mut worker = Self::spawn(start);
         worker.wait_ready();
         worker
     }
 
-    pub fn wait_ready(&mut self) {
+    pub(crate) fn wait_ready(&mut self) {
         match self.event() {
             Event::Ready(timings) => eprintln!("{timings:?}"),
             other => panic!("{other:?}"),
         }
     }
 
-    pub fn send(&mut self, command: &Command) {
+    pub(crate) fn send(&mut self, command: &Command) {
         frame::write(&mut self.control, command).unwrap();
     }
 
-    pub fn event(&mut self) -> Event {
+    pub(crate) fn event(&mut self) -> Event {
         frame::read(&mut self.control).unwrap().expect("the worker has a last word")
     }
 
     /// A connection on which file commands are served.
-    pub fn files(&mut self) -> UnixStream {
+    pub(crate) fn files(&mut self) -> UnixStream {
         let mut stream = self.connect();
         frame::write(&mut stream, &Request::Files).unwrap();
         stream
     }
 
-    pub fn connect(&mut self) -> UnixStream {
+    pub(crate) fn connect(&mut self) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut bytes = Vec::new();
         frame::encode(&Command::Connect { port: REQUEST_PORT }, &mut bytes).unwrap();
@@ -137,7 +137,7 @@ impl Worker {
     }
 }
 
-pub fn send_with_fd(stream: &UnixStream, bytes: &[u8], fd: impl AsFd) -> io::Result<()> {
+pub(crate) fn send_with_fd(stream: &UnixStream, bytes: &[u8], fd: impl AsFd) -> io::Result<()> {
     let fds = [fd.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -146,13 +146,13 @@ pub fn send_with_fd(stream: &UnixStream, bytes: &[u8], fd: impl AsFd) -> io::Res
     Ok(())
 }
 
-pub fn files(stream: &mut UnixStream, command: &FileCommand) -> FileReply {
+pub(crate) fn files(stream: &mut UnixStream, command: &FileCommand) -> FileReply {
     frame::write(stream, command).unwrap();
     frame::read(stream).unwrap().unwrap()
 }
 
 /// The whole of a small file.
-pub fn read(stream: &mut UnixStream, path: &str) -> Vec<u8> {
+pub(crate) fn read(stream: &mut UnixStream, path: &str) -> Vec<u8> {
     let path = Chunk::from(path.as_bytes().to_vec());
     let reply = files(stream, &FileCommand::Read { path, offset: 0, length: 0, holes: false });
     let FileReply::Data(data) = reply else { panic!("{reply:?}") };

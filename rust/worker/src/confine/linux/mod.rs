@@ -11,6 +11,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, Scope,
 };
+use supermachine_fs::Sealed;
 use supermachine_machine::Engine;
 
 use super::{Beneath, Error, Walls};
@@ -21,10 +22,19 @@ const LANDLOCK: ABI = ABI::V10;
 const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
 
 /// Confines this process, which has one thread.
-pub fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Error> {
+pub(super) fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Error> {
     privileges::drop()?;
     landlock(shares)?;
-    if has_seccomp() { seccomp::apply(engine, !shares.is_empty()) } else { Ok(()) }
+    if has_seccomp() { seccomp::apply(engine, filtered(shares)?) } else { Ok(()) }
+}
+
+/// What a filter has to know of shares.
+fn filtered(shares: &[Beneath<'_>]) -> Result<Option<seccomp::Shares>, Error> {
+    if shares.is_empty() {
+        return Ok(None);
+    }
+    let sealed = Sealed::get().map_err(|e| Error::Sealed(e.into()))?;
+    Ok(Some(seccomp::Shares { sealed, writable: shares.iter().any(|share| !share.read_only) }))
 }
 
 /// What may be done beneath a share. Programs are not started from it, and no devices made.
@@ -58,7 +68,7 @@ fn landlock(shares: &[Beneath<'_>]) -> Result<(), Error> {
 }
 
 /// What this kernel has.
-pub fn walls() -> Walls {
+pub(super) fn walls() -> Walls {
     Walls { landlock: landlock_version(), seccomp: has_seccomp() }
 }
 

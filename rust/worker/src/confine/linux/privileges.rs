@@ -7,7 +7,7 @@ use rustix::thread::{
     set_capabilities, set_no_new_privs,
 };
 
-use crate::confine::Error;
+use crate::confine::{Error, OPEN_FILES};
 
 /// Descriptors that a worker may have: one for each flow of the network's and each connection of vsock's, and some for
 /// files.
@@ -18,7 +18,7 @@ const MAX_FILES: u64 = 24 * 1024;
 /// calls are not among those that the filter allows.
 ///
 /// The number of processes has no limit here, for it would count all of the user's; the filter makes none.
-pub fn drop() -> Result<(), Error> {
+pub(super) fn drop() -> Result<(), Error> {
     let failed = |what: &'static str| move |error: Errno| Error::Privileges { what, error: error.into() };
     set_no_new_privs(true).map_err(failed("no new privileges"))?;
     for bit in 0..u64::BITS {
@@ -37,11 +37,14 @@ pub fn drop() -> Result<(), Error> {
         .map_err(failed("capabilities"))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("core dumps"))?;
     limit(Resource::Core, 0).map_err(failed("the size of core dumps"))?;
-    limit(Resource::Nofile, MAX_FILES).map_err(failed("the number of open files"))
+    let files = limit(Resource::Nofile, MAX_FILES).map_err(failed("the number of open files"))?;
+    let _ = OPEN_FILES.set(files);
+    Ok(())
 }
 
-/// Sets both limits to `most`, or to what the process was given where that is less.
-fn limit(resource: Resource, most: u64) -> Result<(), Errno> {
+/// Sets both limits to `most`, or to what the process was given where that is less; which it is.
+fn limit(resource: Resource, most: u64) -> Result<u64, Errno> {
     let most = getrlimit(resource).maximum.map_or(most, |given| given.min(most));
-    setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+    setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+    Ok(most)
 }

@@ -2,7 +2,8 @@
 //!
 //! A call that takes a path or an address, makes a process or reaches another one is not here, or only with arguments
 //! that do neither. `statx` and `newfstatat` take a path beside their descriptor, which a filter cannot read, so the
-//! length of an open file is asked for by `fstat`; `sendmsg` takes an address in the same way.
+//! length of an open file is asked for by `fstat`; `sendmsg` takes an address in the same way. For workers with shares see
+//! also `rust/fs/src/sealed.rs`.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +11,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, sock_filter,
 };
+use supermachine_fs::{FCHMODAT2, Sealed};
 use supermachine_machine::Engine;
 
 use crate::confine::Error;
@@ -37,9 +39,6 @@ const FREE: &[i64] = &[
     libc::SYS_getrandom,
     libc::SYS_gettid,
     libc::SYS_lseek,
-    libc::SYS_madvise,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
     libc::SYS_nanosleep,
     libc::SYS_ppoll,
     libc::SYS_pread64,
@@ -68,30 +67,32 @@ const FREE: &[i64] = &[
     libc::SYS_poll,
 ];
 
-/// What the file server calls beside, for who has shares: each takes a directory that is open and one name in it, or the
-/// descriptor itself; Landlock says where they reach.
-const SHARES: &[i64] = &[
+/// What the file server calls beside, for who has shares: each takes a directory that is open and one name in it, or a
+/// descriptor of an open file; Landlock says where they reach.
+const SHARES: &[i64] = &[libc::SYS_fgetxattr, libc::SYS_flistxattr, libc::SYS_flock, libc::SYS_getdents64];
+
+/// And for who may change some of them.
+const WRITABLE_SHARES: &[i64] = &[
     libc::SYS_copy_file_range,
-    libc::SYS_fchmodat,
-    libc::SYS_fchownat,
-    libc::SYS_fgetxattr,
-    libc::SYS_flistxattr,
+    libc::SYS_fchmod,
     libc::SYS_fremovexattr,
     libc::SYS_fsetxattr,
-    libc::SYS_getdents64,
     libc::SYS_linkat,
     libc::SYS_mkdirat,
     libc::SYS_mknodat,
-    libc::SYS_openat,
-    libc::SYS_openat2,
-    libc::SYS_readlinkat,
     libc::SYS_renameat,
     libc::SYS_renameat2,
-    libc::SYS_statx,
     libc::SYS_symlinkat,
     libc::SYS_unlinkat,
-    libc::SYS_utimensat,
 ];
+
+/// The shares of a worker, as far as its calls depend on them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shares {
+    pub sealed: Sealed,
+    /// Whether one of them may be changed.
+    pub writable: bool,
+}
 
 /// How pthread_create makes a thread (glibc's and musl's; the latter adds a flag that kernels ignore, CLONE_DETACHED).
 const THREAD: u64 = (libc::CLONE_VM
@@ -104,6 +105,9 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID) as u64;
 const DETACHED: u64 = libc::CLONE_DETACHED as u64;
+
+/// include/uapi/asm-generic/ioctls.h; the C libraries differ in its type.
+const FIONBIO: u64 = 0x5421;
 
 /// The letter of KVM's ioctls, in bits 15:8, and the numbers in bits 7:0 of those that the engine makes
 /// (include/uapi/linux/kvm.h). KVM_RUN comes first, for it is what a guest waits for.
@@ -157,28 +161,87 @@ enum Argument {
     Masked(u8, u64, u64),
     /// All 64 bits of argument `.0`, without the bits `.1`, are `.2`.
     Whole(u8, u64, u64),
+    /// Argument `.0` is `.1` or more.
+    AtLeast(u8, u64),
 }
-use Argument::{Is, Masked, Whole};
+use Argument::{AtLeast, Is, Masked, Whole};
 
-/// Calls that are allowed when one of their rules holds.
-fn conditional(engine: Engine) -> Vec<(i64, Vec<Vec<Argument>>)> {
-    let (fcntl, socket) = (
-        [libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC],
-        (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64,
-    );
-    let not_executable = vec![vec![Masked(2, libc::PROT_EXEC as u64, 0)]];
-    let mut ioctls = vec![vec![Is(1, libc::FIONBIO)]];
+/// AT_EMPTY_PATH and O_PATH, the same on x86_64 and arm64.
+const EMPTY_PATH: u64 = libc::AT_EMPTY_PATH as u64;
+const STANDS_FOR: u64 = libc::O_PATH as u64;
+/// A descriptor, and not AT_FDCWD.
+const DESCRIPTOR: Argument = Masked(0, 0x8000_0000, 0);
+/// Not an address with a tag, which arm64 ignores in some calls.
+const UNTAGGED: Argument = Whole(0, 0x00ff_ffff_ffff_ffff, 0);
+
+/// How memory is changed; with shares, none below what is sealed.
+fn memory(shares: Option<Shares>) -> Vec<(i64, Vec<Vec<Argument>>)> {
+    let not_executable = Masked(2, libc::PROT_EXEC as u64, 0);
+    let Some(Shares { sealed: Sealed { end, .. }, .. }) = shares else {
+        return vec![
+            (libc::SYS_madvise, vec![]),
+            // Memory for the soft engine's code was mapped before, writable in one place and executable in another.
+            (libc::SYS_mmap, vec![vec![not_executable]]),
+            (libc::SYS_mprotect, vec![vec![not_executable]]),
+            (libc::SYS_mremap, vec![]),
+            (libc::SYS_munmap, vec![]),
+        ];
+    };
+    let above = [AtLeast(0, end), UNTAGGED];
+    let with = |arguments: &[Argument]| above.iter().chain(arguments).copied().collect::<Vec<_>>();
+    vec![
+        (libc::SYS_madvise, vec![with(&[])]),
+        // Only MAP_FIXED takes the place of what is there.
+        (
+            libc::SYS_mmap,
+            vec![vec![not_executable, Masked(3, libc::MAP_FIXED as u64, 0)], with(&[not_executable])],
+        ),
+        (libc::SYS_mprotect, vec![with(&[not_executable])]),
+        (libc::SYS_mremap, vec![with(&[Masked(3, libc::MREMAP_FIXED as u64, 0)])]),
+        (libc::SYS_munmap, vec![with(&[])]),
+    ]
+}
+
+/// What the file server calls with arguments that say how.
+fn shared(shares: Option<Shares>) -> Vec<(i64, Vec<Vec<Argument>>)> {
+    let Some(Shares { sealed, writable }) = shares else { return vec![] };
+    let empty = Whole(1, 0, sealed.empty);
+    let mut calls = vec![
+        // Landlock is asked when a file is opened, but not when a descriptor is to stand for one.
+        (libc::SYS_openat, vec![vec![Masked(2, STANDS_FOR, 0)]]),
+        (libc::SYS_openat2, vec![vec![DESCRIPTOR, Whole(2, 0, sealed.how), Whole(3, 0, sealed.how_bytes)]]),
+        (libc::SYS_readlinkat, vec![vec![DESCRIPTOR, empty]]),
+        (libc::SYS_statx, vec![vec![DESCRIPTOR, empty]]),
+    ];
+    if writable {
+        calls.extend([
+            (FCHMODAT2, vec![vec![DESCRIPTOR, empty, Is(3, EMPTY_PATH)]]),
+            (libc::SYS_fchownat, vec![vec![DESCRIPTOR, empty, Is(4, EMPTY_PATH)]]),
+            (libc::SYS_utimensat, vec![vec![DESCRIPTOR, empty, Is(3, EMPTY_PATH)]]),
+        ]);
+    }
+    calls
+}
+
+/// Calls that are allowed when one of their rules holds, or always when they have none.
+fn conditional(engine: Engine, shares: Option<Shares>) -> Vec<(i64, Vec<Vec<Argument>>)> {
+    let mut fcntl = vec![libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    if shares.is_some() {
+        // Locks, of which none is waited for.
+        fcntl.extend([libc::F_OFD_GETLK, libc::F_OFD_SETLK]);
+    }
+    let socket = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+    let mut ioctls = vec![vec![Is(1, FIONBIO)]];
     if engine == Engine::Kvm {
         // In front, as KVM_RUN is the one that is made all the time.
         ioctls.splice(0..0, KVM_NUMBERS.iter().map(|number| vec![Masked(1, 0xffff, KVM | number)]));
     }
-    vec![
+    let mut calls = memory(shares);
+    calls.extend(shared(shares));
+    calls.extend([
         (libc::SYS_clone, vec![vec![Whole(0, DETACHED, THREAD)]]),
         (libc::SYS_fcntl, fcntl.iter().map(|command| vec![Is(1, *command as u64)]).collect()),
         (libc::SYS_ioctl, ioctls),
-        // Memory for the soft engine's code was mapped before, writable in one place and executable in another.
-        (libc::SYS_mmap, not_executable.clone()),
-        (libc::SYS_mprotect, not_executable),
         (libc::SYS_prctl, vec![vec![Is(0, libc::PR_SET_NAME as u64)]]),
         (libc::SYS_sendto, vec![vec![Whole(4, 0, 0)]]),
         // How a flow of the guest's network is reset.
@@ -189,23 +252,30 @@ fn conditional(engine: Engine) -> Vec<(i64, Vec<Vec<Argument>>)> {
         ),
         // A vCPU is brought out of the guest by a signal to its thread.
         (libc::SYS_tgkill, vec![vec![Is(0, std::process::id().into())]]),
-    ]
+    ]);
+    calls
 }
 
 /// Filters the calls of all threads of this process from now on.
-pub fn apply(engine: Engine, shares: bool) -> Result<(), Error> {
+pub(super) fn apply(engine: Engine, shares: Option<Shares>) -> Result<(), Error> {
     let failed = |e: &dyn std::error::Error| Error::Seccomp(e.to_string());
     let program = program(engine, shares).map_err(|e| failed(&e))?;
     seccompiler::apply_filter_all_threads(&program).map_err(|e| failed(&e))
 }
 
-pub(super) fn program(engine: Engine, shares: bool) -> Result<BpfProgram, seccompiler::BackendError> {
+pub(super) fn program(
+    engine: Engine,
+    shares: Option<Shares>,
+) -> Result<BpfProgram, seccompiler::BackendError> {
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = FREE.iter().map(|number| (*number, vec![])).collect();
-    if shares {
+    if let Some(shares) = shares {
         rules.extend(SHARES.iter().map(|number| (*number, vec![])));
+        if shares.writable {
+            rules.extend(WRITABLE_SHARES.iter().map(|number| (*number, vec![])));
+        }
     }
-    for (number, alternatives) in conditional(engine) {
+    for (number, alternatives) in conditional(engine, shares) {
         let of = |arguments: &Vec<Argument>| {
             SeccompRule::new(arguments.iter().map(condition).collect::<Result<_, _>>()?)
         };
@@ -238,6 +308,7 @@ fn condition(argument: &Argument) -> Result<SeccompCondition, seccompiler::Backe
         Whole(index, ignored, value) => {
             (index, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(!ignored), value)
         }
+        AtLeast(index, value) => (index, SeccompCmpArgLen::Qword, SeccompCmpOp::Ge, value),
     };
     SeccompCondition::new(index, length, operator, value)
 }

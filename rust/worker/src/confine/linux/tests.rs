@@ -5,11 +5,13 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::ptr::{null, null_mut};
 
+use rustix::fs::{Mode, OFlags};
+use supermachine_fs::{FCHMODAT2, Sealed};
 use supermachine_machine::Engine;
 
 use super::{Beneath, landlock_version, privileges, seccomp};
@@ -30,9 +32,11 @@ fn apart(test: &str, body: impl FnOnce()) {
 
 /// A system call with up to six arguments; the number of the error when it fails.
 macro_rules! call {
-    ($number:ident $(, $argument:expr)*) => {{
+    (FCHMODAT2 $(, $argument:expr)*) => { call!(@ FCHMODAT2 $(, $argument)*) };
+    ($number:ident $(, $argument:expr)*) => { call!(@ libc::$number $(, $argument)*) };
+    (@ $number:expr $(, $argument:expr)*) => {{
         // SAFETY: the arguments are numbers, or pointers to what outlives the call and is as the call expects it.
-        match unsafe { libc::syscall(libc::$number $(, $argument)*) } {
+        match unsafe { libc::syscall($number $(, $argument)*) } {
             -1 => Err(io::Error::last_os_error().raw_os_error().unwrap()),
             value => Ok(value),
         }
@@ -352,8 +356,151 @@ fn no_privilege_is_left_and_no_core_is_dumped() {
     });
 }
 
+/// Landlock has no say in modes, owners, sizes and times, nor in descriptors that stand for a file.
+#[test]
+fn a_worker_changes_the_modes_owners_and_times_of_its_shares_alone() {
+    apart("a_worker_changes_the_modes_owners_and_times_of_its_shares_alone", || {
+        let place = tempfile::tempdir().unwrap();
+        let (share, outside) = (place.path().join("share"), place.path().join("outside"));
+        std::fs::create_dir(&share).unwrap();
+        std::fs::write(&outside, "contents").unwrap();
+        std::fs::write(share.join("file"), "contents").unwrap();
+        std::os::unix::fs::symlink("../outside", share.join("link")).unwrap();
+        let _socket = UnixListener::bind(share.join("socket")).unwrap();
+        // By descriptors, as paths tell nothing later.
+        let stand_for = |path: &std::path::Path| {
+            rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        let told = |file: &OwnedFd| {
+            let told = rustix::fs::fstat(file).unwrap();
+            (told.st_mode, told.st_uid, told.st_gid, told.st_mtime, told.st_ctime_nsec)
+        };
+        let (link, socket) = (stand_for(&share.join("link")), stand_for(&share.join("socket")));
+        let unchanged = stand_for(&outside);
+        let before = told(&unchanged);
+        let path = std::ffi::CString::new(outside.to_str().unwrap()).unwrap();
+        let top = std::fs::File::open(&share).unwrap();
+        let beneath = Beneath { top: std::os::fd::AsFd::as_fd(&top), directory: true, read_only: false };
+        std::env::set_current_dir(place.path()).unwrap();
+        super::confine(Engine::Soft, &[beneath]).unwrap();
+        let Sealed { how, how_bytes, empty, end } = Sealed::get().unwrap();
+        let (top, here, at_empty) = (top.as_raw_fd(), libc::AT_FDCWD, libc::AT_EMPTY_PATH);
+        let times = [libc::timespec { tv_sec: 1, tv_nsec: 0 }; 2];
+        let (mode, times) = (0o777, times.as_ptr());
+        let (none, own) = (null::<u8>(), [u64::from(libc::O_PATH as u32), 0, 0]);
+        let mut room = [0_u8; 256];
+        let room = room.as_mut_ptr();
+        // SAFETY: the call takes no arguments.
+        let id = unsafe { libc::getuid() };
+        let name = path.as_ptr();
+        let up = c"../outside".as_ptr();
+        let refused = [
+            ("fchmodat", call!(SYS_fchmodat, here, name, mode)),
+            ("fchmodat in the share", call!(SYS_fchmodat, top, c"file".as_ptr(), mode)),
+            ("fchmodat2", call!(FCHMODAT2, here, name, mode, 0)),
+            ("fchmodat2 beside an empty path", call!(FCHMODAT2, top, up, mode, at_empty)),
+            ("fchmodat2 of what is here", call!(FCHMODAT2, here, empty, mode, at_empty)),
+            ("fchownat", call!(SYS_fchownat, here, name, id, id, 0)),
+            ("fchownat beside an empty path", call!(SYS_fchownat, top, up, id, id, at_empty)),
+            ("fchownat of what is here", call!(SYS_fchownat, here, empty, id, id, at_empty)),
+            ("utimensat", call!(SYS_utimensat, here, name, times, 0)),
+            ("utimensat beside an empty path", call!(SYS_utimensat, top, up, times, at_empty)),
+            ("statx", call!(SYS_statx, here, name, 0, 0xfff, room)),
+            ("statx in the share", call!(SYS_statx, top, c"file".as_ptr(), 0, 0xfff, room)),
+            ("statx beside an empty path", call!(SYS_statx, top, up, at_empty, 0xfff, room)),
+            ("statx of what is here", call!(SYS_statx, here, empty, at_empty, 0xfff, room)),
+            ("openat for what stands for it", call!(SYS_openat, here, name, libc::O_PATH)),
+            ("openat2", call!(SYS_openat2, here, name, own.as_ptr(), how_bytes)),
+            ("openat2 from here", call!(SYS_openat2, here, c"outside".as_ptr(), how, how_bytes)),
+            ("openat2 of more", call!(SYS_openat2, top, c"file".as_ptr(), how, how_bytes + 8)),
+            ("readlinkat", call!(SYS_readlinkat, top, c"link".as_ptr(), none, 0)),
+            ("mprotect", call!(SYS_mprotect, how, 1, libc::PROT_READ | libc::PROT_WRITE)),
+            ("mprotect from below", call!(SYS_mprotect, 0, end, libc::PROT_READ | libc::PROT_WRITE)),
+            ("munmap", call!(SYS_munmap, how, 4096)),
+            ("munmap with a tag", call!(SYS_munmap, how | 1 << 56, 4096)),
+            ("madvise", call!(SYS_madvise, how, 4096, libc::MADV_DONTNEED)),
+            ("mremap", call!(SYS_mremap, how, 4096, 4096, libc::MREMAP_MAYMOVE, 0)),
+            (
+                "mremap onto it",
+                call!(
+                    SYS_mremap,
+                    end + (1 << 30),
+                    4096,
+                    4096,
+                    libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                    how
+                ),
+            ),
+            (
+                "mmap onto it",
+                call!(
+                    SYS_mmap,
+                    how,
+                    4096,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                    -1,
+                    0
+                ),
+            ),
+        ];
+        for (what, outcome) in refused {
+            assert_eq!(outcome, Err(libc::EPERM), "{what}");
+        }
+        let stands_for = |name: &CStr| call!(SYS_openat2, top, name.as_ptr(), how, how_bytes);
+        for (name, error) in [(c"../outside", libc::EXDEV), (c"/", libc::EXDEV), (c"link/.", libc::ELOOP)] {
+            assert_eq!(stands_for(name), Err(error), "{name:?}");
+        }
+        let file = call!(SYS_openat, top, c"file".as_ptr(), libc::O_RDONLY).unwrap();
+        assert_eq!(call!(SYS_read, file, how, 1), Err(libc::EFAULT));
+        // What the server does, also to what cannot be opened.
+        for name in [c"file", c"link", c"socket", c"."] {
+            let file = stands_for(name).unwrap();
+            assert_eq!(call!(SYS_statx, file, empty, at_empty, 0xfff, room), Ok(0), "{name:?}");
+            assert_eq!(call!(SYS_fchownat, file, empty, id, u32::MAX, at_empty), Ok(0), "{name:?}");
+            assert_eq!(call!(SYS_utimensat, file, empty, times, at_empty), Ok(0), "{name:?}");
+            // Of Linux 6.6.
+            let done = call!(FCHMODAT2, file, empty, 0o700, at_empty);
+            assert!(name == c"link" || matches!(done, Ok(0) | Err(libc::ENOSYS)), "{name:?}: {done:?}");
+        }
+        assert_eq!(told(&link).3, 1);
+        assert_eq!(told(&socket).3, 1);
+        assert_eq!(before, told(&unchanged));
+    });
+}
+
+/// Who may only read changes nothing, were it by a descriptor of an open file.
+#[test]
+fn a_worker_whose_shares_are_read_only_has_no_calls_that_change_files() {
+    apart("a_worker_whose_shares_are_read_only_has_no_calls_that_change_files", || {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("file"), "contents").unwrap();
+        let top = std::fs::File::open(place.path()).unwrap();
+        let beneath = Beneath { top: std::os::fd::AsFd::as_fd(&top), directory: true, read_only: true };
+        super::confine(Engine::Soft, &[beneath]).unwrap();
+        let Sealed { how, how_bytes, empty, .. } = Sealed::get().unwrap();
+        let (top, at_empty) = (top.as_raw_fd(), libc::AT_EMPTY_PATH);
+        let file = call!(SYS_openat, top, c"file".as_ptr(), libc::O_RDONLY).unwrap();
+        let stands_for = call!(SYS_openat2, top, c"file".as_ptr(), how, how_bytes).unwrap();
+        let text = c"user.text".as_ptr();
+        let refused = [
+            ("fchmod", call!(SYS_fchmod, file, 0o777)),
+            ("fchmodat2", call!(FCHMODAT2, stands_for, empty, 0o777, at_empty)),
+            ("fchownat", call!(SYS_fchownat, stands_for, empty, -1, -1, at_empty)),
+            ("utimensat", call!(SYS_utimensat, stands_for, empty, null::<u8>(), at_empty)),
+            ("fsetxattr", call!(SYS_fsetxattr, file, text, text, 1, 0)),
+            ("fremovexattr", call!(SYS_fremovexattr, file, text)),
+            ("unlinkat", call!(SYS_unlinkat, top, c"file".as_ptr(), 0)),
+        ];
+        for (what, outcome) in refused {
+            assert_eq!(outcome, Err(libc::EPERM), "{what}");
+        }
+    });
+}
+
 /// The time of a restore hangs on it.
 #[test]
 fn the_filter_is_small() {
-    assert!(seccomp::program(Engine::Kvm, true).unwrap().len() < 1000);
+    let shares = seccomp::Shares { sealed: Sealed::get().unwrap(), writable: true };
+    assert!(seccomp::program(Engine::Kvm, Some(shares)).unwrap().len() < 1000);
 }
