@@ -20,9 +20,12 @@ build=${CARGO_TARGET_DIR:-target}/guest
 export RUSTC=${RUSTC:-/usr/bin/rustc}
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc
+unset "${!CARGO_PROFILE_@}"
 export CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_PANIC=abort CARGO_PROFILE_RELEASE_STRIP=true
 export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_OPT_LEVEL=s
 unset RUSTFLAGS CARGO_BUILD_RUSTFLAGS CARGO_BUILD_TARGET RUSTC_WRAPPER
+# An incremental build has other bytes.
+export CARGO_INCREMENTAL=0
 CARGO_ENCODED_RUSTFLAGS=$(printf '%s\x1f%s\x1f%s\x1f%s' \
     -Ctarget-feature=+crt-static -Crelocation-model=static \
     "--remap-path-prefix=$PWD=." "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo")
@@ -36,6 +39,6 @@ for arch in "$@"; do
     cargo build --quiet --locked --release --package supermachine-agent --target "$target" --target-dir "$build"
     mkdir -p "$out/$arch"
     python3 guest/cpio.py "$build/$target/release/supermachine-agent" "$build/initramfs-$arch.cpio"
-    zstd -q -19 -T1 -f "$build/initramfs-$arch.cpio" -o "$out/$arch/initramfs.cpio.zst"
+    python3 guest/branches.py pack "$arch" "$build/initramfs-$arch.cpio" "$out/$arch/initramfs.cpio.zst"
 done
 [ "$out" != guest ] || python3 guest/manifest.py record "${@/%//initramfs.cpio.zst}"

@@ -68,8 +68,5 @@ if [ "$arch" = x86_64 ]; then
     kernel=$build/vmlinux
 fi
 chmod 0644 "$kernel"
-# In frames, each of which says its size, so that several threads can decompress it.
-split --bytes=2M "$kernel" "$build/piece-"
-zstd -q -19 -T1 -f "$build"/piece-*
-cat "$build"/piece-*.zst >"$out/$target.zst"
+python3 guest/branches.py pack "$arch" "$kernel" "$out/$target.zst"
 [ "$out" != "guest/$arch" ] || python3 guest/manifest.py record "$arch/$target.zst"

@@ -41,10 +41,10 @@ def inputs(name: str, root: Path = ROOT) -> dict[str, str]:
     """What a guest file is built from: path in the tree, or the name of a part of a file, and digest."""
     if name in KERNELS:
         paths = ["guest/build-kernel.sh", "guest/kernel/common.config", f"guest/kernel/{KERNELS[name]}.config"]
-        paths.append("guest/kernel/source.env")
+        paths += ["guest/kernel/source.env", "guest/branches.py"]
         parts = {}
     else:
-        paths = ["guest/build-initramfs.sh", "guest/cpio.py"]
+        paths = ["guest/build-initramfs.sh", "guest/branches.py", "guest/cpio.py"]
         paths += [str(path.relative_to(root)) for crate in ("agent", "proto") for path in sources(root, crate)]
         parts = {"Cargo.lock (the agent's part)": locked(root), "Cargo.toml (the agent's part)": settings(root)}
     digests = {path: sha256((root / path).read_bytes()) for path in paths}
