@@ -121,6 +121,11 @@ def server(address: tuple[str, int], backlog: int | None = None) -> socket.socke
     return _raised_socket(socket.create_server(address, backlog=backlog))
 
 
+def accepted(listener: socket.socket) -> socket.socket:
+    """As `accept`, without the address."""
+    return _raised_socket(listener.accept()[0])
+
+
 def _raised_socket(made: socket.socket) -> socket.socket:
     if made.fileno() > _LAST_STANDARD:
         return made

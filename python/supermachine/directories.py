@@ -7,14 +7,14 @@ import stat
 import sys
 
 from . import descriptors, env
-from .errors import ConfigurationError
+from .errors import ConfigurationError, RuntimeDirectoryNotTrusted
 
 # As `typing` has it; this module is on the way of every `supermachine run`, which is why it does without pathlib too.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# ruff: noqa: PTH109, PTH111, PTH116, PTH117, PTH118, PTH120
+# ruff: noqa: PTH103, PTH109, PTH111, PTH112, PTH116, PTH117, PTH118, PTH120
 
 
 def home(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -172,6 +172,28 @@ def distrust(path: str | os.PathLike[str]) -> str | None:
     if found.st_mode & (stat.S_IWOTH if private_group else stat.S_IWOTH | stat.S_IWGRP):
         return "can be written by other users"
     return None
+
+
+def check_own(path: str | os.PathLike[str], what: str) -> None:
+    """Raises RuntimeDirectoryNotTrusted where a directory of the runtime directory, or that one, could be another's."""
+    for each in (os.path.dirname(path), path):
+        if (why := distrust(each)) is not None:
+            raise RuntimeDirectoryNotTrusted(
+                f"the directory of {what} {shown(each)} {why}",
+                hint="remove it, or name another with SUPERMACHINE_RUNTIME",
+            )
+
+
+def make_own(path: str | os.PathLike[str], what: str) -> None:
+    """Makes a directory in the runtime directory, and that one, where they are missing. Raises as `check_own`."""
+    check_own(path, what)
+    for each in (os.path.dirname(path), path):
+        try:
+            os.makedirs(each, mode=0o700)
+        except FileExistsError:
+            if not os.path.isdir(each):
+                raise
+    check_own(path, what)
 
 
 def shown(path: str | os.PathLike[str]) -> str:

@@ -34,13 +34,30 @@ def named(error: OSError, failed: str) -> HostShortage | None:
     return lacking
 
 
-def in_words(message: str) -> HostShortage | None:
-    """Of what a worker said when it ended: Rust ends the text of a system error with its number."""
+def in_words(message: str, failed: str = "the virtual machine did not start") -> HostShortage | None:
+    """Of what a worker, or the extension, said: Rust ends the text of a system error with its number."""
     _, found, rest = message.rpartition("(os error ")
     number = rest.partition(")")[0]
     if not found or not number.isdecimal():
         return None
-    return named(OSError(int(number), message), "the virtual machine did not start")
+    return named(OSError(int(number), message), failed)
+
+
+class Told:
+    """Has an error of the system's in its block that is a shortage say so; `failed` is what could not be done."""
+
+    def __init__(self, failed: str) -> None:
+        self._failed = failed
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, OSError):
+            number = error.errno
+            lacking = in_words(str(error), self._failed) if number is None else named(error, self._failed)
+            if lacking is not None:
+                raise lacking from None
 
 
 def killed(failed: str, end: VMExited) -> WorkerKilled:
@@ -56,7 +73,11 @@ def killed(failed: str, end: VMExited) -> WorkerKilled:
 
 
 def _descriptors() -> tuple[str, str]:
-    import resource
+    try:
+        import resource
+    except (ImportError, OSError):
+        # There is no descriptor to load it with.
+        return "this process has all the open files that it may have", "raise RLIMIT_NOFILE: ulimit -n"
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = "" if hard == resource.RLIM_INFINITY else f" (its hard limit is {hard})"

@@ -12,6 +12,8 @@ from ..guest import processes as _processes
 from ..named import client as _client
 from ..named.spec import STOP_TIMEOUT
 from .calls import call
+from .paths import GuestPath
+from .processes import Popen
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from ..named.client import State
     from ..named.logs import Entry
     from ..settings.machine import MachineOptions
-    from . import GuestPath, Popen
 
 
 class Machine:
@@ -73,6 +74,12 @@ class Machine:
     async def stop(self, timeout: float | None = None, *, signal: int | str | None = None) -> int | None:
         return await call(self._machine.stop, timeout, signal=signal)
 
+    async def start(self) -> None:
+        await call(self._machine.start)
+
+    async def rename(self, name: str) -> None:
+        await call(self._machine.rename, name)
+
     async def restart(self, timeout: float | None = None) -> None:
         await call(self._machine.restart, timeout)
 
@@ -102,8 +109,6 @@ class Machine:
         return await call(lambda: _processes.run(self._machine._context(), args, stop=stop, **options), cancel=stop.set)
 
     async def popen(self, args: Args, **options: Any) -> Popen:
-        from . import Popen
-
         return Popen(await call(self._machine.popen, args, **options))
 
     async def spawn(
@@ -118,8 +123,6 @@ class Machine:
         return await call(self._machine.spawn, args, env=env, cwd=cwd, user=user, tty=tty)
 
     def path(self, *parts: str | os.PathLike[str]) -> GuestPath:
-        from . import GuestPath
-
         return GuestPath(self._machine.path(*parts))
 
     async def copy_in(
@@ -130,8 +133,6 @@ class Machine:
         max_bytes: int | None = None,
         timeout: float | None = None,
     ) -> GuestPath:
-        from . import GuestPath
-
         return GuestPath(await call(self._machine.copy_in, source, target, max_bytes=max_bytes, timeout=timeout))
 
     async def copy_out(

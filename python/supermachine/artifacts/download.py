@@ -31,11 +31,11 @@ _MAX_RESUMES = 1000
 Group = tuple[int, int, int]
 
 
-class _NoRangesError(Exception):
+class NoRangesError(Exception):
     """The registry sends all of a blob whenever a part of it is asked for."""
 
 
-class _StoppedError(Exception):
+class StoppedError(Exception):
     """Another piece failed, so this one is not needed."""
 
 
@@ -49,6 +49,17 @@ class Download:
         self._stop = Event()
         self._lock = Lock()
         self._done: dict[str, int] = {}
+        #: Hears of each group that is in the file.
+        self.on_group: Callable[[int, Group], None] | None = None
+
+    def stop(self) -> None:
+        """Ends what is being fetched, and the connections for it: `take` raises StoppedError or others."""
+        self._stop.set()
+        self._repository.transport.abort()
+
+    def silence(self) -> None:
+        """Tells no more of what comes."""
+        self._progress = lambda _digest, _done, _total: None
 
     def parts(self, wanted: Sequence[tuple[int, Descriptor, str]]) -> None:
         """All frames of these parts, the first ones first: number, blob, and what it is for errors.
@@ -60,35 +71,35 @@ class Download:
             groups = self._unpacker.groups(number, _GROUP)
             # One that is all of its blob needs no ranges.
             tasks += [(number, blob, [group], what, len(groups) == 1) for group in groups]
-        with contextlib.suppress(_NoRangesError):
+        with contextlib.suppress(NoRangesError):
             return self._parallel(tasks)
         for number, blob, what in wanted:
             self._done.pop(blob.digest, None)
-            self._take(number, blob, self._unpacker.groups(number, _GROUP), what, True)
+            self.take(number, blob, self._unpacker.groups(number, _GROUP), what, True)
 
     def _parallel(self, tasks: Sequence[tuple[int, Descriptor, list[Group], str, bool]]) -> None:
         executor = ThreadPoolExecutor(max(1, min(_PARALLEL, len(tasks))), thread_name_prefix="supermachine-pull")
         try:
-            futures = [executor.submit(self._take, *task) for task in tasks]
+            futures = [executor.submit(self.take, *task) for task in tasks]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             failures = [error for future in done if (error := future.exception()) is not None]
-            real = [error for error in failures if not isinstance(error, _StoppedError)]
+            real = [error for error in failures if not isinstance(error, StoppedError)]
             # That there are no ranges is no failure, whatever has come of it.
-            for error in sorted(real, key=lambda error: not isinstance(error, _NoRangesError)):
+            for error in sorted(real, key=lambda error: not isinstance(error, NoRangesError)):
                 raise error
         finally:
             self._stop.set()
             executor.shutdown(wait=True, cancel_futures=True)
             self._stop.clear()
 
-    def _take(self, number: int, blob: Descriptor, groups: Sequence[Group], what: str, whole: bool) -> None:
+    def take(self, number: int, blob: Descriptor, groups: Sequence[Group], what: str, whole: bool) -> None:
         """Adjacent groups, in order; after a break from the last group that is whole."""
         limits = self._repository.transport.limits
         failure: Exception | None = None
         attempt = taken = 0
         for _ in range(_MAX_RESUMES):
             if self._stop.is_set():
-                raise _StoppedError
+                raise StoppedError
             if taken == len(groups):
                 return
             if failure is not None:
@@ -101,6 +112,8 @@ class Download:
                 for group, data in self._stream(blob, groups[taken:], what, whole=whole):
                     self._unpacker.frames(number, group[0], data)
                     taken += 1
+                    if self.on_group is not None:
+                        self.on_group(number, group)
                     self._told(blob, group[2] - group[1])
             except SnapshotDamaged as error:
                 # Once more, since a broken cache in between may be another one the next time.
@@ -125,12 +138,12 @@ class Download:
         response, partial = self._repository.piece(blob.digest, start, end, what)
         try:
             if not partial and not whole:
-                raise _NoRangesError
+                raise NoRangesError
             skip = 0 if partial else start
             buffer, waiting = bytearray(), list(groups)
             for piece in response.pieces():
                 if self._stop.is_set():
-                    raise _StoppedError
+                    raise StoppedError
                 ignored = min(skip, len(piece))
                 skip -= ignored
                 buffer += memoryview(piece)[ignored:]

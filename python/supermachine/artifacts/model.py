@@ -32,6 +32,9 @@ ID, KEY, BASE, SIGNATURE = (ANNOTATION + name for name in ("snapshot", "baked-ke
 
 #: Bytes of a configuration: the table of a guest with 64 GiB of incompressible RAM has 13 MiB.
 MAX_CONFIG = 32 << 20
+#: Bytes of a configuration, and of another blob, that a manifest has in itself as well, which saves asking for it.
+#: Registries take manifests of 4 MiB.
+MAX_INLINE_CONFIG, MAX_INLINE = 256 << 10, 16 << 10
 _MAX_LAYERS = 16
 _VERSION = 1
 _ID = re.compile(r"[0-9a-f]{64}\Z")
@@ -136,14 +139,16 @@ def manifest(
     layers: Sequence[Descriptor],
     subject: Descriptor | None,
     annotations: Mapping[str, str],
+    inline: Mapping[str, bytes] | None = None,
 ) -> bytes:
-    """A manifest, the same bytes for the same things."""
+    """A manifest, the same bytes for the same things. `inline` are blobs, by digest, that it is to have in itself."""
+    held = inline or {}
     body: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "artifactType": artifact_type,
-        "config": _entry(config),
-        "layers": [_entry(layer) for layer in layers],
+        "config": _entry(config, held.get(config.digest)),
+        "layers": [_entry(layer, held.get(layer.digest)) for layer in layers],
         "annotations": dict(annotations),
     }
     if subject is not None:
@@ -156,8 +161,11 @@ def descriptor(data: bytes, media_type: str) -> Descriptor:
     return Descriptor(media_type, f"sha256:{sha256(data)}", len(data))
 
 
-def _entry(found: Descriptor) -> dict[str, Any]:
-    return {"mediaType": found.media_type, "digest": found.digest, "size": found.size}
+def _entry(found: Descriptor, data: bytes | None = None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"mediaType": found.media_type, "digest": found.digest, "size": found.size}
+    if data is not None:
+        entry["data"] = base64.b64encode(data).decode()
+    return entry
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,8 @@ class Manifest:
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str]
+    #: Blobs that it has in itself, by their digests.
+    inline: Mapping[str, bytes]
 
     @classmethod
     def decode(cls, data: bytes, what: str) -> Manifest:
@@ -181,10 +191,24 @@ class Manifest:
             if not isinstance(layers, list) or not 0 < len(layers) <= _MAX_LAYERS:
                 raise ValueError(f"it has no list of 1 to {_MAX_LAYERS} layers")
             texts = body.get("annotations") or {}
-            return cls(config, tuple(map(_descriptor, layers)), {k: v for k, v in texts.items() if isinstance(v, str)})
+            inline = {}
+            for entry in (body["config"], *layers):
+                if entry.get("data") is not None:
+                    blob = base64.b64decode(_ascii(entry["data"]), validate=True)
+                    if (len(blob), f"sha256:{sha256(blob)}") != (entry["size"], entry["digest"]):
+                        raise ValueError("it has a blob in itself that is another one than it says")
+                    inline[str(entry["digest"])] = blob
+            said = {k: v for k, v in texts.items() if isinstance(v, str)}
+            return cls(config, tuple(map(_descriptor, layers)), said, inline)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) if isinstance(error, (ValueError, InvalidImage)) else "it is malformed"
             raise BadSnapshot(f"{what} cannot be used as a snapshot: {reason}") from None
+
+
+def _ascii(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError("a blob in it is no text")
+    return value.encode("ascii")
 
 
 def _descriptor(value: dict[str, Any]) -> Descriptor:

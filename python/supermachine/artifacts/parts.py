@@ -41,7 +41,7 @@ class Part:
 
 
 def of(found: _Snapshot, hot: Sequence[tuple[int, int]]) -> list[Part]:
-    """The parts of a snapshot; `hot` are the pages of RAM that a clone needs first, ascending: start and end."""
+    """The parts of a snapshot; `hot` are the pages of RAM that a clone needs first, in that order: start and end."""
     if found["v9"] is None:
         raise BadSnapshot("a snapshot of version 8 cannot be pushed", hint="snapshots of version 9 can")
     offset = found["ram_offset"]
@@ -49,7 +49,7 @@ def of(found: _Snapshot, hot: Sequence[tuple[int, int]]) -> list[Part]:
     parts = [
         Part(META, 0, 0, offset),
         Part(HOT, 0, offset, length, order=hot),
-        Part(RAM, 0, offset, length, without=hot, shares=True),
+        Part(RAM, 0, offset, length, without=sorted(hot), shares=True),
     ]
     if found["disk"] is not None and found["disk"][1]:
         # The blocks of the root's disk, behind RAM.

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from ..oci.registry import Repository
 from ..oci.transport import Transport
 from ..snapshots import capture, working_set
 from ..snapshots.records import Head
-from . import trust
+from . import arrival, trust
+from .arrival import Arrival
 from .download import Download
 from .model import PART_TYPE, Config, Manifest
+from .parts import RAM
 
 #: Snapshots that one may build on, each on the next.
 _MAX_DEPTH = 64
@@ -52,11 +54,13 @@ def pull(
     cache: Cache | None = None,
     keys: trust.Keys | None = None,
     transport: Transport | None = None,
+    early: Arrival | None = None,
 ) -> Pulled:
     """The snapshot that `reference` names, in the cache, or as a new file at `output`.
 
     It is there when all of it was verified. Raises UntrustedSnapshot, before anything of it is fetched, for one that is
-    neither named by its digest nor signed by a trusted key.
+    neither named by its digest nor signed by a trusted key. `early` hears when a guest may start from it, if that is
+    before all of it is there.
     """
     parsed = parse_registry_reference(reference).with_default_tag()
     cache = cache or Cache()
@@ -64,7 +68,7 @@ def pull(
     if parsed.digest is not None and output is None and (found := store.find(parsed.digest)) is not None:
         return found
     with opened(parsed, insecure, transport) as repository:
-        puller = Puller(repository, store, Reporter(progress))
+        puller = Puller(repository, store, Reporter(progress), early)
         data, _, digest = repository.manifest(parsed.target)
         Manifest.decode(data, f"the manifest of {parsed.familiar}")
         signer = trust.check(repository, parsed, digest, keys)
@@ -119,15 +123,18 @@ class _Store:
 class Puller:
     """Fetches snapshots that are trusted from one repository."""
 
-    def __init__(self, repository: Repository, store: _Store, report: Reporter) -> None:
+    def __init__(self, repository: Repository, store: _Store, report: Reporter, early: Arrival | None = None) -> None:
         self._repository = repository
         self._store = store
         self._report = report
+        self._early = early
 
     @classmethod
-    def of(cls, repository: Repository, cache: Cache, progress: Progress | None) -> Puller:
-        """One for this repository and cache."""
-        return cls(repository, _Store(cache), Reporter(progress))
+    def of(
+        cls, repository: Repository, cache: Cache, progress: Progress | None, early: Arrival | None = None
+    ) -> Puller:
+        """One for this repository and cache. `early` is for the snapshot that is asked for, and not for its base."""
+        return cls(repository, _Store(cache), Reporter(progress), early)
 
     def fetch(self, digest: str, data: bytes | None = None, output: Path | None = None, depth: int = 0) -> Pulled:
         """The snapshot whose manifest has this digest, which is believed; with what it builds on."""
@@ -159,7 +166,7 @@ class Puller:
                     with cache.errors("write to"):
                         fd = descriptors.open_file(place / "snapshot", os.O_RDWR | os.O_CREAT | os.O_EXCL)
                         try:
-                            self._make(config, manifest, fd, base, what)
+                            self._make(config, manifest, fd, base, what, path if depth == 0 else None)
                         finally:
                             os.close(fd)
                         (place / "config").write_bytes(config.encode())
@@ -171,21 +178,31 @@ class Puller:
         self._keep_working_set(config)
         return Pulled(path, digest, config)
 
-    def into(self, digest: str, fd: int) -> Config:
-        """A whole snapshot into an empty file of the caller's."""
+    def into(self, digest: str, fd: int, place: Path, wanted: Callable[[Config], bool]) -> Config:
+        """A whole snapshot into an empty file of the caller's, which will be at `place`.
+
+        Raises BadSnapshot, before its pages are fetched, for one that is not the `wanted` one.
+        """
         what = f"the snapshot {self._repository.name}@{digest}"
         manifest = Manifest.decode(self._repository.manifest(digest)[0], f"the manifest of {what}")
         config = self._config(manifest, what)
+        if not wanted(config):
+            raise BadSnapshot(f"{what} is another one than its registry's list of referrers says")
         base = None if config.base is None else self.fetch(config.base.manifest, depth=1)
-        self._make(config, manifest, fd, base, what)
+        self._make(config, manifest, fd, base, what, place)
         return config
 
     def _config(self, manifest: Manifest, what: str) -> Config:
+        if (held := manifest.inline.get(manifest.config.digest)) is not None:
+            return Config.decode(held, what)
         buffer = io.BytesIO()
         self._repository.blob(manifest.config, buffer, f"the configuration of {what}")
         return Config.decode(buffer.getvalue(), what)
 
-    def _make(self, config: Config, manifest: Manifest, fd: int, base: Pulled | None, what: str) -> None:
+    def _make(
+        self, config: Config, manifest: Manifest, fd: int, base: Pulled | None, what: str, place: Path | None = None
+    ) -> None:
+        """Into an empty file; where it is to be at `place`, a guest may start from it before."""
         unpacker = _core.Unpacker(what, config.table, [fd], _MAX_BYTES)
         layers = {layer.media_type: layer for layer in manifest.layers}
         download = Download(self._repository, unpacker, lambda d, n, t: self._report("download", d, n, t))
@@ -197,8 +214,20 @@ class Puller:
                 offset = _core.read_snapshot(str(base.path))["ram_offset"]
                 unpacker.copy_base(number, str(base.path), offset)
             if size:
-                wanted.append((number, _layer(layers, name, size, what), f"the part {name} of {what}"))
-        download.parts(wanted)
+                layer = _layer(layers, name, size, what)
+                if (held := manifest.inline.get(layer.digest)) is not None:
+                    unpacker.frames(number, 0, held)
+                else:
+                    wanted.append((number, layer, f"the part {name} of {what}"))
+        if self._early is not None and place is not None and arrival.possible(config):
+            later = [one for one in wanted if unpacker.parts()[one[0]][0] == RAM]
+            download.parts([one for one in wanted if one not in later])
+            self._check(config, fd, what)
+            self._keep_working_set(config)
+            offset = _core.read_snapshot(f"/dev/fd/{fd}")["ram_offset"]
+            self._early.begin(fd, place, config, unpacker, download, later, offset)
+        else:
+            download.parts(wanted)
         if unpacker.finish() != config.id:
             raise BadSnapshot(f"{what} is another one than its configuration says")
         self._check(config, fd, what)

@@ -145,8 +145,12 @@ class _Pusher:
                 working_set=working_set.encode(ranges) if ranges else b"",
                 table=packed.table,
             )
+            inline = {}
             for number, layer in enumerate(packed.layers):
                 with packed.open(number) as source:
+                    if layer.size <= model.MAX_INLINE:
+                        inline[layer.digest] = source.read()
+                        source.seek(0)
                     self.sent += push_blob(
                         self._repository,
                         layer,
@@ -162,7 +166,9 @@ class _Pusher:
         own = model.descriptor(encoded, SNAPSHOT_CONFIG)
         self.sent += put_bytes(self._repository, own, encoded, f"the configuration of {path}")
         said = config.annotations()
-        data = model.manifest(model.ARTIFACT_TYPE, own, packed.layers, subject, said)
+        if len(encoded) <= model.MAX_INLINE_CONFIG:
+            inline[own.digest] = encoded
+        data = model.manifest(model.ARTIFACT_TYPE, own, packed.layers, subject, said, inline)
         trust.put_referrer(self._repository, data, model.ARTIFACT_TYPE, said, subject.digest if subject else None, tag)
         if head.parent is None and base is None:
             self._sessions.note(head.id, model.descriptor(data, OCI_MANIFEST).digest)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import descriptors
+
+#: Seconds between two attempts at a lock.
+_POLL = 0.005
 
 
 @contextlib.contextmanager
@@ -53,6 +57,14 @@ def acquire(
                 descriptors.close(fd)
             raise
         descriptors.close(fd)
+
+
+def acquire_within(path: Path, seconds: float) -> int | None:
+    """The same of a lock that nobody holds for long; ``None`` when somebody else has it for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (fd := acquire(path, block=False)) is None and time.monotonic() <= deadline:
+        time.sleep(_POLL)
+    return fd
 
 
 def release(fd: int) -> None:

@@ -13,12 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-#: Exit status of supermachine's own failures, and of commands that cannot be executed or found, as docker's.
-OWN_FAILURE = 125
-NOT_EXECUTABLE = 126
-NOT_FOUND = 127
-#: Of commands that were killed after the time that they were given, as timeout(1) has it.
-TIMED_OUT = 124
 # As POSIX numbers them for `kill`.
 _SIGINT = 2
 _SIGPIPE = 13
@@ -53,13 +47,15 @@ def _flushed(code: int) -> int:
         except OSError as error:
             # A stderr that takes nothing has kept nobody from the work.
             if stream is sys.stdout:
+                from .exit_status import OWN_FAILURE
+
                 code = code or OWN_FAILURE
                 _complain("the output cannot be written", str(error), None)
     return code
 
 
 def _main() -> int:
-    from ..errors import CommandNotExecutable, CommandNotFound, CommandTimeout, SupermachineError, VMExited
+    from ..errors import SupermachineError, VMExited
 
     try:
         return _dispatch()
@@ -70,16 +66,23 @@ def _main() -> int:
 
             for line in error.console_tail.splitlines():
                 say(line)
-        if isinstance(error, CommandNotFound):
-            return NOT_FOUND
-        if isinstance(error, CommandTimeout):
-            return TIMED_OUT
-        return NOT_EXECUTABLE if isinstance(error, CommandNotExecutable) else OWN_FAILURE
+        return _status(error)
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:
         _complain(str(error), None, None)
-        return OWN_FAILURE
+        return _status(error)
+
+
+def _status(error: Exception) -> int:
+    from ..errors import CommandNotExecutable, CommandNotFound, CommandTimeout
+    from . import exit_status
+
+    if isinstance(error, CommandNotFound):
+        return exit_status.NOT_FOUND
+    if isinstance(error, CommandTimeout):
+        return exit_status.TIMED_OUT
+    return exit_status.NOT_EXECUTABLE if isinstance(error, CommandNotExecutable) else exit_status.OWN_FAILURE
 
 
 def _dispatch() -> int:
@@ -88,9 +91,9 @@ def _dispatch() -> int:
 
         plain = arguments.parse(sys.argv[2:])
         if plain is not None:
-            from .run import fast
+            from . import run
 
-            return fast.run(plain)
+            return run.dispatch(plain)
     gc.enable()
     import contextlib
 
@@ -110,7 +113,7 @@ def _dispatch() -> int:
     except click.ClickException as error:
         with contextlib.suppress(OSError):
             error.show()
-        return OWN_FAILURE
+        return _status(error)
 
 
 def _stand_in() -> None:

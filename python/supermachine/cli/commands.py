@@ -11,7 +11,9 @@ from .completion import image_names, machine_names
 from .docker import register_docker
 from .format import ago, human, table
 from .instead import HintingGroup, RunCommand
+from .logins import login, logout
 from .machines import register
+from .run import dispatch
 from .run import kept as kept_machines
 from .templates import show
 from .volumes import register_volumes
@@ -93,10 +95,8 @@ def run(**given: Any) -> int:
     supermachine itself. With -d the machine goes on by itself: see `supermachine ps`. With --name it is listed there,
     in the foreground too.
     """
-    from .run import fast
-
     said, kept = told(given)
-    return kept_machines.run(said, kept) if kept_machines.wanted(kept) else fast.run(said)
+    return kept_machines.run(said, kept) if kept_machines.wanted(kept) else dispatch(said)
 
 
 def told(given: dict[str, Any]) -> tuple[Arguments, dict[str, Any]]:
@@ -407,5 +407,7 @@ def doctor(as_json: bool) -> int:
 
 
 register(cli)
+cli.add_command(login)
+cli.add_command(logout)
 register_docker(cli)
 register_volumes(cli)

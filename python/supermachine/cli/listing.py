@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .filters import matching, parse
 from .format import ago, table
 from .templates import show
 
@@ -58,7 +59,7 @@ def ps(
     from ..errors import NoSuchMachine
     from ..named.client import machines
 
-    wanted = _wanted(filters)
+    wanted, matches = parse(filters, _FILTERS), matching(filters, _FILTERS)
     last = 1 if latest else last
     everything = everything or last is not None or any(name in wanted for name in _OF_ALL)
     found = []
@@ -67,8 +68,7 @@ def ps(
             state = machine.state
         except NoSuchMachine:
             continue  # removed meanwhile
-        matching = all(any(_FILTERS[name](state, value) for value in values) for name, values in wanted.items())
-        if (everything or state.running) and matching:
+        if (everything or state.running) and matches(state):
             found.append(state)
     if last is not None:
         found = sorted(found, key=lambda state: state.created)[-last:]
@@ -82,16 +82,6 @@ def ps(
         click.echo(table([head, *(_line(state, no_trunc) for state in found)]))
     else:
         show(form, [_fields(state, no_trunc) for state in found])
-
-
-def _wanted(filters: tuple[str, ...]) -> dict[str, list[str]]:
-    wanted: dict[str, list[str]] = {}
-    for text in filters:
-        name, equals, value = text.partition("=")
-        if name not in _FILTERS or not equals:
-            raise click.UsageError(f"--filter {text!r}: NAME=VALUE, with a NAME of {', '.join(_FILTERS)}")
-        wanted.setdefault(name, []).append(value)
-    return wanted
 
 
 def _line(state: State, no_trunc: bool) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import click
 
 from .attach import attach
 from .completion import machine_names, machines_and_images
+from .events import events
 from .format import human, table
 from .listing import ps
 from .moments import moment
@@ -28,11 +29,13 @@ def register(cli: click.Group) -> None:
         attach,
         logs,
         top,
+        start,
         stop,
         restart,
         pause,
         unpause,
         kill,
+        rename,
         rm,
         cp,
         port,
@@ -40,6 +43,7 @@ def register(cli: click.Group) -> None:
         stats,
         inspect,
         fork,
+        events,
     )
     for command in commands:
         cli.add_command(command)
@@ -139,6 +143,13 @@ def logs(name: str, follow: bool, tail: str, timestamps: bool, since: str | None
 
 
 @click.command()
+@_names
+def start(name: tuple[str, ...]) -> int:
+    """Start machines that have ended again, each in a new guest: what they wrote outside of volumes is gone."""
+    return _each(name, lambda machine: machine.start())
+
+
+@click.command()
 @click.option("-s", "--signal", metavar="SIGNAL", help="In place of the machine's stop signal.")
 @click.option("-t", "--time", "--timeout", "timeout", type=click.FloatRange(min=0), metavar="SECONDS")
 @_names
@@ -151,7 +162,9 @@ def stop(name: tuple[str, ...], timeout: float | None, signal: str | None) -> in
 @click.option("-t", "--time", "--timeout", "timeout", type=click.FloatRange(min=0), metavar="SECONDS")
 @_names
 def restart(name: tuple[str, ...], timeout: float | None) -> int:
-    """End the main process of machines as `stop` does, and start it again in the same guest."""
+    """End the main process of machines as `stop` does, and start it again in the same guest; one that has ended is
+    started as by `start`.
+    """
     return _each(name, lambda machine: machine.restart(timeout))
 
 
@@ -185,6 +198,16 @@ def top(name: str) -> None:
 def kill(name: tuple[str, ...], signal: str) -> int:
     """Send a signal to the main process of machines."""
     return _each(name, lambda machine: machine.kill(signal))
+
+
+@click.command()
+@click.argument("name", shell_complete=machine_names)
+@click.argument("new")
+def rename(name: str, new: str) -> None:
+    """Give a machine another name; its host name stays."""
+    from ..named import client
+
+    client.attach(name).rename(new)
 
 
 @click.command()

@@ -6,11 +6,14 @@ import contextlib
 import json
 import os
 import sys
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
 from .format import human, table
+
+if TYPE_CHECKING:
+    from ..storage.volumes import Kind
 
 
 def register_volumes(cli: click.Group) -> None:
@@ -20,17 +23,24 @@ def register_volumes(cli: click.Group) -> None:
 
 @click.group()
 def volume() -> None:
-    """Make, list, move and remove volumes: disks with names, for `run -v NAME:DIR`."""
+    """Make, list, grow, move and remove volumes: disks and directories with names, for `run -v NAME:DIR`."""
 
 
 @volume.command("create")
 @click.option("--size", metavar="SIZE", help="Of the disk, as 20g; it takes room as it is written to.  [default: 64g]")
+@click.option(
+    "--kind",
+    type=click.Choice(["disk", "directory"]),
+    default="disk",
+    show_default=True,
+    help="A disk is one machine's at a time; a directory of the host is several machines' at once.",
+)
 @click.argument("name")
-def create(name: str, size: str | None) -> None:
+def create(name: str, size: str | None, kind: Kind) -> None:
     """Make a volume, and print its name."""
-    from ..storage.volumes import DEFAULT_SIZE, make
+    from ..storage.volumes import make
 
-    make(name, size or DEFAULT_SIZE)
+    make(name, size, kind)
     click.echo(name)
 
 
@@ -45,9 +55,15 @@ def list_(quiet: bool) -> None:
         for info in found:
             click.echo(info.name)
         return
-    rows = [("NAME", "SIZE", "ON DISK", "IN USE BY")]
+    rows = [("NAME", "KIND", "SIZE", "ON DISK", "IN USE BY")]
     rows += [
-        (info.name, human(info.size), human(info.disk_bytes), "" if info.holder is None else f"process {info.holder}")
+        (
+            info.name,
+            info.kind,
+            human(info.size) if info.kind == "disk" else "",
+            human(info.disk_bytes),
+            "" if info.holder is None else f"process {info.holder or '?'}",
+        )
         for info in found
     ]
     click.echo(table(rows))
@@ -63,6 +79,7 @@ def inspect(names: tuple[str, ...]) -> None:
     said = [
         {
             "name": info.name,
+            "kind": info.kind,
             "path": str(info.path),
             "size": info.size,
             "disk_bytes": info.disk_bytes,
@@ -83,6 +100,17 @@ def remove(names: tuple[str, ...]) -> None:
     for name in names:
         volumes.remove(name)
         click.echo(name)
+
+
+@volume.command("grow")
+@click.argument("name")
+@click.argument("size")
+def grow(name: str, size: str) -> None:
+    """Make a volume larger, with what is in it, also while a machine has it: SIZE is of the disk, as 100g."""
+    from ..storage import volumes
+
+    volumes.grow(name, size)
+    click.echo(name)
 
 
 @volume.command("export")

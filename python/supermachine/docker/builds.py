@@ -26,7 +26,7 @@ from . import archives, dockerfile
 from .build_context import Context
 from .dockerfile import Instruction
 from .errors import ApiError, BadRequest, NotImplementedHere, as_api_error
-from .made import Layout
+from .made import Layout, step
 from .specification import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class _Stage:
     config: dict[str, Any]
     base: Image
     arguments: dict[str, str] = field(default_factory=dict)
+    #: What has been done, that of the base first.
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _platform(stage: _Stage) -> str:
@@ -147,7 +149,8 @@ class Build:
         last = self._stages[-1]
         last.config["Labels"] = {**(last.config.get("Labels") or {}), **wanted.labels}
         self._say("Writing the image\n")
-        made = self._session.made.of_guest(last.vm, last.config, _platform(last), comment="build")
+        history = last.history or [step("", "build")]
+        made = self._session.made.of_guest(last.vm, last.config, _platform(last), history=history)
         self._session.made.remember(key, made)
         self._finished(made)
 
@@ -216,13 +219,14 @@ class Build:
             # Goes on from there, with what is there by now.
             path = self._scratch / f"stage-{number}"
             platform = _platform(before)
-            resolved = Layout.write(path, before.vm, before.config, platform, comment="build").resolved(platform)
+            history = before.history or [step("", "build")]
+            resolved = Layout.write(path, before.vm, before.config, platform, history=history).resolved(platform)
             shutil.rmtree(path)
             base, config = before.base, dict(before.config)
         else:
             base = self._base(words[0], from_)
             assert base.resolved is not None
-            resolved, config = base.resolved, dict(base.config)
+            resolved, config, history = base.resolved, dict(base.config), base.history
         self._say(f" ---> {base.id[7:19]}\n")
         network = "none" if self._wanted.no_network else self._session.policy({"bridge": []})
         settings = MachineSettings.of(
@@ -232,7 +236,7 @@ class Build:
         with self._lock:
             if self._cancelled:
                 raise BadRequest("the build was cancelled")
-            self._stages.append(_Stage(number, name, vm, config, base))
+            self._stages.append(_Stage(number, name, vm, config, base, history=list(history)))
         vm.start()
 
     def _announce(self, instruction: Instruction) -> None:
@@ -257,6 +261,7 @@ class Build:
             dockerfile.apply(stage.config, instruction)
             if instruction.name == "WORKDIR":
                 self._directory(stage)
+        stage.history.append(step(str(instruction)))
 
     def _variables(self, stage: _Stage) -> dict[str, str]:
         given = {name: self._wanted.arguments[name] for name in _GIVEN if name in self._wanted.arguments}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import SupermachineError
@@ -21,6 +22,7 @@ from ..network import policy, segments
 from ..network.ports import Bound
 from ..settings.machine import MachineSettings
 from ..storage.shares import Share
+from ..storage.volumes import Volume as Disk
 from . import guests, specification
 from .errors import ApiError, BadRequest, Conflict, NotModified, as_api_error
 from .health import Health
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .images import Image
     from .pipes import PipeReader, PipeWriter
     from .session import Session
+    from .volumes import Volume
 
 #: Seconds that killed processes have to go, and that the last output has to arrive.
 _KILL_GRACE = 10.0
@@ -181,7 +184,7 @@ class Container:
             "vcpus": wanted.vcpus,
             "environment": wanted.environment,
             "hostname": wanted.hostname or self.id[:12],
-            "mounts": {m.target: Share(m.source, read_only=m.read_only) for m in mounts},
+            "mounts": {m.target: self._mounted(m) for m in mounts},
             "network": self._network(self.networks),
             "platform": str(resolved.platform),
         }
@@ -198,6 +201,14 @@ class Container:
         if wanted.user:
             options["user"] = wanted.user
         return MachineSettings.of(**options)
+
+    def _volume(self, mount: VolumeMount) -> Volume | None:
+        return self.session.volumes.by_path(mount.source)
+
+    def _mounted(self, mount: VolumeMount) -> Share | Disk:
+        volume = self._volume(mount)
+        given = volume.mounted if volume is not None else Share(mount.source)
+        return replace(given, read_only=mount.read_only)
 
     def _network(self, networks: dict[str, list[str]]) -> policy.Network:
         """What it may reach beside the containers in its networks."""
@@ -233,7 +244,7 @@ class Container:
 
     async def _fill(self, mount: VolumeMount) -> None:
         """Puts what the image has where a new volume is mounted into the volume."""
-        volume = self.session.volumes.by_path(mount.source)
+        volume = self._volume(mount)
         if volume is not None and not volume.filled:
             with contextlib.suppress(SupermachineError, OSError):
                 await self.session.call(self.session.volumes.fill, volume, mount.target, self._new_machine([]))
@@ -259,6 +270,9 @@ class Container:
         async with self._machine_lock:
             vm, self._vm = self._vm, None
             if vm is not None:
+                # What it wrote to disks that outlast it is to be on the host's.
+                if any(volume is not None and volume.disk for volume in map(self._volume, self.mounts)):
+                    await self.session.call(vm.stop)
                 await self.session.call(vm.kill)
 
     # Its life.

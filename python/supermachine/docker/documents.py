@@ -59,7 +59,7 @@ def _mounts(container: Container) -> list[dict[str, Any]]:
         }
         volume = container.session.volumes.by_path(mount.source)
         if volume is not None:
-            line.update(Name=volume.name, Driver="local")
+            line.update(Name=volume.name, Driver=volume.driver)
         found.append(line)
     return found
 

@@ -48,6 +48,8 @@ class Image:
     architecture: str
     config: dict[str, Any]
     diff_ids: list[str]
+    #: What has made it, the oldest first, as the image's configuration tells (OCI image specification, config.md).
+    history: list[dict[str, Any]]
     said: ImageConfig
     resolved: ResolvedImage | None
 
@@ -75,6 +77,24 @@ class Image:
             "RootFS": {"Type": "layers", "Layers": self.diff_ids},
             "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
         }
+
+    def steps(self) -> list[dict[str, Any]]:
+        """``docker history``: the newest first. What each layer takes is not kept: the first one says what all do."""
+        steps = self.history or [{"created": self.created}]
+        first = next((n for n, step in enumerate(steps) if step.get("empty_layer") is not True), 0)
+        lines: list[dict[str, Any]] = [
+            {
+                "Id": "<missing>",
+                "Created": _unix(_text(step, "created")),
+                "CreatedBy": _text(step, "created_by"),
+                "Tags": None,
+                "Size": self.size if number == first else 0,
+                "Comment": _text(step, "comment"),
+            }
+            for number, step in enumerate(steps)
+        ]
+        lines[-1].update(Id=self.id, Tags=self.names)
+        return lines[::-1]
 
     def line(self) -> dict[str, Any]:
         """``docker images``"""
@@ -405,6 +425,7 @@ def _reaper(name: str) -> Image:
         "arm64",
         {"Cmd": ["/bin/ryuk"], "ExposedPorts": {"8080/tcp": {}}},
         [],
+        [],
         ImageConfig(cmd=("/bin/ryuk",), exposed_ports=("8080/tcp",)),
         None,
     )
@@ -447,8 +468,7 @@ def _json(archive: Archive, name: str) -> Any:
 def _of_record(record: Mapping[str, Any], digest: str, platform: str, resolved: ResolvedImage | None) -> Image:
     raw = _raw(record)
     said = resolved.config if resolved is not None else _said(record)
-    inner = raw.get("config")
-    created = raw.get("created")
+    inner, created, history = raw.get("config"), raw.get("created"), raw.get("history")
     return Image(
         _id(record) if record else digest,
         [],
@@ -458,9 +478,15 @@ def _of_record(record: Mapping[str, Any], digest: str, platform: str, resolved: 
         Platform.parse(platform).architecture,
         inner if isinstance(inner, dict) else {},
         list(said.diff_ids),
+        [step for step in history if isinstance(step, dict)] if isinstance(history, list) else [],
         said,
         resolved,
     )
+
+
+def _text(step: Mapping[str, Any], name: str) -> str:
+    value = step.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _raw(record: Mapping[str, Any]) -> dict[str, Any]:

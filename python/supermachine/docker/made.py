@@ -15,7 +15,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from ..cache.store import Cache
 from ..errors import InvalidReference, SupermachineError
@@ -24,7 +24,8 @@ from ..images.resolution import ResolvedImage, resolve
 from ..machine.starts import Root
 from ..machine.vm import VM
 from ..oci import uploads
-from ..oci.model import OCI_CONFIG, OCI_MANIFEST, Descriptor
+from ..oci.layout_writing import LAYER, LayoutWriter
+from ..oci.model import OCI_MANIFEST, Descriptor
 from ..oci.platforms import Platform
 from ..oci.references import parse_registry_reference
 from ..oci.registry import Repository
@@ -43,7 +44,12 @@ if TYPE_CHECKING:
 
 #: Builds that are remembered.
 _MAX_BUILDS = 1000
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+def step(created_by: str, comment: str = "") -> dict[str, Any]:
+    """A line of an image's history."""
+    said = {"created": timestamp(time.time_ns()), "created_by": created_by, "comment": comment}
+    return {name: value for name, value in said.items() if value}
 
 
 class Layout:
@@ -62,53 +68,37 @@ class Layout:
 
     @classmethod
     def write(
-        cls, path: Path, vm: VM, config: Mapping[str, Any], platform: str, *, comment: str, author: str = ""
+        cls,
+        path: Path,
+        vm: VM,
+        config: Mapping[str, Any],
+        platform: str,
+        *,
+        history: list[dict[str, Any]],
+        author: str = "",
     ) -> Layout:
-        """Of all that is on a guest's root. Blocks; takes as long as reading it."""
-        blobs = path / "blobs" / "sha256"
-        blobs.mkdir(parents=True)
-        hashing = _Hashing((blobs / "layer").open("wb"))
-        with hashing.file:
-            pack_root(vm, hashing.write)
-        layer = Descriptor(_LAYER, hashing.digest, hashing.size)
-        (blobs / "layer").rename(blobs / hashing.digest.partition(":")[2])
+        """Of all that is on a guest's root. Blocks; takes as long as reading it.
+
+        `history` has what led to it, the oldest first; the last of it is said to have made the layer.
+        """
+        writer = LayoutWriter(path)
+        layer = writer.write(LAYER, partial(pack_root, vm))
         parsed = Platform.parse(platform)
-        now = timestamp(time.time_ns())
+        *before, last = history
         said = {
             "architecture": parsed.architecture,
             "os": "linux",
             **({"variant": parsed.variant} if parsed.variant else {}),
-            "created": now,
+            "created": timestamp(time.time_ns()),
             **({"author": author} if author else {}),
             "config": {name: value for name, value in config.items() if value not in (None, "", [], {})},
-            "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
-            "history": [{"created": now, "created_by": "supermachine", "comment": comment}],
-        }
-        made = cls(path)
-        configuration = made._put(json.dumps(said).encode(), OCI_CONFIG)
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": _document(configuration),
-            "layers": [_document(layer)],
-        }
-        index = {
-            "schemaVersion": 2,
-            "manifests": [
-                {
-                    **_document(made._put(json.dumps(manifest).encode(), OCI_MANIFEST)),
-                    "platform": {"architecture": parsed.architecture, "os": "linux"},
-                }
+            "history": [
+                *({**line, "empty_layer": True} for line in before),
+                {name: value for name, value in last.items() if name != "empty_layer"},
             ],
         }
-        (path / "index.json").write_text(json.dumps(index))
-        (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        return made
-
-    def _put(self, data: bytes, media_type: str) -> Descriptor:
-        digest = hashlib.sha256(data).hexdigest()
-        (self.path / "blobs" / "sha256" / digest).write_bytes(data)
-        return Descriptor(media_type, f"sha256:{digest}", len(data))
+        writer.finish([writer.image(said, [layer])])
+        return cls(path)
 
     def resolved(self, platform: str) -> ResolvedImage:
         """The image, converted into the cache."""
@@ -126,28 +116,6 @@ class Layout:
                 uploads.push_blob(repository, descriptor, file, descriptor.digest, progress=news)
         uploads.put_manifest(repository, target.tag or "latest", data, OCI_MANIFEST)
         return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _document(descriptor: Descriptor) -> dict[str, Any]:
-    return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
-
-
-class _Hashing:
-    """A file whose content's SHA-256 and size are known at its end."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.size = 0
-        self._hash = hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.size += len(data)
-        self.file.write(data)
-
-    @property
-    def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
 
 
 class Made:
@@ -169,10 +137,16 @@ class Made:
             return self._session.directory / f"image-{self._count}"
 
     def of_guest(
-        self, vm: VM, config: Mapping[str, Any], platform: str, *, comment: str = "", author: str = ""
+        self,
+        vm: VM,
+        config: Mapping[str, Any],
+        platform: str,
+        *,
+        history: list[dict[str, Any]],
+        author: str = "",
     ) -> Image:
         """An image of what is on a guest's root now. Blocks."""
-        layout = Layout.write(self._path(), vm, config, platform, comment=comment, author=author)
+        layout = Layout.write(self._path(), vm, config, platform, history=history, author=author)
         resolved = layout.resolved(platform)
         image = self._session.images.image_of(resolved)
         image.resolved = resolved
@@ -216,7 +190,8 @@ class Made:
         resolved = image.resolved or self._session.images.resolved_by_id(image.id)
         settings = MachineSettings.of(network="none", platform=str(resolved.platform))
         with VM._of(image.id, settings, Root(resolved)) as vm:
-            made = Layout.write(self._path(), vm, image.config, str(resolved.platform), comment="saved")
+            history = image.history or [step("supermachine", "saved")]
+            made = Layout.write(self._path(), vm, image.config, str(resolved.platform), history=history)
         with self._lock:
             self._layouts[image.id] = made
         return made

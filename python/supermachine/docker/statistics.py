@@ -7,13 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..host import process_stat
 from .logs import timestamp
 
 if TYPE_CHECKING:
     from .container import Container
-
-#: proc(5), /proc/PID/stat, counted after the name in parentheses.
-_UTIME, _STIME = 11, 12
 
 
 def sample(container: Container, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -46,13 +44,9 @@ def sample(container: Container, before: dict[str, Any] | None) -> dict[str, Any
 
 def _of_worker(pid: int) -> tuple[int, int]:
     """Nanoseconds of processor time, and bytes of memory; nothing where the host does not tell as Linux does."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        ticks = os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
+    if (stat := process_stat.of(pid)) is None:
         return 0, 0
-    return (int(fields[_UTIME]) + int(fields[_STIME])) * 1_000_000_000 // ticks, resident * os.sysconf("SC_PAGE_SIZE")
+    return stat.ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), stat.resident_pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _of_host() -> int:

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import FleetClosed, FleetFailed, HostLost, SupermachineError
@@ -16,6 +16,7 @@ from . import wire
 
 if TYPE_CHECKING:
     from .._core import Remote
+    from ..network.secrets import Secret
 
 #: Seconds between two signs of life, and of silence after which a host counts as lost.
 _BEAT = 1.0
@@ -29,10 +30,18 @@ _MAX_IDLE = 8
 class HostConnection:
     """A host, while its lease lasts."""
 
-    def __init__(self, address: wire.Address, spec: dict[str, Any], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        address: wire.Address,
+        spec: dict[str, Any],
+        changed: Callable[[], None],
+        secrets: Mapping[str, Secret] | None = None,
+    ) -> None:
         """Raises FleetFailed, or OSError when there is nobody."""
         self.address = address
         self.lost: HostLost | None = None
+        #: Whether it is to take no more machines.
+        self.draining = False
         self.in_use = 0
         #: Machines that are being asked for, or held.
         self.held = 0
@@ -41,6 +50,7 @@ class HostConnection:
         self._client = os.urandom(16).hex()
         self._names = itertools.count()
         self._machines: dict[str, Remote] = {}
+        #: Of machines that run.
         self._ends: dict[str, threading.Event] = {}
         #: Of machines that have ended before anybody knew of them.
         self._early: dict[str, tuple[str, str, str]] = {}
@@ -52,7 +62,8 @@ class HostConnection:
         self._idle: list[wire.Wire] = []
         self._lease = wire.connect(address)
         try:
-            said = self._lease.ask({"ask": "lease", "client": self._client, "spec": spec}, _ANSWER)
+            lease = {"ask": "lease", "client": self._client, "spec": spec, "secrets": wire.secrets_to_json(secrets)}
+            said = self._lease.ask(lease, _ANSWER)
         except BaseException:
             self._lease.close()
             raise
@@ -72,7 +83,7 @@ class HostConnection:
     @property
     def free(self) -> int:
         """Machines for which it has room, as far as is known."""
-        return 0 if self.lost is not None else self.capacity - max(self.in_use, self.held)
+        return 0 if self.lost is not None or self.draining else self.capacity - max(self.in_use, self.held)
 
     def raise_if_lost(self) -> None:
         """Raises HostLost."""
@@ -152,7 +163,7 @@ class HostConnection:
                 self.held += 1
                 return
         remote.ended(*(early or ("host-lost", str(self.lost), "")))
-        self._ends[name].set()
+        self._tell_end(name)
 
     def _ended(self, name: str, reason: str, message: str, console_tail: str) -> None:
         with self._lock:
@@ -162,7 +173,11 @@ class HostConnection:
                 return
             self.held -= 1
         remote.ended(reason, message, console_tail)
-        self._ends[name].set()
+        self._tell_end(name)
+
+    def _tell_end(self, name: str) -> None:
+        if (end := self._ends.pop(name, None)) is not None:
+            end.set()
 
     def wait(self, name: str, timeout: float | None) -> bool:
         """Whether the machine has ended within this time."""
@@ -183,7 +198,7 @@ class HostConnection:
             self.held -= 1
         # Who waits in it is told at once; that the host has ended it, whoever asks for room next.
         remote.ended("killed", "the virtual machine was ended", "")
-        self._ends[name].set()
+        self._tell_end(name)
         with contextlib.suppress(OSError, HostLost, FleetClosed):
             self.ask({"ask": "release", "machine": name}, _ANSWER)
         self._changed()

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError, FleetFailed
-from .drivers import Driver
+from .driver import Driver
 from .wire import Address
 
 _NAME = "supermachine-fleet-host"
@@ -15,22 +15,19 @@ _NAME = "supermachine-fleet-host"
 
 def _serve(capacity: int | None, dask_worker: Any) -> tuple[int, bytes]:
     """Runs in a worker: its host, which is started the first time."""
-    import os
-
     from .host import Host
 
     host = dask_worker.extensions.get(_NAME)
     if host is None:
-        secret = os.urandom(32)
         address = urlsplit(dask_worker.address).hostname or "127.0.0.1"
-        host = dask_worker.extensions[_NAME] = (Host(secret, capacity, address), secret)
-    return host[0].port, host[1]
+        host = dask_worker.extensions[_NAME] = Host(capacity, address)
+    return host.port, host.credentials
 
 
 def _end(dask_worker: Any) -> None:
     host = dask_worker.extensions.pop(_NAME, None)
     if host is not None:
-        host[0].close()
+        host.close()
 
 
 class DaskDriver(Driver):

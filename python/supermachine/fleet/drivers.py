@@ -1,17 +1,16 @@
-"""Where a fleet's hosts come from: an engine of distribution starts them and says where they are."""
+"""The drivers that need no engine of distribution, and which driver is meant by a name."""
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import descriptors
 from ..errors import ConfigurationError, FleetFailed
+from .driver import Driver
 from .wire import Address
 
 if TYPE_CHECKING:
@@ -21,29 +20,16 @@ if TYPE_CHECKING:
 _START = 60.0
 
 
-class Driver(abc.ABC):
-    """Starts hosts."""
-
-    @abc.abstractmethod
-    def addresses(self) -> list[Address]:
-        """The hosts that there are now; those that are missing are started. Raises FleetFailed."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Ends what this driver has started."""
-
-
 class LocalDriver(Driver):
     """One host, in this process."""
 
     def __init__(self, capacity: int | None) -> None:
         from .host import Host
 
-        self._secret = os.urandom(32)
-        self._host: Host = Host(self._secret, capacity)
+        self._host: Host = Host(capacity)
 
     def addresses(self) -> list[Address]:
-        return [Address("local", "127.0.0.1", self._host.port, self._secret, {})]
+        return [Address("local", "127.0.0.1", self._host.port, self._host.credentials, {})]
 
     def close(self) -> None:
         self._host.close()
@@ -59,27 +45,29 @@ class ProcessesDriver(Driver):
         self._started = 0
 
     def addresses(self) -> list[Address]:
-        self._hosts = [(process, address) for process, address in self._hosts if process.poll() is None]
+        for process, _ in [host for host in self._hosts if host[0].poll() is not None]:
+            _forget(process)
+        self._hosts = [(process, address) for process, address in self._hosts if process.returncode is None]
         while len(self._hosts) < self._count:
             self._hosts.append(self._start())
         return [address for _, address in self._hosts]
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Address]:
-        secret = os.urandom(32)
         command = [sys.executable, "-m", "supermachine.fleet.host"]
         descriptors.reserve()
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps({"secret": secret.hex(), "capacity": self._capacity}).encode() + b"\n")
+        process.stdin.write(json.dumps({"capacity": self._capacity}).encode() + b"\n")
         process.stdin.flush()
         try:
-            port = int(json.loads(process.stdout.readline())["port"])
+            said = json.loads(process.stdout.readline())
+            port, credentials = int(said["port"]), bytes.fromhex(said["credentials"])
         except (ValueError, KeyError):
             process.kill()
             raise FleetFailed("a host of the fleet did not start") from None
         name = f"process-{self._started}"
         self._started += 1
-        return process, Address(name, "127.0.0.1", port, secret, {"pid": str(process.pid)})
+        return process, Address(name, "127.0.0.1", port, credentials, {"pid": str(process.pid)})
 
     def close(self) -> None:
         for process, _ in self._hosts:
@@ -92,8 +80,15 @@ class ProcessesDriver(Driver):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            _forget(process)
+
+
+def _forget(process: subprocess.Popen[bytes]) -> None:
+    """Closes the pipes of one that has ended."""
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
 
 
 def choose(driver: str | Driver, per_host: int | str, options: dict[str, Any]) -> Driver:

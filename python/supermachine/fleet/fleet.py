@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..errors import ConfigurationError, FleetClosed, FleetFailed, FleetFull, HostLost, NotSupported
+from ..errors import ConfigurationError, FleetClosed, FleetFailed, FleetFull, HostLost
 from . import drivers
 from .connection import HostConnection
+from .driver import Driver
 from .vm import FleetVM
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ..network.secrets import Secret
     from ..settings.machine import MachineOptions
 
 T = TypeVar("T")
@@ -38,6 +40,8 @@ class HostState(NamedTuple):
     in_use: int
     lost: bool
     labels: dict[str, str]
+    #: Whether it takes no more machines of this fleet's: `Fleet.drain`.
+    draining: bool = False
 
 
 class Fleet:
@@ -49,7 +53,8 @@ class Fleet:
     how many machines a host takes, by default what its memory and processors are good for; `ready` how many each keeps
     started for who comes next. `snapshot` is a reference in a registry, which each host fetches, or the absolute path
     of a file that all hosts have. `max_queue` callers wait for room at most. Other keywords are those of
-    :class:`supermachine.VM` that another process can be told: a `warmup` is a list of commands.
+    :class:`supermachine.VM` that another process can be told: a `warmup` is a list of commands. `secrets` are told to
+    hosts over the fleet's own connections, and not through the engine of distribution.
 
     A command is never repeated: what was on a host that is lost raises `HostLost`, and it is for the caller to know
     whether it may be done again.
@@ -59,7 +64,7 @@ class Fleet:
         self,
         image: str | os.PathLike[str] | None = None,
         *,
-        driver: str | drivers.Driver = "local",
+        driver: str | Driver = "local",
         per_host: int | str = "auto",
         ready: int = 1,
         snapshot: str | None = None,
@@ -67,7 +72,12 @@ class Fleet:
         driver_options: Mapping[str, Any] | None = None,
         **machine: Unpack[MachineOptions],
     ) -> None:
-        self._spec = _spec(image, snapshot, ready, dict(machine))
+        options = dict(machine)
+        self._secrets = _secrets(options)
+        self._spec = _spec(image, snapshot, ready, options)
+        if self._secrets:
+            # Machines that have them are this fleet's alone. The values are not in what hosts compare.
+            self._spec["secrets"] = os.urandom(16).hex()
         self._changed = threading.Condition()
         self._hosts: dict[str, HostConnection] = {}
         self._failure: Exception | None = None
@@ -102,7 +112,7 @@ class Fleet:
             if known is not None and known.lost is None:
                 continue
             try:
-                host = HostConnection(address, self._spec, self._wake)
+                host = HostConnection(address, self._spec, self._wake, self._secrets)
             except (OSError, FleetFailed) as error:
                 self._failure = (
                     error
@@ -130,6 +140,32 @@ class Fleet:
                 except Exception as error:
                     self._failure = error
 
+    def drain(self, host: str, timeout: float | None = None) -> bool:
+        """Puts no more machines on a host, for its maintenance, and waits until this fleet has none there.
+
+        Gives whether that was so within `timeout` seconds; the host takes none in any case. Then the fleet is done with
+        it, for as long as the fleet lasts. Other clients of the host are not concerned. Raises ConfigurationError for a
+        host that the fleet has not.
+        """
+        self._must_be_here()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            if self._closed:
+                raise FleetClosed("the fleet has been closed")
+            found = self._hosts.get(host)
+            if found is None:
+                names = ", ".join(sorted(self._hosts))
+                raise ConfigurationError(f"the fleet has no host {host!r}", hint=f"its hosts are {names}")
+            found.draining = True
+            self._changed.notify_all()
+            while found.held and found.lost is None and not self._closed:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._changed.wait(_LOOK if left is None else min(_LOOK, left))
+        found.close()
+        return True
+
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
@@ -138,14 +174,14 @@ class Fleet:
     def hosts(self) -> list[HostState]:
         """The hosts, those that are lost too."""
         return [
-            HostState(h.address.name, h.capacity, h.in_use, h.lost is not None, dict(h.address.labels))
+            HostState(h.address.name, h.capacity, h.in_use, h.lost is not None, dict(h.address.labels), h.draining)
             for h in list(self._hosts.values())
         ]
 
     @property
     def capacity(self) -> int:
         """Machines that all hosts together take."""
-        return sum(host.capacity for host in list(self._hosts.values()) if host.lost is None)
+        return sum(host.capacity for host in list(self._hosts.values()) if host.lost is None and not host.draining)
 
     # Machines.
 
@@ -155,6 +191,15 @@ class Fleet:
         Raises `FleetFull` when there is none within `timeout` seconds or too many wait already, `HostLost` when the
         host goes while it starts one, and what is wrong with the image or the options.
         """
+        return self._take(timeout, labels)
+
+    def _take(
+        self,
+        timeout: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        given_up: threading.Event | None = None,
+    ) -> FleetVM:
+        """The same. Setting `given_up`, and `_wake`, ends the wait for room."""
         self._must_be_here()
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
@@ -164,7 +209,7 @@ class Fleet:
         try:
             refused: set[str] = set()
             while True:
-                host = self._choose(labels, refused, deadline)
+                host = self._choose(labels, refused, deadline, given_up)
                 try:
                     name, said = host.acquire()
                 except FleetFull:
@@ -179,17 +224,25 @@ class Fleet:
             with self._changed:
                 self._waiting -= 1
 
-    def _choose(self, labels: Mapping[str, str] | None, refused: set[str], deadline: float | None) -> HostConnection:
+    def _choose(
+        self,
+        labels: Mapping[str, str] | None,
+        refused: set[str],
+        deadline: float | None,
+        given_up: threading.Event | None,
+    ) -> HostConnection:
         """A host with room, in which one place is counted as taken."""
         with self._changed:
             while True:
-                if self._closed:
+                if self._closed or (given_up is not None and given_up.is_set()):
                     raise FleetClosed("the fleet has been closed")
                 fit = [h for h in self._hosts.values() if _has(h.address.labels, labels)]
                 # Without any host at the moment, those that were lost may come back.
                 if not fit and self._hosts:
                     raise ConfigurationError(f"no host of the fleet has the labels {dict(labels or {})}")
                 alive = [h for h in fit if h.lost is None]
+                if alive and all(h.draining for h in alive):
+                    raise FleetClosed("every host of the fleet is being drained")
                 free = [h for h in alive if h.free > 0 and h.address.name not in refused]
                 if free:
                     host = max(free, key=lambda h: (h.free / h.capacity, h.free))
@@ -270,7 +323,7 @@ class Fleet:
             host.close()
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
-        driver: drivers.Driver | None = getattr(self, "_driver", None)
+        driver: Driver | None = getattr(self, "_driver", None)
         if driver is not None:
             driver.close()
 
@@ -307,6 +360,17 @@ def _has(labels: Mapping[str, str], wanted: Mapping[str, str] | None) -> bool:
     return all(labels.get(name) == value for name, value in (wanted or {}).items())
 
 
+def _secrets(options: dict[str, Any]) -> dict[str, Secret]:
+    """Takes the secrets out of the options of machines, and checks them and what network they go with."""
+    from ..network import policy
+    from ..network.secrets import secrets
+
+    found = secrets(options.pop("secrets", None))
+    if found:
+        policy.network(options.get("network") or "none", secrets=found)
+    return found
+
+
 def _spec(
     image: str | os.PathLike[str] | None,
     snapshot: str | None,
@@ -323,8 +387,6 @@ def _spec(
         raise ConfigurationError("a fleet is of an image or of a snapshot: name one of them")
     if unknown := sorted(options.keys() - {setting.name for setting in SETTINGS}):
         raise TypeError(f"Fleet() got an unexpected keyword argument {unknown[0]!r}")
-    if options.get("secrets"):
-        raise NotSupported("a fleet's machines have no secrets: what its hosts are told is not encrypted")
     if (warmup := options.get("warmup")) is not None:
         if callable(warmup) or snapshot is not None:
             raise ConfigurationError("a fleet's warmup is a list of commands, and is of an image")

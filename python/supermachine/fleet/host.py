@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import descriptors
+from .._core import fleet_credentials
 from ..errors import ConfigurationError, FleetClosed, FleetFull, SupermachineError, VMExited
 from . import wire
 
 if TYPE_CHECKING:
+    from ..artifacts.arrival import Arrival
     from ..machine.pool import Pool
     from ..machine.vm import VM
+    from ..network.secrets import Secret
 
 #: Seconds of silence after which a client counts as lost; it is heard each second.
 SILENCE = 6.0
@@ -48,20 +51,23 @@ def automatic(memory: int) -> int:
 class _Machines:
     """The machines of one kind: an image or a snapshot, and options."""
 
-    def __init__(self, spec: dict[str, Any], capacity: int) -> None:
+    def __init__(self, spec: dict[str, Any], capacity: int, secrets: dict[str, Secret]) -> None:
         self._spec = spec
+        self._secrets = secrets
         self._capacity = capacity
         self._pool: Pool | None = None
         self._path: Path | None = None
+        #: What fetches the rest of it.
+        self._arrival: Arrival | None = None
         self._lock = threading.Lock()
         self.clients: set[str] = set()
 
     def take(self, timeout: float) -> VM:
         options = dict(self._spec["options"])
+        if self._secrets:
+            options["secrets"] = self._secrets
         if self._spec["snapshot"] is not None:
-            from ..machine.vm import VM
-
-            return VM.restore(self._snapshot(), **options)
+            return self._restored(options)
         with self._lock:
             if self._pool is None:
                 from ..machine.pool import Pool
@@ -78,22 +84,26 @@ class _Machines:
         else:
             vm.kill()
 
-    def _snapshot(self) -> Path:
-        """The snapshot's file on this host, fetched once."""
+    def _restored(self, options: dict[str, Any]) -> VM:
+        """A machine of the snapshot, which is fetched once. The first ones may start before all of it is there."""
+        from ..machine import remote
+
         with self._lock:
-            if self._path is None:
+            # What did not come is asked for anew.
+            if self._path is None or (self._arrival is not None and self._arrival.failure() is not None):
                 named = str(self._spec["snapshot"])
                 if os.path.isabs(named):  # noqa: PTH117
                     self._path = Path(named)
                 else:
-                    from ..machine import remote
-
-                    self._path = remote.fetched(named, insecure=bool(self._spec["options"].get("insecure")))
-            return self._path
+                    self._path, self._arrival = remote.arriving(named, options)
+            path, arrival = self._path, self._arrival
+        return remote.machine_of(path, arrival, options).start()
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.close()
+        if self._arrival is not None:
+            self._arrival.cancel()
 
 
 class _Machine:
@@ -122,10 +132,10 @@ class _Client:
 
 
 class Host:
-    """Serves clients that know `secret` at an address of its own. `capacity` machines are alive at once at most."""
+    """Serves clients that have its `credentials`, at an address. `capacity` machines are alive at once at most."""
 
-    def __init__(self, secret: bytes, capacity: int | None, address: str = "127.0.0.1") -> None:
-        self._secret = secret
+    def __init__(self, capacity: int | None, address: str = "127.0.0.1") -> None:
+        self._own, self.credentials = fleet_credentials()
         self._capacity = capacity
         self._lock = threading.Lock()
         self._clients: dict[str, _Client] = {}
@@ -176,19 +186,21 @@ class Host:
             threading.Thread(target=self._serve, args=(connection,), name="supermachine-client", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        known = False
+        channel: wire.Wire | None = None
         try:
             try:
-                known = wire.greet(connection, self._secret)
+                with connection:
+                    channel = wire.greet(connection, self._own)
             finally:
                 with self._lock:
                     self._strangers -= 1
-            if known:
-                self._requests(wire.Wire(connection))
+            if channel is not None:
+                self._requests(channel)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # gone, or none of ours
         finally:
-            connection.close()
+            if channel is not None:
+                channel.socket.close()
             with self._lock:
                 self._connections -= 1
 
@@ -232,6 +244,7 @@ class Host:
         client = _Client(str(request["client"]), channel)
         spec = request["spec"]
         key = json.dumps(spec, sort_keys=True)
+        secrets = wire.secrets_from_json(request.get("secrets") or {})
         from .. import _core
 
         with self._lock:
@@ -239,7 +252,7 @@ class Host:
                 return
             if self._capacity is None:
                 self._capacity = automatic(int(spec["memory"]))
-            kind = self._kinds.setdefault(key, _Machines(spec, self._capacity))
+            kind = self._kinds.setdefault(key, _Machines(spec, self._capacity, secrets))
             kind.clients.add(client.name)
             self._clients[client.name] = client
         try:
@@ -284,7 +297,7 @@ class Host:
     def _acquire(self, client: _Client, request: dict[str, Any], _channel: wire.Wire) -> dict[str, Any]:
         with self._lock:
             kind = self._kinds.get(json.dumps(request["spec"], sort_keys=True))
-        if kind is None:
+        if kind is None or client.name not in kind.clients:
             raise FleetClosed("this host does not know this kind of machine")
         self._reserve(1)
         try:
@@ -393,8 +406,8 @@ class Host:
 def main() -> None:
     """A host as a process of its own, which ends with whoever started it: ``python -m supermachine.fleet.host``."""
     spec = json.loads(sys.stdin.readline())
-    host = Host(bytes.fromhex(spec["secret"]), spec["capacity"])
-    print(json.dumps({"port": host.port}), flush=True)
+    host = Host(spec["capacity"])
+    print(json.dumps({"port": host.port, "credentials": host.credentials.hex()}), flush=True)
     # The pipe ends when the starter does, in whatever way.
     while sys.stdin.read(1 << 16):
         pass

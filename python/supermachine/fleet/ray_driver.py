@@ -1,6 +1,6 @@
 """Hosts of a fleet under Ray: a detached actor on each node, which other fleets use as well.
 
-Ray starts the actors and carries the address and the secret of each; what machines say and are told does not go
+Ray starts the actors and carries the address and the credentials of each; what machines say and are told does not go
 through it. An actor takes no processor from Ray's account. Where a node has the custom resource ``supermachine``, only
 such nodes are hosts, and it says how many machines they take.
 """
@@ -11,7 +11,7 @@ import contextlib
 from typing import Any
 
 from ..errors import ConfigurationError, FleetFailed
-from .drivers import Driver
+from .driver import Driver
 from .wire import Address
 
 _NAMESPACE = "supermachine"
@@ -24,16 +24,13 @@ class HostActor:
     """The process of a host. Ray makes an actor of this class."""
 
     def __init__(self, capacity: int | None, address: str) -> None:
-        import os
-
         from .host import Host
 
-        self._secret = os.urandom(32)
-        self._host = Host(self._secret, capacity, address)
+        self._host = Host(capacity, address)
 
     def address(self) -> tuple[int, bytes]:
-        """Where it listens, and with what secret."""
-        return self._host.port, self._secret
+        """Where it listens, and with what credentials."""
+        return self._host.port, self._host.credentials
 
 
 class RayDriver(Driver):
@@ -61,12 +58,14 @@ class RayDriver(Driver):
         failure: Exception | None = None
         for node, _, answer in asked:
             try:
-                port, secret = self._ray.get(answer, timeout=_START)
+                port, credentials = self._ray.get(answer, timeout=_START)
             except Exception as error:
                 failure = error
                 continue
             labels = {"node": str(node["NodeID"]), **{str(k): str(v) for k, v in (node.get("Labels") or {}).items()}}
-            found.append(Address(str(node["NodeID"])[:12], str(node["NodeManagerAddress"]), int(port), secret, labels))
+            found.append(
+                Address(str(node["NodeID"])[:12], str(node["NodeManagerAddress"]), int(port), credentials, labels)
+            )
         if not found:
             raise FleetFailed("no node of the Ray cluster has a host", cause=str(failure) if failure else None)
         return found

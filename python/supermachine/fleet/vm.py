@@ -8,6 +8,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,11 @@ Self = TypeVar("Self", bound="FleetVM")
 
 #: Seconds that a host has to take a snapshot, or to make forks.
 _CAPTURE = 180.0
+
+
+def _dial(host: HostConnection, machine: str, port: int) -> socket.socket:
+    """A connection to a port of the guest's."""
+    return host.dial({"ask": "connect", "machine": machine, "port": port})
 
 
 class _Said:
@@ -61,7 +67,8 @@ class FleetVM:
         #: The engine that runs it, and its isolation: "hardware" or "software".
         self.engine: str = said["engine"]
         self.isolation: str = said["isolation"]
-        self._remote = Remote(self._dial)
+        # Not a method of this object's: the extension's objects are not looked into for cycles.
+        self._remote = Remote(partial(_dial, host, name))
         host.know(name, self._remote)
 
     @property
@@ -118,9 +125,6 @@ class FleetVM:
             self._host.raise_if_lost()
             raise VMExited(ended[1], reason=ended[0], console_tail=ended[2])
         return self._remote
-
-    def _dial(self, port: int) -> socket.socket:
-        return self._host.dial({"ask": "connect", "machine": self._name, "port": port})
 
     # Its ports.
 

@@ -1,34 +1,45 @@
-"""What a fleet's clients and hosts say to each other, over TCP: who they are, JSON objects, then a guest's own bytes.
+"""What a fleet's clients and hosts say to each other, over TLS 1.3: JSON objects, then a guest's own bytes.
 
-Both ends know a secret of 32 bytes, which the engine has carried. Each proves that to the other by an HMAC over two
-random numbers (SHA-256); after that, what is sent is not encrypted: fleets are for networks that are trusted so far.
+Each host has made certificates for itself and for its clients, and the engine has carried those of the clients to them:
+``rust/python/src/secured.rs``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
-import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import descriptors
+from .._core import secured
 from ..errors import FleetFailed
 from ..named.protocol import error_from_json, error_to_json
 
-#: Bytes of a message at most.
-_MAX_MESSAGE = 1 << 20
-#: Seconds for the proofs, and for a connection to be made.
-GREETING = 5.0
-_NONCE = 32
-_PIECE = 256 << 10
-_MAGIC = b"supermachine fleet 1\n"
+if TYPE_CHECKING:
+    from ..network.secrets import Secret
 
-__all__ = ["GREETING", "Address", "Wire", "connect", "error_from_json", "error_to_json", "greet", "relay"]
+#: Bytes of a message at most. As many secrets as there may be, each as long as it may be, are a quarter of it.
+_MAX_MESSAGE = 4 << 20
+#: Seconds for a connection to be made, and for each end to say who it is.
+GREETING = 5.0
+_PIECE = 256 << 10
+
+__all__ = [
+    "GREETING",
+    "Address",
+    "Wire",
+    "connect",
+    "error_from_json",
+    "error_to_json",
+    "greet",
+    "relay",
+    "secrets_from_json",
+    "secrets_to_json",
+]
 
 
 class Address(NamedTuple):
@@ -37,7 +48,8 @@ class Address(NamedTuple):
     name: str
     host: str
     port: int
-    secret: bytes
+    #: Of a client of this host: `Host.credentials`. Secret.
+    credentials: bytes
     labels: dict[str, str]
 
     def __repr__(self) -> str:
@@ -109,42 +121,44 @@ def prepare(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _proof(secret: bytes, side: bytes, first: bytes, second: bytes) -> bytes:
-    return hmac.digest(secret, _MAGIC + side + first + second, "sha256")
-
-
 def connect(address: Address, timeout: float = GREETING) -> Wire:
     """A connection to a host. Raises FleetFailed for one that is not who it should be, OSError for none."""
-    connection = descriptors.connection((address.host, address.port), timeout)
-    try:
+    with descriptors.connection((address.host, address.port), timeout) as connection:
         prepare(connection)
-        own = os.urandom(_NONCE)
-        theirs = _exactly(connection, _NONCE)
-        if theirs is None:
-            raise ConnectionResetError("the host has closed the connection")
-        connection.sendall(own + _proof(address.secret, b"client", theirs, own))
-        answer = _exactly(connection, 32)
-        if answer is None:
-            raise ConnectionResetError("the host has closed the connection")
-        if not hmac.compare_digest(answer, _proof(address.secret, b"host", own, theirs)):
-            raise FleetFailed(f"what answers at {address.host}:{address.port} is not the host {address.name}")
-    except BaseException:
-        connection.close()
-        raise
-    return Wire(connection)
+        try:
+            return Wire(socket.socket(fileno=secured(connection.fileno(), address.credentials, timeout)))
+        except ValueError as error:
+            raise FleetFailed(
+                f"what answers at {address.host}:{address.port} is not the host {address.name}", cause=str(error)
+            ) from None
 
 
-def greet(connection: socket.socket, secret: bytes) -> bool:
-    """The host's side: whether the other end knows the secret."""
-    connection.settimeout(GREETING)
+def greet(connection: socket.socket, credentials: bytes) -> Wire | None:
+    """The host's side: the connection, if the other end is a client of this host. Raises OSError."""
     prepare(connection)
-    own = os.urandom(_NONCE)
-    connection.sendall(own)
-    said = _exactly(connection, _NONCE + 32)
-    if said is None or not hmac.compare_digest(said[_NONCE:], _proof(secret, b"client", own, said[:_NONCE])):
-        return False
-    connection.sendall(_proof(secret, b"host", said[:_NONCE], own))
-    return True
+    try:
+        return Wire(socket.socket(fileno=secured(connection.fileno(), credentials, GREETING)))
+    except ValueError:
+        return None
+
+
+def secrets_to_json(secrets: Mapping[str, Secret] | None) -> dict[str, Any]:
+    """Secrets with their values, for a message alone: a connection is the only place where they are so."""
+    said = {}
+    for name, secret in (secrets or {}).items():
+        _, value, hosts, query, body = secret.told(name)
+        said[name] = {"value": value.decode("ascii"), "hosts": list(hosts), "query": query, "body": body}
+    return said
+
+
+def secrets_from_json(said: Mapping[str, Any]) -> dict[str, Secret]:
+    """The same at the other end. Raises ConfigurationError for what is none."""
+    from ..network.secrets import Secret
+
+    return {
+        str(name): Secret(each["value"], each["hosts"], query=bool(each["query"]), body=bool(each["body"]))
+        for name, each in said.items()
+    }
 
 
 def relay(one: socket.socket, other: socket.socket, done: Callable[[], object] = lambda: None) -> None:

@@ -9,6 +9,7 @@ there is a part.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -19,16 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from .. import descriptors
 from ..errors import CopyIncomplete, CopyTooLarge, NotSupported, SupermachineError, VMTimeout
+from .paths import GuestPath
 
 if TYPE_CHECKING:
     from .._core import Files
-    from .paths import GuestPath, Status
+    from .paths import FileSystem, Status
 
 _BLOCK = 256 * 1024
 #: Bytes of contents that one copy moves unless told otherwise; holes do not count.
 DEFAULT_MAX_BYTES = 64 << 30
 #: Files and directories of one copy: who made them may mean to fill the file system that they come to.
 MAX_ENTRIES = 4_000_000
+#: Bytes that are read of a file that says it has none: those of /proc have contents all the same.
+_UNSIZED = 16 << 20
 #: Names in a warning.
 _NAMED = 10
 
@@ -120,15 +124,15 @@ def copy_in(
     elif into and (not tree or target.exists()):
         raise NotADirectoryError(20, "Not a directory", f"{target}/")
     copy = _Copy(str(origin), max_bytes, timeout)
-    with copy.whole(target, tree=tree):
-        _In(copy, target).run(origin, status, target)
+    with copy.whole(target, tree=tree), target._fs.within(timeout) as fs:
+        _In(copy, fs).run(origin, status, GuestPath(target, filesystem=fs))
     return target
 
 
 class _In:
-    def __init__(self, copy: _Copy, target: GuestPath) -> None:
+    def __init__(self, copy: _Copy, fs: FileSystem) -> None:
         self._copy = copy
-        self._fs = target._fs
+        self._fs = fs
 
     def run(self, origin: Path, status: os.stat_result, target: GuestPath) -> None:
         """Depth first, without recursion: trees are as deep as their makers like."""
@@ -142,7 +146,7 @@ class _In:
             if found is None:
                 try:
                     found = here.lstat()
-                except FileNotFoundError:
+                except _OTHERWISE:
                     self._copy.skip(here, "it vanished")
                     continue
             self._copy.entry()
@@ -151,7 +155,7 @@ class _In:
                 continue
             try:
                 names = sorted(os.listdir(here), reverse=True)  # noqa: PTH208 - names alone
-            except FileNotFoundError:
+            except _OTHERWISE:
                 self._copy.skip(here, "it vanished")
                 continue
             self._made(there, lambda f, path: f.make_dir(path, 0o700, False, False), FileExistsError)
@@ -169,7 +173,7 @@ class _In:
             return
         try:
             if stat.S_ISLNK(found.st_mode):
-                to = os.fsencode(here.readlink())
+                to = os.fsencode(_link(here))
                 there.unlink(missing_ok=True)
                 self._made(there, lambda f, path: f.symlink(to, path))
             elif stat.S_ISFIFO(found.st_mode):
@@ -205,7 +209,7 @@ class _In:
         try:
             # Not waiting for what has become a FIFO meanwhile.
             fd = descriptors.open_file(here, os.O_RDONLY | os.O_NONBLOCK)
-        except FileNotFoundError:
+        except _OTHERWISE:
             raise _Vanished from None
         try:
             # What it is now: it may have grown since it was listed, and may go on growing.
@@ -245,6 +249,22 @@ class _Vanished(Exception):
     """What was listed is not there any more, or is something else."""
 
 
+#: How that shows: the name is gone, or it or a directory on its way has become something of another kind.
+_OTHERWISE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def _link(path: Path | GuestPath) -> Path | GuestPath:
+    """What a symbolic link leads to; it may be gone, or something else by now."""
+    try:
+        return path.readlink()
+    except _OTHERWISE:
+        raise _Vanished from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise _Vanished from None
+        raise
+
+
 def _extents(fd: int, size: int) -> Iterator[tuple[int, bool]]:
     """The parts of a file that has `size` bytes: how long, and whether it is a hole. The file is left at each."""
     at = 0
@@ -281,8 +301,8 @@ def copy_out(
     elif os.fspath(target).endswith("/") and (not tree or os.path.lexists(place)):
         raise NotADirectoryError(20, "Not a directory", os.fspath(target))
     copy = _Copy(f"{source} of the guest", max_bytes, timeout)
-    with copy.whole(place, tree=tree):
-        _Out(copy).run(source, status, place)
+    with copy.whole(place, tree=tree), source._fs.within(timeout) as fs:
+        _Out(copy).run(GuestPath(source, filesystem=fs), status, place)
     return str(place)
 
 
@@ -305,7 +325,7 @@ class _Out:
                 continue
             try:
                 entries = there.entries()
-            except FileNotFoundError:
+            except _OTHERWISE:
                 self._copy.skip(there, "it vanished")
                 continue
             if here.is_symlink() or not here.is_dir():
@@ -333,7 +353,7 @@ class _Out:
                 os.link(first, here, follow_symlinks=False)
                 return
             if stat.S_ISLNK(found.st_mode):
-                to = there.readlink()
+                to = _link(there)
                 _vacate(here)
                 here.symlink_to(str(to))
             elif stat.S_ISFIFO(found.st_mode):
@@ -376,9 +396,8 @@ class _Out:
 
             try:
                 # No more than it was when it was listed: one that grows need not end.
-                if found.st_size:
-                    there._do(lambda files: files.read(there._bytes, 0, found.st_size, write, hole))
-            except FileNotFoundError:
+                there._do(lambda files: files.read(there._bytes, 0, found.st_size or _UNSIZED, write, hole))
+            except _OTHERWISE:
                 raise _Vanished from None
             done = True
         finally:

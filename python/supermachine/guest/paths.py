@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from .. import shortage
 from ..errors import FileTooLarge
 from ..settings.parsing import encode
 
@@ -73,8 +74,14 @@ class Status:
 class FileSystem:
     """The guest's file system: connections to the agent, lent to one caller at a time."""
 
-    def __init__(self, worker: Callable[[], Worker | Remote], user: Callable[[], str] = str) -> None:
+    def __init__(
+        self,
+        worker: Callable[[], Worker | Remote],
+        user: Callable[[], str] = str,
+        answer_timeout: float | None = None,
+    ) -> None:
         self._worker = worker
+        self._answer_timeout = answer_timeout
         #: Whose the files are that are made from outside: docker's USER, "" for root.
         self._user = user
         self._owner: tuple[int, int] | None = None
@@ -97,7 +104,10 @@ class FileSystem:
         try:
             files = self._idle.pop()
         except IndexError:
-            files = Files.open(worker, ANSWER_TIMEOUT)
+            usual = ANSWER_TIMEOUT
+            timeout = usual if self._answer_timeout is None else min(self._answer_timeout, usual)
+            with shortage.Told("the guest's files cannot be reached"):
+                files = Files.open(worker, timeout)
         try:
             yield files
         finally:
@@ -105,6 +115,18 @@ class FileSystem:
                 self._idle.append(files)
             else:
                 files.close()
+
+    @contextmanager
+    def within(self, timeout: float | None) -> Iterator[FileSystem]:
+        """The same, over connections whose answers come within so many seconds."""
+        if timeout is None:
+            yield self
+            return
+        hurried = FileSystem(self._worker, self._user, max(timeout, 0.0))
+        try:
+            yield hurried
+        finally:
+            hurried.forget()
 
     def forget(self) -> None:
         """Drops the connections of a virtual machine that is gone, and what was known of its guest."""
@@ -332,13 +354,27 @@ class GuestPath(PurePosixPath):
         if max_bytes < 0:
             raise ValueError(f"max_bytes is {max_bytes}; a number of bytes is needed")
         parts: list[bytes] = []
+        left = max_bytes
+
+        def take(count: int) -> None:
+            nonlocal left
+            left -= count
+            if left < 0:
+                raise FileTooLarge(
+                    f"{self} of the guest has more than {max_bytes} bytes",
+                    hint="max_bytes= sets the limit; open() reads a file in parts, copy_out() copies it",
+                )
+
+        def write(data: bytes) -> None:
+            take(len(data))
+            parts.append(data)
+
+        def hole(length: int) -> None:
+            take(length)
+            parts.append(bytes(length))
+
         # One byte more tells that there is more.
-        self._do(lambda f: f.read(self._bytes, 0, max_bytes + 1, parts.append))
-        if sum(map(len, parts)) > max_bytes:
-            raise FileTooLarge(
-                f"{self} of the guest has more than {max_bytes} bytes",
-                hint="max_bytes= sets the limit; open() reads a file in parts, copy_out() copies it",
-            )
+        self._do(lambda f: f.read(self._bytes, 0, max_bytes + 1, write, hole))
         return b"".join(parts)
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, *, max_bytes: int = MAX_READ) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from ..host import process_stat
 from .group import GROUP
 
 if TYPE_CHECKING:
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
 
 #: Processes that one look shows.
 _MAX_PROCESSES = 4096
-#: proc(5), /proc/PID/stat, counted after the name in parentheses.
-_PPID, _TTY, _UTIME, _STIME, _STARTED = 1, 4, 11, 12, 19
+#: Of a guest a second.
 _GUEST_TICKS = 100
 
 #: What the columns are.
@@ -52,26 +52,23 @@ def _boot_time(vm: Guest) -> int:
 def _row(vm: Guest, pid: int, boot: int) -> list[str] | None:
     place = vm.path("/proc", str(pid))
     try:
-        name, _, rest = (place / "stat").read_text(errors="replace").rpartition(")")
+        stat = process_stat.parse((place / "stat").read_bytes())
         words = (place / "cmdline").read_bytes().split(b"\0")
         owner = place.lstat().st_uid
-        fields = rest.split()
-        ticks = int(fields[_UTIME]) + int(fields[_STIME])
-        started = time.localtime(boot + int(fields[_STARTED]) // _GUEST_TICKS)
-        tty, parent = fields[_TTY], fields[_PPID]
-    except (OSError, ValueError, IndexError):
+        started = time.localtime(boot + stat.started // _GUEST_TICKS)
+    except (OSError, ValueError):
         return None  # it has gone
-    command = b" ".join(words).strip().decode("utf-8", "replace") or f"[{name.partition('(')[2]}]"
-    seconds = ticks // _GUEST_TICKS
+    command = (b" ".join(words).strip() or b"[" + stat.name + b"]").decode("utf-8", "replace")
+    seconds = stat.ticks // _GUEST_TICKS
     spent = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     user = "root" if owner == 0 else str(owner)
     return [
         user,
         str(pid),
-        parent,
+        str(stat.parent),
         "0",
         time.strftime("%H:%M", started),
-        "?" if tty == "0" else "pts/0",
+        "?" if stat.tty == 0 else "pts/0",
         spent,
         command,
     ]

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, TimeoutExpired
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from .. import shortage
 from ..errors import CommandNotExecutable
 from ..settings.parsing import encode
 from .process_context import linux_signal, wait_started
@@ -141,17 +142,18 @@ class Popen:
             targets = self._targets(stdin, stdout, stderr, tty is not None)
             if cwd is not None:
                 _must_be_directory(context.worker(), encode(cwd))
-            self._exec: Exec = Exec.start(
-                context.worker(),
-                command,
-                env=variables,
-                cwd=encode(context.cwd if cwd is None else cwd),
-                user=context.user if user is None else str(user),
-                tty=tty,
-                stdin=targets[0],
-                stdout=targets[1],
-                stderr=targets[2],
-            )
+            with shortage.Told("the process cannot be started"):
+                self._exec: Exec = Exec.start(
+                    context.worker(),
+                    command,
+                    env=variables,
+                    cwd=encode(context.cwd if cwd is None else cwd),
+                    user=context.user if user is None else str(user),
+                    tty=tty,
+                    stdin=targets[0],
+                    stdout=targets[1],
+                    stderr=targets[2],
+                )
             closing = [fd for fd in self._exec.pipes if fd is not None]
             self._open_pipes(bufsize)
             closing = []

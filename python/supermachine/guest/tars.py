@@ -29,7 +29,7 @@ def pack(top: GuestPath, name: str, write: Callable[[bytes], Any], *, one_device
     device = status.st_dev if one_device else None
     with tarfile.open(fileobj=Out(write), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
         links: dict[tuple[int, int], str] = {}
-        for entries, (there, found, member) in enumerate(_walk(top, status, name, device=device)):
+        for entries, (there, found, member) in enumerate(walk(top, status, name, device=device)):
             if entries > MAX_ENTRIES:
                 raise CopyTooLarge(f"{top} has more than {MAX_ENTRIES} files and directories")
             _add(tar, there, found, member, links)
@@ -46,7 +46,7 @@ class Out:
         return len(data)
 
 
-def _walk(
+def walk(
     top: GuestPath, status: Status, name: str, device: int | None = None
 ) -> Iterator[tuple[GuestPath, Status, str]]:
     """All that is below; with a `device`, of other file systems no more than where they are mounted."""

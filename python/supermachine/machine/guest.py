@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .._core import Worker
+    from ..artifacts.arrival import Arrival
     from ..network.ports import Bound, Wanted
+    from ..storage.volume_directories import Held
     from .launch import Timings
 
 #: Seconds that the guest's processes have to end after SIGTERM when a virtual machine is stopped.
@@ -35,6 +37,8 @@ class Origin(NamedTuple):
     baked: bool = False
     #: Whether it is of version 8, on which no diff can build.
     v8: bool = False
+    #: What fetches the file, where that may still be going on.
+    arrival: Arrival | None = None
 
 
 class Guest:
@@ -56,6 +60,8 @@ class Guest:
         #: Steps of the start: name, nanoseconds since the start of the worker process.
         self.timings = timings
         self.origin = origin
+        #: Its volumes that are directories, locked until it has ended.
+        self.directories: Held | None = None
         #: Held by who takes a snapshot: there is one at a time.
         self.capturing = threading.Lock()
         self._has_agent = agent
@@ -65,7 +71,7 @@ class Guest:
     @property
     def running(self) -> bool:
         if self.worker.exit is not None:
-            self.disk.close()
+            self._let_go()
             return False
         return True
 
@@ -87,6 +93,12 @@ class Guest:
             )
         return worker
 
+    def whole(self, timeout: float | None) -> Worker:
+        """The worker, when all of what the guest goes on from is there; until then there is no snapshot of it."""
+        if self.origin is not None and self.origin.arrival is not None:
+            self.origin.arrival.wait(timeout)
+        return self.alive()
+
     def publish(self, wanted: Wanted) -> None:
         """Listens on ports of the host for ports of the guest."""
         if wanted:
@@ -105,6 +117,8 @@ class Guest:
 
     def answered(self) -> None:
         """A process has ended: after the first one it is known what a clone needs for an answer."""
+        if self.origin is not None and self.origin.arrival is not None:
+            self.origin.arrival.hurry()
         recording, self._recording = self._recording, None
         if recording is None or not self.running or time.monotonic() > recording[1]:
             return
@@ -128,8 +142,13 @@ class Guest:
         self.worker.wait(_STOP_SLACK)
         self._close()
 
-    def _close(self) -> None:
+    def _let_go(self) -> None:
         self.disk.close()
+        if self.directories is not None:
+            self.directories.close()
+
+    def _close(self) -> None:
+        self._let_go()
         if self._bound is not None:
             self._bound.close()
 

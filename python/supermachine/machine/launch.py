@@ -12,7 +12,7 @@ from ..host import bundle, confinement
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import TypeAlias
+    from typing import TypeAlias, TypedDict
 
     from .._core import Worker, _Network
     from ..host.engines import Engine
@@ -22,17 +22,82 @@ if TYPE_CHECKING:
     #: Steps of a start: name, nanoseconds since the start of the worker process.
     Timings: TypeAlias = list[tuple[str, int]]
     #: Paths of the host that a guest may mount, whether read-only, and how long it trusts what it has seen.
-    OpenShares: TypeAlias = Sequence[tuple[str, bool, str]]
+    OpenShares: TypeAlias = Sequence[tuple[str, bool, str, str, int | None, bool]]
     #: Descriptors of volumes, of empty files for what is written to those that are only read, and slots.
     OpenVolumes: TypeAlias = Sequence[tuple[int, int | None, int]]
     #: Pages to bring in before the guest asks: first page, pages, whether they are written to.
     PageRanges: TypeAlias = Sequence[tuple[int, int, bool]]
+
+    class _Told(TypedDict):
+        hostname: str
+        machine_id: bytes
+        entropy: bytes
+        boot_timeout_ms: int
+        require_confinement: bool
+        environment: list[tuple[str, str]]
+        network: _Network | None
+        shares: OpenShares
+        volume_disks: OpenVolumes
+
 
 #: Seconds that the restore of a baked snapshot may take before something else is tried; it is a matter of milliseconds.
 RESTORE_TIMEOUT = 20.0
 
 #: Seconds that a worker gets beyond the time in which it says by itself that a guest is late.
 _SLACK = 5.0
+
+
+class _Start:
+    """What every start tells a worker, and what is kept or given back when there is one, or none."""
+
+    def __init__(
+        self,
+        hostname: str | None,
+        timeout: float,
+        network: Network | None,
+        shares: OpenShares,
+        volumes: OpenVolumes,
+        require_confinement: bool | None,
+    ) -> None:
+        self._hostname = hostname
+        self._timeout = timeout
+        self._network = network
+        self._shares = shares
+        self._volumes = volumes
+        self._require_confinement = require_confinement
+        self._opened: list[int] = []
+        self._address: str | None = None
+        self._started: Worker | None = None
+
+    def __enter__(self) -> _Start:
+        self._address = _own_address(self._network)
+        return self
+
+    def told(self) -> _Told:
+        machine_id = os.urandom(16)
+        hostname = self._hostname or machine_id.hex()[:12]
+        return {
+            "hostname": hostname,
+            "machine_id": machine_id,
+            "entropy": os.urandom(64),
+            "boot_timeout_ms": _milliseconds(self._timeout),
+            "require_confinement": confinement.required(self._require_confinement),
+            "environment": _translation(),
+            "network": _told(self._network, hostname, self._opened, self._address),
+            "shares": self._shares,
+            "volume_disks": self._volumes,
+        }
+
+    def made(self, worker: Worker) -> Worker:
+        self._started = worker
+        return worker
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        _settle(self._address, self._started)
+        for descriptor in self._opened:
+            os.close(descriptor)
+        if isinstance(error, OSError):
+            raise _not_started(error) from error
 
 
 def spawn(
@@ -53,39 +118,22 @@ def spawn(
     """
     from .._core import Worker
 
-    machine_id = os.urandom(16)
-    hostname = hostname or machine_id.hex()[:12]
-    opened: list[int] = []
-    address, started = _own_address(network), None
-    try:
-        started = Worker.spawn(
-            bundle.worker(),
-            engine=engine.name,
-            kernel=bundle.kernel(engine.architecture),
-            initramfs=bundle.initramfs(engine.architecture),
-            disks=[(str(image.rootfs), True)],
-            memory_bytes=memory,
-            vcpus=vcpus,
-            hostname=hostname,
-            machine_id=machine_id,
-            entropy=os.urandom(64),
-            root_fs="erofs",
-            volumes=image.config.volumes,
-            boot_timeout_ms=_milliseconds(timeout),
-            require_confinement=confinement.required(require_confinement),
-            environment=_translation(),
-            network=_told(network, hostname, opened, address),
-            shares=shares,
-            scratch=scratch,
-            volume_disks=volumes,
+    with _Start(hostname, timeout, network, shares, volumes, require_confinement) as start:
+        return start.made(
+            Worker.spawn(
+                bundle.worker(),
+                engine=engine.name,
+                kernel=bundle.kernel(engine.architecture),
+                initramfs=bundle.initramfs(engine.architecture),
+                disks=[(str(image.rootfs), True)],
+                memory_bytes=memory,
+                vcpus=vcpus,
+                root_fs="erofs",
+                volumes=image.config.volumes,
+                scratch=scratch,
+                **start.told(),
+            )
         )
-        return started
-    except OSError as error:
-        raise _not_started(error) from error
-    finally:
-        _settle(address, started)
-        for descriptor in opened:
-            os.close(descriptor)
 
 
 def spawn_restored(
@@ -101,46 +149,34 @@ def spawn_restored(
     scratch: tuple[int, Sequence[str]] | None = None,
     volumes: OpenVolumes = (),
     require_confinement: bool | None = None,
+    arriving: int | None = None,
+    note_order: bool = False,
 ) -> Worker:
     """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
 
     `scratch` is for a root on a disk: the descriptor of an empty file, and the files that have the snapshot's disk
-    where that is not in the snapshot.
+    where that is not in the snapshot. `arriving` is the descriptor of `Arrival.attach`, for a file that is not
+    complete. `note_order` is for guests whose working set will be recorded.
 
     Without an agent that is at once, and the guest is not told that it is another one now.
     """
     from .._core import Worker
 
-    machine_id = os.urandom(16)
-    hostname = hostname or machine_id.hex()[:12]
-    opened: list[int] = []
-    address, started = _own_address(network), None
-    try:
-        started = Worker.restore(
-            bundle.worker(),
-            engine=engine,
-            files=[os.fspath(file) for file in files],
-            disks=[(disk, True) for disk in disks],
-            hostname=hostname,
-            machine_id=machine_id,
-            entropy=os.urandom(64),
-            working_set=working_set,
-            agent=agent,
-            boot_timeout_ms=_milliseconds(timeout),
-            require_confinement=confinement.required(require_confinement),
-            environment=_translation(),
-            network=_told(network, hostname, opened, address),
-            shares=shares,
-            scratch=scratch,
-            volume_disks=volumes,
+    with _Start(hostname, timeout, network, shares, volumes, require_confinement) as start:
+        return start.made(
+            Worker.restore(
+                bundle.worker(),
+                engine=engine,
+                files=[os.fspath(file) for file in files],
+                disks=[(disk, True) for disk in disks],
+                working_set=working_set,
+                agent=agent,
+                scratch=scratch,
+                arriving=arriving,
+                note_order=note_order,
+                **start.told(),
+            )
         )
-        return started
-    except OSError as error:
-        raise _not_started(error) from error
-    finally:
-        _settle(address, started)
-        for descriptor in opened:
-            os.close(descriptor)
 
 
 def _translation() -> list[tuple[str, str]]:
@@ -152,12 +188,12 @@ def _translation() -> list[tuple[str, str]]:
 
 
 def _own_address(network: Network | None) -> str | None:
-    """One that no other machine of this process has, where it is to be on segments; `_settle` hears what came of it."""
+    """One that no other machine has, where it is to be on segments; `_settle` hears what came of it."""
     if network is None or not network.has_own_address:
         return None
     from ..network import segments
 
-    return segments.reserve()
+    return segments.reserve(across=network.shared)
 
 
 def _settle(address: str | None, started: Worker | None) -> None:

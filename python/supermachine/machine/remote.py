@@ -1,30 +1,25 @@
-"""Baked snapshots and registries: an image's is pushed beside it, and found there instead of being baked."""
+"""Snapshots in registries: a machine that starts from one, and an image's baked one that is pushed beside it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import descriptors
-from ..errors import ConfigurationError, ImageNotFound, SnapshotFailed, SupermachineError, UntrustedSnapshot
+from ..errors import ConfigurationError, ImageNotFound, SnapshotFailed, SupermachineError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ..artifacts.arrival import Arrival
     from ..artifacts.push import Pushed
-    from ..images import Progress, RegistryReference, ResolvedImage
     from ..settings.machine import MachineOptions
-    from ..snapshots.baking import Baked
     from ..snapshots.records import Head
     from .vm import VM
 
 
-#: Snapshots of one key that are looked at in a registry.
-_MAX_TRIED = 8
-#: Seconds for the question whether there is one; a guest boots in less than a slow registry takes.
-_PATIENCE = 5.0
 #: Seconds for the command of a machine that is started to see which pages it needs.
 _FIRST_COMMAND = 30.0
 #: Settings of a machine that a snapshot has said already.
@@ -72,71 +67,6 @@ def push_baked(
     )
 
 
-def adopt(baked: Baked, image: ResolvedImage, *, insecure: bool, progress: Progress | None) -> bool:
-    """Looks for a baked snapshot of this key at the image's registry, and has it in its place if it is trusted.
-
-    Without a trusted key no registry is asked. What fails here is said, and the guest boots instead.
-    """
-    from ..artifacts.trust import Keys
-    from ..host.warnings import warn
-    from ..images import RegistryReference, parse_reference
-
-    try:
-        parsed = parse_reference(image.reference)
-        if not isinstance(parsed, RegistryReference) or not Keys().trusted(parsed.name):
-            return False
-        return _adopt(baked, image, parsed, insecure, progress)
-    except UntrustedSnapshot as error:
-        warn(f"the guest boots: {error}")
-    except (SupermachineError, OSError) as error:
-        warn(f"the guest boots, as no snapshot of it could be had from its registry: {error}")
-    return False
-
-
-def _adopt(
-    baked: Baked, image: ResolvedImage, parsed: RegistryReference, insecure: bool, progress: Progress | None
-) -> bool:
-    from ..artifacts import model, trust
-    from ..artifacts.pull import Puller, opened
-    from ..images import Cache
-    from ..oci import referrers
-    from ..oci.transport import Limits, Transport
-
-    cache = Cache()
-    quick = Transport(insecure=insecure, limits=Limits(connect=_PATIENCE, read=_PATIENCE, attempts=1))
-    try:
-        with opened(parsed, insecure, quick) as repository:
-            found = referrers.find(repository, image.digest, model.ARTIFACT_TYPE)
-            wanted = [one for one in found if one.annotations.get(model.KEY) == baked.key][:_MAX_TRIED]
-            refusal: UntrustedSnapshot | None = None
-            digest = None
-            for one in wanted:
-                try:
-                    trust.check(repository, parsed._replace(tag=None, digest=None), one.digest)
-                except UntrustedSnapshot as error:
-                    refusal = error
-                    continue
-                digest = one.digest
-                break
-    finally:
-        quick.close()
-    if digest is None:
-        if refusal is not None:
-            raise refusal
-        return False
-    with opened(parsed, insecure, None) as repository, cache.scratch() as place:
-        temporary = place / "snapshot"
-        fd = descriptors.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            config = Puller.of(repository, cache, progress).into(digest, fd)
-        finally:
-            os.close(fd)
-        if (config.key, config.image, config.parent) != (baked.key, image.digest, None):
-            return False
-        baked.adopt(temporary, config.working_set)
-    return True
-
-
 def restored(reference: str, **machine: Unpack[MachineOptions]) -> VM:
     """A virtual machine, not started yet, that goes on from the snapshot that `reference` names in a registry.
 
@@ -144,8 +74,6 @@ def restored(reference: str, **machine: Unpack[MachineOptions]) -> VM:
     snapshot has made already.
     """
     from ..settings.table import SETTINGS
-    from . import snapshotting
-    from .vm import VM
 
     defaults = {setting.name: setting.default for setting in SETTINGS}
     # The command line writes nothing as an empty list.
@@ -155,21 +83,61 @@ def restored(reference: str, **machine: Unpack[MachineOptions]) -> VM:
             f"{reference} is a snapshot, which has its {said[0]} already", hint=f"leave {said[0]} out"
         )
     given.pop("bake", None)
-    plan = snapshotting.plan(fetched(reference, **machine), given)  # type: ignore[arg-type]
-    return VM._of(plan.reference, plan.settings, plan.root, plan.origin)
+    path, arrival = arriving(reference, machine)
+    try:
+        return machine_of(path, arrival, given)
+    except BaseException:
+        if arrival is not None:
+            arrival.cancel()
+        raise
 
 
-def fetched(reference: str, **machine: Unpack[MachineOptions]) -> Path:
-    """The file of a snapshot in a registry, in the cache as its image is; of `machine`, how to fetch them."""
-    from ..artifacts.pull import pull
+def machine_of(path: Path, arrival: Arrival | None, given: Mapping[str, Any]) -> VM:
+    """A machine, not started yet, of a snapshot's file, which may still be `arriving`. `given` is for `VM.restore`."""
+    from .vm import VM
+
+    return VM._arriving(path, arrival, given)
+
+
+def arrival_of(vm: VM) -> Arrival | None:
+    """What fetches the rest of the snapshot that a machine goes on from, where something does."""
+    origin = vm._guest.origin if vm._guest is not None else vm._source
+    return origin.arrival if origin is not None else None
+
+
+def finish(arrival: Arrival) -> None:
+    """Waits until all is in the cache, after the guest has ended. That it is not to be had is said."""
+    from ..host.warnings import warn
+
+    try:
+        arrival.wait()
+    except (SupermachineError, OSError) as error:
+        warn(f"the rest of the snapshot is not in the cache: {error}")
+
+
+def arriving(reference: str, machine: Mapping[str, Any]) -> tuple[Path, Arrival | None]:
+    """The file of a snapshot, and what fetches the rest of it if a guest can start before that is there.
+
+    Its image is in the cache. Of `machine`, how to fetch them.
+    """
+    from ..artifacts.arrival import Arrival
+    from ..artifacts.pull import Pulled, pull
     from ..snapshots.records import Head
 
-    found = pull(reference, insecure=bool(machine.get("insecure")), progress=machine.get("progress"))
-    _get_image(reference, Head.read(found.path), machine)
-    return found.path
+    insecure, progress = bool(machine.get("insecure")), machine.get("progress")
+    arrival = Arrival(lambda early: pull(reference, insecure=insecure, progress=progress, early=early))
+    found = arrival.wait_until_startable()
+    path = found.path if isinstance(found, Pulled) else arrival.path
+    assert path is not None
+    try:
+        _get_image(reference, Head.read(path), machine)
+    except BaseException:
+        arrival.cancel()
+        raise
+    return path, None if isinstance(found, Pulled) else arrival
 
 
-def _get_image(reference: str, head: Head, machine: MachineOptions) -> None:
+def _get_image(reference: str, head: Head, machine: Mapping[str, Any]) -> None:
     """Has the root file system of a snapshot in the cache. No other registry than the snapshot's is asked."""
     from ..images import Cache, parse_reference, resolve
 

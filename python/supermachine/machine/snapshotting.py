@@ -62,7 +62,7 @@ def take(
     _check_volumes(settings)
     mark = os.urandom(16) if settings.volumes else b""
     with guest.capturing:
-        worker = guest.alive()
+        worker = guest.whole(timeout)
         parents = _parents(guest.origin, path) if diff else []
         with capture.published(path) as fd:
             if image is None or version == 8:
@@ -148,7 +148,7 @@ def captured(
             hint='give each fork a copy: vm.fork(volumes="copy")',
         )
     _check_volumes(settings)
-    worker, image = guest.alive(), root.image
+    worker, image = guest.whole(timeout), root.image
     with capture.private(settings.memory) as (fd, path):
         api = records.Record.of(image, settings, ports=guest.ports).encode() if image is not None else b""
         digest = image.digest if image is not None else None
@@ -252,6 +252,10 @@ def plan(path: Path, given: RestoreOptions) -> Plan:
     else:
         raise ConfigurationError(f"ports is {published!r}; 'fresh', 'same' or a mapping is understood")
     settings = settings._replace(volumes=_volumes_of(said, settings, given))
+    if given.get("volumes") is None and given.get("mounts") is None:
+        from ..storage import shares
+
+        settings = settings._replace(shares=shares.known(said.directories))
     image = said.image(str(path), pull=settings.pull, insecure=settings.insecure, progress=settings.progress)
     if said.network is not None and options.get("network") is None:
         # Rules that are given now are on top.

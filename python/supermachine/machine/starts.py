@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, HostShortage, SupermachineError, VMExited
 from ..storage.scratch import Disk
 from . import launch
 from .guest import Guest, Origin
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from .._core import Worker
+    from ..artifacts.arrival import Arrival
     from ..images import ImageConfig, ResolvedImage
     from ..settings.machine import MachineSettings
     from ..snapshots.baking import Baked
+    from ..storage.volume_directories import Held
     from ..storage.volumes import Opened
 
 
@@ -55,6 +57,8 @@ class Starter:
         self._pending: Worker | None = None
         #: Open until the guest is ready, whose worker has them then.
         self._volumes = volumes
+        #: The locks on those that are directories, which are the guest's once it has them mounted.
+        self._directories: Held | None = None
 
     def kill(self) -> None:
         self.close()
@@ -79,11 +83,24 @@ class Starter:
             return guest
         if (restored := self._from_baked(baked)) is not None:
             return restored
-        with baked.baking(long=settings.warmup is not None, on_wait=self._waits) as mine:
-            if not mine and not baked.refused and (restored := self._from_baked(baked)) is not None:
+        if (restored := self._from_arriving(baked, self._arriving(baked))) is not None:
+            return restored
+        with baked.baking(
+            long=settings.warmup is not None,
+            on_wait=self._waits,
+            until=lambda: self._arriving(baked) is not None,
+        ) as turn:
+            if not turn and not baked.refused and (restored := self._from_baked(baked)) is not None:
                 return restored
-            if mine and self._adopted(baked, image) and (restored := self._from_baked(baked)) is not None:
+            if not turn and (restored := self._from_arriving(baked, self._arriving(baked))) is not None:
                 return restored
+            if turn and (arrival := self._adopted(baked, image)) is not None:
+                if not arrival.complete:
+                    # Nobody else is to put one there before.
+                    arrival.when_over(turn.keep().release)
+                if (restored := self._from_arriving(baked, arrival)) is not None:
+                    return restored
+            mine = bool(turn)
             guest = self._boot(image)
             if mine:
                 from ..guest import read_ahead
@@ -97,13 +114,46 @@ class Starter:
                 baked.bake(guest.alive(), image, said.encode())
         return guest
 
-    def _adopted(self, baked: Baked, image: ResolvedImage) -> bool:
-        """Whether the image's registry had a snapshot that can be trusted, which is in its place then."""
+    def _adopted(self, baked: Baked, image: ResolvedImage) -> Arrival | None:
+        """What fetches the snapshot that the image's registry has, where there is one that can be trusted."""
         if self._settings.pull == "never":
-            return False
-        from . import remote
+            return None
+        from ..artifacts import adoption
 
-        return remote.adopt(baked, image, insecure=self._settings.insecure, progress=self._settings.progress)
+        return adoption.adopt(baked, image, insecure=self._settings.insecure, progress=self._settings.progress)
+
+    def _arriving(self, baked: Baked) -> Arrival | None:
+        """The same, where this process has begun with it and is not done."""
+        from ..artifacts import adoption
+
+        return adoption.arriving(baked)
+
+    def _from_arriving(self, baked: Baked, arrival: Arrival | None) -> Guest | None:
+        """A guest of a baked snapshot that may still be on its way; ``None``, and a warning, where that fails."""
+        if arrival is None:
+            return None
+        if arrival.complete:
+            return self._from_baked(baked)
+        from ..host.warnings import warn
+        from ..snapshots import working_set
+
+        prefault = working_set.enabled(self._settings.prefault)
+        ranges = arrival.working_set() if prefault else []
+        try:
+            guest = self._restored(Origin([baked.path], baked=True, arrival=arrival), ranges, prefault and not ranges)
+        except HostShortage:
+            raise
+        except SupermachineError as error:
+            if isinstance(error, VMExited) and error.reason == "killed":
+                raise
+            warn(f"the guest boots, as the snapshot of it from its registry cannot be used: {error}")
+            return None
+        except BaseException:
+            arrival.cancel()
+            raise
+        if prefault and not ranges:
+            guest.record_until_answer(baked.working_set)
+        return guest
 
     def restore(self, origin: Origin) -> Guest:
         """A guest that goes on from a chain of snapshot files."""
@@ -117,11 +167,30 @@ class Starter:
         wanted = bool(origin.id) and working_set.enabled(self._settings.prefault)
         kept = working_set.beside(Cache(), origin.id) if wanted else None
         ranges = working_set.load(kept) if kept is not None else []
-        disk = self._disk(origin.files)
-        guest = self._attached(self._ready(self._restoring(origin.files, disk, ranges), origin, disk=disk))
-        if kept is not None and not ranges:
+        records = kept is not None and not ranges
+        guest = self._attached(self._restored(origin, ranges, records))
+        if kept is not None and records:
             guest.record_until_answer(kept)
         return guest
+
+    def _restored(self, origin: Origin, ranges: launch.PageRanges, records: bool) -> Guest:
+        files: Sequence[str | os.PathLike[str]] = origin.files
+        arrival = origin.arrival
+        if arrival is None or (descriptor := arrival.attach()) is None:
+            disk = self._disk(files)
+            return self._ready(self._restoring(files, disk, ranges, note_order=records), origin, disk=disk)
+        try:
+            files = [arrival.path] if arrival.path is not None else files
+            disk = self._disk(files)
+            worker = self._restoring(files, disk, ranges, arriving=descriptor, note_order=records)
+        finally:
+            os.close(descriptor)
+        try:
+            return self._ready(worker, origin, disk=disk)
+        except VMExited as error:
+            if error.reason == "snapshot-incomplete" and (failure := arrival.failure()) is not None:
+                raise failure from error
+            raise
 
     def fork(self, file: str, ranges: launch.PageRanges = (), shared: Disk | None = None) -> Callable[[], Guest]:
         """Starts a worker that restores `file`, and gives what waits for its guest. `ranges` are needed first.
@@ -148,7 +217,7 @@ class Starter:
                 return None
             timeout = min(self._settings.boot_timeout, launch.RESTORE_TIMEOUT)
             disk = self._disk([baked.path])
-            worker = self._restoring([baked.path], disk, ranges, timeout)
+            worker = self._restoring([baked.path], disk, ranges, timeout, note_order=prefault and not ranges)
             guest = self._ready(worker, Origin([baked.path], baked=True), timeout, disk=disk)
         if guest is not None and prefault and not ranges:
             guest.record_until_answer(baked.working_set)
@@ -178,6 +247,8 @@ class Starter:
         ranges: launch.PageRanges,
         timeout: float | None = None,
         shared: Disk | None = None,
+        arriving: int | None = None,
+        note_order: bool = False,
     ) -> Worker:
         settings, root = self._settings, self._root
         timeout = timeout or settings.boot_timeout
@@ -194,6 +265,8 @@ class Starter:
             (disk.own, shared.paths() if shared else ()) if disk else None,
             self._open_volumes(),
             settings.require_confinement,
+            arriving,
+            note_order,
         )
 
     def _open_shares(self) -> launch.OpenShares:
@@ -201,6 +274,8 @@ class Starter:
             return ()
         from ..storage import shares
 
+        if self._directories is None and any(share.volume for share in mounted):
+            self._directories = shares.held(mounted)
         return shares.opened(mounted)
 
     def _open_volumes(self) -> launch.OpenVolumes:
@@ -219,6 +294,9 @@ class Starter:
 
             self._volumes = None
             volumes.close(opened)
+        if held := self._directories:
+            self._directories = None
+            held.close()
 
     def _attached(self, guest: Guest) -> Guest:
         """Mounts shares and volumes in a guest that is ready, and puts it on its segments."""
@@ -242,6 +320,9 @@ class Starter:
             except BaseException:
                 guest.worker.kill()
                 raise
+        if held := self._directories:
+            self._directories, guest.directories = None, held
+            held.filled()
         if joins := self._settings.network.segments:
             from ..network import segments
 

@@ -14,11 +14,13 @@ from ..settings.table import DEFAULT_BOOT_TIMEOUT, documentation
 from .guest import DEFAULT_STOP_TIMEOUT, Guest, Origin
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from subprocess import CompletedProcess
 
     from typing_extensions import Unpack
 
     from .._core import Worker
+    from ..artifacts.arrival import Arrival
     from ..guest.paths import FileSystem, GuestPath
     from ..guest.processes import Args, Popen, StrOrBytesPath
     from ..images import Progress, ResolvedImage
@@ -119,6 +121,19 @@ class VM:
         vm._set(reference, settings, root)
         vm._source = source
         return vm
+
+    @classmethod
+    def _arriving(cls: type[Self], path: Path, arrival: Arrival | None, given: Mapping[str, Any]) -> Self:
+        """One of a snapshot's file, to be started; what `arrival` fetches may still be on its way."""
+        from . import snapshotting
+
+        if arrival is not None and arrival.complete and arrival.place is not None:
+            path, arrival = arrival.place, None
+        plan = snapshotting.plan(path, given)  # type: ignore[arg-type]
+        origin = plan.origin
+        if arrival is not None and arrival.place is not None:
+            origin = origin._replace(files=[arrival.place], arrival=arrival)
+        return cls._of(plan.reference, plan.settings, plan.root, origin)
 
     # What it is.
 
@@ -425,6 +440,15 @@ class VM:
             version=format,
             timeout=timeout,
         )
+
+    def grow_volume(self, name: str, size: int | str) -> None:
+        """Makes a volume larger that this machine has, while programs use it: bytes, or "100g".
+
+        Raises ConfigurationError for one that it does not have or has `read_only`, and else as `Volume.grow` does.
+        """
+        from ..storage import volumes
+
+        volumes.grow_attached(self._started().served(), self._settings.volumes, name, size)
 
     def fork(
         self: Self,

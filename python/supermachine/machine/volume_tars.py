@@ -7,9 +7,7 @@ in the guest. Its image is empty and always the same, so that all but the first 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from typing import IO, Any, cast
 from ..errors import InvalidArchive, VolumeExists
 from ..guest import tars
 from ..oci.archive import compression
+from ..oci.layout_writing import LAYER, LayoutWriter
 from ..storage import volumes
 from .vm import VM
 
@@ -145,26 +144,9 @@ def _write_image(directory: Path) -> None:
         member = tarfile.TarInfo(_PLACE.lstrip("/"))
         member.type, member.mode = tarfile.DIRTYPE, 0o755
         tar.addfile(member)
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-
-    def blob(kind: str, data: bytes) -> dict[str, Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-
-    packed = blob("layer.v1.tar", layer.getvalue())
-    manifests = []
-    for architecture in ("amd64", "arm64"):
-        platform = {"architecture": architecture, "os": "linux"}
-        config = {**platform, "rootfs": {"type": "layers", "diff_ids": [packed["digest"]]}, "config": {}}
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": blob("config.v1+json", json.dumps(config).encode()),
-            "layers": [packed],
-        }
-        manifests.append({**blob("manifest.v1+json", json.dumps(manifest).encode()), "platform": platform})
-    index = {"schemaVersion": 2, "manifests": manifests}
-    (directory / "index.json").write_text(json.dumps(index))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    writer = LayoutWriter(directory)
+    packed = writer.put(LAYER, layer.getvalue())
+    images: list[dict[str, object]] = [
+        {"architecture": architecture, "os": "linux", "config": {}} for architecture in ("amd64", "arm64")
+    ]
+    writer.finish([writer.image(config, [packed]) for config in images])

@@ -7,18 +7,21 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import descriptors
+from .. import descriptors, local_sockets
 from ..errors import ConfigurationError, KeeperLost, MachineNotRunning, NoSuchMachine, VMExited
 from ..guest.process_context import START_TIMEOUT, Context
+from ..host import process_stat
 from ..host.boots import boot_id
 from . import logs, protocol
 from .records import Record
 from .registry import Place, Registry
-from .spec import STOP_TIMEOUT, Policy, Spec, restart_policy, signal_number
+from .spec import STOP_TIMEOUT, Policy, Spec, policy_of, restart_policy, signal_number
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
@@ -187,13 +190,59 @@ class Machine:
         number = None if signal is None else signal_number(str(signal))
         return self._until_over({"ask": "stop", "timeout": timeout, "signal": number}, None)
 
-    def restart(self, timeout: float | None = None) -> None:
-        """Ends its main process as `stop` does, and starts it again in the same guest, whose files are as they were.
+    def start(self) -> None:
+        """Starts it again, with what it was started with, when it has ended; does nothing while it runs.
 
-        Raises MachineNotRunning when the machine has ended, and NotSupported for a fork.
+        Its guest is a new one: of what the last one wrote there is what volumes and shared directories have. Its logs
+        go on. Raises NotSupported for a fork, and what :func:`supermachine.start` does.
+        """
+        from ..errors import NotSupported
+        from ..host.warnings import say
+        from . import launch
+
+        if self.state.running:
+            return
+        record = self._place.record()
+        if record is None or not record.command:
+            raise MachineNotRunning(f"it is not known how {self.name} was started", hint="remove it, and run it again")
+        if record.parent:
+            raise NotSupported(
+                f"{self.name} was a fork, and what it went on from is gone",
+                hint=f"supermachine rm {self.name}; then supermachine fork {record.parent}",
+            )
+        policy = policy_of(record.policy)
+        spec = Spec(record.image, self.name, record.options, record.command, [], policy, again=record.directory or "/")
+        launch.start(spec, lambda line: say(line.removeprefix("supermachine: ")))
+        self._last_exit_code = None
+
+    def restart(self, timeout: float | None = None) -> None:
+        """Ends its main process as `stop` does, and starts it again in the same guest, whose files are as they were;
+        one that has ended is started as by `start`. Raises NotSupported for a fork.
         """
         stop = STOP_TIMEOUT if timeout is None else timeout
+        if not self.state.running:
+            self.start()
+            return
         self._ask({"ask": "restart", "timeout": timeout}, timeout=stop + protocol.ANSWER)
+
+    def rename(self, name: str) -> None:
+        """Gives it another name, by which alone it is known from then on; its host name stays.
+
+        Raises NameInUse, and ConfigurationError for what can be no name.
+        """
+        from . import events, names
+
+        names.check(name)
+        if self._place.kept():
+            self._ask({"ask": "rename", "name": name})
+            self._place = self._registry.place(name)
+            return
+        old, self._place = self._place.name, self._registry.rename(self._place, name)
+        record = self._place.record()
+        if record is not None:
+            record.name = name
+            record.write(self._place.record_path)
+            events.note("rename", name, record.id, record.image, oldName=old)
 
     def pause(self) -> None:
         """Stops all its processes where they are. Raises MachineNotRunning when they do already."""
@@ -236,7 +285,12 @@ class Machine:
                 while self._place.kept() and time.monotonic() < deadline:
                     time.sleep(0.005)
             self._registry.end_keeper(self._place)
+        record = self._place.record()
         self._registry.remove(self._place)
+        if record is not None:
+            from . import events
+
+            events.note("destroy", self.name, record.id, record.image)
 
     def snapshot(self, path: str | os.PathLike[str], *, diff: bool = False) -> dict[str, Any]:
         """Takes a snapshot into a new file, from which `VM.restore` goes on: its path, id, bytes of RAM and pause."""
@@ -344,7 +398,7 @@ class Machine:
     def _open(self, timeout: float | None) -> protocol.Channel:
         """A connection to the keeper. Raises MachineNotRunning or KeeperLost."""
         try:
-            return protocol.Channel(protocol.connect(self._place.socket, timeout))
+            return protocol.Channel(local_sockets.connect(self._place.socket, timeout))
         except OSError as error:
             found = state_of(self._place)
             if found is None:
@@ -352,7 +406,7 @@ class Machine:
             if not found.running:
                 raise MachineNotRunning(
                     f"the machine {self.name} {_ending(found)}",
-                    hint=f"supermachine logs {self.name}; then supermachine rm {self.name}, and run it again",
+                    hint=f"start it again: supermachine start {self.name}; what it said: supermachine logs {self.name}",
                 ) from None
             if found.status == "starting":
                 raise MachineNotRunning(f"the machine {self.name} is still starting", hint="try again") from None
@@ -435,11 +489,20 @@ class Machine:
             channel = self._open(protocol.ANSWER)
             channel._socket.settimeout(None)
             channel.send({"ask": "watch"})
-            self._remote = remote = Remote(self._dial)
+            # The extension's objects are not looked into for cycles, so that this one does not hold the machine.
+            dial = weakref.WeakMethod(self._dial)
+            self._remote = remote = Remote(partial(_dialled, dial, self.name))
             threading.Thread(
                 target=_watch, args=(channel, remote, self.name), name="supermachine-watch", daemon=True
             ).start()
             return remote
+
+
+def _dialled(dial: Callable[[], Callable[[int], socket.socket] | None], name: str, port: int) -> socket.socket:
+    """A connection to a port of the guest. Raises KeeperLost when nobody has the machine's object any more."""
+    if (method := dial()) is None:
+        raise KeeperLost(f"the machine {name} is not attached any more")
+    return method(port)
 
 
 def _watch(channel: protocol.Channel, remote: Remote, name: str) -> None:
@@ -464,13 +527,9 @@ def _ending(state: State) -> str:
 
 def _usage(pid: int) -> tuple[int, float]:
     """Bytes of memory and seconds of processor time of a process; zeros where the host does not tell."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            fields = file.read().rpartition(b")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])
-        return int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
+    if (stat := process_stat.of(pid)) is None:
         return 0, 0.0
+    return stat.resident_pages * os.sysconf("SC_PAGE_SIZE"), stat.ticks / os.sysconf("SC_CLK_TCK")
 
 
 def state_of(place: Place) -> State | None:
@@ -518,7 +577,7 @@ def state_of(place: Place) -> State | None:
 def _phase(place: Place) -> str:
     """What its keeper says that it does; empty where it does not answer."""
     try:
-        channel = protocol.Channel(protocol.connect(place.socket, _GLANCE))
+        channel = protocol.Channel(local_sockets.connect(place.socket, _GLANCE))
         try:
             channel.send({"ask": "inspect"})
             answer = channel.receive()

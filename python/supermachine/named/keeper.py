@@ -12,10 +12,9 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import descriptors
+from . import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .._core import Worker
     from ..guest.process_context import Context
     from ..guest.processes import Popen
@@ -157,6 +156,8 @@ class Keeper:
             keeper=pid,
             keeper_start=process_start(pid),
             boot=boots.boot_id(),
+            directory=spec.again or os.getcwd(),  # noqa: PTH109 - as it is written down
+            parent=spec.fork.parent if spec.fork is not None else "",
         )
         #: "starting", "running", "restarting" or "stopping".
         self.phase = "starting"
@@ -170,6 +171,8 @@ class Keeper:
         self._main_over = threading.Event()
         self._restart_asked, self._restarted = threading.Event(), threading.Event()
         self._freezing = threading.Lock()
+        #: Held while the machine's directory gets another name.
+        self._renaming = threading.Lock()
         #: Who looks at the main process as it writes.
         self.attached = Attached(self._typed)
         self._foreground: Foreground | None = None
@@ -215,10 +218,14 @@ class Keeper:
         from .server import Server
 
         self._registry = Registry()
-        self.place, self._lock = self._registry.create(self.spec.name)
+        if self.spec.again is not None:
+            self._take_up()
+        else:
+            self.place, self._lock = self._registry.create(self.spec.name)
         self.record.name, self.record.policy = self.place.name, asdict(self.policy)
         try:
-            self._write()
+            if self.spec.again is None:
+                self._write()
             self.logs = LogWriter(self.place.log, self.policy.log_bytes)
             self._first_start()
             if self._report is not None and self._report.abandoned():
@@ -229,8 +236,24 @@ class Keeper:
             self._server = Server(self).start()
         except BaseException:
             self._end_vm()
-            self._registry.discard(self.place)
+            if self.spec.again is None:
+                self._registry.discard(self.place)
             raise
+        self._happened("start")
+
+    def _take_up(self) -> None:
+        """The directory of a machine that has ended. What is written there stays as it is until the machine runs."""
+        assert self.spec.name is not None
+        self.place, self._lock = self._registry.reopen(self.spec.name)
+        before = self.place.record()
+        if before is not None:
+            self.record.id, self.record.created = before.id, before.created
+        # Where the directory is gone, so is what was relative to it, and the start says so.
+        with contextlib.suppress(OSError):
+            os.chdir(self.record.directory)
+
+    def _happened(self, action: str, **more: str) -> None:
+        events.note(action, self.place.name, self.record.id, self.record.image, **more)
 
     # Its starts.
 
@@ -323,6 +346,7 @@ class Keeper:
     def _health_changed(self, status: str) -> None:
         self.record.health = status
         self._write()
+        self._happened(f"health_status: {status}")
 
     def _pump(self, name: str, stream: Any) -> None:
         """A thread: notes what a stream says until its end, and in the foreground passes it on."""
@@ -391,6 +415,7 @@ class Keeper:
             self._restart_asked.clear()
             self._restarted.set()
             self._note()
+            self._happened("restart")
 
     def _follow(self) -> tuple[int | None, str]:
         """Until the main process ends, or the virtual machine."""
@@ -404,7 +429,7 @@ class Keeper:
                 code = self._main.wait(_LOOK)
                 return (128 - code if code < 0 else code), ""
             except TimeoutExpired:
-                if not self.place.lock.exists() and not self._stop_asked.is_set():
+                if not self._stop_asked.is_set() and not self._is_there():
                     # Somebody has removed the directory: nobody could reach this machine any more.
                     threading.Thread(target=self.stop, daemon=True).start()
             except VMExited as ended:
@@ -422,8 +447,12 @@ class Keeper:
                 self.vm._running()  # raises how it ended
             if not process.exists():
                 return None, ""
-            if not self.place.lock.exists():
+            if not self._is_there():
                 raise TimeoutExpired(self.record.command, _LOOK)
+
+    def _is_there(self) -> bool:
+        with self._renaming:
+            return self.place.lock.exists()
 
     def _wants_restart(self, code: int | None) -> bool:
         policy = self.policy
@@ -488,6 +517,17 @@ class Keeper:
             self.phase = after
             if self.health is not None:
                 self.health.paused = frozen
+        self._happened("pause" if frozen else "unpause")
+
+    def rename(self, name: str) -> None:
+        """Gives the machine another name; its host name stays. Raises NameInUse."""
+        with self._renaming:
+            old = self.place.name
+            self.place = self._registry.rename(self.place, name)
+            self.logs.moved(self.place.log)
+        self.record.name = name
+        self._write()
+        self._happened("rename", oldName=old)
 
     def _thaw(self) -> None:
         """A process that stands still takes no signal."""
@@ -516,8 +556,10 @@ class Keeper:
             self._thaw()
         if self._main is not None:
             self._main._exec.send_signal(number)
+            self._happened("kill", signal=str(number))
         elif number == 9:
             self.vm.kill()
+            self._happened("kill", signal=str(number))
         else:
             raise NotSupported(
                 f"{self.place.name} is a fork, whose main process takes no signal from outside but SIGKILL",
@@ -551,9 +593,13 @@ class Keeper:
         record.finished, record.exit_code, record.error = time.time(), code, error
         record.worker, record.health = None, ""
         self._write()
+        self._happened(
+            "die", **({} if code is None else {"exitCode": str(code)}), **({"error": error} if error else {})
+        )
         self._server.close()
         if self.policy.remove:
             self._registry.discard(self.place)
+            self._happened("destroy")
         os.close(self._lock)
         self.over.set()
         self._server.join()
@@ -566,30 +612,3 @@ class Keeper:
     def say(self, text: str) -> None:
         """A line of the keeper's own among those of the main process."""
         self.logs.write("stderr", f"supermachine: {text}\n".encode())
-
-
-def fork(keeper: Keeper, count: int, names: list[str], report: Callable[[str], object]) -> list[str]:
-    """`count` machines that go on where this one is, each with a keeper of its own; their names."""
-    from dataclasses import replace
-
-    from ..machine import snapshotting
-    from . import launch
-    from .spec import Fork, Spec
-
-    vm = keeper.vm
-    begun: list[int] = []
-    made: list[str] = []
-    with snapshotting.captured(vm._started(), vm._settings, vm._disks(), timeout=launch.FORK_TIMEOUT) as path:
-        try:
-            for number in range(count):
-                forked = Fork(path, keeper.main_pid, keeper.record.command, keeper.place.name)
-                options = {k: v for k, v in keeper.spec.options.items() if k not in ("hostname", "ports")}
-                policy = replace(keeper.policy, restart="no", restart_max=None)
-                begun.append(launch.begin(Spec(keeper.spec.image, names[number], options, policy=policy, fork=forked)))
-            while begun:
-                made.append(launch.wait(begun.pop(0), report)["name"])
-        except BaseException:
-            for reader in begun:
-                os.close(reader)
-            raise
-    return made

@@ -23,7 +23,7 @@ from .. import descriptors
 MAX_BYTES = 8 << 20
 #: Bytes of a line that are kept together; the rest is the next entry, as docker has it.
 _MAX_LINE = 16 << 10
-_CURRENT, _BEFORE = "log.jsonl", "log.1.jsonl"
+CURRENT, BEFORE = "log.jsonl", "log.1.jsonl"
 #: Seconds between two looks at a file that is followed.
 _LOOK = 0.05
 
@@ -82,10 +82,7 @@ class LogWriter:
         if not entries:
             return
         now = _now()
-        text = "".join(
-            json.dumps({"time": now, "stream": stream, "log": entry.decode("utf-8", "surrogateescape")}) + "\n"
-            for entry in entries
-        ).encode("ascii")
+        text = b"".join(line(stream, entry, now) for entry in entries)
         try:
             if self._fd < 0 or self._size > self._max:
                 self._rotate()
@@ -93,14 +90,25 @@ class LogWriter:
         except OSError:
             self.dropped += len(entries)
 
+    def moved(self, directory: Path) -> None:
+        """The directory has another name now."""
+        with self._lock:
+            self._directory = directory
+
     def _rotate(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            (self._directory / _CURRENT).replace(self._directory / _BEFORE)
+            (self._directory / CURRENT).replace(self._directory / BEFORE)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._fd = descriptors.open_file(self._directory / _CURRENT, flags)
+        self._fd = descriptors.open_file(self._directory / CURRENT, flags)
         self._size = os.fstat(self._fd).st_size
+
+
+def line(stream: str, data: bytes, now: str | None = None) -> bytes:
+    """An entry as the files have it."""
+    said = {"time": now or _now(), "stream": stream, "log": data.decode("utf-8", "surrogateescape")}
+    return json.dumps(said).encode("ascii") + b"\n"
 
 
 def _cut(line: bytes) -> Iterator[bytes]:
@@ -164,7 +172,7 @@ class _Files:
         self._directory = directory
         self._fd = -1
         self._rest = b""
-        self._open(_BEFORE)
+        self._open(BEFORE)
 
     def _open(self, name: str) -> bool:
         try:
@@ -197,13 +205,13 @@ class _Files:
     def _following(self) -> str | None:
         """The file after the one that has been read to its end."""
         if self._fd < 0:
-            return _CURRENT
-        current, before = (self._inode(name) for name in (_CURRENT, _BEFORE))
+            return CURRENT
+        current, before = (self._inode(name) for name in (CURRENT, BEFORE))
         mine = os.fstat(self._fd).st_ino
         if current in (None, mine):
             return None
         # Where it is written faster than read, two files later: on with the oldest there is.
-        return _CURRENT if before in (None, mine) else _BEFORE
+        return CURRENT if before in (None, mine) else BEFORE
 
     def _inode(self, name: str) -> int | None:
         with contextlib.suppress(OSError):

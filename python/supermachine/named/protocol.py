@@ -3,73 +3,18 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import json
 import os
 import socket
-import struct
-import sys
-from pathlib import Path
 from typing import Any
 
-from .. import descriptors, errors
+from .. import errors
 from ..errors import KeeperLost, SupermachineError
 
 #: Bytes of a message at most.
 MAX_MESSAGE = 1 << 20
 #: Seconds in which a keeper answers what takes no time.
 ANSWER = 30.0
-#: Bytes of a Unix socket's path, the least of all systems.
-_MAX_PATH = 100
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening socket that only this user can reach."""
-    server = descriptors.local_socket()
-    try:
-        with _short(path) as name:
-            server.bind(name)
-        server.listen(64)
-    except BaseException:
-        server.close()
-        raise
-    return server
-
-
-def connect(path: Path, timeout: float | None) -> socket.socket:
-    """A connection to whoever listens. Raises OSError."""
-    client = descriptors.local_socket()
-    try:
-        client.settimeout(timeout)
-        with _short(path) as name:
-            client.connect(name)
-    except BaseException:
-        client.close()
-        raise
-    return client
-
-
-@contextlib.contextmanager
-def _short(path: Path) -> Any:
-    """A name of a socket that is as short as its address must be."""
-    if len(os.fsencode(path)) < _MAX_PATH or sys.platform != "linux":
-        yield str(path)
-        return
-    fd = descriptors.open_file(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{fd}/{path.name}"
-    finally:
-        os.close(fd)
-
-
-def peer_is_us(connection: socket.socket) -> bool:
-    """Whether the other end is this user's, or root's."""
-    if sys.platform == "darwin":
-        # struct xucred (sys/ucred.h): version, uid, …; SOL_LOCAL is 0 and LOCAL_PEERCRED is 1.
-        uid = struct.unpack_from("=II", connection.getsockopt(0, 1, 76))[1]
-    else:
-        uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-    return uid in (0, os.getuid())
 
 
 class Channel:

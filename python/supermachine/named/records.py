@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..host import process_stat
 from ..host.boots import boot_id
 
 #: Bytes of a record at most; an environment of a megabyte is beyond what a command takes.
@@ -44,6 +45,10 @@ class Record:
     #: The worker, for whoever looks at the host's processes.
     worker: int | None = None
     health: str = ""
+    #: Where it was started, which relative paths of its options are from.
+    directory: str = ""
+    #: The machine that this one is a fork of; empty for others.
+    parent: str = ""
 
     def write(self, path: Path) -> None:
         """Replaces the file as a whole."""
@@ -66,11 +71,8 @@ class Record:
 
 def process_start(pid: int) -> int:
     """When a process began, in ticks since the boot; 0 where that is not known, or there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
+    stat = process_stat.of(pid)
+    return stat.started if stat is not None else 0
 
 
 def is_process(record: Record) -> bool:

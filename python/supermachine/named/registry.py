@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from .. import descriptors, directories
 from ..cache import locks
-from ..errors import KeeperLost, MachineRunning, NameInUse, NoSuchMachine, RuntimeDirectoryNotTrusted
+from ..errors import KeeperLost, MachineRunning, NameInUse, NoSuchMachine
 from . import names
 from .records import Record, is_process
 
@@ -76,32 +76,18 @@ class Registry:
 
     def _check(self) -> bool:
         """Whether there is anything. Raises RuntimeDirectoryNotTrusted where it could be another user's work."""
-        for path in (self.directory.parent, self.directory):
-            if (why := directories.distrust(path)) is not None:
-                raise RuntimeDirectoryNotTrusted(
-                    f"the directory of machines {directories.shown(path)} {why}",
-                    hint="remove it, or name another with SUPERMACHINE_RUNTIME",
-                )
+        directories.check_own(self.directory, "machines")
         return self.directory.is_dir()
-
-    def _prepare(self) -> None:
-        self._check()
-        for path in (self.directory.parent, self.directory):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._check()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Held while a machine's directory is made or removed."""
-        deadline = time.monotonic() + _PATIENCE
         path = self.directory / ".lock"
-        while (fd := locks.acquire(path, block=False)) is None:
-            if time.monotonic() > deadline:
-                raise KeeperLost(
-                    f"another process has held {directories.shown(path)} for {_PATIENCE:g} seconds",
-                    hint="look for a process of supermachine that is stopped",
-                )
-            time.sleep(0.005)
+        if (fd := locks.acquire_within(path, _PATIENCE)) is None:
+            raise KeeperLost(
+                f"another process has held {directories.shown(path)} for {_PATIENCE:g} seconds",
+                hint="look for a process of supermachine that is stopped",
+            )
         try:
             yield
         finally:
@@ -112,7 +98,7 @@ class Registry:
 
     def create(self, name: str | None) -> tuple[Place, int]:
         """A new machine's directory and the descriptor that holds its lock. Raises NameInUse."""
-        self._prepare()
+        directories.make_own(self.directory, "machines")
         with self._locked():
             made_up = name is None
             for _ in range(100):
@@ -132,6 +118,46 @@ class Registry:
             # Whoever asks whether it is kept holds it for an instant.
             fcntl.flock(fd, fcntl.LOCK_EX)
             return place, fd
+
+    def reopen(self, name: str) -> tuple[Place, int]:
+        """The directory of a machine that has ended, for a new keeper, and the descriptor that holds its lock.
+
+        Raises NoSuchMachine, and MachineRunning where another keeper has it.
+        """
+        place = self.find(name)
+        deadline = time.monotonic() + _LEAVING
+        while True:
+            with self._locked():
+                try:
+                    fd = descriptors.open_file(place.lock, os.O_RDWR)
+                except FileNotFoundError:
+                    raise NoSuchMachine(f"there is no machine {name}") from None
+                # Whoever asks whether it is kept holds it for an instant; its last keeper, until it is gone.
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with contextlib.suppress(FileNotFoundError):
+                        place.socket.unlink()
+                    return place, fd
+                os.close(fd)
+            if time.monotonic() > deadline:
+                raise MachineRunning(f"the machine {name} runs, or is being started")
+            time.sleep(0.005)
+
+    def rename(self, place: Place, name: str) -> Place:
+        """Gives a machine's directory another name. Raises NameInUse."""
+        new = self.place(names.check(name))
+        with self._locked():
+            if new.path.exists() and not self._is_debris(new):
+                raise NameInUse(
+                    f"there is a machine {name} already",
+                    hint=f"choose another name, or remove it: supermachine rm {'-f ' * new.kept()}{name}",
+                )
+            self._clear(new)
+            try:
+                place.path.rename(new.path)
+            except FileNotFoundError:
+                raise NoSuchMachine(f"there is no machine {place.name}") from None
+        return new
 
     def _is_debris(self, place: Place) -> bool:
         """Whether a directory is what is left of a machine that nobody is to see: one that was not up yet when its

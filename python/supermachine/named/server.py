@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from .. import local_sockets
 from ..errors import ConfigurationError
 from . import protocol
 
@@ -29,7 +30,7 @@ class Server:
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        self._socket = protocol.listen(keeper.place.socket)
+        self._socket = local_sockets.listen(keeper.place.socket)
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._requests: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -38,6 +39,7 @@ class Server:
             "stop": self._stop,
             "restart": self._restart,
             "freeze": self._freeze,
+            "rename": self._rename,
             "exec": self._exec,
             "resize": self._resize,
             "signal": self._signal,
@@ -75,7 +77,7 @@ class Server:
                 return
             with self._lock:
                 full = len(self._threads) >= _MAX_CONNECTIONS
-            if full or not protocol.peer_is_us(connection):
+            if full or not local_sockets.peer_is_us(connection):
                 connection.close()
                 continue
             thread = threading.Thread(target=self._serve, args=(connection,), name="client", daemon=True)
@@ -172,6 +174,10 @@ class Server:
         self._keeper.freeze(bool(request["frozen"]))
         return {}
 
+    def _rename(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._keeper.rename(str(request["name"]))
+        return {}
+
     def _exec(self, request: dict[str, Any]) -> dict[str, Any]:
         given = {name: request[name] for name in ("env", "cwd", "user", "tty") if request.get(name)}
         return {"pid": self._keeper.execute([str(word) for word in request["command"]], **given)}
@@ -206,7 +212,7 @@ class Server:
         }
 
     def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
-        from .keeper import fork
+        from .forks import fork
 
         names = [str(name) for name in request["names"]]
         return {"names": fork(self._keeper, len(names), names, self._keeper.say)}

@@ -62,6 +62,8 @@ class Spec:
     entrypoint: list[str] | None = None
     policy: Policy = field(default_factory=Policy)
     fork: Fork | None = None
+    #: Where it was started before, if it is one that has ended and is started again.
+    again: str | None = None
     #: Whether nobody is to be told of anything but failures.
     quiet: bool = False
 

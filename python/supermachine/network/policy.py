@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: What holds where no rule matches: nothing, public addresses, or all but metadata and link-local addresses.
 PRESETS = ("none", "public", "all")
 DEFAULT = "public"
+#: What a word of a network begins with that is a private segment.
+_SEGMENT = "segment:"
 
 
 class Network:
@@ -34,12 +36,14 @@ class Network:
     network that allows nothing else than its rules do: with them the preset is ``none``, and may be no other.
     """
 
-    __slots__ = ("allow", "audit", "deny", "dns", "has_own_address", "preset", "secrets", "segments")
+    __slots__ = ("allow", "audit", "deny", "dns", "has_own_address", "preset", "secrets", "segments", "shared")
 
     #: Private segments that the machine is on from its start, each with names beside the host name.
     segments: tuple[tuple[str, tuple[str, ...]], ...]
     #: Whether it has an address that no other machine of this process has, as it needs on a segment.
     has_own_address: bool
+    #: Whether no other machine of this user has it, and its segments are those of all processes of the user.
+    shared: bool
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class Network:
         self.audit = None if audit is None else os.fspath(audit)
         self.segments = ()
         self.has_own_address = False
+        self.shared = False
 
     @classmethod
     def private(
@@ -84,6 +89,7 @@ class Network:
         preset: str | None = None,
         *,
         names: Sequence[str] = (),
+        shared: bool = False,
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
         dns: Sequence[str] = (),
@@ -93,14 +99,22 @@ class Network:
         """A network that machines of this process have in common, beside what the rest lets each of them reach.
 
         Machines whose `private` has the same `name` reach each other at every port, by their host names, by `names`,
-        and by address; rules that deny hold there too. A process has up to 239 such machines at once. Raises
-        ConfigurationError for what is no rule and no name.
+        and by address; rules that deny hold there too. A process has up to 239 such machines at once.
+
+        With `shared` the network is that of all processes of this user: programs, and machines with names. All that
+        run as this user can put machines on it; a user has up to 254 such machines at once. The text "segment:NAME"
+        is the same for `network=` and ``--network``.
+
+        Raises ConfigurationError for what is no rule and no name.
         """
         from . import segments
 
+        if shared:
+            segments.checked_segment(name)
         network = cls(preset, allow=allow, deny=deny, dns=dns, audit=audit, secrets=secrets)
         network.segments = ((name, segments.checked(names)),)
         network.has_own_address = True
+        network.shared = shared
         return network
 
     def with_own_address(self) -> Network:
@@ -114,6 +128,7 @@ class Network:
         network = self.replaced()
         network.segments = other.segments
         network.has_own_address = other.has_own_address
+        network.shared = other.shared
         return network
 
     def replaced(self, **changes: Any) -> Network:
@@ -121,6 +136,7 @@ class Network:
         said = {name: getattr(self, name) for name in ("preset", "allow", "deny", "dns", "audit", "secrets")}
         network = Network(**{**said, **changes})
         network.segments, network.has_own_address = self.segments, self.has_own_address
+        network.shared = self.shared
         return network
 
     def also(self, allow: Sequence[str] = (), deny: Sequence[str] = (), secrets: Secrets | None = None) -> Network:
@@ -179,6 +195,7 @@ class Network:
                 self.audit,
                 self.segments,
                 self.has_own_address,
+                self.shared,
                 *self.secrets,
             )
         )
@@ -189,6 +206,8 @@ class Network:
             for name in ("allow", "deny", "dns", "segments")
             if getattr(self, name)
         ) + (f", audit={self.audit!r}" if self.audit else "")
+        if self.shared:
+            rules += ", shared=True"
         if self.secrets:
             rules += f", secrets={self.secrets}"
         return f"Network({self.preset!r}{rules})"
@@ -210,12 +229,23 @@ def network(
 ) -> Network:
     """The network that is asked for, by default what SUPERMACHINE_NETWORK says, with further rules.
 
-    A text is a preset's name, and after it, with spaces between them, rules that allow; a rule after "!" denies.
+    A text is a preset's name, and after it, with spaces between them, rules that allow; a rule after "!" denies. In
+    place of the preset, or after it, may be "segment:NAME".
     """
     if isinstance(value, Network):
         return value.also(allow, deny, secrets)
     words = (value or os.environ.get(env.NETWORK) or "").split()
-    rules = words[1:]
+    segments = [word.removeprefix(_SEGMENT) for word in words if word.startswith(_SEGMENT)]
+    words = [word for word in words if not word.startswith(_SEGMENT)]
+    # After a segment alone there may be rules at once.
+    preset = words.pop(0) if words and (words[0] in PRESETS or not segments) else None
+    rules = words
     allow = [*(rule for rule in rules if not rule.startswith("!")), *allow]
     deny = [*(rule[1:] for rule in rules if rule.startswith("!")), *deny]
-    return Network(words[0] if words else None, allow=allow, deny=deny, secrets=secrets)
+    if not segments:
+        return Network(preset, allow=allow, deny=deny, secrets=secrets)
+    found = Network.private(segments[0], preset, shared=True, allow=allow, deny=deny, secrets=secrets)
+    from .segments import checked_segment
+
+    found.segments = tuple((checked_segment(name), ()) for name in dict.fromkeys(segments))
+    return found

@@ -1,7 +1,7 @@
-"""Private segments: machines of one program that reach each other by name.
+"""Private segments: machines of one program that reach each other by name, or of one user where they are shared.
 
 Each machine's own policy process knows the others' names and takes what comes from them; no frame of a guest reaches
-another one. A machine on a segment has an address that no other machine of this process has.
+another one. A machine on a segment has an address that no other machine of this process has, or of this user.
 """
 
 from __future__ import annotations
@@ -56,8 +56,22 @@ def checked(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def reserve() -> str | None:
-    """An address for a machine that is about to start, for `keep` or `release`; ``None`` when all are taken."""
+def checked_segment(name: object) -> str:
+    """Raises ConfigurationError for what is no name of a segment that others find."""
+    if not is_name(name):
+        raise ConfigurationError(f"{name!r} is no name of a segment: letters, digits, '-', '_' and '.' are")
+    return str(name)
+
+
+def reserve(*, across: bool = False) -> str | None:
+    """An address for a machine that is about to start, for `keep` or `release`; ``None`` when all are taken.
+
+    With `across` it is one that no other machine of this user has.
+    """
+    if across:
+        from . import shared
+
+        return shared.reserve()
     with _lock:
         for address in _ADDRESSES:
             if address in _held:
@@ -72,17 +86,31 @@ def reserve() -> str | None:
 def keep(address: str, worker: Worker) -> None:
     """The machine has started: it has the address until it ends."""
     with _lock:
-        _held[address] = weakref.ref(worker)
+        if address in _held:
+            _held[address] = weakref.ref(worker)
+            return
+    from . import shared
+
+    shared.keep(address, worker)
 
 
 def release(address: str) -> None:
     with _lock:
-        _held.pop(address, None)
+        if address in _held:
+            del _held[address]
+            return
+    from . import shared
+
+    shared.release(address)
 
 
 def join(worker: Worker, segment: str, names: Sequence[str]) -> None:
     """Puts a machine on a segment, where it is called so. Raises NotSupported for one without an address of its own."""
     global _numbers
+    if _is_shared(worker):
+        from . import shared
+
+        return shared.join(worker, checked_segment(segment), list(dict.fromkeys(checked(names))))
     if worker.network_address not in _held:
         raise NotSupported(
             f"the machine cannot be put on the segment {segment!r}: it was started without an address of its own",
@@ -103,6 +131,10 @@ def join(worker: Worker, segment: str, names: Sequence[str]) -> None:
 
 def leave(worker: Worker, segment: str) -> None:
     """Takes a machine off a segment; what it has open there is reset."""
+    if _is_shared(worker):
+        from . import shared
+
+        return shared.leave(worker, segment)
     with _lock:
         there = _segments.get(segment)
         if there is None:
@@ -117,4 +149,13 @@ def leave(worker: Worker, segment: str) -> None:
 def address_of(worker: Worker) -> str:
     """Where other machines on its segments find it; empty for one that is on none."""
     address = worker.network_address
-    return address if address is not None and address in _held else ""
+    return address if address is not None and (address in _held or _is_shared(worker)) else ""
+
+
+def _is_shared(worker: Worker) -> bool:
+    address = worker.network_address
+    if address is None or address in _held:
+        return False
+    from . import shared
+
+    return shared.has(address)

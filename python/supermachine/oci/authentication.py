@@ -129,7 +129,7 @@ class Authenticator:
                     f"the token service of registry {self._host} refused "
                     + ("anonymous access" if credentials is None else "the credentials"),
                     cause=f"HTTP {response.status}",
-                    hint=f"log in: docker login {self._host}",
+                    hint=f"log in: supermachine login {self._host}",
                 )
             if response.status != 200:
                 raise RegistryError(f"the token service of registry {self._host} answered with HTTP {response.status}")

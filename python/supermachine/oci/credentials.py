@@ -20,7 +20,7 @@ from ..errors import CredentialError
 from .references import DEFAULT_DOMAIN
 
 # The key under which docker login stores the default registry, since before there was a second version.
-_DEFAULT_KEYS = (f"https://index.{DEFAULT_DOMAIN}/v1/", f"index.{DEFAULT_DOMAIN}", DEFAULT_DOMAIN)
+DEFAULT_KEYS = (f"https://index.{DEFAULT_DOMAIN}/v1/", f"index.{DEFAULT_DOMAIN}", DEFAULT_DOMAIN)
 _MAX_FILE = 4 << 20
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 # Helpers may ask a keychain, which may ask a person.
@@ -57,8 +57,8 @@ def find_credentials(
     """
     env = os.environ if environ is None else environ
     note: str | None = None
-    for file in _files(env):
-        config = _read(file)
+    for file in files(env):
+        config = read(file)
         if config is None:
             continue
         keys = list(_keys(domain, path))
@@ -84,7 +84,8 @@ def find_credentials(
     return Found(None, note)
 
 
-def _files(env: Mapping[str, str]) -> Iterator[Path]:
+def files(env: Mapping[str, str]) -> Iterator[Path]:
+    """Where credentials are looked for, in this order."""
     if env.get("REGISTRY_AUTH_FILE"):
         yield Path(env["REGISTRY_AUTH_FILE"])
         return
@@ -101,7 +102,8 @@ def _files(env: Mapping[str, str]) -> Iterator[Path]:
         yield Path(home) / ".config" / "containers" / "auth.json"
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def read(file: Path) -> dict[str, Any] | None:
+    """What is in a file; ``None`` where there is none. Raises CredentialError."""
     import json
 
     try:
@@ -127,11 +129,11 @@ def _keys(domain: str, path: str) -> Iterator[str]:
         yield "/".join([domain, *parts[:count]])
     yield domain
     if domain == DEFAULT_DOMAIN:
-        yield from _DEFAULT_KEYS
+        yield from DEFAULT_KEYS
 
 
 def _server(domain: str, key: str) -> str:
-    return _DEFAULT_KEYS[0] if domain == DEFAULT_DOMAIN and "/" not in key.removeprefix("https://") else key
+    return DEFAULT_KEYS[0] if domain == DEFAULT_DOMAIN and "/" not in key.removeprefix("https://") else key
 
 
 def _from_auths(auths: dict[str, Any], keys: list[str], file: Path) -> Credentials | None:
@@ -180,6 +182,33 @@ class _HelperMissing(CredentialError):
 def _ask_helper(name: str, server: str, env: Mapping[str, str], timeout: float) -> Credentials | None:
     """The protocol of docker-credential-helpers: `get`, the server on stdin, JSON on stdout."""
     import json
+
+    text = run_helper(name, "get", server, server, env, timeout)
+    if text is None:
+        return None
+    try:
+        answer = json.loads(text)
+        username, secret = answer["Username"], answer["Secret"]
+        if not isinstance(username, str) or not isinstance(secret, str):
+            raise TypeError("Username and Secret have to be strings")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # The text may hold the secret, so it is not shown.
+        raise CredentialError(
+            f"the answer of the credential helper docker-credential-{name} is not what its protocol says",
+            cause=type(error).__name__,
+        ) from None
+    if username == "<token>":
+        return Credentials(identity_token=secret)
+    return Credentials(username, secret)
+
+
+def run_helper(
+    name: str, action: str, said: str, server: str, env: Mapping[str, str], timeout: float = HELPER_TIMEOUT
+) -> str | None:
+    """What a helper answers to `get`, `store` or `erase`; ``None`` where it knows nobody for the server.
+
+    Raises CredentialError.
+    """
     import shutil
     import signal
     import subprocess
@@ -195,7 +224,7 @@ def _ask_helper(name: str, server: str, env: Mapping[str, str], timeout: float) 
     descriptors.reserve()
     try:
         process = subprocess.Popen(
-            [executable, "get"],
+            [executable, action],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -206,7 +235,7 @@ def _ask_helper(name: str, server: str, env: Mapping[str, str], timeout: float) 
         raise CredentialError(f"the credential helper {program} cannot be started", cause=str(error)) from error
     with process:
         try:
-            output, _ = process.communicate(server.encode(), timeout=timeout)
+            output, _ = process.communicate(said.encode(), timeout=timeout)
         except BaseException as error:
             # The whole group: a helper that is a script leaves children behind that hold the pipe.
             with contextlib.suppress(ProcessLookupError):
@@ -224,16 +253,4 @@ def _ask_helper(name: str, server: str, env: Mapping[str, str], timeout: float) 
             f"the credential helper {program} failed for {server} with status {process.returncode}",
             cause=text[:500] or None,
         )
-    try:
-        answer = json.loads(text)
-        username, secret = answer["Username"], answer["Secret"]
-        if not isinstance(username, str) or not isinstance(secret, str):
-            raise TypeError("Username and Secret have to be strings")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        # The text may hold the secret, so it is not shown.
-        raise CredentialError(
-            f"the answer of the credential helper {program} is not what its protocol says", cause=type(error).__name__
-        ) from None
-    if username == "<token>":
-        return Credentials(identity_token=secret)
-    return Credentials(username, secret)
+    return text

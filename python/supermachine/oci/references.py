@@ -49,7 +49,7 @@ _SCHEMES: dict[str, FileKind] = {
     "docker-archive": "docker-archive",
 }
 _REGISTRY, _FILE = "docker://", "file://"
-_ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+_ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 
 
 def is_digest(text: object) -> bool:

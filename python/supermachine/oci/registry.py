@@ -202,7 +202,7 @@ class Repository:
             detail = ""
         if detail:
             cause += f": {detail}"
-        log_in = f"docker login {self._domain}" if self._domain != DEFAULT_DOMAIN else "docker login"
+        log_in = f"supermachine login {self._domain}" if self._domain != DEFAULT_DOMAIN else "supermachine login"
         if status == 401:
             note = self._authenticator.note
             return RegistryUnauthorized(

@@ -253,7 +253,7 @@ class Transport:
             raise RegistryRateLimited(
                 f"{_place(response.url)} limits the rate of requests",
                 cause=f"Retry-After: {asked:g} s" if asked is not None else None,
-                hint="log in (docker login raises the limit), or try again later",
+                hint="log in (supermachine login raises the limit), or try again later",
             )
         if asked is not None:
             return asked

@@ -162,8 +162,9 @@ SETTINGS = (
         'What the guest may reach: "none", "public", "all", one of them and rules as "public host:8080 !evil.test", '
         'or a `Network` (default: SUPERMACHINE_NETWORK, else "public").',
         options=("--network",),
-        metavar="'PRESET [RULE] [!RULE]…'",
-        help="What the guest may reach: none, public or all, and rules as host:8080.  [default: public]",
+        metavar="'PRESET [RULE] [!RULE]… [segment:NAME]'",
+        help="What the guest may reach: none, public or all, rules as host:8080, the machines of a private segment.  "
+        "[default: public]",
         remembered="process",
     ),
     Setting(

@@ -100,6 +100,29 @@ def _code(code: Any) -> list[str]:
     return [code.co_code.hex(), repr(code.co_names), repr(inner)]
 
 
+class Turn:
+    """The right to bake one key's snapshot, which is true where it was had: `Baked.baking`."""
+
+    def __init__(self, lock: int | None, mine: bool) -> None:
+        self._lock = lock
+        self._mine = mine
+
+    def __bool__(self) -> bool:
+        return self._mine
+
+    def keep(self) -> Turn:
+        """The same right, for longer than the block of `Baked.baking`: until its `release`."""
+        kept, self._lock, self._mine = Turn(self._lock, self._mine), None, False
+        return kept
+
+    def release(self) -> None:
+        from ..cache.locks import release
+
+        lock, self._lock, self._mine = self._lock, None, False
+        if lock is not None:
+            release(lock)
+
+
 class Baked:
     """The place of one key's snapshot in the cache, filled or not."""
 
@@ -211,29 +234,31 @@ class Baked:
         return freed
 
     @contextlib.contextmanager
-    def baking(self, *, long: bool, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-        """Holds the right to bake; false when that cannot be had, or is no longer needed, after a bounded wait.
+    def baking(
+        self, *, long: bool, on_wait: Callable[[], None] | None = None, until: Callable[[], bool] = lambda: False
+    ) -> Iterator[Turn]:
+        """Holds the right to bake; a false one when that cannot be had, or is no longer needed, after a bounded wait.
 
-        The kernel takes the lock back from who is killed.
+        The wait ends when `until` holds, too. The kernel takes the lock back from who is killed.
         """
-        from ..cache.locks import acquire, release
+        from ..cache.locks import acquire
 
         deadline = time.monotonic() + (_WAIT_WARMUP if long else _WAIT)
         fd = None
         try:
             self._cache.prepare()
-            while (fd := acquire(self._lock, block=False)) is None and time.monotonic() < deadline:
+            while (fd := acquire(self._lock, block=False)) is None and time.monotonic() < deadline and not until():
                 if on_wait is not None:
                     on_wait()
                     on_wait = None
                 time.sleep(_POLL)
         except OSError as error:
             _warn(f"no snapshot is baked: {error}")
+        turn = Turn(fd, fd is not None and (self.refused or not self.exists()))
         try:
-            yield fd is not None and (self.refused or not self.exists())
+            yield turn
         finally:
-            if fd is not None:
-                release(fd)
+            turn.release()
 
     def bake(self, worker: Worker, image: ResolvedImage, api: bytes) -> bool:
         """Takes the snapshot of a guest that goes on afterwards. False, and a warning, when that fails."""

@@ -33,6 +33,7 @@ _MAX_CHAIN = 64
 _MAX_LOOKED_AT = 256
 #: Ports of the host that are listened on again at most: who wrote the file may be anybody.
 _MAX_PORTS = 256
+_MAX_DIRECTORIES = 64
 #: Rules of its network at most.
 _MAX_RULES = 4096
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -61,6 +62,8 @@ class Record:
     network: Network | None = None
     #: Volumes that were mounted: name, place in the guest, slot, and what each was known by.
     volumes: tuple[tuple[str, str, int, str], ...] = ()
+    #: Those that are directories: name, place in the guest, and whether it only reads it.
+    directories: tuple[tuple[str, str, bool], ...] = ()
 
     @classmethod
     def of(
@@ -87,6 +90,7 @@ class Record:
             parents=[(head.id, str(head.path)) for head in parents],
             network=None if bare else settings.network,
             volumes=() if bare else tuple((v.name, v.target, v.slot, mark.hex()) for v in settings.volumes),
+            directories=() if bare else tuple((s.volume, s.target, s.read_only) for s in settings.shares if s.volume),
         )
 
     def encode(self) -> bytes:
@@ -125,6 +129,7 @@ class Record:
                 "parents": self.parents,
                 "network": None if self.network is None else self.network.record(),
                 "volumes": self.volumes,
+                "directories": self.directories,
             }
         ).encode()
 
@@ -163,6 +168,7 @@ class Record:
                 parents=[(_text(id_), _text(path)) for id_, path in body["parents"]][:_MAX_CHAIN],
                 network=_network(body.get("network")),
                 volumes=_volumes(body.get("volumes", [])),
+                directories=_directories(body.get("directories", [])),
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = str(error) if isinstance(error, (ConfigurationError, InvalidImage, ValueError)) else "malformed"
@@ -243,6 +249,15 @@ def _volumes(value: Sequence[tuple[str, str, int, str]]) -> tuple[tuple[str, str
     if len({slot for _, _, slot, _ in found}) < len(found):
         raise ValueError("two volumes are in one slot")
     return tuple(found)
+
+
+def _directories(value: Sequence[tuple[str, str, bool]]) -> tuple[tuple[str, str, bool], ...]:
+    from ..storage.volumes import check_name
+
+    found = tuple((check_name(_text(name)), _text(target), read_only is True) for name, target, read_only in value)
+    if not all(target.startswith("/") for _, target, _ in found) or len(found) > _MAX_DIRECTORIES:
+        raise ValueError("a volume is none")
+    return found
 
 
 def _port(value: object) -> int:

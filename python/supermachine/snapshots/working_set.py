@@ -2,7 +2,7 @@
 
 A file is eight bytes of magic, the SHA-256 of the rest in hexadecimal digits, and for each run of pages a u32 of its
 first page and a u32 of twice their number, plus one when the guest wrote to them; all little-endian, as every host is.
-A damaged file counts as none.
+The runs are in the order of first touch where the engine sees that, otherwise ascending. A damaged file counts as none.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def decode(data: bytes) -> Ranges:
     words = memoryview(body).cast("I")
     ranges = [(start, pages >> 1, bool(pages & 1)) for start, pages in zip(words[::2], words[1::2], strict=True)]
     end = 0
-    for start, count, _ in ranges:
+    for start, count, _ in sorted(ranges):
         if start < end or not count:
-            raise ValueError("runs out of order")
+            raise ValueError("runs that overlap")
         end = start + count
     if sum(count for _, count, _ in ranges) > _MAX_PAGES:
         raise ValueError("too many pages")

@@ -9,17 +9,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
+from .. import shortage
 from ..errors import ConfigurationError, ShareNotFound
 from . import tmpfs as memory
+from . import volume_directories
 from . import volumes as named
-from .sizes import disk_bytes
+from .sizes import disk_bytes, size_bytes
 
 if TYPE_CHECKING:
     from .._core import Worker
 
 Cache: TypeAlias = Literal["auto", "none", "always"]
+Owner: TypeAlias = Literal["map", "virtual"]
 #: As docker-py has volumes: a mapping of host paths, or texts as on docker's command line.
 Volumes: TypeAlias = "Mapping[str, Any] | Sequence[str]"
 #: By the guest's path, or texts as docker's --mount has them.
@@ -36,9 +39,17 @@ _FIELDS = {
     **dict.fromkeys(("readonly", "ro"), "read_only"),
     "tmpfs-size": "size",
     "tmpfs-mode": "mode",
+    # Not docker's.
+    "kind": "kind",
+    "cache": "cache",
+    "owner": "owner",
+    "quota": "quota",
+    "watch": "watch",
 }
-#: Of those, what only a tmpfs has.
+#: Of those, what only a tmpfs has, and what only a share has.
 _OF_TMPFS = ("size", "mode")
+_OF_SHARES = ("cache", "owner", "quota", "watch")
+_OF_VOLUMES = "kind"
 _SWITCH = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
@@ -49,11 +60,24 @@ class Share:
     What the host's user owns belongs to the guest's user, in both directions. `cache` says how long the guest goes by
     what it has seen: ``"auto"`` for a second, ``"none"`` not at all, ``"always"`` for a day, which is for what nobody
     else changes. Of a share that is `read_only` nothing can be changed, by the guest or by its own process on the host.
+
+    With `owner="virtual"` the guest sets any owner, mode and kind of file: they are kept beside each file of the
+    host's, as the extended attribute ``user.supermachine.stat``, and the host's files belong to the host's user all
+    the same. Its file system must have such attributes.
+
+    `quota` is by how much the guest may make it grow, in bytes or as ``"4g"``; then it has ``ENOSPC``. The room that
+    files take counts, and what the guest frees is given back; each machine, and each fork of one, begins anew.
+
+    With `watch` programs in the guest that watch files (inotify) are told of what the host changes, too. The host's
+    system watches each of the share's directories for that: 65,536 at most, and ConfigurationError beyond.
     """
 
     path: str | os.PathLike[str]
     read_only: bool = False
     cache: Cache = "auto"
+    owner: Owner = "map"
+    quota: int | str | None = None
+    watch: bool = False
 
 
 class Mounted(NamedTuple):
@@ -64,6 +88,11 @@ class Mounted(NamedTuple):
     path: str
     read_only: bool
     cache: Cache
+    owner: Owner
+    quota_bytes: int | None
+    #: The volume that it is, if it is one.
+    volume: str = ""
+    watch: bool = False
 
 
 class Parsed(NamedTuple):
@@ -133,6 +162,10 @@ def _long(text: str) -> Mounted | named.Mounted | memory.Mounted:
         raise ConfigurationError(f"the mount {text!r} names no target", hint="add target=/work")
     kind, source = said.get("type", "volume"), said.get("source", "")
     options = [f"{name}={said[name]}" for name in _OF_TMPFS if name in said]
+    if kind != "bind" and (of_shares := next((name for name in _OF_SHARES if name in said), None)):
+        raise ConfigurationError(f"{of_shares}, in the mount {text!r}, is of a bind", hint="add type=bind")
+    if kind != "volume" and _OF_VOLUMES in said:
+        raise ConfigurationError(f"kind, in the mount {text!r}, is of a volume", hint="add type=volume")
     if kind == "tmpfs" and not source:
         if _SWITCH.get(said.get("read_only", "false")):
             options.append("ro")
@@ -145,8 +178,13 @@ def _long(text: str) -> Mounted | named.Mounted | memory.Mounted:
     if (read_only := _SWITCH.get(said.get("read_only", "false"))) is None:
         raise ConfigurationError(f"readonly, in the mount {text!r}, is neither true nor false")
     if kind == "bind":
-        return _mounted(said["target"], Share(source, read_only=read_only))
-    return _mounted(said["target"], named.Volume(source, read_only=read_only))
+        cache, owner = said.get("cache", "auto"), said.get("owner", "map")
+        if (watch := _SWITCH.get(said.get("watch", "false"))) is None:
+            raise ConfigurationError(f"watch, in the mount {text!r}, is neither true nor false")
+        share = Share(source, read_only, cast("Cache", cache), cast("Owner", owner), said.get("quota"), watch)
+        return _mounted(said["target"], share)
+    volume_kind = cast("named.Kind | None", said.get(_OF_VOLUMES))
+    return _mounted(said["target"], named.Volume(source, read_only=read_only, kind=volume_kind))
 
 
 def _docker_py(source: str, said: object) -> Mounted | named.Mounted:
@@ -177,20 +215,66 @@ def _mounted(target: str, share: str | os.PathLike[str] | Share | named.Volume) 
     if not target.startswith("/") or "\0" in target or os.path.normpath(target) in ("/", "//"):
         raise ConfigurationError(f"{target!r} is no place for a share; an absolute path below / is needed")
     if isinstance(share, named.Volume):
-        size = disk_bytes(share.size)
+        if named.kind_of(share) == "directory":
+            return _directory(os.path.normpath(target), share.name, read_only=share.read_only)
+        size = 0 if share.size is None else disk_bytes(share.size)
         return named.Mounted(os.path.normpath(target), named.check_name(share.name), size, bool(share.read_only), 0)
     share = share if isinstance(share, Share) else Share(share)
     if share.cache not in get_args(Cache):
         raise ConfigurationError(f"cache is {share.cache!r}; auto, none or always is needed")
+    if share.owner not in get_args(Owner):
+        raise ConfigurationError(f"owner is {share.owner!r}; map or virtual is needed")
+    quota = None if share.quota is None else size_bytes(share.quota, "a quota")
+    if quota is not None and quota < 0:
+        raise ConfigurationError(f"quota is {share.quota!r}; a number of bytes from 0 on is needed")
     path = os.path.normpath(Path(share.path).expanduser().absolute())
     if not Path(path).is_dir() and not Path(path).is_file():
         raise ShareNotFound(f"{path}, which is to be at {target} in the guest, is neither a directory nor a file")
-    return Mounted(os.path.normpath(target), path, bool(share.read_only), share.cache)
+    return Mounted(
+        os.path.normpath(target),
+        path,
+        bool(share.read_only),
+        share.cache,
+        share.owner,
+        quota,
+        watch=bool(share.watch),
+    )
 
 
-def opened(shares: Sequence[Mounted]) -> list[tuple[str, bool, str]]:
+def _directory(target: str, name: str, *, read_only: bool) -> Mounted:
+    path = str(volume_directories.share_of(named.place() / name))
+    return Mounted(target, path, bool(read_only), "auto", "virtual", None, name)
+
+
+def known(directories: Sequence[tuple[str, str, bool]]) -> tuple[Mounted, ...]:
+    """Volumes that a snapshot's machine had, by name, place in the guest, and whether it only read them.
+
+    Raises VolumeNotFound, and ConfigurationError for what is no directory any more.
+    """
+    for name, _, _ in directories:
+        if named.inspect_kind(name) != "directory":
+            raise ConfigurationError(f"the volume {name} was a directory when the snapshot was taken, and is a disk")
+    return tuple(_directory(target, name, read_only=read_only) for name, target, read_only in directories)
+
+
+def held(shares: Sequence[Mounted]) -> volume_directories.Held:
+    """The locks of a machine on the volumes among its shares, which are made where they are not there yet.
+
+    One that is new is this machine's alone until `Held.filled`. Raises VolumeInUse.
+    """
+    found = volume_directories.Held()
+    try:
+        for volume in sorted({share.volume for share in shares} - {""}):
+            found.take(named.directory(volume))
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def opened(shares: Sequence[Mounted]) -> list[tuple[str, bool, str, str, int | None, bool]]:
     """The shares as a worker takes them."""
-    return [(share.path, share.read_only, share.cache) for share in shares]
+    return [(share.path, share.read_only, share.cache, share.owner, share.quota_bytes, share.watch) for share in shares]
 
 
 def attach(
@@ -215,15 +299,20 @@ def attach(
             (disk.mounted.device, disk.size, os.fsencode(disk.mounted.target), disk.mounted.read_only)
             for disk in volumes
         ]
-        targets = [(os.fsencode(share.target), share.read_only) for share in shares]
-        attach_shares(
-            worker,
-            disks,
-            targets,
-            user or "",
-            os.geteuid(),
-            os.getegid(),
-            tmpfs=[(os.fsencode(mounted.target), mounted.flags, mounted.options) for mounted in tmpfs],
-            shm_bytes=shm_bytes,
-            read_only_root=read_only,
-        )
+        targets = [(os.fsencode(share.target), share.read_only, bool(share.volume)) for share in shares]
+        with shortage.Told("what the guest is to mount cannot be mounted"):
+            attach_shares(
+                worker,
+                disks,
+                targets,
+                user or "",
+                os.geteuid(),
+                os.getegid(),
+                tmpfs=[(os.fsencode(mounted.target), mounted.flags, mounted.options) for mounted in tmpfs],
+                shm_bytes=shm_bytes,
+                read_only_root=read_only,
+            )
+            if watched := [(number, share.path) for number, share in enumerate(shares) if share.watch]:
+                from . import watching
+
+                watching.follow(worker, watched)

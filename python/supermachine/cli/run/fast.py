@@ -237,17 +237,7 @@ def _hardware() -> str:
     return boot
 
 
-def run(said: Arguments) -> int:
-    """`supermachine run`: the exit status, which is the command's, or 128 and a signal's number."""
-    code = _short_way(said)
-    if code is None:
-        from .full import whole_way
-
-        code = whole_way(said)
-    return 128 - code if code < 0 else code
-
-
-def _short_way(said: Arguments) -> int | None:
+def attempt(said: Arguments) -> int | None:
     """The return code as `subprocess` has it; ``None`` when the whole way has to be gone."""
     steps = Steps()
     try:
@@ -268,8 +258,8 @@ def _short_way(said: Arguments) -> int | None:
     own = parsing.environment([*parsing.environment_files(said["env_file"]), *settings["environment"]])
     terminal = foreground.wants_terminal(said["tty"])
     reach = network(settings["network"], settings["allow"], settings["deny"], settings["secrets"])
-    if reach.secrets.keys() & own.keys():
-        return None  # the whole way says so
+    if reach.secrets.keys() & own.keys() or reach.segments:
+        return None  # the whole way says so, or puts it on its segments
     own = {**reach.environment, **own}
     try:
         with foreground.Signals() as signals:

@@ -22,7 +22,7 @@ def whole_way(said: Arguments) -> int:
     steps, began = Steps(), time.time()
     if said["quiet"]:
         boots.silence()
-    file = fast.place(said)
+    file, arrival = fast.place(said), None
     terminal = foreground.wants_terminal(said["tty"])
     with foreground.Signals() as signals, progress(said["quiet"]) as report:
         try:
@@ -36,12 +36,15 @@ def whole_way(said: Arguments) -> int:
                 from ...machine import remote
 
                 vm, file = remote.restored(said["image"], **options), None
+                arrival = remote.arrival_of(vm)
                 argv = vm.command(words, entrypoint)
             steps("image")
             report.close()
             with vm:
                 steps.add(vm.timings)
                 steps("started")
+                if arrival is None and (guest := vm._guest) is not None and guest.origin is not None:
+                    arrival = guest.origin.arrival
                 code = foreground.execute(
                     vm._running(),
                     vm._context(),
@@ -54,9 +57,15 @@ def whole_way(said: Arguments) -> int:
                 steps("command")
                 foreground.explain(vm._running(), code)
             steps("end")
+            if arrival is not None:
+                from ...machine import remote
+
+                remote.finish(arrival)
             if file is not None:
                 fast.remember(file, said, vm, began)
         except foreground.Signalled as signalled:
+            if arrival is not None:
+                arrival.cancel()
             return 128 + signalled.number
     if said["timings"]:
         steps.report(said["timings"], f"supermachine run {said['image']}")

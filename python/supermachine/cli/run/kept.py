@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import OWN_FAILURE
+from ..exit_status import OWN_FAILURE
 
 if TYPE_CHECKING:
     from ..._core import Worker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from ...oci.references import RegistryReference
 from ...oci.transport import Transport
 from .. import archives, builds, dockerfile, documents, logins, made
 from ..errors import ApiError, BadRequest, NotImplementedHere, as_api_error
-from ..http import Answer, Request, Streamed, reply
+from ..http import Answer, Duplex, Hijacked, Request, Streamed, reply
 from ..images import reference
 from ..pulling import encoded
 from ..routing import Routes
@@ -46,10 +47,21 @@ _OF_CONTAINERS = (
 )
 
 
+@routes.post("/session")
+async def buildkit_session(_session: Session, _request: Request) -> Answer:
+    """What BuildKit's clients open before they build, and show no failure of. Their build is told what to do."""
+
+    async def nothing(connection: Duplex) -> None:
+        while await connection.read():
+            pass
+
+    return Hijacked(nothing)
+
+
 @routes.post("/build")
 async def build(session: Session, request: Request) -> Answer:
     if request.text("version") == "2" or request.text("session"):
-        raise NotImplementedHere("BuildKit is not served here: build with DOCKER_BUILDKIT=0")
+        raise NotImplementedHere("supermachine does not serve BuildKit: build with the variable DOCKER_BUILDKIT=0")
     if request.text("remote"):
         raise NotImplementedHere("a build's context is sent here, and not fetched from an address")
     wanted = builds.Wanted(
@@ -117,6 +129,7 @@ async def commit(session: Session, request: Request) -> Answer:
     vm = await container.machine()
     resolved = container.image.resolved
     assert resolved is not None
+    history = [*container.image.history, made.step(shlex.join(container.command), request.text("comment"))]
     still = container.status == "running" and request.flag("pause", True)
 
     def work() -> Image:
@@ -124,7 +137,7 @@ async def commit(session: Session, request: Request) -> Answer:
             group.freeze(vm, True)
         try:
             image = session.made.of_guest(
-                vm, config, str(resolved.platform), comment=request.text("comment"), author=request.text("author")
+                vm, config, str(resolved.platform), history=history, author=request.text("author")
             )
         finally:
             if still:

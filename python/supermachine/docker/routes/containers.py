@@ -7,10 +7,11 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from ...errors import SupermachineError
 from ...guest import process_table
-from .. import documents, statistics
+from .. import changes, documents, statistics
 from ..containers import FILTERS
-from ..errors import BadRequest, NotImplementedHere
+from ..errors import BadRequest, NotImplementedHere, as_api_error
 from ..filters import Filters
 from ..http import Answer, Request, Streamed, nothing, reply
 from ..routing import Routes
@@ -47,6 +48,20 @@ async def prune(session: Session, request: Request) -> Answer:
 @routes.get("/containers/{name:path}/json")
 async def inspect(session: Session, _request: Request, name: str) -> Answer:
     return reply(documents.inspect(session.containers.get(name)))
+
+
+@routes.get("/containers/{name}/changes")
+async def changed(session: Session, _request: Request, name: str) -> Answer:
+    container = session.containers.get(name)
+    resolved = container.image.resolved
+    if resolved is None:
+        raise NotImplementedHere("the image is no image: there is nothing to compare with")
+    vm = await container.machine()
+    try:
+        found = await session.call(changes.of, vm, resolved)
+    except (SupermachineError, OSError) as error:
+        raise as_api_error(error) from error
+    return reply(found or None)
 
 
 @routes.post("/containers/{name}/start")

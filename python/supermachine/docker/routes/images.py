@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import logins
 from ..errors import NotImplementedHere
@@ -59,16 +59,7 @@ async def inspect(session: Session, _request: Request, name: str) -> Answer:
 
 @routes.get("/images/{name:path}/history")
 async def history(session: Session, _request: Request, name: str) -> Answer:
-    image = await session.images.find(name)
-    line: dict[str, Any] = {
-        "Id": image.id,
-        "Created": image.line()["Created"],
-        "CreatedBy": "",
-        "Tags": image.names,
-        "Size": image.size,
-        "Comment": "",
-    }
-    return reply([line])
+    return reply((await session.images.find(name)).steps())
 
 
 @routes.post("/images/{name:path}/tag")

@@ -14,8 +14,9 @@ from ...oci.platforms import Platform
 from .. import logins
 from ..errors import BadRequest, NotFound
 from ..filters import Filters
-from ..http import Answer, Request, Response, Streamed, nothing, reply
+from ..http import Answer, Request, Response, Streamed, reply
 from ..routing import API_VERSION, MIN_API_VERSION, Routes
+from ..volumes import DISK, LOCAL
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -83,7 +84,12 @@ async def version(session: Session, _request: Request) -> Answer:
 @routes.get("/info")
 async def info(session: Session, _request: Request) -> Answer:
     images = await session.images.all()
-    empty = {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": None, "Log": ["json-file"]}
+    empty = {
+        "Volume": [LOCAL, DISK],
+        "Network": ["bridge", "host", "null"],
+        "Authorization": None,
+        "Log": ["json-file"],
+    }
     return reply(
         {
             "ID": session.directory.name,
@@ -194,9 +200,3 @@ async def login(session: Session, request: Request) -> Answer:
 async def plugin(_session: Session, _request: Request, name: str) -> Answer:
     """`docker inspect` asks here too for what is nothing else."""
     raise NotFound(f"plugin {name[:256]!r} not found")
-
-
-@routes.post("/session")
-async def build_session(_session: Session, _request: Request) -> Answer:
-    """BuildKit's clients ask; a status that is no upgrade says that there is none."""
-    return nothing(404)

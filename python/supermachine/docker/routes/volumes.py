@@ -28,8 +28,10 @@ async def create(session: Session, request: Request) -> Answer:
     body = await request.document()
     said = body.get("Labels")
     labels = {str(name): str(value) for name, value in said.items()} if isinstance(said, dict) else {}
-    driver, options = str(body.get("Driver") or "local"), body.get("DriverOpts")
-    volume = session.volumes.ensure(str(body.get("Name") or ""), labels, driver, options)
+    options = body.get("DriverOpts")
+    volume = await session.volumes.create(
+        str(body.get("Name") or ""), labels, str(body.get("Driver") or ""), options if isinstance(options, dict) else {}
+    )
     return reply(volume.document(), 201)
 
 
