@@ -5,6 +5,7 @@
 # that toolchain does the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/packages.sh
 
 target="$1"
 packages=(rustc-web cargo-web rust-web-clippy gcc-aarch64-linux-gnu)
@@ -36,16 +37,7 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/$target"
 if rustup target list --installed 2>/dev/null | grep -qx "$target"; then
     exec cargo clippy --locked --target "$target" "${what[@]}" -- -D warnings
 fi
-missing=()
-for package in "${packages[@]}"; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-done
-if [ ${#missing[@]} -ne 0 ]; then
-    echo "not checked for $target; missing: ${missing[*]} (or: rustup target add $target)" >&2
-    # Elsewhere than in continuous integration this is a warning.
-    [ "${CI:-}" != true ]
-    exit
-fi
+needs "not checked for $target" " (or: rustup target add $target)" "${packages[@]}"
 # A nightly feature builds the standard library; these are the names of Debian's executables, past any rustup's.
 export RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc CARGO=/usr/bin/cargo PATH="/usr/bin:$PATH"
 exec /usr/bin/cargo-clippy clippy --locked "${how[@]}" --target "$target" "${what[@]}" -- -D warnings

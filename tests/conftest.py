@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import signal
 
 import hypothesis
@@ -7,6 +8,10 @@ import hypothesis
 from tests.hosts.fixtures import c_program, host, hosts
 
 __all__ = ["c_program", "host", "hosts"]
+
+# Where it is set pytest draws the whole difference of two values, and of two files of half a megabyte that takes hours.
+# tests/real.py keeps what it said.
+os.environ.pop("CI", None)
 
 # How long an example takes is the machine's business.
 hypothesis.settings.register_profile("supermachine", deadline=None)

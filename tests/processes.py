@@ -23,5 +23,8 @@ def running(command: Sequence[str | PathLike[str]], **options: Any) -> Iterator[
 def line(process: subprocess.Popen[bytes]) -> bytes:
     """The next line of its standard output, which comes within a minute."""
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], 60)[0], "nothing was said"
+    # Not select(), which knows no descriptor above 1023.
+    waits = select.poll()
+    waits.register(process.stdout, select.POLLIN)
+    assert waits.poll(60_000), "nothing was said"
     return process.stdout.readline()

@@ -11,15 +11,22 @@ from pathlib import Path
 
 import pytest
 
+#: Read once: tests/conftest.py takes the variable away.
+ON_CI = bool(os.environ.get("CI"))
+
+
+def unavailable(reason: str) -> None:
+    """Skips; in continuous integration, fails."""
+    if ON_CI:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
 
 def require(*tools: str) -> None:
     """Skips where a tool is missing; in continuous integration that is a failure."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        reason = f"not installed: {', '.join(missing)}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        unavailable(f"not installed: {', '.join(missing)}")
 
 
 def free_port() -> int:

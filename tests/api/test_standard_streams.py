@@ -54,9 +54,9 @@ USES = {
         volumes.close(opened)
         assert volumes.inspect("one").holder is None
     """,
-    "sockets of named machines": """
-        server = protocol.listen(place / "socket")
-        client = protocol.connect(place / "socket", 5)
+    "local sockets": """
+        server = local_sockets.listen(place / "socket")
+        client = local_sockets.connect(place / "socket", 5)
         inner = server.accept()[0]
         client.sendall(b"x")
         assert inner.recv(5) == b"x"
@@ -100,10 +100,9 @@ USES = {
 PROGRAM = """
 import fcntl, json, os, sys, textwrap
 from pathlib import Path
-from supermachine import _core, descriptors, directories, errors
+from supermachine import _core, descriptors, directories, errors, local_sockets
 from supermachine.cache import locks
 from supermachine.cache.store import Cache
-from supermachine.named import protocol
 from supermachine.snapshots import capture
 from supermachine.storage import scratch, volumes
 

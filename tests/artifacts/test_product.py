@@ -21,9 +21,8 @@ pytestmark = pytest.mark.vm
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
 
 
-@pytest.fixture
-def image(registry: Registry) -> str:
-    """The demo's image in the registry."""
+def with_demo(registry: Registry) -> str:
+    """Puts the demo's image into a registry."""
     with tarfile.open(BUSYBOX) as tar:
         files = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
     for name, data in files.items():
@@ -33,6 +32,12 @@ def image(registry: Registry) -> str:
     manifest = registry.blobs["demo", entry["digest"]]
     registry.put("demo", manifest, "application/vnd.oci.image.manifest.v1+json", "1")
     return f"{registry.host}/demo:1"
+
+
+@pytest.fixture
+def image(registry: Registry) -> str:
+    """The demo's image in the registry."""
+    return with_demo(registry)
 
 
 def another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -22,13 +24,20 @@ from supermachine.oci.transport import Transport
 from .conftest import PAGE, left_behind, ram, record_working_set, snapshot
 from .registry import Registry, sha256
 
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+
 
 @pytest.fixture
 def pushed(registry: Registry, tmp_path: Path, cache: Cache) -> Pushed:
-    """Some three megabytes in the registry, in several groups of frames."""
+    """Some three megabytes in the registry, in several groups of frames; each blob is to be asked for."""
     id_ = snapshot(tmp_path / "a", ram(2000, used=0.8))
     record_working_set(cache, id_, [(5, 100, False)])
-    return push(tmp_path / "a", f"{registry.host}/bb:snap", cache=cache)
+    made = push(tmp_path / "a", f"{registry.host}/bb:snap", cache=cache)
+    body = json.loads(registry.manifests["bb", made.digest][1])
+    for entry in (body["config"], *body["layers"]):
+        entry.pop("data", None)
+    digest = registry.put("bb", json.dumps(body).encode(), MANIFEST)
+    return dataclasses.replace(made, reference=f"{registry.host}/bb@{digest}", digest=digest)
 
 
 def blobs(registry: Registry, pushed: Pushed) -> dict[str, str]:
@@ -123,13 +132,17 @@ def test_a_frame_that_is_wrong_once_is_asked_for_again(
     assert not lies
 
 
-def replaced(registry: Registry, pushed: Pushed, config: dict[str, object], **extra: object) -> str:
-    """A manifest whose author signs whatever it says; gives its digest."""
+def replaced(
+    registry: Registry, pushed: Pushed, config: dict[str, object], inline: bool = False, **extra: object
+) -> str:
+    """A manifest whose author signs whatever it says, with the configuration in it or not; gives its digest."""
     data = json.dumps(config).encode()
     registry.blobs["bb", sha256(data)] = data
     body = json.loads(registry.manifests["bb", pushed.digest][1])
     body["config"] |= {"digest": sha256(data), "size": len(data)}
-    return registry.put("bb", json.dumps({**body, **extra}).encode(), "application/vnd.oci.image.manifest.v1+json")
+    if inline:
+        body["config"]["data"] = base64.b64encode(data).decode()
+    return registry.put("bb", json.dumps({**body, **extra}).encode(), MANIFEST)
 
 
 def test_configurations_that_lie_are_refused(
@@ -154,8 +167,8 @@ def test_configurations_that_lie_are_refused(
         {**good, "base": {"manifest": pushed.digest, "id": "1" * 64}},
         {name: value for name, value in good.items() if name != "key"},
     ]
-    for lie in lies:
-        digest = replaced(registry, pushed, lie)
+    for lie, inline in itertools.product(lies, (False, True)):
+        digest = replaced(registry, pushed, lie, inline)
         with pytest.raises((errors.BadSnapshot, errors.ImageNotFound)):
             pull(f"{registry.host}/bb@{digest}", cache=elsewhere, transport=transport)
     digest = replaced(registry, pushed, good, layers=body["layers"][:1])
@@ -181,7 +194,7 @@ def test_declared_lengths_bound_what_is_kept(
 ) -> None:
     body = json.loads(registry.manifests["bb", pushed.digest][1])
     huge = {**body, "config": {**body["config"], "size": model.MAX_CONFIG + 1}}
-    digest = registry.put("bb", json.dumps(huge).encode(), "application/vnd.oci.image.manifest.v1+json")
+    digest = registry.put("bb", json.dumps(huge).encode(), MANIFEST)
     with pytest.raises(errors.BadSnapshot, match="is the limit"):
         pull(f"{registry.host}/bb@{digest}", cache=elsewhere, transport=transport)
     # An endless answer: of the configuration it is an error, of a part no more is taken than was asked for.

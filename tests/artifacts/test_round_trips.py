@@ -184,3 +184,31 @@ def test_any_contents_go_round(
             assert pull(done.reference, cache=there).path.read_bytes() == (place / str(number)).read_bytes()
     finally:
         registry.close()
+
+
+def test_what_is_small_comes_with_the_manifest(
+    registry: Registry, tmp_path: Path, cache: Cache, elsewhere: Cache
+) -> None:
+    id_ = snapshot(tmp_path / "a", ram(600))
+    record_working_set(cache, id_, [(0, 100, False)])
+    done = push(tmp_path / "a", f"{registry.host}/bb:snap", cache=cache)
+    registry.requests.clear()
+    assert pull(done.reference, cache=elsewhere).path.read_bytes() == (tmp_path / "a").read_bytes()
+    body = json.loads(registry.manifests["bb", "snap"][1])
+    large = [layer["digest"] for layer in body["layers"] if layer["size"] > model.MAX_INLINE]
+    asked = {path.removeprefix("/v2/bb/") for _, path in registry.requests}
+    assert asked == {f"manifests/{done.digest}", *(f"blobs/{digest}" for digest in large)}
+    assert len(large) == 2, "the first part is small"
+
+    # Releases that know nothing of it have written none; what a manifest says wrongly of itself is refused.
+    for entry in (body["config"], body["layers"][0]):
+        held = entry.pop("data")
+        other = registry.put("bb", json.dumps({**body}).encode(), "application/vnd.oci.image.manifest.v1+json")
+        found = pull(f"{registry.host}/bb@{other}", tmp_path / f"out-{len(held)}", cache=Cache(tmp_path / other[-9:]))
+        assert found.path.read_bytes() == (tmp_path / "a").read_bytes()
+        for wrong in (held[:-8] + "AAAAAAA=", held[:-4], "?", 7, {}):
+            entry["data"] = wrong
+            other = registry.put("bb", json.dumps(body).encode(), "application/vnd.oci.image.manifest.v1+json")
+            with pytest.raises(errors.BadSnapshot):
+                pull(f"{registry.host}/bb@{other}", tmp_path / "wrong", cache=elsewhere)
+        del entry["data"]

@@ -1,4 +1,4 @@
-"""Images of PostgreSQL and Redis as `docker save` writes them, made of Debian's packages for arm64."""
+"""Images of PostgreSQL, Redis and SQLite as `docker save` writes them, made of Debian's packages for arm64."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _POSTGRES = (
     "libxml2 tzdata zlib1g"
 )
 _REDIS = "redis-server redis-tools libatomic1 libjemalloc2 liblzf1 libstdc++6"
+_SQLITE = "sqlite3 libreadline8 libsqlite3-0 libtinfo6 zlib1g"
 _LEFT_OUT = (
     "usr/share/doc",
     "usr/share/man",
@@ -29,7 +30,7 @@ _LEFT_OUT = (
     "usr/share/postgresql/15/man",
     "usr/lib/postgresql/15/lib/bitcode",
 )
-_APPLETS = "cat chmod chown date echo env grep head id ls mkdir printf rm sed sh sleep test touch true"
+_APPLETS = "cat chmod chown date echo env grep head id kill ls mkdir pidof printf rm sed sh sleep sync test touch true"
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\npostgres:x:70:70:PostgreSQL:/var/lib/postgresql:/bin/sh\n"
 _GROUP = "root:x:0:\npostgres:x:70:\n"
 
@@ -66,6 +67,10 @@ def redis(place: Path) -> Path:
         "ExposedPorts": {"6379/tcp": {}},
     }
     return _image(place, "redis:7", _COMMON + " " + _REDIS, {}, config)
+
+
+def sqlite(place: Path) -> Path:
+    return _image(place, "sqlite:3", _COMMON + " " + _SQLITE, {}, {"Env": ["PATH=/usr/bin:/bin"]})
 
 
 def _image(

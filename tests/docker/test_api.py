@@ -10,7 +10,7 @@ import socket
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -254,6 +254,100 @@ def test_networks_and_volumes(client: DockerClient) -> None:
         client.volumes.get("kept")
 
 
+@pytest.fixture
+def with_data(
+    tmp_path: Path, sessions: Callable[..., contextlib.AbstractContextManager[Session]]
+) -> Callable[[], contextlib.AbstractContextManager[DockerClient]]:
+    """Sessions, one after another, with the same volumes of a user's."""
+
+    @contextlib.contextmanager
+    def started() -> Iterator[DockerClient]:
+        with (
+            sessions(SUPERMACHINE_DATA=str(tmp_path)) as session,
+            contextlib.closing(docker.DockerClient(base_url=session.host, timeout=60)) as client,
+        ):
+            yield client
+
+    return started
+
+
+def test_a_volume_that_is_a_disk(with_data: Callable[[], contextlib.AbstractContextManager[DockerClient]]) -> None:
+    read = ["sh", "-c", "cat /data/file; stat -c %u:%g /data/passwd; df -k /data | tail -n 1"]
+    with with_data() as client:
+        volume = client.volumes.create("data", driver="supermachine", driver_opts={"size": "1g"})
+        assert (volume.attrs["Driver"], volume.attrs["Options"]) == ("supermachine", {"size": "1g"})
+        # Filled from the image, with owners that the host's user could not give, and flushed when its container goes.
+        write = "test -e /etc/passwd && chown 70:70 /etc/passwd && echo kept > /etc/file && sleep 1000"
+        given = {"data": {"bind": "/etc", "mode": "rw"}}
+        container = client.containers.run(IMAGE, ["sh", "-c", write], volumes=given, detach=True)
+        container.reload()
+        (mount,) = container.attrs["Mounts"]
+        assert (mount["Name"], mount["Driver"], mount["Type"]) == ("data", "supermachine", "volume")
+        with pytest.raises(APIError, match="in use by the virtual machine"):
+            client.containers.run(IMAGE, ["true"], volumes=given)
+        with pytest.raises(APIError, match="volume is in use"):
+            volume.remove()
+        while container.exec_run(["test", "-e", "/etc/file"]).exit_code:
+            time.sleep(0.1)
+        container.remove(force=True)
+        given = {"data": {"bind": "/data", "mode": "ro"}}
+        kept, owner, size = client.containers.run(IMAGE, read, volumes=given, remove=True).decode().splitlines()
+        assert (kept, owner) == ("kept", "70:70") and 900_000 < int(size.split()[1]) < 1_100_000
+        for size, said in (("1k", "outside 16 MiB to"), ("much", "not the size of a disk")):
+            with pytest.raises(APIError, match=said):
+                client.volumes.create("small", driver="supermachine", driver_opts={"size": size})
+        with pytest.raises(APIError, match="device"):
+            client.volumes.create("small", driver="supermachine", driver_opts={"device": "/dev/sda"})
+        with pytest.raises(APIError, match="local and supermachine are"):
+            client.volumes.create("small", driver="rexray")
+    # Another session knows it once it is told of it, and it grows.
+    with with_data() as client:
+        assert client.volumes.list() == []
+        volume = client.volumes.create("data", driver="supermachine", driver_opts={"size": "2g"})
+        given = {"data": {"bind": "/data", "mode": "rw"}}
+        said = client.containers.run(IMAGE, read, volumes=given, remove=True).decode().splitlines()
+        assert said[:2] == ["kept", "70:70"] and int(said[2].split()[1]) > 1_900_000
+        for container in client.containers.list(all=True):
+            container.remove(force=True)
+        volume.remove()
+        assert client.volumes.list() == []
+
+
+def test_a_volume_that_is_a_lasting_directory(
+    with_data: Callable[[], contextlib.AbstractContextManager[DockerClient]],
+) -> None:
+    options = {"kind": "directory"}
+    with with_data() as client:
+        volume = client.volumes.create("common", driver="supermachine", driver_opts=options)
+        given = {"common": {"bind": "/etc", "mode": "rw"}}
+        # Several at once, with owners that the host's user could not give.
+        one = client.containers.run(IMAGE, ["sleep", "1000"], volumes=given, detach=True)
+        given = {"common": {"bind": "/data", "mode": "rw"}}
+        two = client.containers.run(IMAGE, ["sleep", "1000"], volumes=given, user="70:70", detach=True)
+        made = "echo kept > /etc/file && chown 70:70 /etc/file && mkdir -m 777 /etc/open"
+        assert one.exec_run(["sh", "-c", made]).exit_code == 0
+        while two.exec_run(["sh", "-c", "echo more >> /data/file && touch /data/open/own"]).exit_code:
+            time.sleep(0.1)
+        # What another has changed is seen within a second.
+        deadline = time.monotonic() + 60
+        while (seen := one.exec_run(["sh", "-c", "cat /etc/file; stat -c %u /etc/open/own"]).output) == b"kept\n70\n":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert seen == b"kept\nmore\n70\n"
+        with pytest.raises(APIError, match="volume is in use"):
+            volume.remove()
+        for container in (one, two):
+            container.remove(force=True)
+        for wrong in ({"kind": "tape"}, {"kind": "directory", "size": "1g"}):
+            with pytest.raises(APIError, match=r"kind|size of its own"):
+                client.volumes.create("other", driver="supermachine", driver_opts=wrong)
+    with with_data() as client:
+        volume = client.volumes.create("common", driver="supermachine", driver_opts=options)
+        said = client.containers.run(IMAGE, ["cat", "/data/file"], volumes=given, remove=True)
+        assert said == b"kept\nmore\n"
+        volume.remove()
+
+
 def test_a_network_that_is_left_is_not_there_any_more(
     sessions: Callable[..., contextlib.AbstractContextManager[Session]],
 ) -> None:
@@ -289,12 +383,33 @@ def test_a_network_that_is_left_is_not_there_any_more(
     server.server_close()
 
 
+def test_what_has_changed_on_a_root(client: DockerClient, cli: Callable[..., str]) -> None:
+    program = "mkdir -p /a/b; echo >/a/b/c; ln -s c /a/b/d; rm -r /usr /bin/zcat; chmod 700 /bin/ls; echo >>/etc/group"
+    container = client.containers.run(IMAGE, ["sh", "-c", program], name="changed", detach=True)
+    assert container.wait()["StatusCode"] == 0
+    kinds = {change["Path"]: change["Kind"] for change in container.diff()}
+    assert kinds == {
+        "/a": 1,
+        "/a/b": 1,
+        "/a/b/c": 1,
+        "/a/b/d": 1,
+        "/bin": 0,
+        "/bin/busybox": 0,
+        "/bin/zcat": 2,
+        "/etc": 0,
+        "/etc/group": 0,
+        "/usr": 2,
+    }
+    assert cli("diff", "changed").splitlines() == [f"{'CAD'[kinds[path]]} {path}" for path in sorted(kinds)]
+    assert client.containers.create(IMAGE, ["true"]).diff() is None
+
+
 def test_what_is_not_there_says_so(client: DockerClient) -> None:
     with pytest.raises(APIError) as refused:
-        client.containers.create(IMAGE, ["true"]).diff()
+        client.images.search("busybox")
     assert refused.value.status_code == 501
     assert "does not serve GET" in str(refused.value)
-    assert "/changes of Docker's API" in str(refused.value)
+    assert "/images/search of Docker's API" in str(refused.value)
 
 
 def test_a_session_that_is_killed_takes_its_machines_along(

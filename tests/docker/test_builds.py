@@ -127,6 +127,34 @@ def test_commit_and_export(client: DockerClient) -> None:
     assert not any(name.startswith("proc/") for name in names)
 
 
+def test_history_has_the_steps(client: DockerClient, context: Path, tmp_path: Path, cli: Callable[..., str]) -> None:
+    """As docker-py and docker's command line show it: the newest first, those of the base last."""
+    base = client.images.get(IMAGE).history()
+    (context / "Dockerfile").write_text(f'FROM {IMAGE}\nENV A=b\nRUN echo one >/one\nCMD ["cat", "/one"]\n')
+    image, _ = client.images.build(path=str(context), tag="steps:1")
+    lines = image.history()
+    assert [line["CreatedBy"] for line in lines[:3]] == ['CMD ["cat", "/one"]', "RUN echo one >/one", "ENV A=b"]
+    assert [line["CreatedBy"] for line in lines[3:]] == [line["CreatedBy"] for line in base if line["CreatedBy"]]
+    assert [line["Id"] for line in lines] == [image.id, *["<missing>"] * (len(lines) - 1)]
+    assert lines[0]["Tags"] == ["steps:1"] and sum(line["Size"] for line in lines) == image.attrs["Size"]
+    shown = cli("history", "--no-trunc", "--format", "{{.ID}} {{.CreatedBy}}", "steps:1").splitlines()
+    assert shown[:2] == [f'{image.id} CMD ["cat", "/one"]', "<missing> RUN echo one >/one"]
+    # What others are given of it says the same, of one layer.
+    archive = tmp_path / "steps.tar"
+    cli("save", "-o", str(archive), "steps:1")
+    require("skopeo")
+    command = ["skopeo", "inspect", "--config", f"docker-archive:{archive}"]
+    told = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)["history"]
+    assert [line["created_by"] for line in told[-3:]] == ["ENV A=b", "RUN echo one >/one", 'CMD ["cat", "/one"]']
+    assert [line.get("empty_layer", False) for line in told].count(False) == 1
+    container = client.containers.run("steps:1", ["sh", "-c", "echo two >/two"], detach=True)
+    container.wait()
+    made = container.commit("steps", "2", message="by hand")
+    first = made.history()[0]
+    assert (first["CreatedBy"], first["Comment"]) == ("sh -c 'echo two >/two'", "by hand")
+    assert made.history()[1]["CreatedBy"] == 'CMD ["cat", "/one"]'
+
+
 def test_what_is_saved_is_an_image_for_others(
     client: DockerClient, session: Session, context: Path, tmp_path: Path, cli: Callable[..., str]
 ) -> None:
@@ -174,6 +202,11 @@ def test_docker_s_command_line_and_compose_build(
     assert "Successfully tagged of-cli:1" in cli("build", "-t", "of-cli:1", str(context))
     assert cli("run", "--rm", "of-cli:1") == "hello nobody\n1000\n"
     assert "no-such-step" in cli("build", "-", input=f"FROM {IMAGE}\nRUN no-such-step\n", status=1)
+    monkeypatch.setenv("DOCKER_BUILDKIT", "1")
+    said = cli("build", str(context), status=1)
+    # Newer clients want buildx of their own, and do not get as far.
+    assert "DOCKER_BUILDKIT=0" in said or "buildx" in said
+    monkeypatch.setenv("DOCKER_BUILDKIT", "0")
     require("docker-compose")
     (context / "docker-compose.yml").write_text("version: '3'\nservices:\n  web:\n    build: .\n")
     done = subprocess.run(

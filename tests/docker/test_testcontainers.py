@@ -97,7 +97,6 @@ def test_the_reaper_removes_what_a_killed_program_leaves(session: Session, clien
 
 
 COMPOSE = f"""
-version: "2.4"
 services:
   web:
     image: {IMAGE}
@@ -112,6 +111,13 @@ services:
     depends_on: {{web: {{condition: service_healthy}}}}
     volumes: ["./source:/source:ro"]
     tmpfs: [/scratch]
+    networks: [default, inner]
+  tool:
+    image: {IMAGE}
+    command: sleep 1000
+    profiles: [debugging]
+    networks: [inner]
+networks: {{inner: {{internal: true}}}}
 volumes: {{data: {{}}}}
 """
 
@@ -133,13 +139,20 @@ def test_compose(session: Session, client: DockerClient, tmp_path: Path) -> None
             timeout=120,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     compose("up", "-d")
     assert compose("exec", "-T", "later", "cat", "/source/hello") == "hello from the host\n"
     assert "hello from the host" in compose("logs", "later")
     assert compose("port", "web", "80").startswith("127.0.0.1:")
-    compose("down", "-v", "-t", "1")
+    assert compose("exec", "-T", "later", "nc", "web", "80") == "compose\n"
+    assert len(client.containers.list()) == 2
+    compose("--profile", "debugging", "up", "-d")
+    # The tool is in the inner network alone.
+    compose("exec", "-T", "tool", "ping", "-c", "1", "later")
+    with pytest.raises(AssertionError, match="bad address"):
+        compose("exec", "-T", "tool", "ping", "-c", "1", "web")
+    compose("--profile", "debugging", "down", "-v", "-t", "1")
     assert client.containers.list(all=True) == []
     assert client.volumes.list() == []

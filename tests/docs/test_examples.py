@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Documents whose examples need something prepared for them, and the tests that do so.
 _ELSEWHERE = {
+    "inspect.md": "tests/fleet/test_inspect.py",
     "pytest.md": "tests/integrations/test_pytest_plugin.py",
     "snapshot-format.md": "tests/snapshot/test_snapshot_docs.py",
 }

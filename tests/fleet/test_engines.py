@@ -7,48 +7,21 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from supermachine import errors
+from supermachine import Secret, errors
 from supermachine.fleet import Fleet
+from supermachine.network.secrets import placeholder
 
-from .conftest import BUSYBOX, SMALL
+from .conftest import BUSYBOX, SMALL, pid_of
 from .test_machines import gone, workers_of
+from .test_secrets import files_with
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    # Its workers run at a low priority otherwise, and what else this machine does comes first.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
-    store = 80 << 20
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": store})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=store)
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, namespace="tests")
-    yield cluster
-    from supermachine.fleet import ray_driver
-
-    ray_driver.remove()
-    ray.shutdown()
-    cluster.shutdown()
-
-
-def pid_of(fleet: Fleet, name: str) -> int:
-    """Of the process that is the host of this name: the one that listens on its port."""
-    port = fleet._hosts[name].address.port
-    out = subprocess.run(["ss", "-Hltnp", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
-    return int(out.partition("pid=")[2].partition(",")[0])
 
 
 def test_ray_spreads_machines_over_its_nodes_and_survives_the_loss_of_a_host(cluster: Any) -> None:
@@ -145,6 +118,16 @@ def test_a_thousand_forks_and_none_is_lost(cluster: Any) -> None:
             thread.join(900)
         assert len(done) == each * 8 * len(parents)
         assert all(done)
+
+
+def test_secrets_are_nothing_that_ray_carries(cluster: Any) -> None:
+    secret = {"TOKEN": Secret("value-that-is-no-affair-of-rays", hosts=["api.example.com"])}
+    with Fleet(BUSYBOX, driver="ray", per_host=4, secrets=secret, **SMALL) as fleet, fleet.acquire() as vm:
+        assert vm.run("echo $TOKEN", shell=True, text=True).stdout == f"{placeholder('TOKEN')}\n"
+        session = Path(cluster.head_node.get_session_dir_path())
+        pids = [pid_of(fleet, host.name) for host in fleet.hosts]
+        assert any(str(pid) in path.name for pid in pids for path in session.rglob("*.log")), "logs are there"
+        assert files_with("no-affair-of-rays", session, Path("/dev/shm")) == []
 
 
 def test_dask_workers_are_hosts() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import socket
@@ -123,6 +125,30 @@ def test_work_is_spread_bounded_and_in_order(fleet: Fleet) -> None:
     assert fleet.acquire(labels={"pid": pid}).host == "process-1"
 
 
+def test_a_host_is_drained(fleet: Fleet) -> None:
+    with pytest.raises(errors.ConfigurationError, match="no host 'nowhere'"):
+        fleet.drain("nowhere")
+    held = [fleet.acquire() for _ in range(2)]
+    assert {vm.host for vm in held} == {"process-0", "process-1"}
+    leaving = next(vm for vm in held if vm.host == "process-0")
+    assert not fleet.drain("process-0", timeout=0.1)
+    assert [host.draining for host in fleet.hosts] == [True, False] and fleet.capacity == 3
+    assert leaving.run(["echo", "still"], text=True).stdout == "still\n"
+    assert fleet.acquire().host == fleet.acquire().host == "process-1"
+    with pytest.raises(errors.FleetFull):
+        fleet.acquire(timeout=0.1)
+    done: list[bool] = []
+    draining = threading.Thread(target=lambda: done.append(fleet.drain("process-0", timeout=60)))
+    draining.start()
+    assert not done
+    leaving.kill()
+    draining.join()
+    assert done == [True]
+    assert not fleet.drain("process-1", timeout=0)
+    with pytest.raises(errors.FleetClosed, match="drained"):
+        fleet.acquire()
+
+
 def test_a_published_port_leads_here(fleet: Fleet) -> None:
     options = {"hosts": 1}
     with (
@@ -218,11 +244,12 @@ def test_a_client_that_is_killed_leaves_no_machine(tmp_path: Path) -> None:
     """Its hosts are another process's, as an engine's are."""
     script = f"""
 import sys, json, time, os
-from supermachine.fleet import Fleet, drivers, wire
-class Given(drivers.Driver):
+from supermachine.fleet import Fleet, wire
+from supermachine.fleet.driver import Driver
+class Given(Driver):
     def addresses(self):
         said = json.loads(sys.argv[1])
-        return [wire.Address("given", "127.0.0.1", said["port"], bytes.fromhex(said["secret"]), {{}})]
+        return [wire.Address("given", "127.0.0.1", said["port"], bytes.fromhex(said["credentials"]), {{}})]
     def close(self):
         pass
 fleet = Fleet({BUSYBOX!r}, driver=Given(), memory="64m")
@@ -237,7 +264,7 @@ held[0].run(["sleep", "1000"])
     driver = ProcessesDriver(4, 1)
     try:
         [address] = driver.addresses()
-        said = json.dumps({"port": address.port, "secret": address.secret.hex()})
+        said = json.dumps({"port": address.port, "credentials": address.credentials.hex()})
         client = subprocess.Popen([sys.executable, "-c", script, said], stdout=subprocess.PIPE)
         assert client.stdout is not None and client.stdout.readline() == b"ready\n"
         workers = workers_of(int(address.labels["pid"]))
@@ -365,3 +392,29 @@ def test_hosts_that_are_killed_at_any_moment_leave_nothing_and_nobody_waiting() 
     assert set(ends) <= {"done", "HostLost", "FleetFull"}, set(ends)
     assert "done" in ends
     assert max(slow, default=0.0) < 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what /proc shows")
+def test_machines_that_were_given_back_leave_nothing_here(fleet: Fleet) -> None:
+    def work() -> None:
+        with fleet.acquire(timeout=60) as vm:
+            vm.run(["true"])
+            vm.path("/tmp/x").write_text("x")
+            for clone in vm.fork(1):
+                clone.kill()
+
+    def pipes() -> int:
+        found = 0
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found += os.readlink(entry).startswith("pipe:")
+        return found
+
+    work()
+    gc.collect()
+    before = pipes()
+    for _ in range(4):
+        work()
+    gc.collect()
+    assert pipes() <= before
+    assert not any(host._ends for host in fleet._hosts.values())

@@ -1,16 +1,20 @@
-"""Who does not know the secret is nobody, on either side."""
+"""Who has no certificate of the host's is nobody, on either side, and nobody in between reads anything."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import random
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from supermachine import errors
+from supermachine import _core, errors
 from supermachine.fleet import connection, host, wire
 
 SPEC = {"image": "none", "snapshot": None, "ready": 0, "memory": 1 << 26, "options": {}}
@@ -18,52 +22,204 @@ SPEC = {"image": "none", "snapshot": None, "ready": 0, "memory": 1 << 26, "optio
 
 @pytest.fixture
 def served() -> Iterator[wire.Address]:
-    secret = os.urandom(32)
-    serving = host.Host(secret, 2)
-    yield wire.Address("test", "127.0.0.1", serving.port, secret, {})
+    serving = host.Host(2)
+    yield wire.Address("test", "127.0.0.1", serving.port, serving.credentials, {})
     serving.close()
 
 
-def test_a_client_that_knows_the_secret_is_answered(served: wire.Address) -> None:
+def parts(credentials: bytes) -> tuple[bytes, bytes, bytes]:
+    """The authority's certificate, the own one and its key, in DER."""
+    found, at = [], 1
+    for _ in range(3):
+        (length,) = struct.unpack_from("<I", credentials, at)
+        found.append(credentials[at + 4 : at + 4 + length])
+        at += 4 + length
+    assert at == len(credentials)
+    return found[0], found[1], found[2]
+
+
+def test_a_client_with_the_hosts_credentials_is_answered(served: wire.Address) -> None:
     lease = connection.HostConnection(served, SPEC, lambda: None)
     assert (lease.capacity, lease.in_use) == (2, 0)
     lease.close()
-    assert served.secret.hex() not in repr(served) and str(served.secret) not in repr(served)
+    assert served.credentials.hex() not in repr(served) and str(served.credentials) not in repr(served)
 
 
-def test_another_secret_gets_nothing(served: wire.Address) -> None:
-    with pytest.raises((errors.FleetFailed, OSError)):
-        wire.connect(served._replace(secret=os.urandom(32)))
-    # Nor does what says nothing, says too little, or replays what another has said.
-    heard = socket.create_connection((served.host, served.port))
-    nonce = heard.recv(32)
-    heard.sendall(bytes(64))
-    assert heard.recv(1) == b""
-    second = socket.create_connection((served.host, served.port))
-    assert second.recv(32) != nonce
-    second.shutdown(socket.SHUT_WR)
-    assert second.recv(1) == b""
+def pem(kind: str, der: bytes) -> str:
+    import base64
+
+    return f"-----BEGIN {kind}-----\n{base64.encodebytes(der).decode()}-----END {kind}-----\n"
 
 
-def test_a_false_host_gets_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        received = []
+def context(place: Path, credentials: bytes | None, authority: bytes, **options: object) -> ssl.SSLContext:
+    """OpenSSL's client, which believes this authority and shows these credentials."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.load_verify_locations(cadata=pem("CERTIFICATE", authority))
+    if credentials is not None:
+        _, certificate, key = parts(credentials)
+        (place / "own.pem").write_text(pem("CERTIFICATE", certificate) + pem("PRIVATE KEY", key))
+        made.load_cert_chain(place / "own.pem")
+    for name, value in options.items():
+        setattr(made, name, value)
+    return made
 
-        def pretend() -> None:
+
+def answer(served: wire.Address, made: ssl.SSLContext) -> bytes:
+    """What the host says to this client's request. Raises OSError for nothing."""
+    raw = socket.create_connection((served.host, served.port), 5)
+    with raw, made.wrap_socket(raw, server_hostname="host.supermachine.internal") as channel:
+        channel.sendall(struct.pack("<I", 2) + b"{}")
+        return channel.recv(1000)
+
+
+def test_openssl_agrees_on_who_is_who(served: wire.Address, tmp_path: Path) -> None:
+    authority = parts(served.credentials)[0]
+    assert b"does not know the client" in answer(served, context(tmp_path, served.credentials, authority))
+    others = host.Host(1)
+    others.close()
+    own, _ = _core.fleet_credentials()
+    for credentials in (None, others.credentials, own):
+        with pytest.raises(OSError):
+            if not answer(served, context(tmp_path, credentials, authority)):
+                raise ConnectionResetError
+    with pytest.raises(ssl.SSLError):
+        answer(served, context(tmp_path, served.credentials, authority, maximum_version=ssl.TLSVersion.TLSv1_2))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        answer(served, context(tmp_path, served.credentials, parts(others.credentials)[0]))
+    # The certificates are what they are for: one of a client's is no host's.
+    for kind, credentials in (("sslserver", served.credentials), ("sslclient", served.credentials)):
+        (tmp_path / "ca.pem").write_text(pem("CERTIFICATE", authority))
+        (tmp_path / "cert.pem").write_text(pem("CERTIFICATE", parts(credentials)[1]))
+        command = ["openssl", "verify", "-x509_strict", "-purpose", kind, "-CAfile", "ca.pem", "cert.pem"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode == 0) == (kind == "sslclient"), done.stderr
+
+
+def test_other_credentials_get_nothing(served: wire.Address) -> None:
+    _, others = _core.fleet_credentials()
+    for credentials in (others, b"", b"\0", served.credentials[:-1], b"\2" + served.credentials[1:]):
+        with pytest.raises((errors.FleetFailed, OSError)):
+            wire.connect(served._replace(credentials=credentials))
+    # Nor does what says nothing, says what is not TLS, or speaks as before there was TLS.
+    for said in (b"", bytes(64), b"GET / HTTP/1.1\r\n\r\n", struct.pack("<I", 2) + b"{}"):
+        with socket.create_connection((served.host, served.port), 5) as heard:
+            heard.sendall(said)
+            heard.shutdown(socket.SHUT_WR)
+            rest = b"".join(iter(lambda: heard.recv(1000), b""))
+            assert b"{" not in rest
+
+
+def test_a_false_host_gets_nothing(served: wire.Address) -> None:
+    """One with certificates of its own authority, and one that shows those of a client."""
+    false, _ = _core.fleet_credentials()
+    for credentials in (false, b"\1" + served.credentials[1:]):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            received: list[object] = []
+
+            def pretend(server=server, credentials=credentials, received=received) -> None:  # type: ignore[no-untyped-def]
+                peer, _ = server.accept()
+                with peer:
+                    try:
+                        received.append(wire.greet(peer, credentials))
+                    except OSError as error:
+                        received.append(error)
+
+            thread = threading.Thread(target=pretend)
+            thread.start()
+            with pytest.raises(errors.FleetFailed, match="is not the host"):
+                wire.connect(served._replace(port=server.getsockname()[1]))
+            thread.join()
+            assert received[0] is None or isinstance(received[0], OSError), "no request was sent to it"
+
+
+def pair(served: wire.Address) -> tuple[wire.Wire, wire.Wire, list[bytes]]:
+    """Both ends of a connection as a fleet has them, and what went over the wire from one to the other."""
+    own, clients = _core.fleet_credentials()
+    seen: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as outer:
+        ends: list[wire.Wire] = []
+
+        def greet() -> None:
             peer, _ = server.accept()
-            peer.sendall(os.urandom(32))
-            received.append(peer.recv(64, socket.MSG_WAITALL))
-            peer.sendall(os.urandom(32))
-            received.append(peer.recv(1))
-            peer.close()
+            with peer:
+                ends.append(wire.greet(peer, own))  # type: ignore[arg-type]
 
-        thread = threading.Thread(target=pretend)
-        thread.start()
-        address = wire.Address("false", "127.0.0.1", server.getsockname()[1], os.urandom(32), {})
-        with pytest.raises(errors.FleetFailed, match="is not the host"):
-            wire.connect(address)
-        thread.join()
-        assert received[1] == b"", "no request was sent to it"
+        def between() -> None:
+            one, _ = outer.accept()
+            other = socket.create_connection(server.getsockname())
+
+            def pump(source: socket.socket, target: socket.socket, note: bool) -> None:
+                with contextlib.suppress(OSError):
+                    while data := source.recv(1 << 16):
+                        if note:
+                            seen.append(data)
+                        target.sendall(data)
+                for each in (source, target):
+                    with contextlib.suppress(OSError):
+                        each.shutdown(socket.SHUT_RD if each is source else socket.SHUT_WR)
+
+            for words in ((one, other, True), (other, one, False)):
+                threading.Thread(target=pump, args=words, daemon=True).start()
+
+        for body in (greet, between):
+            threading.Thread(target=body).start()
+        client = wire.connect(wire.Address("x", "127.0.0.1", outer.getsockname()[1], clients, {}))
+        while not ends:
+            time.sleep(0.001)
+    return client, ends[0], seen
+
+
+def test_what_is_sent_arrives_and_cannot_be_read(served: wire.Address) -> None:
+    client, serving, seen = pair(served)
+    source = random.Random(3)
+    secret = b"a marker that is long enough to be found " * 20
+    sent = [secret, *(source.randbytes(source.choice((1, 100, 16 << 10, 300_000))) for _ in range(20))]
+    got: dict[str, bytes] = {}
+
+    def read(name: str, channel: wire.Wire) -> None:
+        got[name] = b"".join(iter(lambda: channel.socket.recv(70_000), b""))
+
+    readers = [threading.Thread(target=read, args=each) for each in (("host", serving), ("client", client))]
+    for reader in readers:
+        reader.start()
+    for data in sent:
+        client.socket.sendall(data)
+    # One end that has nothing more to say still hears the other.
+    client.socket.shutdown(socket.SHUT_WR)
+    readers[0].join(30)
+    serving.socket.sendall(b"".join(sent))
+    serving.socket.shutdown(socket.SHUT_WR)
+    readers[1].join(30)
+    assert got == {"host": b"".join(sent), "client": b"".join(sent)}
+    assert seen and secret[:20] not in b"".join(seen)
+
+
+def test_a_slow_reader_holds_the_writer_up(served: wire.Address) -> None:
+    client, serving, _ = pair(served)
+    client.socket.settimeout(0.5)
+    count = 0
+    with pytest.raises(TimeoutError):
+        while count < 1 << 30:
+            count += client.socket.send(bytes(1 << 20))
+    assert count < 64 << 20
+    serving.close()
+    client.socket.settimeout(10)
+    with pytest.raises(OSError):
+        for _ in range(4096):
+            client.socket.sendall(bytes(1 << 16))
+
+
+@pytest.mark.parametrize("end", ["close", "shutdown"])
+def test_the_end_of_one_is_the_end_of_the_other(served: wire.Address, end: str) -> None:
+    client, serving, _ = pair(served)
+    client.send({"last": "words"})
+    if end == "close":
+        client.socket.close()
+    else:
+        client.close()
+    assert serving.receive(5) == {"last": "words"}
+    assert serving.receive(5) is None
+    serving.close()
 
 
 @pytest.mark.parametrize(
@@ -94,16 +250,15 @@ def test_strangers_are_bounded_and_do_not_keep_others_out(served: wire.Address, 
 
 def test_a_host_that_falls_silent_is_lost(monkeypatch) -> None:
     monkeypatch.setattr(connection, "_SILENCE", 0.5)
-    secret = os.urandom(32)
+    own, clients = _core.fleet_credentials()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def once() -> None:
             peer, _ = server.accept()
-            assert wire.greet(peer, secret)
-            channel = wire.Wire(peer)
+            with peer:
+                channel = wire.greet(peer, own)
+            assert channel is not None
             channel.receive()
-            from supermachine import _core
-
             channel.send({"ok": True, "capacity": 1, "in_use": 0, "release": _core.VERSION})
             time.sleep(3)
             channel.close()
@@ -111,7 +266,7 @@ def test_a_host_that_falls_silent_is_lost(monkeypatch) -> None:
         thread = threading.Thread(target=once)
         thread.start()
         lease = connection.HostConnection(
-            wire.Address("silent", "127.0.0.1", server.getsockname()[1], secret, {}), SPEC, lambda: None
+            wire.Address("silent", "127.0.0.1", server.getsockname()[1], clients, {}), SPEC, lambda: None
         )
         deadline = time.monotonic() + 2
         while lease.lost is None:
@@ -124,8 +279,6 @@ def test_a_host_that_falls_silent_is_lost(monkeypatch) -> None:
 
 
 def test_a_host_of_another_release_is_refused(served: wire.Address, monkeypatch) -> None:
-    from supermachine import _core
-
     ours = _core.VERSION
     original = wire.Wire.ask
     monkeypatch.setattr(wire.Wire, "ask", lambda self, *args: {**original(self, *args), "release": f"{ours}.other"})

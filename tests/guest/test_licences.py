@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import third_party
-from tests.hosts.fixtures import unavailable
+from tests.real import unavailable
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["supermachine-worker", "supermachine-python", "supermachine-agent"]

@@ -48,6 +48,7 @@ def test_the_committed_files_are_what_the_manifest_says(manifest: ModuleType) ->
         ("rust/proto/src/frame.rs", ["initramfs"]),
         ("rust/proto/Cargo.toml", ["initramfs"]),
         ("guest/cpio.py", ["initramfs"]),
+        ("guest/branches.py", ["initramfs", "Image", "vmlinux"]),
         ("guest/kernel/common.config", ["aarch64/Image", "x86_64/vmlinux"]),
         ("guest/kernel/x86_64.config", ["x86_64/vmlinux"]),
         ("guest/kernel/source.env", ["aarch64/Image", "x86_64/vmlinux"]),

@@ -13,7 +13,7 @@ import pytest
 import build_backend
 import sbom
 import third_party
-from tests.hosts.fixtures import unavailable
+from tests.real import unavailable
 
 ROOT = Path(__file__).parents[2]
 FILES = [name for names in build_backend.GUEST_FILES.values() for name in names]

@@ -100,13 +100,12 @@ def test_the_worst_in_each_state(machine: Callable[[str], VM], tmp_path: Path, w
     vm, ask = machine(what), Asked()
     with Watch() as seen:
         ask(vm.start)
-        if vm.running:
+        # One that says it is ready may have been ended for what it said next.
+        if not ask.raised:
             ask(lambda: vm.run(["true"], timeout=2))
             ask(lambda: vm.run(["cat"], input=bytes(4 << 20), timeout=2))
             ask(lambda: vm.snapshot(tmp_path / "snapshot"))
             ask(lambda: vm.stop(timeout=2))
-        else:
-            assert ask.raised
         vm.kill()
     assert not vm.running
     # None that can be met here are said to be ready and are not heard from.

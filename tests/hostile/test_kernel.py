@@ -19,7 +19,7 @@ from supermachine import VM, errors, images
 from supermachine.host import engines
 from supermachine.images import ImageConfig, Platform, ResolvedImage
 
-from ..hosts.fixtures import unavailable
+from ..real import unavailable
 from ..vm.guests import wait_for
 from .watch import Watch, workers
 

@@ -18,6 +18,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from wheels import MAX_SIZE
+
 from .disk import ROOT, cache_directory
 
 PROJECT = "supermachine"
@@ -151,6 +153,8 @@ def _cross_wheel(architecture: str) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     _build(f"the wheel for {architecture}", [*command, "-w", str(wheels), str(source)], environment)
     (wheel,) = wheels.glob("*.whl")
+    if (size := wheel.stat().st_size) > MAX_SIZE:
+        raise SiteError(f"{wheel.name} has {size / 1e6:.1f} MB, which is more than a wheel may have")
     return wheel
 
 

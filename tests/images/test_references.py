@@ -145,6 +145,8 @@ def test_local_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert parse_reference("oci-archive:none.tar:t") == FileReference("oci-archive", tmp_path / "none.tar", "t")
     assert parse_reference("x.tar") == FileReference("path", tmp_path / "x.tar")
+    (tmp_path / "x.tar.zst").write_bytes(b"")
+    assert parse_reference("x.tar.zst") == FileReference("path", tmp_path / "x.tar.zst")
     assert parse_reference("./python:3") == FileReference("path", tmp_path / "python", "3")
     assert parse_reference(layout) == FileReference("path", layout)
     # A directory never hides an image of that name.

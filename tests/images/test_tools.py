@@ -161,7 +161,7 @@ def test_password(
     name = f"{private_registry.host}/app:v1"
     with pytest.raises(PermissionError) as caught:
         resolve(name, cache=cache, converter=converter)
-    assert f"docker login {private_registry.host}" in str(caught.value.hint)
+    assert f"supermachine login {private_registry.host}" in str(caught.value.hint)
     docker_config(tmp_path, {"auths": {private_registry.host: auth_entry("user", "wrong")}}, monkeypatch)
     with pytest.raises(errors.RegistryUnauthorized):
         resolve(name, cache=cache, converter=converter)

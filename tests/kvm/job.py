@@ -4,12 +4,15 @@ part's own. Prints JSON.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -61,13 +64,43 @@ def chosen() -> Any:
 def main_job() -> Any:
     with VM(IMAGE, bake=False) as machine:
         done = machine.run(["busybox", "uname", "-m"], text=True)
-        return {
+        found = {
             "engine": machine.engine,
             "isolation": machine.isolation,
             "out": done.stdout,
             "exits": exits(machine),
             "huge_pages": asks_for_huge_pages(machine),
         }
+        return {**found, **network(machine)}
+
+
+def network(machine: VM) -> dict[str, object]:
+    """Bytes there and back over the guest's network, and what is denied before a rule allows it."""
+    data = random.Random(1).randbytes(1 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client, client.makefile("rb") as reader:
+                came.append(hashlib.sha256(reader.read(len(data))).hexdigest())
+                client.sendall(data)
+
+        came: list[str] = []
+        port = server.getsockname()[1]
+        # What comes from the host goes back to it, over a pipe that ends with its last byte.
+        command = f"busybox nc 10.0.2.2 {port} < /tmp/data | busybox sha256sum"
+        machine.path("/tmp/data").write_bytes(data)
+        denied = machine.run(["busybox", "nc", "10.0.2.2", str(port)], stdin=-3, timeout=PATIENCE)
+        machine.network.update(allow=["host"])
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        shell = ["busybox", "sh", "-c", command]
+        said = machine.run(shell, text=True, check=True, timeout=PATIENCE).stdout
+        thread.join(PATIENCE)
+    return {
+        "denied": [denied.returncode != 0, [denial.port == port for denial in machine.network.denials()]],
+        "bytes": {hashlib.sha256(data).hexdigest(), said.split()[0], *came} == {hashlib.sha256(data).hexdigest()},
+    }
 
 
 def capture() -> Any:

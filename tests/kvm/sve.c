@@ -72,6 +72,9 @@ int main(int count, char **arguments)
         return 1;
     }
     uint64_t length, pointer = (uint64_t)&before, mark = signed_pointer(pointer);
+    /* Of a few bits a signature may be what is there already. */
+    for (int tries = 0; tries < 16 && mark == pointer; tries++)
+        mark = signed_pointer(++pointer);
     __asm__("rdvl %0, #1" : "=r"(length));
     for (long round = 0; round < rounds; round++) {
         for (unsigned n = 0; n < Z * length; n++)

@@ -91,6 +91,8 @@ def test_the_main_job(site: Site) -> None:
     # Counts, not times, are what carries over to other hosts: every exit to user space from the entry on.
     assert sum(found["exits"].values()) < 1000, found["exits"]
     assert found["huge_pages"] is True
+    # And the guest's network, by the policy process of the host's architecture.
+    assert (found["denied"], found["bytes"]) == ([True, [True]], True)
 
 
 def test_the_command_goes_straight_to_where_it_was_before(site: Site) -> None:

@@ -223,7 +223,7 @@ def test_logs_are_followed_and_bounded(busybox: str, runtime: Path) -> None:
 
 
 def test_what_docker_has_and_we_have_not_says_what_to_type() -> None:
-    for command, words in (("start", "run"), ("build", "oci:"), ("commit", "snapshot create")):
+    for command, words in (("create", "run -d"), ("build", "oci:"), ("commit", "snapshot create")):
         done = sm(command, "x", check=False)
         assert done.returncode == 125
         assert words in done.stderr

@@ -236,7 +236,7 @@ def test_docker_s_long_forms(busybox: str) -> None:
 
 def test_what_there_is_not_says_what_to_type(busybox: str) -> None:
     for words, wanted in [
-        (["events"], "logs -f"),
+        (["swarm", "init"], "Fleet"),
         (["network", "ls"], "--network"),
         (["run", "--privileged", busybox], "kernel"),
         (["run", "--gpus", "all", busybox], "GPUs"),

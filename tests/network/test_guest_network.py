@@ -106,6 +106,11 @@ def test_a_guest_has_its_place_and_the_gateway_answers(guest: VM) -> None:
     assert "1 packets received" in said
 
 
+def test_the_interface_is_one_for_multicast_as_the_driver_made_it(guest: VM) -> None:
+    # IFF_UP, IFF_BROADCAST, IFF_MULTICAST (linux/if.h).
+    assert int(output(guest, "cat /sys/class/net/eth0/flags"), 16) & 0x1003 == 0x1003
+
+
 def test_bytes_come_from_the_host_as_they_are(guest: VM, port: int) -> None:
     assert fetch(guest, port) == hashlib.sha256(DATA).hexdigest()
 

@@ -14,7 +14,7 @@ from supermachine import VM
 from supermachine.errors import NotSupported
 
 from ..real import require, run
-from ..vm.conftest import packages, umoci_layout
+from ..vm.conftest import packages_layout
 
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
 SERVERS = "redis-server,redis-tools,dnsmasq-base,coreutils,base-files,base-passwd,dash"
@@ -27,9 +27,7 @@ MANY = 1000
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require("mmdebstrap", "umoci", "redis-cli")
     place = tmp_path_factory.mktemp("servers")
-    tar = packages(place / "rootfs.tar", SERVERS)
-    umoci_layout(place / "oci", [tar], "--config.cmd", "sh", "--config.env", "PATH=/usr/bin:/bin:/usr/sbin:/sbin")
-    return place / "oci"
+    return packages_layout(place, SERVERS)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from supermachine import VM
 
 from ..real import free_port, require, run
-from ..vm.conftest import packages, umoci_layout
+from ..vm.conftest import packages_layout
 
 CLIENTS = "curl,git,apt,dpkg,python3,python3-pip,redis-tools,coreutils,base-files,base-passwd,netbase,dash,grep,sed"
 HOST = "host.docker.internal"
@@ -90,9 +90,8 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VM]:
     """A guest with the clients."""
     require("mmdebstrap", "umoci")
     place = tmp_path_factory.mktemp("clients")
-    tar = packages(place / "rootfs.tar", CLIENTS)
-    umoci_layout(place / "oci", [tar], "--config.cmd", "sh", "--config.env", "PATH=/usr/bin:/bin:/usr/sbin:/sbin")
-    with VM(place / "oci", network="none host", memory="1g", bake=False) as vm:
+    layout = packages_layout(place, CLIENTS)
+    with VM(layout, network="none host", memory="1g", bake=False) as vm:
         yield vm
 
 

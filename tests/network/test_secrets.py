@@ -21,7 +21,7 @@ from supermachine.errors import ConfigurationError, NotSupported
 from supermachine.network.secrets import placeholder, secrets
 
 from ..real import require, run
-from ..vm.conftest import packages, umoci_layout
+from ..vm.conftest import packages_layout
 from .test_real_clients import repository, wheel
 
 CLIENTS = "curl,git,python3,python3-pip,python3-requests,coreutils,base-files,base-passwd,netbase,dash,grep,sed,openssl"
@@ -61,7 +61,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def _certificates(place: Path) -> None:
+def certificates(place: Path) -> None:
     """An authority of the host's, `roots.pem`, and a server's certificate and key by it, `server.pem`; by OpenSSL."""
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     roots, key = place / "roots.pem", place / "roots.key"
@@ -89,7 +89,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (root / "simple").mkdir(parents=True)
     wheel(root / "simple" / "hello-guest")
     repository(root / "repository.git", place / "source")
-    _certificates(place)
+    certificates(place)
     site = Site(0)
     handler = partial(_Handler, site.heard, directory=str(root))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -109,9 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require("mmdebstrap", "umoci")
     place = tmp_path_factory.mktemp("clients")
-    tar = packages(place / "rootfs.tar", CLIENTS)
-    umoci_layout(place / "oci", [tar], "--config.cmd", "sh", "--config.env", "PATH=/usr/bin:/bin:/usr/sbin:/sbin")
-    return place / "oci"
+    return packages_layout(place, CLIENTS)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ def test_docker_s_spellings_mean_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "src").mkdir()
     path = str(tmp_path / "src")
-    written = Mounted("/work", path, False, "auto")
+    written = Mounted("/work", path, False, "auto", "map", None)
     for volumes in (["./src:/work"], [f"{path}:/work:rw"], ["./src/../src:/work/"], {"./src": {"bind": "/work"}}):
         assert parse(volumes, None).shares == (written,)
     for volumes in (["./src:/work:ro"], {path: {"bind": "/work", "mode": "ro"}}):
@@ -23,7 +23,15 @@ def test_docker_s_spellings_mean_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     for mounts in ({"/work": "./src"}, {"/work": tmp_path / "src"}, {"/work": Share("src")}):
         assert parse(None, mounts).shares == (written,)
     said = parse(None, {"/work": Share("src", read_only=True, cache="none")})
-    assert said.shares == (Mounted("/work", path, True, "none"),)
+    assert said.shares == (written._replace(read_only=True, cache="none"),)
+    said = parse(None, {"/work": Share("src", owner="virtual", quota="1.5m")})
+    assert said.shares == (written._replace(owner="virtual", quota_bytes=3 << 19),)
+    long = "type=bind,src=./src,dst=/work,owner=virtual,quota=1.5m,cache=none"
+    assert parse(None, [long]).shares == (said.shares[0]._replace(cache="none"),)
+    for long in ("watch", "watch=true"):
+        said = parse(None, [f"type=bind,src=./src,dst=/work,{long}"])
+        assert said.shares == parse(None, {"/work": Share("src", watch=True)}).shares
+        assert said.shares == (written._replace(watch=True),)
     assert parse(None, None) == ((), (), ())
 
 
@@ -33,7 +41,8 @@ def test_what_is_no_path_is_a_volume(tmp_path: Path) -> None:
         parse([f"{tmp_path}:/host"], {"/work": Volume("data")}),
     ):
         (volume,), (share,) = said.volumes, said.shares
-        assert (volume.name, volume.target, volume.size, volume.slot) == ("data", "/work", 64 << 30, 1)
+        # Without a size it is as large as it is, or as usual.
+        assert (volume.name, volume.target, volume.size, volume.slot) == ("data", "/work", 0, 1)
         assert (volume.device, share.target) == ("/dev/vdc", "/host")
     assert parse(["data:/work:ro"], None).volumes[0].read_only
 

@@ -175,6 +175,19 @@ def test_a_file_that_is_removed_gives_its_room_back(cache: Path) -> None:
     assert not [path for path in (cache / "tmp").iterdir() if path.is_file()]
 
 
+def test_removing_a_tree_is_not_a_request_for_each_file() -> None:
+    def exits() -> int:
+        kinds, _ = vm._started().worker.stats() or ((), 0)
+        return sum(count for _, count in kinds)
+
+    with VM(str(BUSYBOX), memory="64m") as vm:
+        output(vm, "mkdir /tree; for n in $(seq 1000); do echo $n > /tree/$n; done; sync")
+        before = exits()
+        output(vm, "rm -r /tree; sync")
+        # One for each was 1,000 and more.
+        assert exits() - before < 500
+
+
 def test_version_8_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with (
         VM(str(BUSYBOX), engine="soft", memory="64m") as vm,

@@ -47,6 +47,13 @@ def umoci_layout(layout: Path, tars: list[Path], *config: str) -> str:
     return image
 
 
+def packages_layout(place: Path, include: str) -> Path:
+    """An OCI layout of Debian's packages and nothing else, whose command is a shell."""
+    tar = packages(place / "rootfs.tar", include)
+    umoci_layout(place / "oci", [tar], "--config.cmd", "sh", "--config.env", "PATH=/usr/bin:/bin:/usr/sbin:/sbin")
+    return place / "oci"
+
+
 def initramfs(place: Path, init: bytes) -> Path:
     """One with this first program and nothing else."""
     (place / "init").write_bytes(init)

@@ -243,6 +243,34 @@ def test_orphans_are_reaped_and_not_waited_for(guest: VM) -> None:
     assert running(guest, "sleep 1000") == 1
 
 
+def test_a_service_in_the_background_goes_on_and_its_output_is_discarded(guest: VM) -> None:
+    # More than a pipe holds, to both streams that it has from its shell, when the caller has long had its answer.
+    writes = "head -c 300000 /dev/zero && head -c 300000 /dev/zero >&2 && touch /tmp/written"
+    waits = "until test -e /tmp/{0}; do sleep 0.05; done"
+    service = f"{waits.format('begin')}; {writes}; {waits.format('end')}; touch /tmp/ended"
+    done = guest.run(f"({service}) & echo started", shell=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == (b"started\n", b"")
+    for told, does in (("begin", "written"), ("end", "ended")):
+        assert not guest.path(f"/tmp/{does}").exists()
+        guest.run(["touch", f"/tmp/{told}"], check=True)
+        wait_for(guest.path(f"/tmp/{does}").exists, f"a service that has {does}")
+
+
+def test_two_hundred_at_once(guest: VM) -> None:
+    def begin(number: int) -> supermachine.Popen:
+        return guest.popen(
+            ["sh", "-c", f"read line; echo {number} $line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    with ThreadPoolExecutor(20) as pool:
+        processes = list(pool.map(begin, range(200)))
+    assert all(process.poll() is None for process in processes)
+    # None of them ends before all of them run.
+    for number, process in enumerate(processes):
+        assert process.communicate(b"line\n", timeout=120)[0] == b"%d line\n" % number
+        assert process.returncode == 0
+
+
 def test_fifty_at_once(guest: VM) -> None:
     def one(number: int) -> bool:
         text = f"number {number}\n".encode() * 1000

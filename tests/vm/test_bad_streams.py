@@ -34,6 +34,27 @@ def test_closed_ones_are_as_dev_null(busybox: str, closed: str) -> None:
         assert (b"err\n" in done.stderr) == ("2>&-" not in closed)
 
 
+#: Open, but not in the direction that is wanted; full; or a file that takes nothing of what is written.
+ODD = ["0>/dev/null", "1</dev/null", "2</dev/null", "1</dev/null 2</dev/null", "2>/dev/full", "2>/proc/self/mem"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_cannot_be_written_there_is_dropped(busybox: str, odd: str) -> None:
+    # Each is written to twice, for what becomes of the first is heard of at the second.
+    lines = "echo out; echo err >&2; sleep 0.3"
+    done = with_streams([*CLI, "run", "-q", busybox, "sh", "-c", f"cat; {lines}; {lines}; exit 7"], odd)
+    assert done.returncode == 7
+    assert done.stdout == (b"" if "1<" in odd else b"out\n" * 2)
+    assert done.stderr == (b"" if "2" in odd else b"err\n" * 2)
+
+
+def test_a_command_whose_output_finds_no_room_is_ended(busybox: str) -> None:
+    """As by a reader that has gone: nothing is lost without a word."""
+    script = "while echo out; do sleep 0.01; done"
+    done = with_streams([*CLI, "run", "-q", busybox, "sh", "-c", script], "1>/dev/full")
+    assert done.returncode == 128 + 13
+
+
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 @pytest.mark.parametrize(
     ("words", "status"),

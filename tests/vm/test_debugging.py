@@ -67,9 +67,7 @@ def test_a_tracer_steps_and_breaks(busybox: str, program: Path) -> None:
 def debuggers(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VM]:
     """A guest with Debian's gdb and strace."""
     place = tmp_path_factory.mktemp("debuggers")
-    tar = conftest.packages(place / "rootfs.tar", PACKAGES)
-    layout = place / "oci"
-    conftest.umoci_layout(layout, [tar], "--config.cmd", "sh", "--config.env", "PATH=/usr/bin:/bin:/usr/sbin:/sbin")
+    layout = conftest.packages_layout(place, PACKAGES)
     with VM(str(layout), memory="1g") as vm:
         vm.copy_in(program, "/tmp/debugging")
         vm.path("/tmp/session").write_text(SESSION)

@@ -72,14 +72,23 @@ def with_layer(data: bytes, kind: str = f"{PLAIN}+gzip", diff_id: str | None = N
 
 
 def one_file(name: str, size: int = 5, **fields: Any) -> bytes:
+    return files((name, size, fields))
+
+
+def files(*members: tuple[str, int, dict[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = size
-        for key, value in fields.items():
-            setattr(member, key, value)
-        tar.addfile(member, io.BytesIO(bytes(size)))
+        for name, size, fields in members:
+            member = tarfile.TarInfo(name)
+            member.size = size
+            for key, value in fields.items():
+                setattr(member, key, value)
+            tar.addfile(member, io.BytesIO(bytes(size)))
     return buffer.getvalue()
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[str, int, dict[str, Any]]:
+    return name, 0, {"type": kind, "linkname": target}
 
 
 def damaged(image: Image) -> Image:
@@ -103,6 +112,26 @@ BAD: dict[str, tuple[Callable[[], Image], type[errors.SupermachineError], str]] 
     "no tar": (lambda: with_layer(b"certainly not a tar" * 100, PLAIN), errors.InvalidImage, "layer 0"),
     "odd entry": (lambda: with_layer(one_file("a", 0, type=b"Z"), PLAIN), errors.InvalidImage, "type"),
     "long name": (lambda: with_layer(one_file("n" * 256), PLAIN), errors.InvalidImage, "256 bytes"),
+    "long link": (
+        lambda: with_layer(files(link("d/long-link", "t" * 4096)), PLAIN),
+        errors.InvalidImage,
+        '"d/long-link": the target of this symbolic link has 4096 bytes',
+    ),
+    "empty link": (
+        lambda: with_layer(files(link("empty-link", "")), PLAIN),
+        errors.InvalidImage,
+        '"empty-link": the target of this symbolic link has 0 bytes',
+    ),
+    "link in a circle": (
+        lambda: with_layer(files(link("one", "two"), link("two", "one"), ("one/below", 5, {})), PLAIN),
+        errors.InvalidImage,
+        '"one/below": too many symbolic links in its path',
+    ),
+    "hard link to nothing": (
+        lambda: with_layer(files(link("hard-link", "no/such", tarfile.LNKTYPE)), PLAIN),
+        errors.InvalidImage,
+        '"hard-link": the target "no/such" of this hard link does not exist',
+    ),
     "encrypted": (lambda: make_image(layer_type=PLAIN + "+gzip+encrypted"), errors.UnsupportedMediaType, "encrypted"),
     "other type": (lambda: make_image(layer_type="text/plain"), errors.UnsupportedMediaType, "text/plain"),
     "other platform": (lambda: make_image(architecture="s390x"), errors.PlatformNotFound, "linux/s390x"),

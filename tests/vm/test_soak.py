@@ -1,4 +1,5 @@
-"""Many events of each sort leave nothing behind: descriptors, threads, memory of the caller, the worker and the agent.
+"""Many events of each sort leave nothing behind: descriptors, threads, memory of the caller, the worker, the network's
+policy process and the agent.
 
 A run in continuous integration takes a few hundred of each; ``make soak`` takes 100,000, or as many as
 ``SUPERMACHINE_SOAK_EVENTS`` says.
@@ -7,7 +8,9 @@ A run in continuous integration takes a few hundred of each; ``make soak`` takes
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -50,23 +53,25 @@ class Counts:
     """What a process has open, runs and holds; and what the agent has open."""
 
     def __init__(self, vm: VM) -> None:
-        (worker,) = workers()
-        self.descriptors = [len(os.listdir(f"/proc/{process}/fd")) for process in (os.getpid(), worker)]
-        self.threads = [len(os.listdir(f"/proc/{process}/task")) for process in (os.getpid(), worker)]
-        self.memory = [own(process) for process in (os.getpid(), worker)]
+        (worker,) = children("supermachine-wo")
+        (policy,) = children("supermachine-ne")
+        all_of_them = (os.getpid(), worker, policy)
+        self.descriptors = [len(os.listdir(f"/proc/{process}/fd")) for process in all_of_them]
+        self.threads = [len(os.listdir(f"/proc/{process}/task")) for process in all_of_them]
+        self.memory = [own(process) for process in all_of_them]
         # The shell that counts is there each time. The kernel's own threads come and go.
         self.agent = int(output(vm, "ls /proc/1/fd | wc -l"))
         self.processes = int(output(vm, "cat /proc/[0-9]*/statm | grep -vc '^0 '"))
 
 
-def workers() -> list[int]:
-    """The workers of this process."""
+def children(named: str) -> list[int]:
+    """The processes of this one's whose name begins so."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError, ValueError):
             status = (process / "stat").read_text()
             name, rest = status.split("(", 1)[1].rsplit(")", 1)
-            if int(rest.split()[1]) == os.getpid() and name.startswith("supermachine-wo"):
+            if int(rest.split()[1]) == os.getpid() and name.startswith(named):
                 found.append(int(process.name))
     return found
 
@@ -107,7 +112,25 @@ def port(vm: VM, _: int) -> None:
     assert b"200 OK" in answer(vm.ports["80/tcp"][0], b"GET /index.html HTTP/1.0\r\n\r\n")
 
 
-SORTS: dict[str, tuple[Callable[[VM, int], None], int]] = {
+def unheard(vm: VM, _: int) -> None:
+    assert answer(vm.ports["81/tcp"][0], b"nobody listens there") == b""
+
+
+def flow(vm: VM, _: int) -> None:
+    """Out of the guest, to where the policy process says no."""
+    assert vm.run(["nc", "-w", "5", "10.0.2.2", "9"], stdin=subprocess.DEVNULL).returncode == 1
+
+
+def tree(vm: VM, number: int, place: Path) -> None:
+    (place / "tree" / "below").mkdir(parents=True, exist_ok=True)
+    (place / "tree" / "below" / "file").write_text(str(number))
+    vm.copy_in(place / "tree", f"/tmp/tree-{number}", timeout=60)
+    vm.copy_out(f"/tmp/tree-{number}", place / "back", timeout=60)
+    shutil.rmtree(place / "back")
+    vm.path(f"/tmp/tree-{number}").rmtree()
+
+
+SORTS: dict[str, tuple[Callable[..., None], int]] = {
     # What each is, and how many of them are one of the others': these take longer.
     "run": (run, 1),
     "popen": (popen, 2),
@@ -115,13 +138,20 @@ SORTS: dict[str, tuple[Callable[[VM, int], None], int]] = {
     "late": (late, 4),
     "files": (files, 1),
     "port": (port, 1),
+    "unheard": (unheard, 1),
+    "flow": (flow, 2),
+    "tree": (tree, 4),
 }
 
 
 @pytest.mark.parametrize("sort", SORTS)
-def test_nothing_is_left_of_many(busybox: str, sort: str) -> None:
+def test_nothing_is_left_of_many(busybox: str, sort: str, tmp_path: Path) -> None:
     event, share = SORTS[sort]
-    with VM(busybox, memory=MEMORY, ports={"80/tcp": None}) as vm:
+    if event is tree:
+        event = functools.partial(tree, place=tmp_path)
+    with VM(busybox, memory=MEMORY, ports={"80/tcp": None, "81/tcp": None}) as vm:
+        # The policy process is there from now on.
+        flow(vm, 0)
         vm.run(
             "mkdir -p /tmp/www && echo hello >/tmp/www/index.html && httpd -p 80 -h /tmp/www", shell=True, check=True
         )
@@ -138,10 +168,12 @@ def test_nothing_is_left_of_many(busybox: str, sort: str) -> None:
         # What ends on its own thread may take a moment.
         wait_for(settled, f"the descriptors {before.descriptors} and threads {before.threads}", 30)
         after = Counts(vm)
+        print(f"\n{sort}: {EVENTS // share} events, {vars(before)} before, {vars(after)} after")
         assert after.agent <= before.agent
         # Those that count see one another or do not.
         assert after.processes <= before.processes + 3
         for was, now in zip(before.memory, after.memory, strict=True):
             assert now - was < GROWTH, f"{now - was} bytes more after {EVENTS // share} events"
-    assert not workers()
+    # The policy process ends by itself when its machine has.
+    wait_for(lambda: not children("supermachine-"), "no process", 10)
     assert threading.active_count() < 20

@@ -64,6 +64,28 @@ def test_archives(layout: Path, tmp_path: Path, kind: str) -> None:
     assert output(f"{kind}:{archive}.gz:example.com/app:v1") == "umoci\n"
 
 
+@pytest.mark.parametrize(
+    ("suffix", "command"),
+    [
+        ("tar.gz", ["gzip", "-c"]),
+        ("tgz", ["gzip", "-c"]),
+        ("tar.xz", ["xz", "-c"]),
+        ("txz", ["xz", "-c"]),
+        ("tar.bz2", ["bzip2", "-c"]),
+        ("tbz2", ["bzip2", "-c"]),
+        ("tar.zst", ["zstd", "-q", "-c"]),
+        ("tzst", ["zstd", "-q", "-c", "--ultra", "-22", "--long=31"]),
+    ],
+)
+def test_an_archive_is_known_by_its_name_however_it_is_compressed(
+    busybox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    require(command[0])
+    Path(f"image.{suffix}").write_bytes(subprocess.run([*command, busybox], stdout=subprocess.PIPE, check=True).stdout)
+    assert supermachine.run(f"image.{suffix}", ["echo", "hi"], text=True, check=True).stdout == "hi\n"
+
+
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_a_multi_architecture_index_in_a_registry(
     layout: Path, registry: RealRegistry, tmp_path: Path, compression: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,15 @@ def test_a_snapshot_of_one_goes_on_under_the_other(
     with taken.restore() as vm:
         done = "until [ $(wc -l < /tmp/result) = 3 ]; do sleep 0.1; done; cat /tmp/result"
         assert output(vm, done).split() == expected()
+
+
+@pytest.mark.parametrize(("mode", "vcpus"), [("always", 1), ("always", 4), ("1", 2), ("0", 4)])
+def test_a_program_makes_its_own_code(
+    busybox: str, c_program: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch, mode: str, vcpus: int
+) -> None:
+    monkeypatch.setenv("SUPERMACHINE_JIT", mode)
+    program = c_program(Path(__file__).with_name("rewriting.c"), "aarch64")
+    with VM(busybox, engine="soft", vcpus=vcpus, bake=False) as vm:
+        vm.copy_in(program, "/tmp/rewriting")
+        done = vm.run(["/tmp/rewriting"], capture_output=True, text=True, check=True, timeout=300)
+        assert done.stdout.split("\n") == ["flips: ok", "twice: ok", "moves: ok", "patches: ok", ""]
