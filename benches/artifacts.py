@@ -18,6 +18,7 @@ from typing import Any
 
 import supermachine
 from supermachine import VM
+from supermachine.machine import remote
 
 from .guests import ROOT
 
@@ -39,6 +40,14 @@ def _serve(pipe: Any) -> None:
             registry.delay, registry.rate = value
         pipe.send((sum(registry.sent.values()), len(registry.requests)))
     registry.close()
+
+
+def _cache(place: Path, images: Path) -> Path:
+    """An empty cache but for the images."""
+    (place / "rootfs").mkdir(parents=True, mode=0o700)
+    for file in images.iterdir():
+        os.link(file, place / "rootfs" / file.name)
+    return place
 
 
 def main() -> None:
@@ -68,15 +77,18 @@ def main() -> None:
             vm.run(said.command, check=True)
             second = vm.snapshot(place / "second")
         pushed = [first.push(f"{host}/bench:first"), second.push(f"{host}/bench:second")]
+        # What a clone needs first is recorded when it has answered.
+        with VM(said.image, engine="soft") as vm:
+            fresh = vm.snapshot(place / "fresh")
+        with fresh.restore() as vm:
+            vm.run(said.command, check=True)
+        early = fresh.push(f"{host}/early:fresh").reference
         images = place / "cache" / "rootfs"
         ask("shape", (DELAY, RATE))
         whole, fetched, asked, local = [], [], [], []
+        first_output, fetched_first, all_there, fetched_early = [], [], [], []
         for number in range(said.repeats):
-            cache = place / f"cache-{number}"
-            (cache / "rootfs").mkdir(parents=True, mode=0o700)
-            for file in images.iterdir():
-                os.link(file, cache / "rootfs" / file.name)
-            os.environ["SUPERMACHINE_CACHE"] = str(cache)
+            os.environ["SUPERMACHINE_CACHE"] = str(_cache(place / f"cache-{number}", images))
             before = ask("count")
             began = time.perf_counter()
             found = supermachine.pull(pushed[0].reference)
@@ -88,6 +100,18 @@ def main() -> None:
             after = ask("count")
             fetched.append(after[0] - before[0])
             asked.append(after[1] - before[1])
+            os.environ["SUPERMACHINE_CACHE"] = str(_cache(place / f"early-{number}", images))
+            before = ask("count")
+            began = time.perf_counter()
+            with remote.restored(early) as vm:
+                vm.run(said.command, check=True)
+                first_output.append(time.perf_counter() - began)
+                fetched_first.append(ask("count")[0] - before[0])
+                arrival = remote.arrival_of(vm)
+                assert arrival is not None
+                arrival.wait()
+                all_there.append(time.perf_counter() - began)
+            fetched_early.append(ask("count")[0] - before[0])
     here.send(None)
     server.join()
     result = {
@@ -101,6 +125,12 @@ def main() -> None:
         "fastest_s": round(min(whole), 3),
         "fetched_bytes": statistics.median(fetched),
         "requests": statistics.median(asked),
+        "early_first_output_s": round(statistics.median(first_output), 3),
+        "early_fastest_s": round(min(first_output), 3),
+        "early_fetched_before_output_bytes": statistics.median(fetched_first),
+        "early_all_there_s": round(statistics.median(all_there), 3),
+        "early_fetched_bytes": statistics.median(fetched_early),
+        "load": os.getloadavg()[0],
     }
     print(json.dumps(result, indent=2))
 

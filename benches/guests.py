@@ -6,6 +6,7 @@ import importlib.util
 import stat
 import struct
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,12 +114,18 @@ def _nothing() -> bytes:
     return header + struct.pack("<4I", 0x52800100, 0x72B08000, 0xD4000002, 0x14000000)
 
 
+def unpack(packed: Path, kernel: Path) -> None:
+    """Writes a kernel of `guest/` as a guest has it."""
+    script = str(ROOT / "guest" / "branches.py")
+    subprocess.run([sys.executable, script, "unpack", str(packed), str(kernel)], check=True)
+
+
 def build(place: Path) -> Guest:
     """Builds everything in this directory; Debian's packages are fetched once."""
     place.mkdir(parents=True, exist_ok=True)
     guest = Guest(place / "Image", place / "Image.debian", place / "small.cpio", place / "full.cpio", place / "nothing")
     packed = ROOT / "guest" / "aarch64" / "Image.zst"
-    subprocess.run(["zstd", "-dqf", str(packed), "-o", str(guest.kernel)], check=True)
+    unpack(packed, guest.kernel)
     guest.debian_kernel.write_bytes(_debian_kernel(place))
     guest.small.write_bytes(archive(_first(place)))
     guest.full.write_bytes(archive(_full(place)))

@@ -22,7 +22,7 @@ import supermachine
 from supermachine import VM, Snapshot
 
 from . import incoming
-from .guests import ROOT
+from .guests import ROOT, unpack
 
 IMAGE = str(ROOT / "demo" / "busybox.oci.tar")
 ECHO = ["/bin/echo", "hello"]
@@ -85,7 +85,7 @@ def _beside_qemu(place: Path, repeats: int) -> dict[str, float]:
     """The same kernel with 256 MiB and busybox, restored here and by QEMU, in turn; from warm files."""
     kernel = place / "Image"
     packed = ROOT / "guest" / "aarch64" / "Image.zst"
-    subprocess.run(["zstd", "-dqf", str(packed), "-o", str(kernel)], check=True)
+    unpack(packed, kernel)
     initramfs, state = incoming.prepare(place, kernel, 256)
     with VM(IMAGE, memory="256m") as vm:
         vm.run(ECHO, check=True)

@@ -1,8 +1,9 @@
-"""Storage: what a root on a disk costs a start, and unpacking a source tree, beside memory; a volume of 1 TiB."""
+"""Storage: what a root on a disk costs starts, captures and unpacking, beside memory; volumes; shares."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -10,10 +11,11 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from supermachine import VM, Volume
+from supermachine import VM, Share, Volume
 
 ROOT = Path(__file__).parents[1]
 BUSYBOX = str(ROOT / "demo" / "busybox.oci.tar")
@@ -64,8 +66,108 @@ def _unpacking(repeats: int) -> dict[str, float]:
     return {**medians, "tar x: median of the ratios": statistics.median(ratios)}
 
 
-def _volume(place: Path, repeats: int) -> dict[str, float]:
-    os.environ["SUPERMACHINE_DATA"] = str(place)
+#: In a directory of a share and in one of memory: what a guest's shell times.
+_SHARED = {
+    "find, cold": "echo 3 > /proc/sys/vm/drop_caches; TIME find {place}/tree -type f -size +1000k",
+    "find, warm": "find {place}/tree -type f -size +1000k; TIME find {place}/tree -type f -size +1000k",
+    "read": "echo 3 > /proc/sys/vm/drop_caches; TIME dd if={place}/large of=/dev/null bs=1M",
+    "write": "TIME dd if=/dev/zero of={place}/new bs=1M count=128 conv=fsync; rm {place}/new",
+    "create": "mkdir {place}/made; cd {place}/made; seq 3000 > /tmp/names; TIME xargs touch < /tmp/names",
+    "remove": "TIME rm -r {place}/made",
+}
+_FILES, _LARGE = 10_000, 128 << 20
+
+
+def _shares(place: Path, repeats: int) -> dict[str, float]:
+    """Of the guest's own seconds; the same tree is in a share and in a tmpfs, and asked for by turns."""
+    for number in range(_FILES):
+        path = place / "tree" / f"{number // 100}" / f"file{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 100)
+    (place / "large").write_bytes(os.urandom(1 << 20) * (_LARGE >> 20))
+    found: dict[tuple[str, str], list[float]] = {}
+    mounts = {"/shared": Share(place)}
+    with VM(BUSYBOX, memory="1g", engine="soft", mounts=mounts, tmpfs=["/memory:size=700m"]) as vm:
+        vm.run(["cp", "-r", "/shared/tree", "/shared/large", "/memory"], check=True)
+        for _ in range(repeats):
+            for name, command in _SHARED.items():
+                for side in ("/shared", "/memory"):
+                    script = command.format(place=side).replace("TIME", "time -p")
+                    done = vm.run(["sh", "-c", script], text=True, capture_output=True, check=True)
+                    real = next(line for line in done.stderr.splitlines() if line.startswith("real"))
+                    found.setdefault((name, side), []).append(float(real.split()[1]))
+    rows = {}
+    for name in _SHARED:
+        share, memory = (found[name, side] for side in ("/shared", "/memory"))
+        rows[f"share: {name}, s"] = statistics.median(share)
+        if name not in ("find, cold", "read"):
+            rows[f"share: {name}, median of the ratios to tmpfs"] = statistics.median(
+                one / max(other, 0.01) for one, other in zip(share, memory, strict=True)
+            )
+    rows["share: lookups and attributes, cold, a second"] = _FILES / rows["share: find, cold, s"]
+    for name in ("read", "write"):
+        rows[f"share: {name}, MB/s"] = _LARGE / 1e6 / rows[f"share: {name}, s"]
+    return rows
+
+
+def _restores_with(place: Path, repeats: int) -> dict[str, float]:
+    """Milliseconds until the first command has run, by turns: with what is mounted beside the image, and without."""
+    sides: dict[str, Mapping[str, Share | Volume]] = {
+        "nothing": {},
+        "a share": {"/shared": Share(place)},
+        "a volume": {"/data": Volume("disk")},
+        "a share and a volume": {"/shared": Share(place), "/data": Volume("disk")},
+        "a volume that is a directory": {"/data": Volume("directory", kind="directory")},
+    }
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    ready: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(repeats + 1):
+        for name, mounts in sides.items():
+            began = time.perf_counter()
+            with VM(BUSYBOX, mounts=mounts) as vm:
+                vm.run(["true"], check=True)
+                took = (time.perf_counter() - began) * 1e3
+                until = dict(vm.timings)["ready"] / 1e6
+            if number:
+                found[name].append(took)
+                ready[name].append(until)
+    rows = {}
+    for what, times in (("a restore", ready), ("a restore and a command", found)):
+        for name in list(sides)[1:]:
+            pairs = [one - other for one, other in zip(times[name], times["nothing"], strict=True)]
+            rows[f"{what}: median of what {name} adds, ms"] = statistics.median(pairs)
+    return rows
+
+
+def _pauses(place: Path, repeats: int) -> dict[str, float]:
+    """Milliseconds that no vCPU runs at a capture, by turns, of guests that differ in their root's disk alone."""
+    with contextlib.ExitStack() as stack:
+        start = partial(VM, BUSYBOX, memory="64m")
+        guests = {
+            "a disk that holds 200 MiB": stack.enter_context(start(disk="64g")),
+            "a disk": stack.enter_context(start(disk="64g")),
+            "a tmpfs": stack.enter_context(start(disk=0)),
+        }
+        for name, vm in guests.items():
+            # All have had the same in memory, which is what a capture writes; one has it on its disk still.
+            size = 24 if name == "a tmpfs" else 200
+            fill = f"dd if=/dev/zero of=/large bs=1M count={size}; sync; echo 3 > /proc/sys/vm/drop_caches"
+            vm.run(["sh", "-c", fill if "holds" in name else f"{fill}; rm /large; sync"], check=True)
+        found: dict[str, list[float]] = {name: [] for name in guests}
+        for number in range(repeats + 1):
+            for name, vm in guests.items():
+                pause = vm.snapshot(place / "snapshot").pause * 1e3
+                (place / "snapshot").unlink()
+                if number:
+                    found[name].append(pause)
+    rows = {f"capture: pause with {name}, ms": statistics.median(times) for name, times in found.items()}
+    for name in list(found)[:2]:
+        ratios = [one / other for one, other in zip(found[name], found["a tmpfs"], strict=True)]
+        rows[f"capture: pause with {name}, median of the ratios to a tmpfs"] = statistics.median(ratios)
+    return rows
+
+
+def _volume(repeats: int) -> dict[str, float]:
     times = []
     for number in range(repeats):
         began = time.perf_counter()
@@ -78,7 +180,16 @@ def _volume(place: Path, repeats: int) -> dict[str, float]:
 
 def measure(place: Path, repeats: int, say: Callable[[str], None]) -> dict[str, float]:
     rows: dict[str, float] = {}
-    for part in (lambda: _restores(4 * repeats), lambda: _unpacking(repeats), lambda: _volume(place, repeats)):
+    (place / "share").mkdir()
+    os.environ["SUPERMACHINE_DATA"] = str(place / "data")
+    for part in (
+        lambda: _restores(4 * repeats),
+        lambda: _unpacking(repeats),
+        lambda: _volume(repeats),
+        lambda: _shares(place / "share", repeats),
+        lambda: _restores_with(place / "share", 4 * repeats),
+        lambda: _pauses(place, repeats),
+    ):
         for name, value in part().items():
             rows[name] = value
             say(f"{name}: {value:.2f}")

@@ -36,7 +36,7 @@ def install(host: Host, place: Path) -> None:
     """The kernel as a plain file, and an initramfs with nothing but programs/end.c."""
     packed = guests.ROOT / "guest" / host.architecture / KERNELS[host.architecture]
     kernel, initramfs = place / f"kernel-{host.architecture}", place / f"end-{host.architecture}.cpio"
-    subprocess.run(["zstd", "-dqf", str(packed), "-o", str(kernel)], check=True)
+    guests.unpack(packed, kernel)
     program = place / f"end-{host.architecture}"
     compiler = f"{host.architecture}-linux-gnu-gcc"
     source = guests.PROGRAMS / "end.c"

@@ -1,19 +1,24 @@
 //! Requests to the file server, as a hostile guest makes them up.
 //!
 //! The input is a row of requests, each an opcode, a node id, a length and so many bytes of arguments; the first byte says
-//! how much room answers have. Beside the share lies a file that must stay as it is.
+//! how much room answers have. Beside the shares lies a file that must stay as it is; one share keeps owners of its own, where
+//! the file system has attributes, and has a quota, beyond which it must not grow.
 #![no_main]
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use supermachine_fs::abi::{IN_HEADER, OUT_HEADER};
-use supermachine_fs::{Cache, Session, Share};
+use supermachine_fs::{Cache, Served, Session, Share};
 use vm_memory::VolatileSlice;
 
 const SECRET: &[u8] = b"not the guest's";
+const QUOTA: u64 = 256 << 10;
+/// What the host's file system may take beside for what one request makes.
+const SLACK: u64 = 64 << 10;
 
 static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
     let place = std::env::temp_dir().join(format!("fuzz-fuse-{}", std::process::id()));
@@ -22,15 +27,32 @@ static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
     place
 });
 
+/// Bytes that all in a directory takes on the disk.
+fn taken(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    let of = |entry: fs::DirEntry| {
+        let found = entry.metadata().unwrap();
+        found.blocks() * 512 + if found.is_dir() { taken(&entry.path()) } else { 0 }
+    };
+    entries.map(of).sum()
+}
+
 fuzz_target!(|data: &[u8]| {
     let share = PLACE.join("share");
     let _ = fs::remove_dir_all(&share);
     fs::create_dir_all(share.join("directory")).unwrap();
     fs::write(share.join("file"), "contents").unwrap();
     std::os::unix::fs::symlink("../secret", share.join("link")).unwrap();
+    let owned = PLACE.join("owned");
+    let _ = fs::remove_dir_all(&owned);
+    fs::create_dir(&owned).unwrap();
+    fs::write(owned.join("file"), "contents").unwrap();
+    let limited = || Share::open(&owned, false, Cache::Auto).unwrap().with_quota(QUOTA);
+    let before = taken(&owned);
     let shares = vec![
         Share::open(&share, false, Cache::Auto).unwrap(),
         Share::open(&share.join("directory"), true, Cache::Always).unwrap(),
+        limited().with_owners_of_its_own().unwrap_or_else(|_| limited()),
     ];
     let mut session = Session::new(shares, 64, 0).unwrap();
     let Some((room, mut data)) = data.split_first() else { return };
@@ -48,7 +70,7 @@ fuzz_target!(|data: &[u8]| {
         request.extend(args);
         let mut answer = vec![0; room];
         let (middle, end) = (request.len() / 2, room / 3);
-        let length = {
+        let served = {
             let (first, second) = request.split_at_mut(middle);
             let (third, fourth) = answer.split_at_mut(end);
             session.serve(
@@ -56,9 +78,13 @@ fuzz_target!(|data: &[u8]| {
                 &[VolatileSlice::from(third), fourth.into()],
             )
         };
-        assert!(length == 0 || (OUT_HEADER..=room).contains(&length));
+        if let Served::Answered(length) = served {
+            assert!(length == 0 || (OUT_HEADER..=room).contains(&length));
+        }
     }
+    drop(session);
     assert_eq!(fs::read(PLACE.join("secret")).unwrap(), SECRET);
-    // Only the two names that this target makes.
-    assert_eq!(fs::read_dir(&*PLACE).unwrap().count(), 2);
+    assert!(taken(&owned) <= before + QUOTA + SLACK);
+    // Only the three names that this target makes.
+    assert_eq!(fs::read_dir(&*PLACE).unwrap().count(), 3);
 });

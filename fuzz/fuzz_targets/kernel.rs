@@ -23,6 +23,7 @@ fuzz_target!(|data: &[u8]| {
         cmdline: "",
         initramfs: None,
         virtio_devices: 12,
+        pmu: true,
         rng_seed: [7; 32],
     };
     let end = layout::RAM_BASE + MEMORY_BYTES;

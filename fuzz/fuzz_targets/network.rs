@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -22,20 +22,22 @@ const ADDRESSES: Addresses = Addresses {
     gateway_mac: [2, 0, 0, 0, 0, 2],
     guest: Ipv4Addr::new(10, 0, 2, 15),
     gateway: Ipv4Addr::new(10, 0, 2, 2),
-    v6: None,
+    v6: Some((Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 15), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2))),
 };
 
 #[derive(Default)]
 struct Questions(VecDeque<u64>);
 
 impl Broker for Questions {
+    const FIRST: usize = supermachine_proto::netd::FIRST;
+
     fn ask(&mut self, question: &Question) -> bool {
         self.0.push_back(question.flow);
         self.0.len() < 64
     }
 
     fn first(&mut self, _: u64, bytes: Vec<u8>, _: bool) {
-        assert!(bytes.len() <= limits::FIRST);
+        assert!(bytes.len() <= Self::FIRST);
     }
 
     fn accepted(&mut self, flow: u64) {

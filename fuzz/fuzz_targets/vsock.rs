@@ -38,7 +38,7 @@ fuzz_target!(
     let (host, transport) = Host::start(3, ram.clone(), line).unwrap();
     let ends: Arc<Mutex<Vec<UnixStream>>> = Arc::default();
     let accepted = ends.clone();
-    host.listen(LISTENS, Box::new(move |stream| accepted.lock().unwrap().push(stream.into())));
+    host.listen(LISTENS, Box::new(move |stream| accepted.lock().unwrap().extend(stream.map(Into::into))));
     let mut driver = Driver::with(transport, ram, level);
     for n in 0..RX_BUFFERS {
         driver.add(RX, n, &[writable(BUFFERS + u64::from(n) * u64::from(RX_BYTES), RX_BYTES)]);
