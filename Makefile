@@ -3,12 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fleet lint check-targets rust-test python-test tools bench soak guest-check guest-initramfs guest-kernels fuzz docs
+# Cargo looks here first for make's job server, which recipes that name no make are not lent.
+export CARGO_MAKEFLAGS :=
+
+.PHONY: demo test rust-check test-fleet lint check-targets rust-test arm64-test python-test tools bench miri soak guest-check guest-initramfs guest-kernels fuzz docs
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
 
-test: tools lint rust-test python-test
+# The Python tests wait for guests and compute on one core; the compiler's work goes beside them.
+test: tools
+	$(MAKE) --jobs=2 rust-check python-test
+
+rust-check: $(VENV)/installed
+	$(MAKE) lint
+	$(MAKE) rust-test
+	$(MAKE) arm64-test
 
 tools:
 	./tests/tools.sh
@@ -23,6 +33,7 @@ lint: $(VENV)/installed guest-check check-targets
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict python/supermachine
 	PYTHONPATH=python $(BIN)/lint-imports
+	$(BIN)/pytest -q tests/architecture
 	$(BIN)/python -m mypy.stubtest supermachine._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
 
 # What ships to Macs (docs/concepts/macos.md), and what is for arm64 hosts alone.
@@ -36,24 +47,41 @@ rust-test:
 	cargo test --workspace --locked --no-run
 	$$(command -v timeout >/dev/null && echo timeout --verbose $(RUST_TEST_LIMIT)) cargo test --workspace --locked
 
+# soft's translator for arm64 hosts, under QEMU's user emulation.
+arm64-test:
+	./tests/arm64_host.sh
+
 python-test: $(VENV)/installed
 	$(BIN)/pytest
+
+# Tests of unsafe code in an interpreter that knows undefined behaviour, as far as it knows the system calls
+# (docs/contributing/testing.md); wants a nightly toolchain with the component miri.
+MIRI := MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked
+miri:
+	$(MIRI) -p supermachine-support -p supermachine-net --lib
 
 # 100,000 events of each sort with what is left of them counted, kill -9 at a hundred random moments, and two hundred
 # machines at once; not part of the tests.
 soak: $(VENV)/installed
 	SUPERMACHINE_SOAK_EVENTS=100000 $(BIN)/pytest tests/vm/test_soak.py -o faulthandler_timeout=14400
 	SUPERMACHINE_TEST_MOMENTS=100 SUPERMACHINE_TEST_MACHINES=200 $(BIN)/pytest tests/named -k "soak or twenty or killed"
-	SUPERMACHINE_TEST_MOMENTS=100 $(BIN)/pytest tests/storage/test_volumes.py -k killed
+	SUPERMACHINE_TEST_MOMENTS=100 $(BIN)/pytest tests/storage/test_volumes.py tests/storage/test_acknowledged.py -k killed -o faulthandler_timeout=3600
+	SUPERMACHINE_TEST_MOMENTS=50 $(BIN)/pytest tests/storage/test_acknowledged.py -k snapshots -o faulthandler_timeout=3600
+	SUPERMACHINE_TEST_MOMENTS=50 $(BIN)/pytest tests/storage/test_moments.py tests/storage/test_faults.py -o faulthandler_timeout=3600
+	SUPERMACHINE_TEST_MOMENTS=10 $(BIN)/pytest tests/storage/test_databases.py -o faulthandler_timeout=3600
+	SUPERMACHINE_TEST_CONNECTIONS=1000 SUPERMACHINE_TEST_FORKS=100 SUPERMACHINE_TEST_MIB=2048 $(BIN)/pytest \
+		tests/network/test_load.py -o faulthandler_timeout=3600
 	SUPERMACHINE_TEST_MOMENTS=200 SUPERMACHINE_TEST_ROUNDS=500 $(BIN)/pytest tests/hostile -o faulthandler_timeout=14400
 
-# Fleets under the engines of distribution, which are large and are not installed for the other tests.
+# Fleets under the engines of distribution, which are large and are not installed for the other tests. How often something
+# is killed, and how many forks are made: SUPERMACHINE_TEST_MOMENTS=100 FLEET_FORKS=1008.
 test-fleet: $(VENV)/installed
 	$(BIN)/pip install --quiet --require-hashes -r requirements-fleet.lock
-	$(BIN)/pytest tests/fleet -m engine
+	$(BIN)/pytest tests/fleet -m engine -rP -o faulthandler_timeout=14400
 
 # The documentation as a site in target/site, every link and page of the index checked; and the linters of what runs in
-# others' CI: schemas, style, and what is known to be unsafe in an action. Their tools are in an environment of their own.
+# others' CI and clusters: schemas, style, and what is known to be unsafe in an action. Their tools are in an environment of
+# their own.
 DOCS := target/docs-venv/bin
 docs: target/docs-venv/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --quiet --strict
@@ -62,17 +90,35 @@ docs: target/docs-venv/installed
 	$(DOCS)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(DOCS)/check-jsonschema --quiet --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci \
 		docs/how-to/supermachine.gitlab-ci.yml
-	$(DOCS)/zizmor --offline --quiet .github/actions
+	awk '/^```yaml/ {inside = 1; print "---"; next} /^```/ {inside = 0} inside' docs/how-to/kubernetes.md >target/kubernetes.yaml
+	$(DOCS)/kubernetes-validate --strict --quiet target/kubernetes.yaml
+	$(DOCS)/actionlint .github/workflows/*.yml
+	$(DOCS)/zizmor --offline --quiet .github
 
 target/docs-venv/installed: requirements-docs.lock
 	$(PYTHON) -m venv target/docs-venv
 	$(DOCS)/pip install --quiet --require-hashes -r requirements-docs.lock
 	touch $@
 
+# Wheels for Linux in target/wheels, of at most 15 MB each: WHEELS=musllinux-x86_64 is one of them (wheels.py).
+WHEELS ?=
+wheels: target/wheels-venv/installed
+	target/wheels-venv/bin/python wheels.py $(WHEELS)
+
+target/wheels-venv/installed: requirements-wheels.lock
+	$(PYTHON) -m venv target/wheels-venv
+	target/wheels-venv/bin/pip install --quiet --require-hashes -r requirements-wheels.lock
+	touch $@
+
 # Measurements, not part of the tests; benches/README.md.
 bench: $(VENV)/installed
 	$(BIN)/python -m benches
 	$(BIN)/python -m benches.storage
+	$(BIN)/python -m benches.shares
+
+# Times of restores and forks, and the pictures of them in the documentation (benches/plots.py).
+bench-plots: $(VENV)/installed
+	$(BIN)/python -m benches.plots
 
 # Whether the committed guest files are those that their sources give, by what guest/manifest.json tells of both.
 guest-check:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -79,22 +80,35 @@ def _guest_files() -> tuple[str, ...]:
     return (*GUEST_FILES["*"], *GUEST_FILES.get(architecture, ()))
 
 
+def _arguments(config_settings: dict[str, Any] | None) -> list[str]:
+    """What maturin is told beside, as it looks for it: it takes the first that is there."""
+    settings = config_settings or {}
+    given = settings.get("maturin.build-args", settings.get("build-args", os.environ.get("MATURIN_PEP517_ARGS", "")))
+    return shlex.split(given) if isinstance(given, str) else list(given or ())
+
+
+def _cargo(arguments: list[str]) -> list[str]:
+    """The command that builds executables for the target: with maturin's --zig, cargo-zigbuild for its glibc."""
+    target = os.environ.get("CARGO_BUILD_TARGET")
+    if "--zig" not in arguments or target is None:
+        return ["cargo", "build"]
+    glibc = re.search(r"manylinux_(\d+)_(\d+)", " ".join(arguments))
+    return ["cargo", "zigbuild", "--target", f"{target}.{glibc[1]}.{glibc[2]}" if glibc else target]
+
+
 def _with_sbom(config_settings: dict[str, Any] | None) -> dict[str, Any]:
     """The settings, and a list of what is in the wheel for its metadata (PEP 770)."""
     target = os.environ.get("CARGO_BUILD_TARGET")
     made = sbom.write(
         _target_directory() / "sbom" / "supermachine.cyclonedx.json", ROOT, [WORKER, NETD], target, list(_guest_files())
     )
-    settings = dict(config_settings or {})
-    # As maturin looks for them: it takes the first that is there.
-    given = settings.get("maturin.build-args", settings.get("build-args", os.environ.get("MATURIN_PEP517_ARGS", "")))
-    words = shlex.split(given) if isinstance(given, str) else list(given or ())
-    return {**settings, "maturin.build-args": [*words, "--sbom-include", str(made)]}
+    words = _arguments(config_settings)
+    return {**(config_settings or {}), "maturin.build-args": [*words, "--sbom-include", str(made)]}
 
 
-def prepare() -> None:
+def prepare(config_settings: dict[str, Any] | None = None) -> None:
     """Builds the worker and puts it and the guest files into the package."""
-    command = ["cargo", "build", "--release", "--locked", "--package", WORKER, "--package", NETD]
+    command = [*_cargo(_arguments(config_settings)), "--release", "--locked", "--package", WORKER, "--package", NETD]
     target = os.environ.get("CARGO_BUILD_TARGET")
     print("+", *command, file=sys.stderr, flush=True)
     try:
@@ -128,7 +142,7 @@ def build_wheel(
     config_settings: dict[str, Any] | None = None,
     metadata_directory: str | None = None,
 ) -> str:
-    prepare()
+    prepare(config_settings)
     return str(maturin.build_wheel(wheel_directory, _with_sbom(config_settings), metadata_directory))
 
 
@@ -137,7 +151,7 @@ def build_editable(
     config_settings: dict[str, Any] | None = None,
     metadata_directory: str | None = None,
 ) -> str:
-    prepare()
+    prepare(config_settings)
     return str(maturin.build_editable(wheel_directory, config_settings, metadata_directory))
 
 
