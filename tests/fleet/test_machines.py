@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
@@ -17,6 +16,7 @@ import pytest
 from supermachine import VM, errors
 from supermachine.fleet import Fleet
 
+from ..processes import pipes
 from .conftest import BUSYBOX, SMALL
 
 pytestmark = pytest.mark.vm
@@ -402,13 +402,6 @@ def test_machines_that_were_given_back_leave_nothing_here(fleet: Fleet) -> None:
             vm.path("/tmp/x").write_text("x")
             for clone in vm.fork(1):
                 clone.kill()
-
-    def pipes() -> int:
-        found = 0
-        for entry in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):
-                found += os.readlink(entry).startswith("pipe:")
-        return found
 
     work()
     gc.collect()

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import supermachine
 from supermachine import errors
 from supermachine.named import events
 
+from ..processes import pipes
 from .conftest import CLI, sm, until
 
 pytestmark = pytest.mark.vm
@@ -165,19 +167,40 @@ def test_events_are_bounded(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what /proc shows")
 def test_machines_that_nobody_has_any_more_leave_nothing_here(busybox: str) -> None:
-    def pipes() -> int:
-        return sum(os.readlink(entry).startswith("pipe:") for entry in Path("/proc/self/fd").glob("[3-9]*"))
-
     def work() -> None:
         machine = supermachine.attach("kept")
         assert machine.run(["echo", "x"], text=True).stdout == "x\n"
         del machine
         gc.collect()
 
+    def left() -> tuple[int, int]:
+        return pipes(), threading.active_count()
+
+    def idle() -> bool:
+        """Threads that have what is left of a command end beside this one."""
+        return all(now <= then for now, then in zip(left(), before, strict=True))
+
     supermachine.start(busybox, ["sleep", "1000"], name="kept")
+    # What all commands of this process share is there after the first.
     work()
-    before = pipes()
+    before = left()
     for _ in range(3):
         work()
-    # Threads that have what is left of a command end beside this one.
-    assert until(lambda: pipes() <= before)
+    assert until(idle)
+
+
+def test_clients_that_have_gone_leave_nothing_at_the_keeper(busybox: str) -> None:
+    """More of them than a keeper has connections at once."""
+    machine = supermachine.start(busybox, ["sleep", "1000"], name="waited")
+    for _ in range(300):
+        with pytest.raises(errors.VMTimeout):
+            machine.wait(timeout=0.001)
+    for _ in range(30):
+        other = supermachine.attach("waited")
+        assert other.run(["true"]).returncode == 0
+        del other
+        gc.collect()
+    assert machine.run(["echo", "x"], text=True).stdout == "x\n"
+    if sys.platform == "linux":
+        tasks = Path(f"/proc/{machine.inspect()['keeper']}/task")
+        assert until(lambda: sum(1 for _ in tasks.iterdir()) < 30)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from .._core import Remote
+    from .._core import Remote, Watched
     from ..guest.paths import FileSystem, GuestPath
     from ..guest.processes import Args, Popen
     from ..settings.machine import MachineOptions
@@ -493,7 +493,7 @@ class Machine:
             dial = weakref.WeakMethod(self._dial)
             self._remote = remote = Remote(partial(_dialled, dial, self.name))
             threading.Thread(
-                target=_watch, args=(channel, remote, self.name), name="supermachine-watch", daemon=True
+                target=_watch, args=(channel, remote.watched(), self.name), name="supermachine-watch", daemon=True
             ).start()
             return remote
 
@@ -505,18 +505,20 @@ def _dialled(dial: Callable[[], Callable[[int], socket.socket] | None], name: st
     return method(port)
 
 
-def _watch(channel: protocol.Channel, remote: Remote, name: str) -> None:
-    """A thread: wakes whoever waits for something in the guest when its virtual machine ends."""
+def _watch(channel: protocol.Channel, watched: Watched, name: str) -> None:
+    """A thread: wakes whoever waits for something in the guest when its virtual machine ends, while there is one."""
     try:
+        if not channel.wait(watched):
+            return
         said = channel.receive()
     except (OSError, ValueError):
         said = None
     finally:
         channel.close()
     if said is None or "reason" not in said:
-        remote.ended("crashed", f"the keeper of the machine {name} has ended, and the machine with it", "")
+        watched.ended("crashed", f"the keeper of the machine {name} has ended, and the machine with it", "")
     else:
-        remote.ended(said["reason"], said["message"], said["console_tail"])
+        watched.ended(said["reason"], said["message"], said["console_tail"])
 
 
 def _ending(state: State) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import descriptors
 from . import events
+from .moment import Moment
 
 if TYPE_CHECKING:
     from .._core import Worker
@@ -162,7 +163,7 @@ class Keeper:
         #: "starting", "running", "restarting" or "stopping".
         self.phase = "starting"
         #: Set once the machine has ended and its lock is free.
-        self.over = threading.Event()
+        self.over = Moment()
         #: The pid of the main process in the guest.
         self.main_pid = 0
         self.health: Health | None = None

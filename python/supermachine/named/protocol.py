@@ -5,11 +5,15 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import KeeperLost, SupermachineError
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 #: Bytes of a message at most.
 MAX_MESSAGE = 1 << 20
@@ -51,6 +55,13 @@ class Channel:
         if not isinstance(message, dict):
             raise ValueError("the message is no object")
         return message
+
+    def wait(self, ended: HasFileno | int) -> bool:
+        """Waits until a message comes or the peer leaves, which is true, or until a descriptor reads as ended."""
+        waits = select.poll()
+        waits.register(ended, select.POLLIN)
+        waits.register(self._socket, select.POLLIN)
+        return self._socket.fileno() in (fd for fd, _ in waits.poll())
 
     def take_fd(self) -> int | None:
         """A descriptor that came with the last message; the caller owns it."""

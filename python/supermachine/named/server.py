@@ -33,18 +33,21 @@ class Server:
         self._socket = local_sockets.listen(keeper.place.socket)
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
+        #: What may take as long as the machine lives; without an answer when the client has gone meanwhile.
+        self._waits: dict[str, Callable[[dict[str, Any], protocol.Channel], dict[str, Any] | None]] = {
+            "stop": self._stop,
+            "wait": self._wait,
+            "watch": self._watch,
+        }
         self._requests: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "inspect": self._inspect,
             "stats": self._stats,
-            "stop": self._stop,
             "restart": self._restart,
             "freeze": self._freeze,
             "rename": self._rename,
             "exec": self._exec,
             "resize": self._resize,
             "signal": self._signal,
-            "wait": self._wait,
-            "watch": self._watch,
             "snapshot": self._snapshot,
             "fork": self._fork,
         }
@@ -116,6 +119,10 @@ class Server:
                 finally:
                     os.close(fd)
                 return
+            if (waits := self._waits.get(str(what))) is not None:
+                if (end := waits(request, channel)) is not None:
+                    channel.send({"ok": True, **end})
+                return
             work = self._requests.get(str(what))
             if work is None:
                 raise ConfigurationError(
@@ -157,13 +164,13 @@ class Server:
             "memory_limit": self._keeper.vm._settings.memory,
         }
 
-    def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _stop(self, request: dict[str, Any], client: protocol.Channel) -> dict[str, Any] | None:
         timeout = request.get("timeout")
         signal = request.get("signal")
         self._keeper.stop(
             None if timeout is None else max(0.0, float(timeout)), None if signal is None else int(signal)
         )
-        return self._wait(request)
+        return self._wait(request, client)
 
     def _restart(self, request: dict[str, Any]) -> dict[str, Any]:
         timeout = request.get("timeout")
@@ -191,13 +198,21 @@ class Server:
         self._keeper.signal(int(request["signal"]))
         return {}
 
-    def _wait(self, _request: dict[str, Any]) -> dict[str, Any]:
-        self._keeper.over.wait()
+    def _wait(self, _request: dict[str, Any], client: protocol.Channel) -> dict[str, Any] | None:
+        if client.wait(self._keeper.over):
+            return None
         return {"exit_code": self._keeper.record.exit_code, "error": self._keeper.record.error}
 
-    def _watch(self, _request: dict[str, Any]) -> dict[str, Any]:
+    def _watch(self, _request: dict[str, Any], client: protocol.Channel) -> dict[str, Any] | None:
         """Answers when the virtual machine that runs now has ended."""
-        reason, message, console_tail = self._keeper.vm._started().worker.wait() or ("ended", "", "")
+        worker = self._keeper.vm._started().worker
+        ended = worker.exit_fd()
+        try:
+            if client.wait(ended):
+                return None
+        finally:
+            os.close(ended)
+        reason, message, console_tail = worker.wait() or ("ended", "", "")
         return {"reason": reason, "message": message, "console_tail": console_tail}
 
     def _snapshot(self, request: dict[str, Any]) -> dict[str, Any]:

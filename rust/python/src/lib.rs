@@ -55,7 +55,7 @@ mod _core {
     #[pymodule_export]
     use crate::publication::Publication;
     #[pymodule_export]
-    use crate::remote::Remote;
+    use crate::remote::{Remote, Watched};
     #[pymodule_export]
     use crate::secured::{fleet_credentials, secured};
     #[pymodule_export]

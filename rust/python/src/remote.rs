@@ -1,7 +1,9 @@
 //! A VM whose worker belongs to another process, which hands connections to the guest over.
 
+use std::io::PipeReader;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use pyo3::prelude::*;
 
@@ -68,8 +70,41 @@ impl Remote {
 
     /// Wakes everybody who waits for this VM: it has ended, or cannot be reached any more.
     fn ended(&self, reason: &str, message: String, console_tail: String) {
-        let reason = REASONS.into_iter().find(|known| *known == reason).unwrap_or("ended");
-        self.shared.end(|_| Exit { reason, message, console_tail });
+        end(&self.shared, reason, message, console_tail);
+    }
+
+    /// For a thread that waits for the VM's end on behalf of whoever uses it.
+    fn watched(&self) -> PyResult<Watched> {
+        let gone = Unshared::new(|| self.shared.ended().try_clone())?;
+        Ok(Watched { shared: Arc::downgrade(&self.shared), gone })
+    }
+}
+
+fn end(shared: &Shared, reason: &str, message: String, console_tail: String) {
+    let reason = REASONS.into_iter().find(|known| *known == reason).unwrap_or("ended");
+    shared.end(|_| Exit { reason, message, console_tail });
+}
+
+/// What tells users of a `Remote` of the VM's end, and keeps nothing alive for that.
+#[pyclass(frozen, module = "supermachine._core")]
+pub struct Watched {
+    shared: Weak<Shared>,
+    gone: Unshared<PipeReader>,
+}
+
+#[pymethods]
+impl Watched {
+    /// Reads as ended once there is nobody to tell: the VM has ended, or neither the `Remote` nor anything that runs
+    /// by it is left.
+    fn fileno(&self) -> RawFd {
+        self.gone.as_raw_fd()
+    }
+
+    /// As `Remote.ended`.
+    fn ended(&self, reason: &str, message: String, console_tail: String) {
+        if let Some(shared) = self.shared.upgrade() {
+            end(&shared, reason, message, console_tail);
+        }
     }
 }
 
