@@ -53,7 +53,7 @@ class Told:
         pass
 
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, HostShortage):
             number = error.errno
             lacking = in_words(str(error), self._failed) if number is None else named(error, self._failed)
             if lacking is not None:

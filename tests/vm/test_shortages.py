@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,36 @@ def test_it_is_named_and_nothing_is_removed(
     limited("")
     with VM(busybox) as vm:
         assert was_restored(vm)
+        assert vm.run(["true"]).returncode == 0
+
+
+@contextlib.contextmanager
+def no_more_files(pid: int) -> Iterator[None]:
+    """A process that has all the open files that it may have."""
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    free = next(number for number in range(len(taken) + 1) if number not in taken)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_a_worker_that_has_no_room_for_a_connection_says_so_each_time(busybox: str) -> None:
+    """Whether that is noticed when a command is sent or when its answer does not come."""
+    with VM(busybox) as vm:
+        assert vm.pid is not None
+        with no_more_files(vm.pid):
+            for _ in range(20):
+                with pytest.raises(errors.HostShortage, match="open files") as caught:
+                    vm.run(["true"])
+                assert caught.value.errno == errno.EMFILE
+            with pytest.raises(errors.HostShortage):
+                vm.path("/etc").exists()
+            # Its end is noticed beside a caller that waits for nothing yet.
+            with pytest.raises(errors.HostShortage):
+                vm.popen(["cat"], stdin=-1).communicate(b"x", timeout=60)
         assert vm.run(["true"]).returncode == 0
 
 

@@ -26,6 +26,7 @@ const LEAST_RATE: u64 = 16 * 1024;
 enum Trouble {
     Exited(Exit),
     Lost(String),
+    Shortage(String),
     Io(io::Error),
     Late,
 }
@@ -78,9 +79,10 @@ impl Connection {
     fn ended(&self) -> Trouble {
         match self.vm.reason_of_exit() {
             Some(exit) => Trouble::Exited(exit),
-            None => Trouble::Lost(
-                self.vm.shortage().unwrap_or_else(|| "the agent closed a connection in use".to_owned()),
-            ),
+            None => match self.vm.shortage() {
+                Some(lacking) => Trouble::Shortage(lacking),
+                None => Trouble::Lost("the agent closed a connection in use".to_owned()),
+            },
         }
     }
 
@@ -163,6 +165,7 @@ impl Connection {
         result.map_err(|trouble| match trouble {
             Trouble::Exited(exit) => errors::vm_exited(py, &exit),
             Trouble::Lost(message) => errors::agent(py, &message),
+            Trouble::Shortage(message) => errors::shortage(py, &message),
             Trouble::Io(error) => error.into(),
             Trouble::Late => errors::late(py, self.timeout),
         })

@@ -36,10 +36,21 @@ pub(crate) fn vm_exited(py: Python<'_>, exit: &Exit) -> PyErr {
     })
 }
 
-/// `AgentError`: the guest's agent closed a connection or broke the protocol while the VM goes on. When that was for a
-/// shortage of the worker's, the message has the number of the system's error, by which `shortage.py` knows it.
+/// `AgentError`: the guest's agent closed a connection or broke the protocol while the VM goes on.
 pub(crate) fn agent(py: Python<'_>, message: &str) -> PyErr {
     instance(py, "AgentError", message, |_| Ok(()))
+}
+
+/// `HostShortage`: the worker could not take a connection. `message` ends with the number of the system's error, by
+/// which `shortage.py` names the limit.
+pub(crate) fn shortage(py: Python<'_>, message: &str) -> PyErr {
+    let make = || -> PyResult<Option<PyErr>> {
+        let named = py
+            .import("supermachine.shortage")?
+            .call_method1("in_words", (message, "the guest's agent cannot be reached"))?;
+        Ok((!named.is_none()).then(|| PyErr::from_value(named)))
+    };
+    make().map_or_else(|error| error, |named| named.unwrap_or_else(|| agent(py, message)))
 }
 
 /// A process could not be started in the guest. `kind` names the case.

@@ -46,6 +46,7 @@ impl Exec {
             Outcome::Failed { kind, message } => Err(errors::exec_failed(py, kind, &message)),
             Outcome::VmExited(exit) => Err(errors::vm_exited(py, &exit)),
             Outcome::Lost(message) => Err(errors::agent(py, &message)),
+            Outcome::Shortage(message) => Err(errors::shortage(py, &message)),
         }
     }
 }

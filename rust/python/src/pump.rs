@@ -62,6 +62,8 @@ pub(crate) enum Outcome {
     VmExited(Exit),
     /// The connection ended, the VM goes on.
     Lost(String),
+    /// The worker had no descriptor left for the connection.
+    Shortage(String),
 }
 
 #[derive(Default)]
@@ -508,17 +510,17 @@ impl Pump {
 
     /// The connection has ended without an outcome: finds out why.
     fn end(&mut self, trouble: Option<String>) {
-        let outcome =
-            match (trouble, self.closing) {
-                (Some(trouble), _) => Outcome::Lost(format!("the agent broke the protocol: {trouble}")),
-                (None, true) => Outcome::Exited(ExitStatus::Signal(libc::SIGKILL)),
-                (None, false) => match self.vm.reason_of_exit() {
-                    Some(exit) => Outcome::VmExited(exit),
-                    None => Outcome::Lost(self.vm.shortage().unwrap_or_else(|| {
-                        "the agent closed the connection of a running process".to_owned()
-                    })),
+        let outcome = match (trouble, self.closing) {
+            (Some(trouble), _) => Outcome::Lost(format!("the agent broke the protocol: {trouble}")),
+            (None, true) => Outcome::Exited(ExitStatus::Signal(libc::SIGKILL)),
+            (None, false) => match self.vm.reason_of_exit() {
+                Some(exit) => Outcome::VmExited(exit),
+                None => match self.vm.shortage() {
+                    Some(lacking) => Outcome::Shortage(lacking),
+                    None => Outcome::Lost("the agent closed the connection of a running process".to_owned()),
                 },
-            };
+            },
+        };
         self.ended = Some(outcome);
     }
 
