@@ -115,6 +115,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benches
 	$(BIN)/python -m benches.storage
 	$(BIN)/python -m benches.shares
+	$(BIN)/python -m benches.databases
 
 # Times of restores and forks, and the pictures of them in the documentation (benches/plots.py).
 bench-plots: $(VENV)/installed
