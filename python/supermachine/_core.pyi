@@ -1,7 +1,7 @@
 """The extension module; see rust/python."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, final
+from typing import Any, Protocol, TypedDict, final, type_check_only
 
 from typing_extensions import Self
 
@@ -39,6 +39,23 @@ _Network = tuple[
 #: Name, address, port, protocol, rule, reason, remedy, nanoseconds since 1970.
 _Denial = tuple[str | None, str | None, int, str, str | None, str, str, int]
 
+@type_check_only
+class _Share(Protocol):
+    """What a worker is told of a share."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def cache(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def quota_bytes(self) -> int | None: ...
+    @property
+    def watch(self) -> bool: ...
+
 def check_network_rule(rule: str) -> bool: ...
 def check_secret_host(host: str) -> None: ...
 
@@ -64,7 +81,7 @@ class Worker:
         boot_timeout_ms: int = 60_000,
         agent: bool = True,
         require_confinement: bool = False,
-        shares: Sequence[tuple[str, bool, str, str, int | None, bool]] = ...,
+        shares: Sequence[_Share] = ...,
         environment: Sequence[tuple[str, str]] = ...,
         network: _Network | None = None,
         scratch: tuple[int, int] | None = None,
@@ -84,7 +101,7 @@ class Worker:
         boot_timeout_ms: int = 60_000,
         agent: bool = True,
         require_confinement: bool = False,
-        shares: Sequence[tuple[str, bool, str, str, int | None, bool]] = ...,
+        shares: Sequence[_Share] = ...,
         environment: Sequence[tuple[str, str]] = ...,
         network: _Network | None = None,
         scratch: tuple[int, Sequence[str]] | None = None,

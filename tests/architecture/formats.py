@@ -45,6 +45,12 @@ FORMATS = {
         "raise VERSION: a guest in a snapshot has the agent of its time, and is refused then by name",
         _PROTO,
     ),
+    "what an agent and the file server say to each other": Format(
+        "rust/proto/src/echo.rs",
+        ("INTERRUPT", "BEGIN", "END", "ANNOUNCEMENT", "UNDERSTOOD", "OWN", "Step", "encode"),
+        "raise VERSION",
+        _PROTO,
+    ),
     "frames of messages": Format("rust/proto/src/frame.rs", ("MAX_FRAME", "encode"), "raise VERSION", _PROTO),
     "header of a snapshot": Format(
         "rust/snapshot/src/v9/header.rs", ("MAGIC", "BYTES", "DIGESTED", "encode"), _SECTION

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from ..host.engines import Engine
     from ..images import ResolvedImage
     from ..network.policy import Network
+    from ..storage.shares import Mounted
 
     #: Steps of a start: name, nanoseconds since the start of the worker process.
     Timings: TypeAlias = list[tuple[str, int]]
-    #: Paths of the host that a guest may mount, whether read-only, and how long it trusts what it has seen.
-    OpenShares: TypeAlias = Sequence[tuple[str, bool, str, str, int | None, bool]]
     #: Descriptors of volumes, of empty files for what is written to those that are only read, and slots.
     OpenVolumes: TypeAlias = Sequence[tuple[int, int | None, int]]
     #: Pages to bring in before the guest asks: first page, pages, whether they are written to.
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
         require_confinement: bool
         environment: list[tuple[str, str]]
         network: _Network | None
-        shares: OpenShares
+        shares: Sequence[Mounted]
         volume_disks: OpenVolumes
 
 
@@ -55,7 +54,7 @@ class _Start:
         hostname: str | None,
         timeout: float,
         network: Network | None,
-        shares: OpenShares,
+        shares: Sequence[Mounted],
         volumes: OpenVolumes,
         require_confinement: bool | None,
     ) -> None:
@@ -108,7 +107,7 @@ def spawn(
     hostname: str | None,
     timeout: float,
     network: Network | None = None,
-    shares: OpenShares = (),
+    shares: Sequence[Mounted] = (),
     scratch: tuple[int, int] | None = None,
     volumes: OpenVolumes = (),
     require_confinement: bool | None = None,
@@ -145,7 +144,7 @@ def spawn_restored(
     working_set: PageRanges = (),
     agent: bool = True,
     network: Network | None = None,
-    shares: OpenShares = (),
+    shares: Sequence[Mounted] = (),
     scratch: tuple[int, Sequence[str]] | None = None,
     volumes: OpenVolumes = (),
     require_confinement: bool | None = None,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..images import ImageConfig, ResolvedImage
     from ..settings.machine import MachineSettings
     from ..snapshots.baking import Baked
+    from ..storage.shares import Mounted
     from ..storage.volume_directories import Held
     from ..storage.volumes import Opened
 
@@ -269,14 +270,14 @@ class Starter:
             note_order,
         )
 
-    def _open_shares(self) -> launch.OpenShares:
+    def _open_shares(self) -> Sequence[Mounted]:
         if not (mounted := self._settings.shares):
             return ()
-        from ..storage import shares
-
         if self._directories is None and any(share.volume for share in mounted):
+            from ..storage import shares
+
             self._directories = shares.held(mounted)
-        return shares.opened(mounted)
+        return mounted
 
     def _open_volumes(self) -> launch.OpenVolumes:
         if not (mounted := self._settings.volumes):

@@ -81,7 +81,7 @@ class Share:
 
 
 class Mounted(NamedTuple):
-    """A share, checked, and where it is in the guest."""
+    """A share, checked, and where it is in the guest; `_core` reads it by these names."""
 
     target: str
     #: Absolute.
@@ -270,11 +270,6 @@ def held(shares: Sequence[Mounted]) -> volume_directories.Held:
         found.close()
         raise
     return found
-
-
-def opened(shares: Sequence[Mounted]) -> list[tuple[str, bool, str, str, int | None, bool]]:
-    """The shares as a worker takes them."""
-    return [(share.path, share.read_only, share.cache, share.owner, share.quota_bytes, share.watch) for share in shares]
 
 
 def attach(

@@ -13,7 +13,10 @@ from ..host.warnings import warn
 if TYPE_CHECKING:
     from .._core import Watch, Worker
 
-_LOST = "changes on the host came faster than its guest takes them; programs in it may have missed some"
+_LOST = (
+    "changes on the host came faster than its guest takes them; it is told of what can be found of them, and programs "
+    "in it may have missed the removal of files"
+)
 _UNWATCHED = (
     "it has more directories than can be watched, and its guest is not told of changes in some; "
     "raise fs.inotify.max_user_watches"

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libc::MS_NODEV;
 use supermachine_proto::agent::{Attach, SHARES_TAG, ShareMount};
+use supermachine_proto::echo::INTERRUPT;
 
 use crate::{fill, sys, user};
 
@@ -60,7 +61,7 @@ pub(crate) fn begin(root: &str, read_ahead_kib: u32) {
 pub(crate) fn interrupt() {
     if let Some(session) = SESSION.get() {
         // SAFETY: the string is NUL-terminated, and the call writes nothing.
-        unsafe { libc::faccessat(session.as_raw_fd(), c"interrupt".as_ptr(), libc::F_OK, 0) };
+        unsafe { libc::faccessat(session.as_raw_fd(), INTERRUPT.as_ptr(), libc::F_OK, 0) };
     }
 }
 

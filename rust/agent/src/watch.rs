@@ -12,26 +12,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use supermachine_proto::agent::{AttachReply, Change, ChangeKind, Changes, Chunk};
+use supermachine_proto::echo::{ANNOUNCEMENT, Announcement, BEGIN, END, OWN, Step, UNDERSTOOD};
 use supermachine_proto::frame;
 
 use crate::{freeze, shares, sys};
-
-/// Names in the session's root by which a thread makes itself known, and is forgotten.
-const BEGIN: &CStr = c"watch";
-const END: &CStr = c"unwatch";
-/// The attribute by which a directory's next change is announced, and the first byte of its value.
-const ANNOUNCEMENT: &CStr = c"user.supermachine.change";
-const CREATED: u8 = 1;
-const REMOVED: u8 = 2;
-const FROM: u8 = 3;
-const TO: u8 = 4;
-const MODIFIED: u8 = 5;
-const WRITTEN: u8 = 6;
-const ATTRIBUTES: u8 = 7;
-/// How the server says that it has understood. Success would be a change, which the kernel tells of.
-const UNDERSTOOD: i32 = libc::EALREADY;
-/// And that this guest has made the change itself.
-const OWN: i32 = libc::ECANCELED;
 
 /// include/uapi/linux/openat2.h
 #[repr(C)]
@@ -61,12 +45,12 @@ pub(crate) fn serve(mut connection: File) -> Result<(), frame::Error> {
 
 fn follow(connection: &mut File, life: u64) -> Result<(), frame::Error> {
     frame::write(connection, &AttachReply::Done)?;
-    while let Some(Changes(changes)) = frame::read(connection)? {
+    while let Some(Changes { share, changes }) = frame::read(connection)? {
         for change in &changes {
             // A snapshot never falls between an announcement and what is announced.
             let Some(turn) = freeze::turn(life) else { return Ok(()) };
             // What cannot be told is gone by now, mostly, and the next change says so.
-            let _ = tell(change);
+            let _ = tell(share, change);
             drop(turn);
         }
         frame::write(connection, &AttachReply::Done)?;
@@ -127,8 +111,8 @@ impl Place {
     }
 
     /// Says what comes next.
-    fn announce(&self, kind: u8, directory: bool) -> io::Result<()> {
-        let value = [&[kind, u8::from(directory)][..], self.name.as_bytes()].concat();
+    fn announce(&self, step: Step, directory: bool) -> io::Result<()> {
+        let value = Announcement { step, directory, name: self.name.as_bytes() }.encode();
         let path = through(&self.directory)?;
         let (path, name, value, size) = (path.as_ptr(), ANNOUNCEMENT.as_ptr(), &value[..], value.len());
         // SAFETY: the strings are NUL-terminated, and pointer and length are those of the value.
@@ -151,14 +135,14 @@ impl Place {
 }
 
 /// Has the kernel tell of one change.
-fn tell(change: &Change) -> io::Result<()> {
-    let Change { share, kind, directory, path: Chunk(path), to: Chunk(to) } = change;
-    let place = Place::of(*share, path);
+fn tell(share: u32, change: &Change) -> io::Result<()> {
+    let Change { kind, directory, path: Chunk(path), to: Chunk(to) } = change;
+    let place = Place::of(share, path);
     match kind {
         ChangeKind::Created => created(&place?),
         ChangeKind::Removed => removed(&place?, *directory),
         ChangeKind::Renamed => {
-            let to = Place::of(*share, to);
+            let to = Place::of(share, to);
             let (Ok(from), Ok(to)) = (&place, &to) else {
                 return place.and_then(|from| removed(&from, *directory)).or_else(|_| created(&to?));
             };
@@ -180,10 +164,10 @@ fn tell(change: &Change) -> io::Result<()> {
 fn created(place: &Place) -> io::Result<()> {
     let Ok(file) = place.open() else {
         // It is gone again. Where this guest has made it, the server has heard of that now.
-        return place.announce(CREATED, false);
+        return place.announce(Step::Created, false);
     };
     let kind = refreshed(&file)?.stx_mode & libc::S_IFMT as u16;
-    place.announce(CREATED, u32::from(kind) == libc::S_IFDIR)?;
+    place.announce(Step::Created, u32::from(kind) == libc::S_IFDIR)?;
     let (directory, name) = (place.directory.as_raw_fd(), place.name.as_ptr());
     // SAFETY: the strings are NUL-terminated.
     let done = unsafe {
@@ -197,15 +181,15 @@ fn created(place: &Place) -> io::Result<()> {
 }
 
 fn removed(place: &Place, directory: bool) -> io::Result<()> {
-    place.announce(REMOVED, directory)?;
+    place.announce(Step::Removed, directory)?;
     let flags = if directory { libc::AT_REMOVEDIR } else { 0 };
     // SAFETY: the string is NUL-terminated.
     sys::check(unsafe { libc::unlinkat(place.directory.as_raw_fd(), place.name.as_ptr(), flags) }).map(drop)
 }
 
 fn renamed(from: &Place, to: &Place, directory: bool) -> io::Result<()> {
-    from.announce(FROM, directory)?;
-    to.announce(TO, directory)?;
+    from.announce(Step::From, directory)?;
+    to.announce(Step::To, directory)?;
     let (old, new) = (from.directory.as_raw_fd(), to.directory.as_raw_fd());
     // SAFETY: the strings are NUL-terminated.
     sys::check(unsafe { libc::renameat(old, from.name.as_ptr(), new, to.name.as_ptr()) }).map(drop)
@@ -215,7 +199,7 @@ fn modified(place: &Place) -> io::Result<()> {
     let file = place.open()?;
     let found = refreshed(&file)?;
     regular(&found)?;
-    place.announce(MODIFIED, false)?;
+    place.announce(Step::Modified, false)?;
     let path = through(&file)?;
     // SAFETY: the string is NUL-terminated.
     sys::check(unsafe { libc::truncate(path.as_ptr(), found.stx_size as libc::off_t) }).map(drop)
@@ -225,14 +209,14 @@ fn written(place: &Place) -> io::Result<()> {
     let file = place.open()?;
     // A FIFO's reader would meet its end.
     regular(&refreshed(&file)?)?;
-    place.announce(WRITTEN, false)?;
+    place.announce(Step::Written, false)?;
     File::options().write(true).open(OsStr::from_bytes(through(&file)?.as_bytes())).map(drop)
 }
 
 fn attributes(place: &Place) -> io::Result<()> {
     let file = place.open()?;
     refreshed(&file)?;
-    place.announce(ATTRIBUTES, false)?;
+    place.announce(Step::Attributes, false)?;
     let now = std::ptr::null();
     // SAFETY: the string is NUL-terminated, and no times are given.
     sys::check(unsafe { libc::utimensat(file.as_raw_fd(), c"".as_ptr(), now, libc::AT_EMPTY_PATH) }).map(drop)

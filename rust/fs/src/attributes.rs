@@ -6,21 +6,19 @@ use std::sync::Arc;
 
 use rustix::fs::{Gid, Mode, OFlags, Statx, StatxTimestamp, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
+use supermachine_proto::echo;
 
 use crate::abi::{GETATTR_FH, ROOT_ID, set};
 use crate::host;
 use crate::nodes::FIRST_SHARE;
 use crate::share::Cache;
 use crate::wire::{Args, Out};
-use crate::{Header, Session, echo};
+use crate::{Header, Session};
 
 /// Bytes of `fuse_entry_out`, which an entry of a directory begins with.
 pub(crate) const ENTRY: usize = 128;
 /// set-user-id and set-group-id.
 const SET_IDS: u32 = 0o6000;
-/// What the guest's agent looks for in the session's root, where there is no such name, to have those who wait for a lock
-/// stop: Linux's driver does not say when one gets a signal (virtio_fs_send_interrupt).
-const INTERRUPT: &CStr = c"interrupt";
 /// UTIME_NOW and UTIME_OMIT (include/linux/stat.h).
 const NOW: i64 = 0x3fff_ffff;
 const OMIT: i64 = 0x3fff_fffe;
@@ -29,7 +27,7 @@ impl Session {
     pub(crate) fn lookup(&mut self, header: &Header, args: &mut Args<'_>) -> Result<(), Errno> {
         let (parent, name) = (header.node, args.name()?);
         if parent == ROOT_ID {
-            if name == INTERRUPT {
+            if name == echo::INTERRUPT {
                 self.locks.interrupt();
             } else if self.watched && name == echo::BEGIN {
                 return Err(self.echoes.begin(header.thread));

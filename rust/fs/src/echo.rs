@@ -1,10 +1,7 @@
 //! What the host changes in shares that are watched, told to the guest's kernel.
 //!
-//! A kernel tells its programs (inotify(7)) of what is done by way of it. So the guest's agent does once more what the host
-//! has done, by a thread that has made itself known: here such a request changes nothing on the host, and is answered as if
-//! it had changed what is so already. What a thread that is known asks for is never done, so that an echo which comes too
-//! late is not taken for a wish. The names by which a thread makes itself known are in the session's root, which root alone
-//! reaches in the guest.
+//! `supermachine_proto::echo` says how. What a thread that is known asks for is never done, so that an echo which comes too
+//! late is not taken for a wish.
 //!
 //! A change of the guest's own comes back from the host like any other. Its kernel has told of that one, so it is noted here
 //! and no echo wanted.
@@ -17,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, Statx};
 use rustix::io::Errno;
+use supermachine_proto::echo::{self, ANNOUNCEMENT, Announcement, Step};
 
 use crate::abi::{ROOT_ID, op, opened};
 use crate::host;
@@ -24,52 +22,19 @@ use crate::nodes::{MAX_SHARES, Stamp};
 use crate::wire::Args;
 use crate::{Header, Session};
 
-/// By which a thread makes itself known, and is forgotten.
-pub(crate) const BEGIN: &CStr = c"watch";
-pub(crate) const END: &CStr = c"unwatch";
-/// By which it says of a directory what it does there next: a byte for the kind, whether a directory is changed, the name.
-const ANNOUNCEMENT: &CStr = c"user.supermachine.change";
-/// How it is told that this was understood. Success would be a change.
-const UNDERSTOOD: Errno = Errno::ALREADY;
-/// And that the guest has made the change itself.
-const OWN: Errno = Errno::CANCELED;
+const UNDERSTOOD: Errno = Errno::from_raw_os_error(echo::UNDERSTOOD);
+const OWN: Errno = Errno::from_raw_os_error(echo::OWN);
 /// Names and files that the guest has changed itself, at most; beyond, its kernel tells of some twice.
 const MAX_OWN: usize = 16 << 10;
 /// How long it may take until the host's word of such a change comes.
 const OWN_HOLDS: Duration = Duration::from_secs(30);
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Created,
-    Removed,
-    From,
-    To,
-    Modified,
-    Written,
-    Attributes,
-}
-
-impl Kind {
-    fn of(byte: u8) -> Option<Self> {
-        Some(match byte {
-            1 => Self::Created,
-            2 => Self::Removed,
-            3 => Self::From,
-            4 => Self::To,
-            5 => Self::Modified,
-            6 => Self::Written,
-            7 => Self::Attributes,
-            _ => return None,
-        })
-    }
-}
 
 /// A name in a directory.
 type Place = (u64, CString);
 
 /// What is announced.
 struct Change {
-    kind: Kind,
+    step: Step,
     directory: bool,
     at: Place,
     /// What it was called, for what is called otherwise.
@@ -248,32 +213,31 @@ impl Session {
         if name != ANNOUNCEMENT || !self.watches(node) {
             return Err(Errno::PERM);
         }
-        let [kind, directory, name @ ..] = value else { return Err(Errno::INVAL) };
-        let kind = Kind::of(*kind).ok_or(Errno::INVAL)?;
+        let Announcement { step, directory, name } = Announcement::decode(value).ok_or(Errno::INVAL)?;
         let at = (node, name_of(name)?);
         let named = !at.1.is_empty();
         let state = self.echoes.threads.get_mut(&thread).ok_or(Errno::PERM)?;
         state.next = None;
         let from = state.from.take();
-        if kind == Kind::From {
+        if step == Step::From {
             state.from = Some(at);
             return Ok(UNDERSTOOD);
         }
-        let from = from.filter(|_| kind == Kind::To);
-        match kind {
-            Kind::Created if self.echoes.was_own(&at, true) => return Ok(OWN),
-            Kind::Removed if self.echoes.was_own(&at, false) => return Ok(OWN),
-            Kind::To => {
+        let from = from.filter(|_| step == Step::To);
+        match step {
+            Step::Created if self.echoes.was_own(&at, true) => return Ok(OWN),
+            Step::Removed if self.echoes.was_own(&at, false) => return Ok(OWN),
+            Step::To => {
                 let from = from.as_ref().ok_or(Errno::INVAL)?;
                 if self.echoes.was_own(from, false) {
                     self.echoes.was_own(&at, true);
                     return Ok(OWN);
                 }
             }
-            Kind::Modified | Kind::Written | Kind::Attributes => {
+            Step::Modified | Step::Written | Step::Attributes => {
                 let found = if named { self.known_as(&at)? } else { Some((node, self.nodes.stat(node)?)) };
                 if let Some((id, stat)) = found {
-                    let closed = kind == Kind::Written && {
+                    let closed = step == Step::Written && {
                         let when = self.echoes.closed.remove(&id);
                         when.is_some_and(|when| when.elapsed() < OWN_HOLDS)
                     };
@@ -284,11 +248,11 @@ impl Session {
             }
             _ => {}
         }
-        if matches!(kind, Kind::Created | Kind::To) {
+        if matches!(step, Step::Created | Step::To) {
             // It is there still.
             self.known_as(&at)?;
         }
-        let next = Change { kind, directory: *directory != 0, at, from };
+        let next = Change { step, directory, at, from };
         self.echoes.threads.get_mut(&thread).ok_or(Errno::PERM)?.next = Some(next);
         Ok(UNDERSTOOD)
     }
@@ -304,7 +268,7 @@ impl Session {
         let next = self.echoes.threads.get(&thread)?.next.as_ref()?;
         let name = args.name().ok()?;
         let is = |place: &Place| place.0 == parent && *place.1 == *name;
-        let (kind, directory) = (next.kind, next.directory);
+        let (step, directory) = (next.step, next.directory);
         if next.from.as_ref().is_some_and(is) {
             let (at, from) = (next.at.clone(), (parent, name.to_owned()));
             return Some(self.what_moved(&at, &from));
@@ -312,11 +276,11 @@ impl Session {
         if !is(&next.at) {
             return None;
         }
-        Some(match kind {
-            Kind::Created => Err(Errno::NOENT),
-            Kind::Removed => self.what_was(parent, name, directory),
+        Some(match step {
+            Step::Created => Err(Errno::NOENT),
+            Step::Removed => self.what_was(parent, name, directory),
             // What is there now came by the new name; what it took the place of is known yet, or was not.
-            Kind::To => match self.replaced(parent, name) {
+            Step::To => match self.replaced(parent, name) {
                 Some(id) => self.remembered(id),
                 None => Err(Errno::NOENT),
             },
@@ -385,13 +349,13 @@ impl Session {
         let thread = self.echoes.threads.get_mut(&header.thread).ok_or(Errno::PERM)?;
         let next = thread.next.take().ok_or(Errno::PERM)?;
         let told = thread.told.take().filter(|(of, _)| *of == node);
-        match (header.opcode, next.kind) {
+        match (header.opcode, next.step) {
             // As it was told last: what has changed since is another change, and the kernel must find that it has.
-            (op::SETATTR, Kind::Modified | Kind::Attributes) => {
+            (op::SETATTR, Step::Modified | Step::Attributes) => {
                 let (_, stat) = told.ok_or(Errno::STALE)?;
                 self.attr_out(node, &stat);
             }
-            (op::OPEN, Kind::Written) => {
+            (op::OPEN, Step::Written) => {
                 self.handles.room()?;
                 // It stands for the file, and cannot read or write it.
                 let file = self.nodes.fd(node)?;
@@ -399,19 +363,19 @@ impl Session {
                 let flags = self.cache_flags(node, false) | opened::NOFLUSH;
                 self.out.u64(handle).u32(flags).u32(0);
             }
-            (op::MKNOD | op::MKDIR | op::SYMLINK, Kind::Created) => {
+            (op::MKNOD | op::MKDIR | op::SYMLINK, Step::Created) => {
                 let name = made(header.opcode, args)?;
                 check(next.at == (node, name.to_owned()))?;
                 self.found(node, name)?;
             }
-            (op::UNLINK | op::RMDIR, Kind::Removed) => {
+            (op::UNLINK | op::RMDIR, Step::Removed) => {
                 let name = args.name()?;
                 check(next.at == (node, name.to_owned()))?;
                 if let Some(id) = self.replaced(node, name) {
                     self.nodes.retire(id);
                 }
             }
-            (op::RENAME | op::RENAME2, Kind::To) => {
+            (op::RENAME | op::RENAME2, Step::To) => {
                 let to = args.u64()?;
                 if header.opcode == op::RENAME2 {
                     args.u64()?;

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use common::{Client, SHARE, named, share};
 use supermachine_fs::abi::{op, set};
+use supermachine_proto::echo::{ANNOUNCEMENT, Announcement, BEGIN, END, Step};
 
 const ROOT: u64 = 1;
 const AGENT: u32 = 77;
@@ -17,26 +18,19 @@ const OTHER: u32 = 78;
 const UNDERSTOOD: Result<(), i32> = Err(libc::EALREADY);
 const OWN: Result<(), i32> = Err(libc::ECANCELED);
 const REFUSED: i32 = libc::EPERM;
-const CREATED: u8 = 1;
-const REMOVED: u8 = 2;
-const FROM: u8 = 3;
-const TO: u8 = 4;
-const MODIFIED: u8 = 5;
-const WRITTEN: u8 = 6;
-const ATTRIBUTES: u8 = 7;
 
 /// Beside it, the agent's thread is known.
 fn client(place: &Path) -> Client {
     let mut client = Client::new(vec![share(place, false).watched()]);
     client.thread = AGENT;
-    assert_eq!(client.lookup(ROOT, b"watch").err(), Some(libc::EALREADY));
+    assert_eq!(client.lookup(ROOT, BEGIN.to_bytes()).err(), Some(libc::EALREADY));
     client.thread = OTHER;
     client
 }
 
-fn announce(client: &mut Client, node: u64, kind: u8, directory: bool, name: &[u8]) -> Result<(), i32> {
-    let value = [&[kind, directory.into()][..], name].concat();
-    client.setxattr(node, b"user.supermachine.change", &value)
+fn announce(client: &mut Client, node: u64, step: Step, directory: bool, name: &[u8]) -> Result<(), i32> {
+    let value = Announcement { step, directory, name }.encode();
+    client.setxattr(node, ANNOUNCEMENT.to_bytes(), &value)
 }
 
 /// What the agent's thread does.
@@ -56,16 +50,16 @@ fn what_the_host_has_made_is_made_once_more() {
     // The guest may know it already.
     let known = client.lookup(SHARE, b"file").unwrap();
     agent(&mut client, |client| {
-        assert_eq!(announce(client, SHARE, CREATED, false, b"file"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Created, false, b"file"), UNDERSTOOD);
         assert_eq!(client.lookup(SHARE, b"file").err(), Some(libc::ENOENT));
         assert_eq!(client.mknod(SHARE, b"file", libc::S_IFREG | 0o600), Ok(known.0));
         // Once.
         assert_eq!(client.lookup(SHARE, b"file"), Ok(known));
         assert_eq!(client.mknod(SHARE, b"file", libc::S_IFREG | 0o600), Err(REFUSED));
-        assert_eq!(announce(client, SHARE, CREATED, true, b"new"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Created, true, b"new"), UNDERSTOOD);
         assert!(client.mkdir(SHARE, b"new", 0o700).is_ok());
         // Gone again before it could be told.
-        assert_eq!(announce(client, SHARE, CREATED, false, b"none"), Err(libc::ENOENT));
+        assert_eq!(announce(client, SHARE, Step::Created, false, b"none"), Err(libc::ENOENT));
         assert_eq!(client.mknod(SHARE, b"none", libc::S_IFREG | 0o600), Err(REFUSED));
     });
     assert_eq!(fs::read_to_string(place.path().join("file")).unwrap(), "contents");
@@ -84,14 +78,14 @@ fn what_the_host_has_removed_is_removed_once_more_and_nothing_else() {
     // Somebody has made another meanwhile: that one stays.
     fs::write(&path, "second one").unwrap();
     agent(&mut client, |client| {
-        assert_eq!(announce(client, SHARE, REMOVED, false, b"file"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Removed, false, b"file"), UNDERSTOOD);
         let (node, attributes) = client.lookup(SHARE, b"file").unwrap();
         // It is the one that was, and as long as it was for who has it open.
         assert_eq!((node, attributes.size), (known, 5));
         assert_eq!(client.unlink(SHARE, b"file"), Ok(()));
         assert_eq!(client.unlink(SHARE, b"file"), Err(REFUSED));
         // What the guest did not know is told as well.
-        assert_eq!(announce(client, SHARE, REMOVED, true, b"directory"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Removed, true, b"directory"), UNDERSTOOD);
         assert_eq!(client.lookup(SHARE, b"directory").unwrap().1.mode & libc::S_IFMT, libc::S_IFDIR);
         assert_eq!(client.rmdir(SHARE, b"directory"), Ok(()));
         assert_eq!(client.lookup(SHARE, b"directory").err(), Some(libc::ENOENT));
@@ -114,8 +108,8 @@ fn what_the_host_has_renamed_is_renamed_once_more() {
     fs::rename(place.path().join("old"), place.path().join("d/new")).unwrap();
     fs::write(place.path().join("old"), "another").unwrap();
     agent(&mut client, |client| {
-        assert_eq!(announce(client, SHARE, FROM, false, b"old"), UNDERSTOOD);
-        assert_eq!(announce(client, directory, TO, false, b"new"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::From, false, b"old"), UNDERSTOOD);
+        assert_eq!(announce(client, directory, Step::To, false, b"new"), UNDERSTOOD);
         assert_eq!(client.lookup(SHARE, b"old").unwrap().0, moved);
         assert_eq!(client.lookup(directory, b"new").unwrap().0, replaced);
         assert_eq!(client.rename((SHARE, b"old"), (directory, b"new"), 0), Ok(()));
@@ -135,16 +129,18 @@ fn contents_and_attributes_stay_as_they_are() {
     let (node, _) = client.lookup(SHARE, b"file").unwrap();
     let before = fs::metadata(&path).unwrap();
     agent(&mut client, |client| {
-        for (kind, valid) in [(MODIFIED, set::SIZE), (ATTRIBUTES, set::MODE | set::ATIME | set::MTIME)] {
+        for (kind, valid) in
+            [(Step::Modified, set::SIZE), (Step::Attributes, set::MODE | set::ATIME | set::MTIME)]
+        {
             let seen = client.getattr(node).unwrap();
             assert_eq!(announce(client, SHARE, kind, false, b"file"), UNDERSTOOD);
             // What another changes from here on is not told by this answer.
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o644 + u32::from(kind == MODIFIED)))
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644 + u32::from(kind == Step::Modified)))
                 .unwrap();
             assert_eq!(client.setattr(node, valid, 0, 0o777), Ok(seen));
             assert_eq!(client.setattr(node, valid, 0, 0o777), Err(REFUSED));
         }
-        assert_eq!(announce(client, SHARE, WRITTEN, false, b"file"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Written, false, b"file"), UNDERSTOOD);
         let handle = client.open(node, 1).unwrap();
         assert_eq!(client.write(node, handle, 0, b"x"), Err(REFUSED));
         client.release(node, handle);
@@ -162,23 +158,23 @@ fn a_change_of_the_guest_s_own_is_not_told_twice() {
     let (node, handle) = client.create(SHARE, b"file", 2, 0o600).unwrap();
     client.write(node, handle, 0, b"contents").unwrap();
     agent(&mut client, |client| {
-        for kind in [CREATED, MODIFIED, WRITTEN, ATTRIBUTES] {
-            assert_eq!(announce(client, SHARE, kind, false, b"file"), OWN, "{kind}");
+        for kind in [Step::Created, Step::Modified, Step::Written, Step::Attributes] {
+            assert_eq!(announce(client, SHARE, kind, false, b"file"), OWN, "{kind:?}");
         }
     });
     client.rename((SHARE, b"file"), (SHARE, b"other"), 0).unwrap();
     agent(&mut client, |client| {
-        assert_eq!(announce(client, SHARE, FROM, false, b"file"), UNDERSTOOD);
-        assert_eq!(announce(client, SHARE, TO, false, b"other"), OWN);
+        assert_eq!(announce(client, SHARE, Step::From, false, b"file"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::To, false, b"other"), OWN);
     });
     client.unlink(SHARE, b"other").unwrap();
-    agent(&mut client, |client| assert_eq!(announce(client, SHARE, REMOVED, false, b"other"), OWN));
+    agent(&mut client, |client| assert_eq!(announce(client, SHARE, Step::Removed, false, b"other"), OWN));
     // What the host does to the same names is told.
     fs::write(place.path().join("file"), "").unwrap();
     agent(&mut client, |client| {
-        assert_eq!(announce(client, SHARE, CREATED, false, b"file"), UNDERSTOOD);
-        assert_eq!(announce(client, SHARE, WRITTEN, false, b"file"), UNDERSTOOD);
-        assert_eq!(announce(client, SHARE, REMOVED, false, b"other"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Created, false, b"file"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Written, false, b"file"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Removed, false, b"other"), UNDERSTOOD);
     });
 }
 
@@ -188,7 +184,7 @@ fn who_is_not_known_announces_nothing_and_who_is_changes_nothing() {
     let mut client = client(place.path());
     fs::write(place.path().join("file"), "contents").unwrap();
     let (node, _) = client.lookup(SHARE, b"file").unwrap();
-    assert_eq!(announce(&mut client, SHARE, REMOVED, false, b"file"), Err(libc::EOPNOTSUPP));
+    assert_eq!(announce(&mut client, SHARE, Step::Removed, false, b"file"), Err(libc::EOPNOTSUPP));
     agent(&mut client, |client| {
         // Without an announcement, and by names that are none.
         assert_eq!(client.unlink(SHARE, b"file"), Err(REFUSED));
@@ -196,14 +192,14 @@ fn who_is_not_known_announces_nothing_and_who_is_changes_nothing() {
         assert_eq!(client.link(node, SHARE, b"new"), Err(REFUSED));
         assert_eq!(client.setattr(node, set::SIZE, 0, 0), Err(REFUSED));
         for name in [&b".."[..], b"a/b", &[b'x'; 256], b"a\0b"] {
-            assert_eq!(announce(client, SHARE, REMOVED, false, name), Err(libc::EINVAL));
+            assert_eq!(announce(client, SHARE, Step::Removed, false, name), Err(libc::EINVAL));
         }
-        assert_eq!(announce(client, SHARE, 99, false, b"file"), Err(libc::EINVAL));
+        assert_eq!(client.setxattr(SHARE, ANNOUNCEMENT.to_bytes(), b"\x63\0file"), Err(libc::EINVAL));
         // Another name than the one that was announced.
         fs::write(place.path().join("other"), "").unwrap();
-        assert_eq!(announce(client, SHARE, REMOVED, false, b"gone"), UNDERSTOOD);
+        assert_eq!(announce(client, SHARE, Step::Removed, false, b"gone"), UNDERSTOOD);
         assert_eq!(client.unlink(SHARE, b"other"), Err(REFUSED));
-        assert_eq!(client.lookup(ROOT, b"unwatch").err(), Some(libc::ENOENT));
+        assert_eq!(client.lookup(ROOT, END.to_bytes()).err(), Some(libc::ENOENT));
     });
     // Forgotten, it is as any is.
     agent(&mut client, |client| assert_eq!(client.unlink(SHARE, b"other"), Ok(())));
@@ -211,18 +207,18 @@ fn who_is_not_known_announces_nothing_and_who_is_changes_nothing() {
     // No more threads than shares there may be.
     for thread in 1000..1000 + 64 {
         client.thread = thread;
-        assert_eq!(client.lookup(ROOT, b"watch").err(), Some(libc::EALREADY));
+        assert_eq!(client.lookup(ROOT, BEGIN.to_bytes()).err(), Some(libc::EALREADY));
     }
     client.thread = AGENT;
-    assert_eq!(client.lookup(ROOT, b"watch").err(), Some(libc::EBUSY));
+    assert_eq!(client.lookup(ROOT, BEGIN.to_bytes()).err(), Some(libc::EBUSY));
 }
 
 #[test]
 fn a_share_that_is_not_watched_knows_no_thread() {
     let place = tempfile::tempdir().unwrap();
     let mut client = Client::new(vec![share(place.path(), false)]);
-    assert_eq!(client.lookup(ROOT, b"watch").err(), Some(libc::ENOENT));
+    assert_eq!(client.lookup(ROOT, BEGIN.to_bytes()).err(), Some(libc::ENOENT));
     fs::write(place.path().join("file"), "").unwrap();
-    assert_eq!(announce(&mut client, SHARE, REMOVED, false, b"file"), Err(libc::EOPNOTSUPP));
+    assert_eq!(announce(&mut client, SHARE, Step::Removed, false, b"file"), Err(libc::EOPNOTSUPP));
     assert_eq!(client.call(op::UNLINK, SHARE, &named(vec![], &[b"file"])), Ok(vec![]));
 }

@@ -256,15 +256,18 @@ pub enum Request {
     Watch,
 }
 
-/// Changes in shares, in the order in which they came about.
+/// Changes in a share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changes(pub Vec<Change>);
+pub struct Changes {
+    /// The share's place among the machine's.
+    pub share: u32,
+    /// In the order in which they came about.
+    pub changes: Vec<Change>,
+}
 
 /// What the host has changed in a share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// The share's place among the machine's.
-    pub share: u32,
     /// What was done.
     pub kind: ChangeKind,
     /// Whether it is a directory that was changed so.

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod arrival;
+pub mod echo;
 pub mod engine;
 pub mod frame;
 pub mod limits;
@@ -14,4 +15,4 @@ mod path_bytes;
 pub mod worker;
 
 /// Version of the messages in this crate. Two sides that differ refuse to talk.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rustix::fs::{Mode, OFlags};
-use supermachine_proto::agent::{AttachReply, Change, ChangeKind, Changes, Chunk, REQUEST_PORT, Request};
-use supermachine_storage::watch::{self, Kind, MAX_DIRECTORIES, Tree};
+use supermachine_proto::agent::{AttachReply, Change, Changes, REQUEST_PORT, Request};
+use supermachine_storage::watch::{self, MAX_DIRECTORIES, Tree};
 
 use crate::connection::Connection;
 use crate::descriptors::Unshared;
@@ -106,31 +106,19 @@ impl Watch {
 }
 
 impl Watch {
-    fn messages(&self, changes: Vec<watch::Change>) -> Vec<Changes> {
-        let (mut messages, mut bytes) = (vec![Changes::default()], 0);
+    /// As messages that fit.
+    fn messages(&self, changes: Vec<Change>) -> Vec<Changes> {
+        let (mut messages, mut batch, mut bytes) = (Vec::new(), Vec::new(), 0);
         for change in changes {
-            bytes += change.path.len() + change.to.len() + BESIDE;
+            bytes += change.path.0.len() + change.to.0.len() + BESIDE;
             if bytes > BATCH {
-                messages.push(Changes::default());
+                messages.push(std::mem::take(&mut batch));
                 bytes = 0;
             }
-            if let Some(Changes(last)) = messages.last_mut() {
-                last.push(self.message(change));
-            }
+            batch.push(change);
         }
-        messages.retain(|Changes(changes)| !changes.is_empty());
-        messages
-    }
-
-    fn message(&self, watch::Change { kind, directory, path, to }: watch::Change) -> Change {
-        let kind = match kind {
-            Kind::Created => ChangeKind::Created,
-            Kind::Removed => ChangeKind::Removed,
-            Kind::Renamed => ChangeKind::Renamed,
-            Kind::Modified => ChangeKind::Modified,
-            Kind::Written => ChangeKind::Written,
-            Kind::Attributes => ChangeKind::Attributes,
-        };
-        Change { share: self.share, kind, directory, path: Chunk(path), to: Chunk(to) }
+        messages.push(batch);
+        messages.retain(|changes| !changes.is_empty());
+        messages.into_iter().map(|changes| Changes { share: self.share, changes }).collect()
     }
 }

@@ -184,12 +184,23 @@ impl Worker {
     }
 }
 
-/// A share: its path, whether it is read-only, how long the guest trusts what it has seen ("auto", "none", "always"), whose
-/// its files are ("map", "virtual"), by how many bytes it may grow, and whether `watch_share` may be asked for it.
-type ShareArguments = (PathBuf, bool, String, String, Option<u64>, bool);
+/// A share, by the attributes of a Python object (`storage.shares.Mounted`).
+#[derive(FromPyObject)]
+struct ShareArguments {
+    path: PathBuf,
+    read_only: bool,
+    /// How long the guest trusts what it has seen: "auto", "none" or "always".
+    cache: String,
+    /// Whose its files are: "map" or "virtual".
+    owner: String,
+    /// By how many it may grow.
+    quota_bytes: Option<u64>,
+    /// Whether `watch_share` may be asked for it.
+    watch: bool,
+}
 
 fn shares(shares: Vec<ShareArguments>) -> PyResult<Vec<Share>> {
-    let share = |(path, read_only, cache, owner, quota_bytes, watch): ShareArguments| {
+    let share = |ShareArguments { path, read_only, cache, owner, quota_bytes, watch }| {
         let cache = match &cache[..] {
             "auto" => ShareCache::Auto,
             "none" => ShareCache::None,
@@ -214,8 +225,7 @@ fn shares(shares: Vec<ShareArguments>) -> PyResult<Vec<Share>> {
 
 #[pymethods]
 impl Worker {
-    /// Starts the executable `path` and sends it the description of a VM that boots. `shares` are `(path, read_only,
-    /// cache, owner, quota, watch)` of directories and files of the host that the guest may mount (`attach_shares`). `scratch` is for a root on
+    /// Starts the executable `path` and sends it the description of a VM that boots. `shares` are directories and files of the host that the guest may mount (`attach_shares`). `scratch` is for a root on
     /// a disk: the descriptor of an empty file that its changes go to, and the disk's bytes. `volume_disks` are `(descriptor, that of
     /// an empty file or None, slot)`: a volume that has the latter is not changed, and what is written goes there.
     #[staticmethod]

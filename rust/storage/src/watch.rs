@@ -10,10 +10,12 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::inotify::{self, ReadFlags, Reader, WatchFlags};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, StatxTimestamp};
 use rustix::io::Errno;
+use supermachine_proto::agent::{Change, ChangeKind, Chunk};
 
 /// Directories of one tree at most; the system has a limit of its own for each user (fs.inotify.max_user_watches).
 pub const MAX_DIRECTORIES: usize = 1 << 16;
@@ -30,50 +32,26 @@ const OF_A_DIRECTORY: WatchFlags = WatchFlags::CREATE
     .union(OF_A_FILE);
 const OF_A_FILE: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::CLOSE_WRITE).union(WatchFlags::ATTRIB);
 
-/// What has become of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// It is new under its name.
-    Created,
-    /// Its name is gone.
-    Removed,
-    /// It has another name.
-    Renamed,
-    /// Its contents are others.
-    Modified,
-    /// It was open for writing, and is closed.
-    Written,
-    /// Its mode, owner or times are others.
-    Attributes,
-}
-
-/// One change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// What was done.
-    pub kind: Kind,
-    /// Whether it is a directory that was changed so.
-    pub directory: bool,
-    /// Below the top; empty for the top itself.
-    pub path: Vec<u8>,
-    /// The other name, of what is renamed; else empty.
-    pub to: Vec<u8>,
-}
+/// By how much the clock of file systems, which counts ticks, may be behind.
+const TICK: Duration = Duration::from_millis(20);
+/// And one that has no fractions of a second.
+const COARSE: i64 = 2;
 
 /// What has come.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// In the order in which they came about.
     pub changes: Vec<Change>,
-    /// Whether the system has dropped some: they came faster than they were read.
+    /// Whether the system has dropped some: they came faster than they were read. What can be found of those is among the
+    /// changes: what is new, and what has other times; not the names of files that are gone.
     pub lost: bool,
     /// Whether there are directories that are not watched, by the limits.
     pub unwatched: bool,
 }
 
 impl Changes {
-    fn push(&mut self, kind: Kind, directory: bool, path: Vec<u8>) {
-        let change = Change { kind, directory, path, to: Vec::new() };
+    fn push(&mut self, kind: ChangeKind, directory: bool, path: Vec<u8>) {
+        let change = Change { kind, directory, path: Chunk(path), to: Chunk::default() };
         // A file that is written to piece by piece is told of once.
         if self.changes.last() != Some(&change) {
             self.changes.push(change);
@@ -102,6 +80,19 @@ pub struct Tree<D> {
     /// What was taken away, and may come by another name.
     leaving: Option<Event>,
     most: usize,
+    /// All changes of before have been told.
+    told_until: Duration,
+}
+
+/// What is wanted of directories that are looked through.
+#[derive(Clone, Copy)]
+enum Search<'a> {
+    /// That they are watched.
+    Watch,
+    /// They are new, and so is what is in them.
+    New,
+    /// What has changed since, in those that were watched by these paths.
+    Changed { since: Duration, known: &'a HashSet<Vec<u8>> },
 }
 
 /// An inotify descriptor for a tree.
@@ -126,9 +117,10 @@ impl<D: AsFd> Tree<D> {
             found: HashSet::new(),
             leaving: None,
             most,
+            told_until: now(),
         };
         if is_directory {
-            tree.look_through(top_watch, None)?;
+            tree.look_through(top_watch, Search::Watch, &mut Changes::default())?;
         }
         Ok(tree)
     }
@@ -146,6 +138,7 @@ impl<D: AsFd> Tree<D> {
     /// What has changed; nothing, when nothing has. Waits for nothing.
     pub fn read(&mut self) -> io::Result<Changes> {
         let mut changes = Changes::default();
+        let began = now();
         let events = self.events()?;
         if events.is_empty() {
             self.left(&mut changes);
@@ -156,6 +149,7 @@ impl<D: AsFd> Tree<D> {
         // All that was made while a directory was looked through has come.
         if rustix::io::ioctl_fionread(&self.inotify)? == 0 {
             self.found.clear();
+            self.told_until = began;
         }
         Ok(changes)
     }
@@ -191,13 +185,7 @@ impl<D: AsFd> Tree<D> {
         }
         self.left(changes);
         if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-            changes.lost = true;
-            self.found.clear();
-            // New directories may be among what was lost.
-            if let Err(error) = self.look_through(self.top_watch, None) {
-                changes.unwatched |= is_limit(&error);
-            }
-            return;
+            return self.find_lost(changes);
         }
         if flags.contains(ReadFlags::IGNORED) {
             return self.forget(event.watch);
@@ -215,14 +203,14 @@ impl<D: AsFd> Tree<D> {
             self.leaving = Some(event);
         } else if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
             if !self.found.remove(&(event.watch, name.clone())) {
-                changes.push(Kind::Created, directory, path);
+                changes.push(ChangeKind::Created, directory, path);
             }
             if directory {
                 self.enter(event.watch, name, changes);
             }
         } else if flags.contains(ReadFlags::DELETE) {
             self.found.remove(&(event.watch, name));
-            changes.push(Kind::Removed, directory, path);
+            changes.push(ChangeKind::Removed, directory, path);
         } else {
             self.changed(flags, directory, path, changes);
         }
@@ -230,9 +218,9 @@ impl<D: AsFd> Tree<D> {
 
     fn changed(&self, flags: ReadFlags, directory: bool, path: Vec<u8>, changes: &mut Changes) {
         for (flag, kind) in [
-            (ReadFlags::MODIFY, Kind::Modified),
-            (ReadFlags::CLOSE_WRITE, Kind::Written),
-            (ReadFlags::ATTRIB, Kind::Attributes),
+            (ReadFlags::MODIFY, ChangeKind::Modified),
+            (ReadFlags::CLOSE_WRITE, ChangeKind::Written),
+            (ReadFlags::ATTRIB, ChangeKind::Attributes),
         ] {
             if flags.contains(flag) {
                 changes.push(kind, directory, path.clone());
@@ -245,7 +233,7 @@ impl<D: AsFd> Tree<D> {
         let Some(Event { watch, flags, name: Some(name), .. }) = self.leaving.take() else { return };
         let directory = flags.contains(ReadFlags::ISDIR);
         if let Some(path) = self.path(watch, Some(&name)) {
-            changes.push(Kind::Removed, directory, path);
+            changes.push(ChangeKind::Removed, directory, path);
         }
         if let Some(gone) = self.directories.get(&(watch, name)) {
             self.leave(*gone);
@@ -257,7 +245,8 @@ impl<D: AsFd> Tree<D> {
         let directory = from.flags.contains(ReadFlags::ISDIR);
         let paths = (self.path(from.watch, Some(&name)), self.path(to.watch, Some(&new_name)));
         if let (Some(path), Some(to)) = paths {
-            changes.changes.push(Change { kind: Kind::Renamed, directory, path, to });
+            let (path, to) = (Chunk(path), Chunk(to));
+            changes.changes.push(Change { kind: ChangeKind::Renamed, directory, path, to });
         }
         // What it took the place of, if that was one, is empty.
         let moved = self.directories.remove(&(from.watch, name));
@@ -273,7 +262,7 @@ impl<D: AsFd> Tree<D> {
     fn enter(&mut self, parent: i32, name: CString, changes: &mut Changes) {
         match self.add(parent, name) {
             Ok(watch) => {
-                if let Err(error) = self.look_through(watch, Some(changes)) {
+                if let Err(error) = self.look_through(watch, Search::New, changes) {
                     changes.unwatched |= is_limit(&error);
                 }
             }
@@ -281,10 +270,51 @@ impl<D: AsFd> Tree<D> {
         }
     }
 
-    /// Watches the directories below one. With `changes` it is new, and what is in it is told.
-    fn look_through(&mut self, from: i32, mut changes: Option<&mut Changes>) -> io::Result<()> {
-        let mut next = vec![from];
-        while let Some(watch) = next.pop() {
+    /// What was dropped is looked for, and all directories are watched anew: some may have other names.
+    fn find_lost(&mut self, changes: &mut Changes) {
+        changes.lost = true;
+        self.found.clear();
+        let since = self.told_until;
+        let mut known = HashSet::new();
+        for (watch, _) in self.watches.clone() {
+            if watch == self.top_watch {
+                continue;
+            }
+            known.extend(self.path(watch, None));
+            let _ = inotify::remove_watch(&self.inotify, watch);
+        }
+        self.watches.retain(|watch, _| *watch == self.top_watch);
+        self.directories.clear();
+        if let Ok(stat) = attributes(&self.top, c"", AtFlags::EMPTY_PATH)
+            && is_since(&stat.stx_ctime, since)
+        {
+            let directory = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory;
+            tell_changed(&stat, since, directory, Vec::new(), changes);
+            if !directory {
+                return;
+            }
+        }
+        let wanted = Search::Changed { since, known: &known };
+        if let Err(error) = self.look_through(self.top_watch, wanted, changes) {
+            // Those that are not looked at any more are not gone.
+            changes.unwatched |= is_limit(&error);
+            return;
+        }
+        for watch in self.watches.keys() {
+            if let Some(path) = self.path(*watch, None) {
+                known.remove(&path);
+            }
+        }
+        let mut gone: Vec<_> = known.into_iter().collect();
+        // What is in one before itself.
+        gone.sort_unstable_by(|one, other| other.cmp(one));
+        gone.into_iter().for_each(|path| changes.push(ChangeKind::Removed, true, path));
+    }
+
+    /// Watches the directories below one.
+    fn look_through(&mut self, from: i32, wanted: Search<'_>, changes: &mut Changes) -> io::Result<()> {
+        let mut next = vec![(from, wanted)];
+        while let Some((watch, wanted)) = next.pop() {
             let Ok(directory) = self.open(watch, None) else { continue };
             let mut buffer = [MaybeUninit::uninit(); 8 << 10];
             let mut entries = RawDir::new(&directory, &mut buffer);
@@ -298,19 +328,30 @@ impl<D: AsFd> Tree<D> {
                     kind => kind == FileType::Directory,
                 };
                 let known = self.directories.get(&(watch, name.clone())).copied();
-                if let Some(changes) = &mut changes
-                    && known.is_none()
-                    && self.found.len() < MAX_DIRECTORIES
-                    && let Some(path) = self.path(watch, Some(&name))
-                {
-                    changes.push(Kind::Created, is_directory, path);
-                    self.found.insert((watch, name.clone()));
+                let mut within = wanted;
+                match (wanted, self.path(watch, Some(&name))) {
+                    (Search::New, Some(path)) if known.is_none() && self.found.len() < MAX_DIRECTORIES => {
+                        changes.push(ChangeKind::Created, is_directory, path);
+                        self.found.insert((watch, name.clone()));
+                    }
+                    (Search::Changed { known: before, .. }, Some(path))
+                        if is_directory && !before.contains(&path) =>
+                    {
+                        changes.push(ChangeKind::Created, true, path);
+                        within = Search::New;
+                    }
+                    (Search::Changed { since, .. }, Some(path)) => {
+                        if let Ok(stat) = attributes(&directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                            tell_changed(&stat, since, is_directory, path, changes);
+                        }
+                    }
+                    _ => {}
                 }
                 if let Some(known) = known {
-                    next.push(known);
+                    next.push((known, within));
                 } else if is_directory {
                     match self.add(watch, name) {
-                        Ok(watch) => next.push(watch),
+                        Ok(watch) => next.push((watch, within)),
                         Err(error) if is_limit(&error) => return Err(error),
                         // It is gone, or closed to this user, and so to the guest.
                         Err(_) => {}
@@ -394,6 +435,38 @@ impl<D: AsFd> Tree<D> {
 /// The path by which a descriptor is reached.
 fn through(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+/// The time, as file systems may have it.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(TICK)
+}
+
+/// Whether this is the time of a change since then.
+fn is_since(time: &StatxTimestamp, since: Duration) -> bool {
+    let (seconds, nanoseconds) = (since.as_secs() as i64, since.subsec_nanos());
+    (time.tv_sec, time.tv_nsec) >= (seconds, nanoseconds)
+        || time.tv_nsec == 0 && time.tv_sec + COARSE >= seconds
+}
+
+/// What a file's times say of it.
+fn tell_changed(stat: &Statx, since: Duration, directory: bool, path: Vec<u8>, changes: &mut Changes) {
+    let is_new = stat.stx_mask & StatxFlags::BTIME.bits() != 0 && is_since(&stat.stx_btime, since);
+    if is_new && !directory {
+        changes.push(ChangeKind::Created, false, path.clone());
+    }
+    if is_since(&stat.stx_mtime, since)
+        && FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile
+    {
+        changes.push(ChangeKind::Modified, false, path.clone());
+        changes.push(ChangeKind::Written, false, path);
+    } else if is_since(&stat.stx_ctime, since) && (directory || !is_new) {
+        changes.push(ChangeKind::Attributes, directory, path);
+    }
+}
+
+fn attributes(directory: impl AsFd, name: &CStr, flags: AtFlags) -> io::Result<Statx> {
+    Ok(rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?)
 }
 
 fn kind_of(directory: &OwnedFd, name: &CStr) -> Option<FileType> {

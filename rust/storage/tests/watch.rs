@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use supermachine_storage::watch::{self, Changes, Kind, Tree};
+use supermachine_proto::agent::{Change, ChangeKind as Kind};
+use supermachine_storage::watch::{self, Changes, Tree};
 
 fn tree(top: &Path, most: usize) -> std::io::Result<Tree<OwnedFd>> {
     Tree::new(watch::descriptor()?, fs::File::open(top)?.into(), most)
@@ -29,15 +30,18 @@ fn all(tree: &mut Tree<OwnedFd>) -> Changes {
     }
 }
 
+fn texts(all: Changes) -> Vec<(Kind, String)> {
+    let text = |Change { kind, path, to, .. }: Change| {
+        let [path, to] = [path, to].map(|path| String::from_utf8(path.0).unwrap());
+        (kind, if to.is_empty() { path } else { format!("{path} -> {to}") })
+    };
+    all.changes.into_iter().map(text).collect()
+}
+
 fn told(tree: &mut Tree<OwnedFd>) -> Vec<(Kind, String)> {
     let all = all(tree);
     assert!(!all.lost && !all.unwatched);
-    let path = |path: Vec<u8>| String::from_utf8(path).unwrap();
-    let text = |change: watch::Change| match change.to.is_empty() {
-        true => (change.kind, path(change.path)),
-        false => (change.kind, format!("{} -> {}", path(change.path), path(change.to))),
-    };
-    all.changes.into_iter().map(text).collect()
+    texts(all)
 }
 
 fn is(kind: Kind, path: &str) -> (Kind, String) {
@@ -128,6 +132,76 @@ fn what_the_system_has_dropped_is_told() {
     assert!(all(&mut tree).lost);
     drop(file);
     assert_eq!(told(&mut tree), [is(Kind::Written, "file")]);
+}
+
+#[test]
+fn what_was_dropped_is_found_by_its_times() {
+    let place = tempfile::tempdir().unwrap();
+    let top = place.path();
+    for name in ["kept/deep", "gone/below", "moved"] {
+        fs::create_dir_all(top.join(name)).unwrap();
+    }
+    for name in ["old", "changed", "kept/deep/old", "kept/deep/changed", "kept/removed", "mode"] {
+        fs::write(top.join(name), "old").unwrap();
+    }
+    let mut tree = tree(top, 100).unwrap();
+    // Times of before and of now differ.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(told(&mut tree), []);
+    let most: usize =
+        fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
+    let file = fs::File::create(top.join("noise")).unwrap();
+    for number in 0..=most {
+        file.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+        file.set_len(number as u64).unwrap();
+    }
+    fs::write(top.join("changed"), "new").unwrap();
+    fs::write(top.join("kept/deep/changed"), "new").unwrap();
+    fs::write(top.join("kept/new"), "").unwrap();
+    fs::remove_file(top.join("kept/removed")).unwrap();
+    fs::set_permissions(top.join("mode"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_dir_all(top.join("gone")).unwrap();
+    fs::rename(top.join("moved"), top.join("kept/renamed")).unwrap();
+    fs::create_dir_all(top.join("new/below")).unwrap();
+    fs::write(top.join("new/below/file"), "").unwrap();
+    let all = all(&mut tree);
+    assert!(all.lost && !all.unwatched);
+    let found: Vec<_> =
+        texts(all).into_iter().filter(|(_, path)| !matches!(&path[..], "noise" | "")).collect();
+    let mut expected = vec![
+        is(Kind::Modified, "changed"),
+        is(Kind::Written, "changed"),
+        is(Kind::Modified, "kept/deep/changed"),
+        is(Kind::Written, "kept/deep/changed"),
+        is(Kind::Created, "kept/new"),
+        is(Kind::Modified, "kept/new"),
+        is(Kind::Written, "kept/new"),
+        is(Kind::Attributes, "mode"),
+        is(Kind::Attributes, "kept"),
+        is(Kind::Created, "kept/renamed"),
+        is(Kind::Created, "new"),
+        is(Kind::Created, "new/below"),
+        is(Kind::Created, "new/below/file"),
+        is(Kind::Removed, "gone/below"),
+        is(Kind::Removed, "gone"),
+        is(Kind::Removed, "moved"),
+    ];
+    let before = |one, other| {
+        let at = |wanted| found.iter().position(|found| *found == wanted);
+        assert!(at(one) < at(other), "{found:?}");
+    };
+    before(is(Kind::Removed, "gone/below"), is(Kind::Removed, "gone"));
+    before(is(Kind::Created, "new"), is(Kind::Created, "new/below"));
+    let mut found = found.clone();
+    found.sort_by_key(|(kind, path)| (path.clone(), *kind as u8));
+    expected.sort_by_key(|(kind, path)| (path.clone(), *kind as u8));
+    assert_eq!(found, expected);
+    // It goes on, by the names that directories have now.
+    fs::write(top.join("kept/renamed/file"), "").unwrap();
+    fs::write(top.join("new/below/file"), "x").unwrap();
+    let told = told(&mut tree);
+    assert!(told.contains(&is(Kind::Created, "kept/renamed/file")), "{told:?}");
+    assert!(told.contains(&is(Kind::Modified, "new/below/file")), "{told:?}");
 }
 
 #[test]
