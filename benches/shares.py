@@ -3,6 +3,8 @@
 All three do the same operations (programs/shares.c) with the kernel of this package's guests, by turns, each in a
 machine of its own whose CPU is software. What counts is the processor time of the machine and of who serves it: a row
 is the median of each, and ours over theirs. Needs aarch64-linux-gnu-gcc, qemu-system-aarch64 and QEMU's virtiofsd.
+
+Beside, how long after a change on the host a program in the guest that watches the share (inotify) says so.
 """
 
 from __future__ import annotations
@@ -179,21 +181,56 @@ def measure(scratch: Path, repeats: int, files: int, megabytes: int) -> dict[str
     return {name: {side: statistics.median(all_) for side, all_ in by.items()} for name, by in found.items()}
 
 
+def latencies(place: Path, scratch: Path, changes: int) -> dict[str, float]:
+    """Milliseconds from a directory's creation on the host until the guest's program has said so here; and, as `asked`,
+    what it takes a line to go to a program of the guest's and back.
+    """
+    place.mkdir()
+    rows = {}
+    program = _compiled(ROOT / "tests" / "storage" / "watcher.c", scratch / "watcher")
+    with VM(BUSYBOX, memory="128m", engine="soft", mounts={"/shared": Share(place, watch=True)}) as vm:
+        vm.copy_in(program, "/watcher")
+        process = vm.popen(["/watcher", "/shared"], stdout=subprocess.PIPE, text=True)
+        echo = vm.popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and echo.stdin is not None and echo.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        times: dict[str, list[float]] = {"told": [], "asked": []}
+        for number in range(changes):
+            began = time.perf_counter()
+            (place / f"{number}").mkdir()
+            line = process.stdout.readline()
+            times["told"].append((time.perf_counter() - began) * 1e3)
+            assert line == f"/shared CREATE,DIR {number}\n", line
+            began = time.perf_counter()
+            echo.stdin.write("line\n")
+            echo.stdin.flush()
+            echo.stdout.readline()
+            times["asked"].append((time.perf_counter() - began) * 1e3)
+        for name, found in times.items():
+            rows[name] = statistics.median(found)
+            rows[f"{name}, 99 of 100"] = sorted(found)[len(found) * 99 // 100]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benches.shares", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "target" / "bench", help="where shares.json goes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--files", type=int, default=4000)
     parser.add_argument("--megabytes", type=int, default=128)
+    parser.add_argument("--changes", type=int, default=500, help="that a watcher is told of")
     said = parser.parse_args()
     said.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=said.out) as scratch:
+        watched = latencies(Path(scratch) / "watched", Path(scratch), said.changes)
+        for name, milliseconds in watched.items():
+            print(f"a change on the host, ms until it is {name}: {milliseconds:.2f}", flush=True)
         rows = measure(Path(scratch), said.repeats, said.files, said.megabytes)
     print(f"{'seconds of processor time':26}", *(f"{side:>10}" for side in next(iter(rows.values()))))
     for name, by in rows.items():
         ratio = f"{by['share'] / by['virtiofsd']:8.2f} of virtiofsd's" if "virtiofsd" in by else ""
         print(f"{name:26}", *(f"{seconds:10.3f}" for seconds in by.values()), ratio)
-    (said.out / "shares.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (said.out / "shares.json").write_text(json.dumps(rows | {"watched, ms": watched}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -166,6 +166,31 @@ def test_pip(guest: VM, work: Path) -> None:
     assert len(list((work / "site").glob("part*/__pycache__/*.pyc"))) == 50
 
 
+_MAPS = """
+import mmap, pathlib, time
+with open("/shared/mapped", "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+    mapped[:5] = b"guest"
+    pathlib.Path("/tmp/written").touch()
+    time.sleep(1000)
+"""
+
+
+def test_what_a_mapping_has_is_written_before_a_capture_and_not_by_clones(image: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "mapped").write_text("first, and more\n")
+    with VM(image, memory="256m", mounts={"/shared": work}) as vm:
+        vm.popen(["python3", "-c", _MAPS])
+        output(vm, "while ! test -e /tmp/written; do sleep 0.1; done")
+        vm.snapshot(tmp_path / "snapshot")
+        assert (work / "mapped").read_text() == "guest, and more\n"
+    with open(work / "mapped", "r+") as file:
+        file.write("later")
+    with VM.restore(tmp_path / "snapshot", mounts={"/shared": work}) as vm:
+        assert output(vm, "sync; cat /shared/mapped") == "later, and more\n"
+    assert (work / "mapped").read_text() == "later, and more\n"
+
+
 def test_make_and_a_compiler(guest: VM, work: Path) -> None:
     place = work / "program"
     place.mkdir()

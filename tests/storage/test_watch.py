@@ -13,6 +13,7 @@ import pytest
 from supermachine import VM, Share
 from supermachine.errors import ConfigurationError
 
+from ..vm.conftest import packages, umoci_layout
 from ..vm.guests import output
 
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
@@ -143,6 +144,89 @@ def test_new_directories_forks_and_restored_guests_are_watched(
         told = watcher.told()
         assert told[-2:] == ["/work/a/b FROM new", "/work/a/b TO file"], told
         assert output(vm, "cat /work/a/b/file") == (src / "a" / "b" / "file").read_text() == "new\n"
+
+
+def _said(vm: VM, line: str) -> list[str]:
+    """What a watcher of the guest's has said up to this line; its output is a file, which clones have as well."""
+    output(vm, f"while ! grep -q '{line}' /tmp/said; do sleep 0.1; done")
+    return output(vm, "cat /tmp/said").splitlines()
+
+
+def test_a_program_that_watched_before_goes_on_hearing_in_clones(
+    src: Path, started: Callable[[VM], VM], tmp_path: Path
+) -> None:
+    share = {"/work": Share(src, watch=True)}
+    (src / "directory" / "kept").write_text("one\n")
+    with VM(str(BUSYBOX), mounts=share) as vm:
+        started(vm).popen("exec /watcher /work /work/directory /work/directory/kept > /tmp/said", shell=True)
+        _said(vm, "ready")
+        vm.snapshot(tmp_path / "snapshot")
+        with vm.fork()[0] as fork:
+            (src / "directory" / "kept").write_text("two\n")
+            (src / "directory" / "end").write_text("")
+            for guest in (vm, fork):
+                told = _said(guest, "CLOSE end")
+                assert "/work/directory MODIFY kept" in told and "/work/directory/kept MODIFY -" in told
+                assert told[-2:] == ["/work/directory CREATE end", "/work/directory CLOSE end"]
+    (src / "directory" / "end").unlink()
+    # What the host does while no guest is there, no guest hears of.
+    (src / "directory" / "meanwhile").write_text("")
+    with VM.restore(tmp_path / "snapshot", mounts=share) as vm:
+        (src / "directory" / "kept").rename(src / "renamed")
+        (src / "end").mkdir()
+        told = _said(vm, "CREATE,DIR end")
+        assert sorted(told) == [
+            "/work CREATE,DIR end",
+            "/work TO renamed",
+            "/work/directory FROM kept",
+            "/work/directory/kept MOVED -",
+            "ready",
+        ]
+
+
+#: watchdog (Debian's python3-watchdog), as servers that reload use it.
+_WATCHDOG = """
+import time
+from watchdog.events import FileSystemEventHandler
+from watchdog.observers import Observer
+
+class Tells(FileSystemEventHandler):
+    def on_any_event(self, event):
+        print(event.event_type, event.src_path, getattr(event, "dest_path", ""), flush=True)
+
+observer = Observer()
+observer.schedule(Tells(), "/work", recursive=True)
+observer.start()
+print(type(observer).__name__, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.vm
+def test_a_library_that_watches_trees(src: Path, tmp_path: Path) -> None:
+    tar = packages(tmp_path / "rootfs.tar", "python3,python3-watchdog,coreutils,dash,base-files,base-passwd")
+    image = umoci_layout(tmp_path / "oci", [tar], "--config.env", "PATH=/usr/bin:/bin")
+    with VM(image, memory="256m", mounts={"/work": Share(src, watch=True)}) as vm:
+        process: Any = vm.popen(["python3", "-c", _WATCHDOG], stdout=subprocess.PIPE, text=True)
+
+        def told(last: str) -> list[str]:
+            lines: list[str] = []
+            while not lines or lines[-1] != last:
+                line = process.stdout.readline()
+                assert line, "the program has ended"
+                lines.append(line.rstrip("\n"))
+            return lines
+
+        told("InotifyObserver")
+        (src / "directory" / "new").write_text("new\n")
+        # In a directory that it has not seen yet.
+        assert "created /work/directory/new " in told("closed /work/directory/new ")
+        (src / "made" / "below").mkdir(parents=True)
+        told("created /work/made/below ")
+        (src / "directory" / "new").rename(src / "made" / "below" / "moved")
+        told("moved /work/directory/new /work/made/below/moved")
+        (src / "made" / "below" / "moved").unlink()
+        told("deleted /work/made/below/moved ")
 
 
 def test_what_cannot_be_watched_ends_the_start(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ use supermachine_proto::agent::{Attach, AttachReply, ShareMount, TmpfsMount, Vol
 
 use crate::{root, shares, tmpfs, volumes};
 
-/// One request at a time.
-static TURN: Mutex<()> = Mutex::new(());
+/// One request at a time; what the last one that was done has had mounted.
+static TURN: Mutex<Option<Attach>> = Mutex::new(None);
 
 /// What is to be mounted.
 enum Mount<'a> {
@@ -23,9 +23,17 @@ enum Mount<'a> {
 
 /// Mounts what the host names.
 pub(crate) fn attach(wanted: &Attach) -> AttachReply {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // A restored guest that is given the same shares keeps them: for its programs nothing has happened.
+    if last.as_ref() == Some(wanted) && wanted.volumes.is_empty() && wanted.tmpfs.is_empty() {
+        return AttachReply::Done;
+    }
+    *last = None;
     match root::writable(|| mount_all(wanted)).and_then(|()| finish(wanted)) {
-        Ok(()) => AttachReply::Done,
+        Ok(()) => {
+            *last = Some(wanted.clone());
+            AttachReply::Done
+        }
         Err(message) => AttachReply::Failed { message },
     }
 }
@@ -43,7 +51,8 @@ pub(crate) fn grow(device: &str, bytes: u64) -> AttachReply {
 
 /// Takes away what shares and volumes there are, whose file systems are whole then.
 pub(crate) fn end() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    *last = None;
     shares::detach_all();
     volumes::detach_all();
 }

@@ -81,6 +81,7 @@ pub(crate) fn freeze() -> io::Result<()> {
     FROZEN.store(true, Ordering::SeqCst);
     *held() = true;
     let frozen = set("1").and_then(|()| wait("frozen 1"));
+    shares::flush();
     if frozen.is_err() {
         let _ = thaw();
     }

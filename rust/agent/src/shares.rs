@@ -65,6 +65,14 @@ pub(crate) fn interrupt() {
     }
 }
 
+/// Writes what programs have changed in mappings of files. A clone would do so later, over what others have written since.
+pub(crate) fn flush() {
+    if let Some(session) = SESSION.get().filter(|_| !attached().is_empty()) {
+        // SAFETY: the call takes a descriptor and touches no memory.
+        unsafe { libc::syncfs(session.as_raw_fd()) };
+    }
+}
+
 /// The session's root, where there is one.
 pub(crate) fn root() -> Option<&'static OwnedFd> {
     SESSION.get()

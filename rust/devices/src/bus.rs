@@ -17,6 +17,12 @@ pub trait MmioDevice: BusDevice + Persist {
     /// Virtio device id (virtio 1.2, 5).
     fn id(&self) -> u32;
 
+    /// What a snapshot may hold beside [`Persist::save`]: of what stands behind the device. Empty for nothing.
+    fn save_backend(&self) -> Vec<u8>;
+
+    /// Takes it over; a restore does without it.
+    fn restore_backend(&mut self, saved: Vec<u8>);
+
     /// Tells a restored guest, which is about to run, what has changed since its snapshot.
     fn resume(&mut self);
 }
@@ -34,6 +40,14 @@ impl<D: Device> BusDevice for Transport<D> {
 impl<D: Device> MmioDevice for Transport<D> {
     fn id(&self) -> u32 {
         self.device.id()
+    }
+
+    fn save_backend(&self) -> Vec<u8> {
+        self.device.save_backend()
+    }
+
+    fn restore_backend(&mut self, saved: Vec<u8>) {
+        self.device.restore_backend(saved);
     }
 
     fn resume(&mut self) {

@@ -51,6 +51,13 @@ pub trait Device: Send {
     fn restore_config(&mut self, saved: &[u8]) -> bool {
         self.config() == saved
     }
+    /// What a snapshot is to hold of what stands behind the device, so that a restored guest has it again where that can be;
+    /// empty for nothing.
+    fn save_backend(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// Takes over what [`Device::save_backend`] gave.
+    fn restore_backend(&mut self, _saved: Vec<u8>) {}
     /// A restored guest is about to go on: what has changed since its snapshot is told to it.
     fn resume(&mut self, _rings: &mut Rings) {}
 }

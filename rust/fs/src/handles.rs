@@ -58,6 +58,17 @@ impl Handles {
         number
     }
 
+    /// All of them, with their numbers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Handle)> {
+        self.open.iter().map(|(number, handle)| (*number, handle))
+    }
+
+    /// What the guest has had open since before it was restored.
+    pub(crate) fn take_up(&mut self, number: u64, file: Arc<OwnedFd>, node: u64) {
+        let handle = Handle { file, node, appends: false, position: Some(0) };
+        self.open.entry(number).or_insert(handle);
+    }
+
     /// What the guest names, if it is open on this node; a handle of before a restore is stale.
     pub(crate) fn get(&mut self, number: u64, node: u64) -> Result<&mut Handle, Errno> {
         self.open.get_mut(&number).filter(|handle| handle.node == node).ok_or(Errno::STALE)

@@ -6,17 +6,21 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Statx, StatxFlags, Timestamps, Uid};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 
 use crate::sealed;
 pub(crate) use crate::sealed::open_path;
 
 /// Which file this is, whatever it is called: a number of an inode is used again, its time of birth is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub dev: u64,
     pub ino: u64,
-    born: (i64, u32),
+    pub born: (i64, u32),
 }
+
+saved_structure!(Identity { dev: u64, ino: u64, born: (i64, u32) });
 
 impl Identity {
     pub(crate) fn of(stat: &Statx) -> Self {

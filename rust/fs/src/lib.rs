@@ -25,6 +25,7 @@ mod nodes;
 mod ofd;
 mod owners;
 mod quota;
+mod saved;
 mod sealed;
 mod share;
 mod wire;
@@ -90,6 +91,8 @@ pub struct Session {
     /// Whether any share is.
     watched: bool,
     echoes: Echoes,
+    /// What the guest knew when it was captured, until it first uses a share.
+    saved: Option<Vec<u8>>,
     arguments: Vec<u8>,
     out: Out,
 }
@@ -130,7 +133,8 @@ struct Header {
 
 impl Session {
     /// A session for these shares, with no more than so many descriptors. A guest that was restored goes on with the
-    /// numbers of another session: they are stale, as this one begins where `first` says, which is to be random.
+    /// numbers of another session: they are stale but for those that [`Session::restore`] tells of, as this one begins
+    /// where `first` says, which is to be random.
     ///
     /// The process masks no permission bits afterwards: the guest has applied its own mask.
     pub fn new(shares: Vec<Share>, descriptors: u64, first: u64) -> Result<Self, Error> {
@@ -156,6 +160,7 @@ impl Session {
             descriptors: reopening,
             watched,
             echoes: Echoes::default(),
+            saved: None,
             arguments: Vec::new(),
             out: Out::default(),
         })
@@ -222,6 +227,9 @@ impl Session {
         room: usize,
     ) -> Result<Reply, Errno> {
         let node = header.node;
+        if self.saved.is_some() && node != abi::ROOT_ID && !matches!(header.opcode, op::INIT | op::DESTROY) {
+            self.take_up();
+        }
         if self.watched
             && self.echoes.is_known(header.thread)
             && let Some(echoed) = self.echo(header, Args(args.0))
@@ -333,6 +341,7 @@ impl Session {
 
     /// Forgets what the guest knew: its driver starts over.
     pub fn clear(&mut self) {
+        self.saved = None;
         self.locks.clear();
         self.echoes = Echoes::default();
         self.nodes.clear();

@@ -13,6 +13,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Statx;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use supermachine_support::saved_structure;
 
 use crate::abi::ROOT_ID;
 use crate::host::{self, Identity};
@@ -55,6 +57,26 @@ struct Node {
     seen: Option<Stamp>,
 }
 
+impl Node {
+    /// One that the guest is told of for the first time.
+    fn new(share: u16, identity: Identity, parent: u64, name: CString, kind: u32) -> Self {
+        Self {
+            share,
+            identity,
+            parent,
+            name,
+            lookups: 1,
+            kind,
+            fd: None,
+            used: false,
+            pinned: false,
+            orphan: false,
+            open: Vec::new(),
+            seen: None,
+        }
+    }
+}
+
 /// What a change of a file's contents changes: its size, and when contents and inode were changed last.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
@@ -74,6 +96,34 @@ impl Stamp {
         self.times.iter().all(|(seconds, _)| seconds.saturating_add(SETTLED) < now as i64)
     }
 }
+
+/// A file that the guest knows, as a snapshot holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    /// The number that the guest knows it by.
+    pub id: u64,
+    pub share: u16,
+    pub identity: Identity,
+    /// The directory that it was last seen in, by its number.
+    pub parent: u64,
+    /// And its name there.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// How often the guest was told of it.
+    pub lookups: u64,
+    /// Its kind (`S_IFMT`).
+    pub kind: u32,
+}
+
+saved_structure!(Known {
+    id: u64,
+    share: u16,
+    identity: Identity,
+    parent: u64,
+    name: Vec<u8>,
+    lookups: u64,
+    kind: u32
+});
 
 /// All nodes of a session.
 pub(crate) struct Nodes {
@@ -149,6 +199,33 @@ impl Nodes {
         }
     }
 
+    /// What a snapshot holds of them.
+    pub(crate) fn saved(&self) -> impl Iterator<Item = Known> {
+        self.nodes.iter().map(|(id, node)| Known {
+            id: *id,
+            share: node.share,
+            identity: node.identity,
+            parent: node.parent,
+            name: node.name.to_bytes().into(),
+            lookups: node.lookups,
+            kind: node.kind,
+        })
+    }
+
+    /// A node that the guest has known since before it was restored.
+    pub(crate) fn take_up(&mut self, saved: Known, name: CString) {
+        let Known { id, share, identity, parent, lookups, kind, .. } = saved;
+        // Of one that is known twice it is not said which is which.
+        if self.nodes.contains_key(&id) || self.ids.contains_key(&(share, identity)) {
+            return;
+        }
+        self.ids.insert((share, identity), id);
+        if let Some(names) = &mut self.names {
+            names.insert((parent, name.clone()), id);
+        }
+        self.nodes.insert(id, Node { lookups, ..Node::new(share, identity, parent, name, kind) });
+    }
+
     /// Forgets every node, as when a new session begins.
     pub(crate) fn clear(&mut self) {
         self.nodes.clear();
@@ -179,21 +256,8 @@ impl Nodes {
         }
         let id = self.next;
         self.next += 1;
-        let node = Node {
-            share,
-            identity,
-            parent,
-            name: name.into(),
-            lookups: 1,
-            kind: u32::from(stat.stx_mode) & libc::S_IFMT,
-            fd: None,
-            used: false,
-            pinned: false,
-            orphan: false,
-            open: Vec::new(),
-            seen: None,
-        };
-        self.nodes.insert(id, node);
+        let kind = u32::from(stat.stx_mode) & libc::S_IFMT;
+        self.nodes.insert(id, Node::new(share, identity, parent, name.into(), kind));
         self.ids.insert((share, identity), id);
         if let Some(names) = &mut self.names {
             names.insert((parent, name.into()), id);

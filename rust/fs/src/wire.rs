@@ -33,12 +33,16 @@ impl<'a> Args<'a> {
     pub(crate) fn name(&mut self) -> Result<&'a CStr, Errno> {
         let name = self.text()?;
         match name.to_bytes() {
-            b"" | b"." | b".." => Err(Errno::INVAL),
-            bytes if bytes.contains(&b'/') => Err(Errno::INVAL),
+            bytes if is_component(bytes) => Ok(name),
             bytes if bytes.len() > 255 => Err(Errno::NAMETOOLONG),
-            _ => Ok(name),
+            _ => Err(Errno::INVAL),
         }
     }
+}
+
+/// Whether it names something in a directory, and neither that itself nor what is elsewhere.
+pub(crate) fn is_component(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !name.contains(&b'/') && name.len() <= 255
 }
 
 /// An answer that is being put together.

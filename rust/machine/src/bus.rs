@@ -76,6 +76,12 @@ mod tests {
     }
 
     impl MmioDevice for Probe {
+        fn save_backend(&self) -> Vec<u8> {
+            unreachable!("the bus does not ask for it")
+        }
+
+        fn restore_backend(&mut self, _: Vec<u8>) {}
+
         fn resume(&mut self) {}
 
         fn id(&self) -> u32 {

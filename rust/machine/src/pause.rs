@@ -47,6 +47,9 @@ impl Machine {
             let part = format!("device {n}");
             let saved: DeviceState = decode(&part, bytes)?;
             lock(device).restore(&saved).map_err(|source| Error::DeviceState { device: n, source })?;
+            if let Some(saved) = state.backends.get(n).filter(|saved| !saved.is_empty()) {
+                lock(device).restore_backend(saved.clone());
+            }
         }
         self.vcpus.restore_time(state)?;
         step("vtimer");
@@ -64,7 +67,8 @@ impl Paused<'_> {
     pub fn state(&self) -> Result<State, Error> {
         let devices = self.devices.iter().map(|device| encode("a device's state", &device.save()));
         let devices = devices.collect::<Result<_, _>>()?;
-        Ok(State { devices, ..self.machine.vcpus.save()? })
+        let backends = self.devices.iter().map(|device| device.save_backend()).collect();
+        Ok(State { devices, backends, ..self.machine.vcpus.save()? })
     }
 
     /// The virtio device id of each device, in bus order.

@@ -16,6 +16,8 @@ pub struct State {
     pub vcpus: Vec<Vec<u8>>,
     /// Encode [`supermachine_devices::persist::DeviceState`], in bus order.
     pub devices: Vec<Vec<u8>>,
+    /// Of what stands behind some of them, in the same order; empty for nothing. A restore does without it.
+    pub backends: Vec<Vec<u8>>,
 }
 
 impl State {

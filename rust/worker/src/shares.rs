@@ -132,6 +132,14 @@ mod system {
             self.session.has_news()
         }
 
+        fn save(&self) -> Vec<u8> {
+            self.session.save()
+        }
+
+        fn restore(&mut self, saved: Vec<u8>) {
+            self.session.restore(saved);
+        }
+
         fn reset(&mut self) {
             self.session.clear();
         }

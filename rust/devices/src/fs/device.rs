@@ -21,6 +21,8 @@ const LATER: usize = 128;
 pub struct Fs {
     config: [u8; 40],
     server: Box<dyn Server>,
+    /// What a restored guest knows, until there is a server to tell.
+    saved: Vec<u8>,
     /// No more than a queue has entries.
     later: Vec<Later>,
     /// Answers in each queue that the guest was not interrupted for.
@@ -45,12 +47,14 @@ impl Fs {
             *to = from;
         }
         config[36..].copy_from_slice(&1_u32.to_le_bytes());
-        Self { config, server: Box::new(Empty), later: Vec::new(), untold: [0; 2] }
+        Self { config, server: Box::new(Empty), saved: Vec::new(), later: Vec::new(), untold: [0; 2] }
     }
 
-    /// Has this serve from now on. The guest's session goes on: node and file handles that it has are the server's to know.
+    /// Has this serve from now on. The guest's session goes on: of node and file handles that it has from before a restore the
+    /// server is told.
     pub fn set_server(&mut self, server: Box<dyn Server>) {
         self.server = server;
+        self.server.restore(std::mem::take(&mut self.saved));
     }
 
     /// Serves again what was to be served later; whether there is still something.
@@ -142,7 +146,16 @@ impl Device for Fs {
         }
     }
 
+    fn save_backend(&self) -> Vec<u8> {
+        if self.saved.is_empty() { self.server.save() } else { self.saved.clone() }
+    }
+
+    fn restore_backend(&mut self, saved: Vec<u8>) {
+        self.saved = saved;
+    }
+
     fn reset(&mut self) {
+        self.saved.clear();
         self.later.clear();
         self.untold = [0; 2];
         self.server.reset();

@@ -36,6 +36,14 @@ pub trait Server: Send {
         false
     }
 
+    /// What a snapshot is to hold of what the guest knows; empty for nothing.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// A restored guest goes on with what [`Server::save`] gave; it may be anybody's, and is not to be trusted.
+    fn restore(&mut self, _saved: Vec<u8>) {}
+
     /// The driver starts over, and FUSE_INIT comes next: nothing that was open is known to it.
     fn reset(&mut self) {}
 }

@@ -142,6 +142,7 @@ impl VcpuBackend for Arm64 {
             interrupt_controller: vm.gic_state()?,
             vcpus: saved.into_iter().map(|(_, bytes)| bytes).collect::<Result<_, _>>()?,
             devices: Vec::new(),
+            backends: Vec::new(),
         })
     }
 

@@ -157,6 +157,7 @@ fn state(snapshot: &v8::Snapshot, made: &[SharedDevice]) -> Result<State, Error>
         interrupt_controller: snapshot.gic_blob.clone(),
         vcpus: vcpus.collect::<Result<_, Error>>()?,
         devices: devices.collect::<Result<_, _>>()?,
+        backends: Vec::new(),
     })
 }
 
@@ -322,6 +323,7 @@ mod tests {
             interrupt_controller: vec![],
             vcpus: vec![],
             devices: vec![],
+            backends: vec![],
         };
         let error = snapshot(&state, 64 << 20).unwrap_err().to_string();
         assert!(error.contains("vCPU 1") && error.contains("version 9"), "{error}");

@@ -25,7 +25,9 @@ const DEVICE: &str = "device";
 /// The kind of [`About::api`]'s section.
 pub const API: &str = "api";
 const DISK_ELSEWHERE: &str = "disk-elsewhere";
-const KNOWN: [&str; 6] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API, DISK_ELSEWHERE];
+/// Optional: what stands behind the device of this index, where there is something to hold.
+const BACKEND: &str = "backend";
+const KNOWN: [&str; 7] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API, DISK_ELSEWHERE, BACKEND];
 /// Version of the sections' encodings.
 const VERSION: u32 = 1;
 
@@ -251,11 +253,16 @@ fn state_of(snapshot: &v9::Snapshot, vcpus: u32) -> Result<State, Error> {
         }
     };
     let devices = snapshot.sections().iter().filter(|section| section.kind == DEVICE).count() as u32;
+    let backend = |index| match snapshot.section(BACKEND, index) {
+        Some(section) if section.version == VERSION => section.data.clone(),
+        _ => Vec::new(),
+    };
     Ok(State {
         machine: section(MACHINE, 0)?,
         interrupt_controller: section(INTERRUPT_CONTROLLER, 0)?,
         vcpus: (0..vcpus).map(|index| section(VCPU, index)).collect::<Result<_, _>>()?,
         devices: (0..devices).map(|index| section(DEVICE, index)).collect::<Result<_, _>>()?,
+        backends: (0..devices).map(backend).collect(),
     })
 }
 
@@ -303,6 +310,8 @@ pub fn write(
     ];
     sections.extend(state.vcpus.into_iter().enumerate().map(|(n, data)| section(VCPU, n, true, data)));
     sections.extend(state.devices.into_iter().enumerate().map(|(n, data)| section(DEVICE, n, true, data)));
+    let backends = state.backends.into_iter().enumerate().filter(|(_, data)| !data.is_empty());
+    sections.extend(backends.map(|(n, data)| section(BACKEND, n, false, data)));
     sections.push(section(API, 0, false, about.api));
     if let Some(Disk::Elsewhere(disk)) = &disk {
         sections.push(section(DISK_ELSEWHERE, 0, true, encode(DISK_ELSEWHERE, disk)?));

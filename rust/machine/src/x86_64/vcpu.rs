@@ -155,6 +155,7 @@ impl VcpuBackend for X86 {
             interrupt_controller: vm.save().map_err(engine)?,
             vcpus: saved.into_iter().collect::<Result<_, _>>().map_err(engine)?,
             devices: Vec::new(),
+            backends: Vec::new(),
         })
     }
 
