@@ -170,6 +170,35 @@ print(json.dumps(result))
     assert len(said["denied"]) == 2
 
 
+def test_a_machine_on_a_segment_reaches_its_members_and_what_the_host_reaches(place: Namespaces) -> None:
+    text = """
+def on_it():
+    with (
+        VM(image, network=Network.private("shop", "public"), hostname="db", bake=False) as db,
+        VM(image, network=Network.private("shop", "public"), hostname="web", bake=False) as web,
+    ):
+        db.popen(["httpd", "-f", "-p", "80", "-h", "/etc"])
+        inside = f"http://[{db.network.address_v6}]/passwd"
+        return {
+            "inside": said(web, "sh", "-c", f"until wget -q -O - {inside} | grep root; do sleep 0.1; done"),
+            "outside": said(web, "sh", "-c", f"wget -q -O - http://[{server}]/ | sha256sum"),
+            "route": said(web, "ip", "-6", "route"),
+        }
+print(json.dumps(on_it()))
+"""
+    there = program(place, text)
+    digest = hashlib.sha256(DATA).hexdigest()
+    assert (there["inside"][0], there["outside"]) == (0, [0, f"{digest}  -\n"])
+    place.route(SERVER, there=False)
+    try:
+        gone = program(place, text)
+    finally:
+        place.route(SERVER)
+    assert gone["inside"] == there["inside"]
+    assert gone["outside"] != there["outside"]
+    assert ["default" in str(said["route"]) for said in (there, gone)] == [True, False]
+
+
 def test_without_a_route_a_guest_has_no_address_and_what_it_sends_goes_nowhere(
     place: Namespaces, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from supermachine import VM
+from supermachine import VM, Network
 from supermachine.errors import NotSupported
 
 from ..real import require, run
@@ -172,6 +172,22 @@ def test_connections_go_on_without_the_policy_process_and_new_ones_come_by_the_a
             client.sendall(b"PING\r\n")
             assert client.recv(7) == b"+PONG\r\n"
             assert redis(vm, 6379, "ping").strip() == "PONG"
+
+
+def test_on_a_segment_its_services_are_there_by_ipv6(image: Path) -> None:
+    network = Network.private("servers", "none")
+    with VM(image, network=network, hostname="names") as vm, VM(BUSYBOX, network=network, hostname="asks") as asks:
+        vm.popen(["redis-server", "--save", "", "--protected-mode", "no", "--bind", "::"], stdout=-3)
+        vm.popen(
+            ["dnsmasq", "--no-daemon", "--no-resolv", "--no-hosts", "--user=root", "--address=/there.test/192.0.2.9"],
+            stdout=-3,
+            stderr=-3,
+        )
+        look = f"nslookup -type=a there.test {vm.network.address_v6}"
+        asks.run(f"until {look} | grep -q 192.0.2.9; do sleep 0.2; done", shell=True, check=True, timeout=60)
+        ping = f"(echo PING; sleep 1) | nc {vm.network.address_v6} 6379 | grep -q PONG"
+        asks.run(f"until {ping}; do sleep 0.2; done", shell=True, check=True, timeout=60)
+        assert {flow.protocol for flow in asks.network.flows() if flow.address == vm.network.address_v6} >= {"udp"}
 
 
 def test_a_guest_without_a_network_has_tcp_ports_and_none_of_udp(image: Path) -> None:

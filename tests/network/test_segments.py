@@ -59,6 +59,57 @@ def test_a_guest_has_the_address_that_others_know(db: VM, web: VM) -> None:
     assert "1 packets received" in web.run(["ping", "-c", "1", "db"], text=True, check=True, timeout=60).stdout
 
 
+def test_members_reach_each_other_by_ipv6_whatever_the_host_has(db: VM, web: VM) -> None:
+    addresses = (db.network.address_v6, web.network.address_v6)
+    assert addresses[0] != addresses[1]
+    for vm, address in zip((db, web), addresses, strict=True):
+        assert f"{address}/64" in vm.run(["ip", "-6", "addr", "show", "eth0"], text=True, check=True).stdout
+    found = web.run(["nslookup", "-type=aaaa", "db"], text=True, check=True, timeout=60).stdout
+    assert str(addresses[0]) in found
+    assert "1 packets received" in web.run(["ping", "-6", "-c", "1", "db"], text=True, check=True, timeout=60).stdout
+    assert fetch(web, f"http://[{addresses[0]}]/") == "from db"
+    assert fetch(db, f"http://[{addresses[1]}]:8080/") == "from web"
+    assert "Connection refused" in fails(web, f"http://[{addresses[0]}]:81/")
+    # An address that no member has.
+    assert fails(web, "http://[fd53:4d2f:9c17::a00:2fe]/")
+    assert web.network.denials()[-1].address == "fd53:4d2f:9c17::a00:2fe"
+    seen = {flow.address for flow in web.network.flows()}
+    assert seen <= {*addresses, db.network.address, "10.0.2.2"}
+
+
+def test_a_datagram_by_ipv6_that_nobody_takes_is_refused(db: VM, web: VM) -> None:
+    asked = web.run(["nslookup", "-type=a", "there.test", str(db.network.address_v6)], text=True, timeout=60)
+    assert "Connection refused" in asked.stdout + asked.stderr
+
+
+def test_many_bytes_come_by_ipv6_as_they_are(db: VM, web: VM) -> None:
+    db.run("head -c 4194304 /dev/urandom > /www/more", shell=True, check=True)
+    expected = db.run(["sha256sum", "/www/more"], text=True, check=True).stdout.split()[0]
+    url = f"http://[{db.network.address_v6}]/more"
+    got = web.run(f"wget -q -O - {url} | sha256sum", shell=True, text=True, check=True, timeout=300).stdout
+    assert got.split()[0] == expected
+
+
+def test_names_lead_to_ipv4_alone_where_the_segment_is_so(db: VM) -> None:
+    with VM(BUSYBOX, network=Network.private("elsewhere"), hostname="four") as vm:
+        for machine, name in ((vm, "four"), (db, "five")):
+            machine.network.join("v4", [name], ipv6=False)
+        found = vm.run(["nslookup", "five"], text=True, timeout=60).stdout
+        assert (str(db.network.address) in found, "fd53" in found) == (True, False)
+        assert fetch(vm, "http://five/") == "from db"
+        assert fails(vm, f"http://[{db.network.address_v6}]/")
+        assert vm.network.denials()[-1].address == db.network.address_v6
+    db.network.leave("v4")
+
+
+def test_a_member_that_has_turned_ipv6_off_is_reached_by_ipv4(web: VM) -> None:
+    with VM(BUSYBOX, network=SHOP, hostname="old") as vm:
+        vm.run(["sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=1"], check=True, capture_output=True)
+        serve(vm, "by four")
+        assert "refused" in fails(web, f"http://[{vm.network.address_v6}]/")
+        assert fetch(web, f"http://{vm.network.address}/") == "by four"
+
+
 def test_a_name_that_several_have_leads_to_each(db: VM, web: VM) -> None:
     said = web.run(["nslookup", "member"], text=True, check=True, timeout=60).stdout
     assert str(db.network.address) in said
@@ -90,8 +141,10 @@ def test_others_are_not_there_for_who_is_not_on_the_segment(db: VM) -> None:
 
 def test_rules_that_deny_hold(db: VM) -> None:
     with VM(BUSYBOX, network=Network.private("shop", deny=["db:80"]), hostname="held") as vm:
-        assert "Connection refused" in fails(vm, f"http://{db.network.address}/")
-        assert vm.network.denials()[-1].rule == "db:80"
+        for host in (db.network.address, f"[{db.network.address_v6}]"):
+            assert "Connection refused" in fails(vm, f"http://{host}/")
+            assert vm.network.denials()[-1].rule == "db:80"
+        assert {denial.address for denial in vm.network.denials()} == {db.network.address, db.network.address_v6}
 
 
 def test_members_come_and_go(db: VM) -> None:
@@ -113,6 +166,10 @@ def test_forks_are_members_with_addresses_of_their_own(db: VM) -> None:
     (fork,) = db.fork(1)
     with fork:
         assert fork.network.address not in (None, db.network.address)
+        assert fork.network.address_v6 not in (None, db.network.address_v6)
+        assert fetch(fork, f"http://[{db.network.address_v6}]/") == "from db"
+        held = fork.run(["ip", "-6", "addr", "show", "eth0"], text=True, check=True).stdout
+        assert (f"{fork.network.address_v6}/64" in held, str(db.network.address_v6) in held) == (True, False)
         said = db.run(["nslookup", "member"], text=True, check=True, timeout=60).stdout
         assert str(fork.network.address) in said
         assert fetch(fork, "http://db/") == "from db"

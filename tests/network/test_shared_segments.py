@@ -24,7 +24,7 @@ sys.path.insert(0, sys.argv[2])
 from tests.network.test_segments import serve
 with VM(sys.argv[1], network=Network.private("across", "none", shared=True), hostname="db") as vm:
     serve(vm, "from db")
-    print(vm.network.address, flush=True)
+    print(vm.network.address, vm.network.address_v6, flush=True)
     sys.stdin.read()
 """
 
@@ -49,11 +49,12 @@ def test_machines_of_two_programs_reach_each_other_until_one_is_killed(web: VM, 
     command = [sys.executable, "-c", OTHER, str(BUSYBOX), root]
     with subprocess.Popen(command, stdin=-1, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
-        address = other.stdout.readline().strip()
+        address, v6 = other.stdout.readline().split()
         assert address.startswith("10.0.3.") and address != web.network.address
-        for host in ("db", address):
+        for host in ("db", address, f"[{v6}]"):
             assert fetch(web, f"http://{host}/") == "from db", host
         assert "1 packets received" in web.run(["ping", "-c", "1", "db"], text=True, timeout=60).stdout
+        assert v6 in web.run(["nslookup", "-type=aaaa", "db"], text=True, timeout=60).stdout
         held = web.popen(["nc", "db", "80"], stdin=-1)
         assert "Connection refused" in fails(web, "http://db:81/")
         other.kill()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import SupermachineError
@@ -218,7 +219,7 @@ class Container:
     def _join(self, vm: VM) -> None:
         """Has the containers in its networks know it; while its command runs, as with docker."""
         for segment, names in self._segments(self.networks).items():
-            vm.network.join(segment, names)
+            vm.network.join(segment, names, ipv6=False)
 
     def _leave(self, vm: VM) -> None:
         with contextlib.suppress(SupermachineError, OSError):
@@ -262,7 +263,7 @@ class Container:
                     for segment in old.keys() - new.keys():
                         await self.session.call(vm.network.leave, segment)
                     for segment in new.keys() - old.keys():
-                        await self.session.call(vm.network.join, segment, new[segment])
+                        await self.session.call(partial(vm.network.join, ipv6=False), segment, new[segment])
             self.networks = networks
 
     async def drop_machine(self) -> None:

@@ -102,14 +102,16 @@ class GuestNetwork:
         worker.set_network_policy(new.preset, new.allow, new.deny)
         self._keep(new)
 
-    def join(self, segment: str, names: Sequence[str]) -> None:
+    def join(self, segment: str, names: Sequence[str], *, ipv6: bool = True) -> None:
         """Puts it on a private segment, where it is called so; a process forgets a segment that nobody is on.
+
+        Without `ipv6` names lead to addresses of IPv4 alone on a segment of this process that nobody was on before.
 
         Raises NotSupported where it was not started with `Network.private`, as it needs an address of its own.
         """
         from . import segments
 
-        segments.join(self._worker(), segment, names)
+        segments.join(self._worker(), segment, names, ipv6=ipv6)
 
     def leave(self, segment: str) -> None:
         """Takes it off a private segment. What it has open there is reset."""
@@ -121,6 +123,11 @@ class GuestNetwork:
     def address(self) -> str | None:
         """The guest's address, at which others on its segments find it; ``None`` for one without a network."""
         return self._worker().network_address
+
+    @property
+    def address_v6(self) -> str | None:
+        """The same of IPv6; ``None`` for a guest that is on no segment where the host has no route to public ones."""
+        return self._worker().network_address_v6
 
     def flows(self) -> list[Flow]:
         """The connections that are open, and those that are being made."""

@@ -24,8 +24,10 @@ _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-
 
 
 class _Segment:
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, ipv6: bool) -> None:
         self.number = number
+        #: Whether names lead to addresses of IPv6 as well.
+        self.ipv6 = ipv6
         #: Workers, and what they are called.
         self.members: list[tuple[weakref.ref[Worker], list[str]]] = []
 
@@ -104,8 +106,11 @@ def release(address: str) -> None:
     shared.release(address)
 
 
-def join(worker: Worker, segment: str, names: Sequence[str]) -> None:
-    """Puts a machine on a segment, where it is called so. Raises NotSupported for one without an address of its own."""
+def join(worker: Worker, segment: str, names: Sequence[str], *, ipv6: bool = True) -> None:
+    """Puts a machine on a segment, where it is called so. Raises NotSupported for one without an address of its own.
+
+    Whoever is first on one within this process says whether it has `ipv6`.
+    """
     global _numbers
     if _is_shared(worker):
         from . import shared
@@ -120,12 +125,12 @@ def join(worker: Worker, segment: str, names: Sequence[str]) -> None:
     with _lock:
         if segment not in _segments:
             _numbers += 1
-            _segments[segment] = _Segment(_numbers)
+            _segments[segment] = _Segment(_numbers, ipv6)
         there = _segments[segment]
         others = [(other, its) for other, its in there.alive() if other is not worker]
-        worker.join_segment(there.number, called)
+        worker.join_segment(there.number, called, there.ipv6)
         for other, its in others:
-            worker.meet(there.number, called, other, its)
+            worker.meet(there.number, called, other, its, there.ipv6)
         there.members = [(weakref.ref(other), its) for other, its in [*others, (worker, called)]]
 
 

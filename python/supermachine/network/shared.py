@@ -176,7 +176,7 @@ def join(worker: Worker, segment: str, names: Sequence[str]) -> None:
                 _numbers += 1
                 number = _numbers
             machine.segments[segment] = (number, list(names))
-        worker.join_segment(number, list(names))
+        worker.join_segment(number, list(names), True)
         said = {"version": VERSION, "segment": segment, "names": list(names), "address": own}
         for path in sorted(directory.iterdir()):
             if path.name != own and path.name in _ADDRESSES:

@@ -27,17 +27,22 @@ pub(crate) fn assume(place: Option<&NetworkV6>, was_down: bool, index: impl FnOn
     }
     let Ok(index) = index() else { return };
     if let Some(old) = known.take() {
-        let _ =
-            tell(&[address(libc::RTM_DELADDR, 0, index, &old), route(libc::RTM_DELROUTE, 0, index, &old)]);
+        let _ = tell(&messages((libc::RTM_DELADDR, libc::RTM_DELROUTE), 0, index, &old));
     }
     if let Some(new) = place {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        let added = tell(&[
-            address(libc::RTM_NEWADDR, flags, index, new),
-            route(libc::RTM_NEWROUTE, flags, index, new),
-        ]);
+        let added = tell(&messages((libc::RTM_NEWADDR, libc::RTM_NEWROUTE), flags, index, new));
         *known = added.is_ok().then(|| new.clone());
     }
+}
+
+/// About the address, and the route where the place has one.
+fn messages(kinds: (u16, u16), flags: i32, index: i32, place: &NetworkV6) -> Vec<Vec<u8>> {
+    let mut messages = vec![address(kinds.0, flags, index, place)];
+    if place.outwards {
+        messages.push(route(kinds.1, flags, index, place));
+    }
+    messages
 }
 
 /// Sends messages, and hears what came of each.
@@ -109,10 +114,14 @@ mod tests {
 
     #[test]
     fn messages_say_their_length_and_end_on_a_boundary() {
-        let place = NetworkV6::default();
-        for message in [address(20, 0, 2, &place), route(24, 0, 2, &place)] {
-            assert_eq!(message.len() % 4, 0);
-            assert_eq!(message[..4], (message.len() as u32).to_ne_bytes());
+        for outwards in [false, true] {
+            let place = NetworkV6::beside([10, 0, 2, 16].into(), outwards);
+            let made = messages((20, 24), 0, 2, &place);
+            assert_eq!(made.len(), 1 + usize::from(outwards));
+            for message in made {
+                assert_eq!(message.len() % 4, 0);
+                assert_eq!(message[..4], (message.len() as u32).to_ne_bytes());
+            }
         }
     }
 }

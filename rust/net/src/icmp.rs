@@ -11,6 +11,7 @@ use crate::wire::{self, Ip, Writer};
 const ECHO: (u8, u8) = (8, 0);
 const ECHO_V6: (u8, u8) = (128, 129);
 const PORT_UNREACHABLE: [u8; 2] = [3, 3];
+const PORT_UNREACHABLE_V6: [u8; 2] = [1, 4];
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
@@ -40,6 +41,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
                 return self.datagram(key, message, head, ip, now);
             }
             PORT_UNREACHABLE if !v6 => return self.not_taken(&message.part(8, 28).to_vec()),
+            PORT_UNREACHABLE_V6 if v6 => return self.not_taken(&message.part(8, 48).to_vec()),
             _ => return,
         }
         let here = match ip.destination {

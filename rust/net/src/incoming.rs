@@ -1,6 +1,6 @@
 //! Flows that come to the guest: connections to its ports, and pings.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -62,17 +62,23 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         ports.take(limits::FLOWS + 1).map(key).find(|key| !self.keys.contains_key(key))
     }
 
-    /// The guest says that nobody takes the datagram which this was the head of (RFC 1122, 3.2.2.1).
+    /// The guest says that nobody takes the datagram which this was the head of (RFC 1122, 3.2.2.1; RFC 4443, 3.1).
     pub(crate) fn not_taken(&mut self, head: &[u8]) {
-        let [0x45, _, _, _, _, _, _, _, _, wire::UDP, _, _, ends @ ..] = head else { return };
-        let Some(ends) = ends.first_chunk::<12>() else { return };
-        let address = |at: usize| Ipv4Addr::new(ends[at], ends[at + 1], ends[at + 2], ends[at + 3]);
-        let port = |at: usize| u16::from_be_bytes([ends[at], ends[at + 1]]);
-        let key = Key {
-            protocol: Protocol::Udp,
-            guest: wire::end(address(4).into(), port(10)),
-            remote: wire::end(address(0).into(), port(8)),
+        let (addresses, ports) = match head {
+            [0x45, _, _, _, _, _, _, _, _, wire::UDP, _, _, ends @ ..] => ends.split_at_checked(8),
+            [0x60..=0x6f, _, _, _, _, _, wire::UDP, _, ends @ ..] => ends.split_at_checked(32),
+            _ => None,
+        }
+        .unwrap_or_default();
+        let &[a, b, c, d, ..] = ports else { return };
+        let end = |address: &[u8], port| {
+            let v4 = <[u8; 4]>::try_from(address).map(IpAddr::from);
+            let v6 = <[u8; 16]>::try_from(address).map(IpAddr::from);
+            v4.or(v6).ok().map(|address| wire::end(address, u16::from_be_bytes(port)))
         };
+        let (remote, guest) = addresses.split_at(addresses.len() / 2);
+        let (Some(remote), Some(guest)) = (end(remote, [a, b]), end(guest, [c, d])) else { return };
+        let key = Key { protocol: Protocol::Udp, guest, remote };
         if let Some(id) = self.keys.get(&key).copied().filter(|id| id & crate::broker::INCOMING != 0) {
             self.end(id, Ended::Reset);
         }

@@ -32,3 +32,5 @@ pub const RETRANSMISSION: Duration = Duration::from_secs(1);
 pub const MAX_WAIT: Duration = Duration::from_secs(30);
 /// How often something is sent again before the connection is given up.
 pub const RETRANSMISSIONS: u8 = 12;
+/// The same of a connection to a guest that has never spoken by IPv6, over which it would come: three seconds.
+pub const SILENT: u8 = 2;

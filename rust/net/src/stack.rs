@@ -57,6 +57,8 @@ pub struct Stack<B, W> {
     secret: std::hash::RandomState,
     started: Instant,
     pub(crate) fragments: crate::fragments::Fragments,
+    /// Whether the guest has ever spoken from its address of IPv6.
+    has_v6: bool,
 }
 
 impl<B: Broker, W: Watch> Stack<B, W> {
@@ -80,6 +82,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             secret: std::hash::RandomState::new(),
             started: Instant::now(),
             fragments: crate::fragments::Fragments::default(),
+            has_v6: false,
         }
     }
 
@@ -119,6 +122,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             self.remove(flow);
         }
         self.answers.clear();
+        self.has_v6 = false;
     }
 
     /// A frame of the guest's. `checksum_valid` says that its transport checksum is none to look at: the guest left it to
@@ -156,7 +160,9 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             // Who has no address yet may ask for one.
             IpAddr::V4(source) => source == self.addresses.guest || source.is_unspecified(),
             IpAddr::V6(source) => {
-                self.addresses.v6.is_some_and(|(guest, _)| guest == source) || ip.protocol == wire::ICMPV6
+                let own = self.addresses.v6.is_some_and(|(guest, _)| guest == source);
+                self.has_v6 |= own;
+                own || ip.protocol == wire::ICMPV6
             }
         };
         if !ours {
@@ -395,7 +401,19 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             flow.timer = None;
             match &mut flow.kind {
                 Kind::Tcp(connection) => {
-                    let fate = connection.expired(now);
+                    let fate = match connection.expired(now) {
+                        // The guest has turned IPv6 off, or it would have asked who that is. Who has come is to try
+                        // IPv4, and not to wait.
+                        Fate::Lives
+                            if flow.key.guest.is_ipv6()
+                                && !self.has_v6
+                                && connection.is_opening()
+                                && connection.attempts() >= limits::SILENT =>
+                        {
+                            Fate::Reset
+                        }
+                        fate => fate,
+                    };
                     self.settle(id, fate, now);
                 }
                 Kind::Datagrams(datagrams) if datagrams.last_used + limits::UDP_IDLE <= now => {

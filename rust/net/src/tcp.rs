@@ -180,6 +180,11 @@ impl Connection {
         self.attempts >= limits::RETRANSMISSIONS
     }
 
+    /// How often the last segment was sent again.
+    pub(crate) fn attempts(&self) -> u8 {
+        self.attempts
+    }
+
     /// Whether the broker has not answered yet.
     pub(crate) fn is_asking(&self) -> bool {
         self.state == State::Asking || self.judging.is_some()

@@ -194,6 +194,8 @@ fn converse(case: &Case) -> Result<(), TestCaseError> {
         (0, 0, false, false, false);
     let began = Instant::now();
     if case.incoming {
+        // As a guest with IPv6 has long done.
+        common::give(&mut stack, &common::echo(common::GUEST_V6, common::GATEWAY_V6), began);
         let source = SocketAddr::new(remote.ip(), 49_152);
         let call = Call { flow: INCOMING | 1, protocol: Protocol::Tcp, source, port: 80 };
         stack.call(&call, ours.take().unwrap().into(), began);

@@ -2,37 +2,20 @@
 
 mod common;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::os::unix::net::UnixDatagram;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use common::{ADDRESSES, GATEWAY_V6, GUEST_V6, Queue, TestStack, give, stack};
-use supermachine_net::{Offloads, Protocol, wire};
+use common::{ADDRESSES, GATEWAY_V6, GUEST_V6, Queue, TestStack, echo, give, packet, stack, with_sum};
+use supermachine_net::{Call, Ended, INCOMING, Offloads, Protocol, wire};
 
 const SERVER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const STRANGER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 99);
-
-fn packet(ends: (Ipv6Addr, Ipv6Addr), protocol: u8, body: &[u8]) -> Vec<u8> {
-    let macs = (ADDRESSES.guest_mac, ADDRESSES.gateway_mac);
-    let ends: (IpAddr, IpAddr) = (ends.0.into(), ends.1.into());
-    [wire::Writer::ip(macs, ends, protocol, body.len(), 1, 0).bytes(), body].concat()
-}
-
-fn with_sum(ends: (Ipv6Addr, Ipv6Addr), protocol: u8, mut body: Vec<u8>, at: usize) -> Vec<u8> {
-    let sum = wire::checksum(&body, wire::pseudo(ends.0.into(), ends.1.into(), protocol, body.len()));
-    body[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-    body
-}
 
 fn sent(stack: &mut TestStack, now: Instant) -> Vec<Vec<u8>> {
     let mut queue = Queue { room: 100, ..Default::default() };
     stack.flush(&mut queue, now);
     queue.frames.into_iter().map(|(_, frame)| frame).collect()
-}
-
-fn echo(source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
-    let ends = (source, destination);
-    packet(ends, wire::ICMPV6, &with_sum(ends, wire::ICMPV6, vec![128, 0, 0, 0, 0, 7, 0, 1, 1, 2], 2))
 }
 
 #[test]
@@ -61,6 +44,63 @@ fn every_neighbour_is_the_gateway_and_nobody_else_is_served() {
     (segment[3], segment[12], segment[13]) = (80, 0x50, wire::SYN);
     give(&mut stack, &packet(ends, wire::TCP, &with_sum(ends, wire::TCP, segment, 16)), now);
     assert!(sent(&mut stack, now).is_empty() && stack.broker().asked.is_empty());
+}
+
+fn come(stack: &mut TestStack, protocol: Protocol, now: Instant) -> UnixDatagram {
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let call = Call { flow: INCOMING | 1, protocol, source: (SERVER, 5000).into(), port: 53 };
+    stack.call(&call, ours.into(), now);
+    theirs
+}
+
+#[test]
+fn who_comes_is_told_that_nobody_takes_the_datagram() {
+    let (mut stack, now) = (stack(Offloads::default()), Instant::now());
+    let caller = come(&mut stack, Protocol::Udp, now);
+    caller.send(b"question").unwrap();
+    stack.event(INCOMING | 1, true, false, now);
+    let frame = sent(&mut stack, now).pop().unwrap();
+    let ip = wire::ip(&frame, frame.len()).unwrap();
+    assert_eq!((ip.source, ip.destination), (SERVER.into(), GUEST_V6.into()));
+    assert_eq!(wire::udp(&frame[ip.at..]), Some((5000, 53, 16)));
+    let ends = (GUEST_V6, SERVER);
+    let mut quoted = frame[wire::ETHERNET..].to_vec();
+    // Of another flow, and of no transport, it ends nothing.
+    for (at, other) in [(43, 54), (6, wire::TCP), (42, 0)] {
+        assert!(stack.broker().closed.is_empty(), "{at}");
+        let right = std::mem::replace(&mut quoted[at], other);
+        let message = [&[1, 4, 0, 0, 0, 0, 0, 0], &quoted[..]].concat();
+        give(&mut stack, &packet(ends, wire::ICMPV6, &with_sum(ends, wire::ICMPV6, message, 2)), now);
+        quoted[at] = right;
+    }
+    assert_eq!(stack.broker().closed, [(INCOMING | 1, Ended::Reset)]);
+}
+
+#[test]
+fn who_comes_to_a_guest_that_has_turned_it_off_is_not_kept_waiting() {
+    let (mut stack, mut now) = (stack(Offloads::default()), Instant::now());
+    let begun = now;
+    let _caller = come(&mut stack, Protocol::Tcp, now);
+    while stack.flows() > 0 {
+        sent(&mut stack, now);
+        now = stack.deadline().unwrap();
+        stack.tick(now);
+    }
+    assert_eq!(stack.broker().closed, [(INCOMING | 1, Ended::Refused)]);
+    assert!(now - begun < Duration::from_secs(5));
+    // One that has spoken by it is given the usual time.
+    stack.broker().closed.clear();
+    let _caller = come(&mut stack, Protocol::Tcp, now);
+    give(&mut stack, &echo(GUEST_V6, GATEWAY_V6), now);
+    let begun = now;
+    while stack.flows() > 0 {
+        sent(&mut stack, now);
+        now = stack.deadline().unwrap();
+        stack.tick(now);
+    }
+    assert_eq!(stack.broker().closed, [(INCOMING | 1, Ended::Unreachable)]);
+    assert!(now - begun > Duration::from_secs(60));
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn main() -> io::Result<()> {
         policy,
         dns: Vec::new(),
         guest: Ipv4Addr::new(10, 0, 2, 15),
+        guest_v6: None,
         gateway: vec![GATEWAY.into()],
         audit: false,
         secrets: None,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -70,7 +70,7 @@ impl Server {
         let flow = INCOMING | self.incoming.next;
         let own = match source.ip() {
             IpAddr::V4(_) => IpAddr::V4(self.guest),
-            IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => IpAddr::V6(self.guest_v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
         };
         let names = self.segments.names_of(source.ip()).map(<[String]>::to_vec).unwrap_or_default();
         let granted = Granted::new(protocol, SocketAddr::new(own, port), source, names);

@@ -58,7 +58,7 @@ fn known(mut member: Member) -> Member {
 impl Segments {
     /// The names of the machine with this address.
     pub(crate) fn names_of(&self, address: IpAddr) -> Option<&[String]> {
-        let link = self.links.iter().find(|link| link.member.address == address)?;
+        let link = self.links.iter().find(|link| link.member.addresses.contains(&address))?;
         Some(&link.member.names)
     }
 
@@ -66,7 +66,8 @@ impl Segments {
     pub(crate) fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
         let members = self.own.iter().chain(self.links.iter().map(|link| &link.member));
         let has = |member: &&Member| member.names.iter().any(|own| own == name);
-        let mut found: Vec<IpAddr> = members.filter(has).map(|member| member.address).collect();
+        let mut found: Vec<IpAddr> =
+            members.filter(has).flat_map(|member| member.addresses.clone()).collect();
         found.sort_unstable();
         found.dedup();
         (!found.is_empty()).then_some(found)
@@ -105,12 +106,13 @@ impl Server {
     /// Asks another machine for a flow.
     pub(crate) fn call_member(&mut self, flow: u64, granted: Granted) -> io::Result<()> {
         let (protocol, to) = (granted.protocol, granted.destination);
-        let found = self.segments.links.iter_mut().find(|link| link.member.address == to.ip());
+        let found = self.segments.links.iter_mut().find(|link| link.member.addresses.contains(&to.ip()));
         let (Some(link), Ok((ours, theirs))) = (found, pair(protocol)) else {
             return self.refuse(flow, Refusal::Unreachable);
         };
         // Of ping the guest's identifier is where a port is otherwise.
-        let open = Between::Open { call: flow, protocol, source: granted.source.port(), port: to.port() };
+        let (source, port) = (granted.source.port(), to.port());
+        let open = Between::Open { call: flow, protocol, v6: to.is_ipv6(), source, port };
         if link.channel.send(&open, Some(theirs)).is_err() {
             let id = link.id;
             self.cut(id)?;
@@ -193,15 +195,16 @@ impl Server {
             None => return Ok(true),
         };
         while let Some(link) = self.segments.link(id) {
-            let (message, address) = (link.channel.take::<Between>(), link.member.address);
-            match message {
-                Ok(Some(Between::Open { call, protocol, source, port })) => {
+            match link.channel.take::<Between>() {
+                Ok(Some(Between::Open { call, protocol, v6, source, port })) => {
                     let (fd, full) = (link.channel.take_fd(), link.incoming >= FLOWS);
                     link.incoming += 1;
                     let caller = Caller::Member { link: id, call };
-                    let source = SocketAddr::new(address, source);
-                    match fd {
-                        Some(fd) if !full => self.deliver(caller, protocol, source, port, fd)?,
+                    let own = link.member.addresses.iter().find(|own| own.is_ipv6() == v6);
+                    match (fd, own.map(|own| SocketAddr::new(*own, source))) {
+                        (Some(fd), Some(source)) if !full => {
+                            self.deliver(caller, protocol, source, port, fd)?;
+                        }
                         _ => self.answer_member(id, call, Err(Refusal::Unreachable))?,
                     }
                 }

@@ -46,6 +46,7 @@ impl Netd {
             policy: policy(preset, allow, deny),
             dns,
             guest: std::net::Ipv4Addr::new(10, 0, 2, 15),
+            guest_v6: None,
             gateway: vec![GATEWAY],
             audit: false,
             secrets: None,

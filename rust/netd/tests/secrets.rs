@@ -141,6 +141,7 @@ impl Netd {
             policy: allowing(&["host"]),
             dns: Vec::new(),
             guest: std::net::Ipv4Addr::new(10, 0, 2, 15),
+            guest_v6: None,
             gateway: vec![GATEWAY],
             audit: false,
             secrets: Some(Secrets { authority, secrets: vec![secret] }),

@@ -1,7 +1,7 @@
 //! What comes to a guest: from published ports, and from other machines on its segments.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -22,6 +22,7 @@ struct Netd {
     control: Channel,
     link: Channel,
     address: IpAddr,
+    v6: IpAddr,
     next: u64,
 }
 
@@ -41,7 +42,8 @@ impl Netd {
     fn start(last: u8, deny: &[&str]) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
         let (link, worker) = UnixStream::pair().unwrap();
-        let guest = Ipv4Addr::new(10, 0, 2, last);
+        let (guest, v6) =
+            (Ipv4Addr::new(10, 0, 2, last), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last.into()));
         let deny = deny.iter().map(ToString::to_string).collect();
         let start = Start {
             version: supermachine_proto::VERSION,
@@ -49,6 +51,7 @@ impl Netd {
             policy: Policy { preset: Preset::Nothing, allow: Vec::new(), deny },
             dns: Vec::new(),
             guest,
+            guest_v6: Some(v6),
             gateway: vec![GATEWAY],
             audit: false,
             secrets: None,
@@ -58,7 +61,7 @@ impl Netd {
             Server::new(control, link, start, Host::default()).unwrap().run()
         });
         let (control, link) = (Channel::new(control).unwrap(), Channel::new(worker).unwrap());
-        Self { control, link, address: guest.into(), next: 0 }
+        Self { control, link, address: guest.into(), v6: v6.into(), next: 0 }
     }
 
     fn tell(&mut self, command: &Command, fd: Option<OwnedFd>) {
@@ -66,12 +69,13 @@ impl Netd {
     }
 
     fn member(&self, name: &str) -> Member {
-        Member { segment: SEGMENT, address: self.address, names: vec![name.into()] }
+        Member { segment: SEGMENT, addresses: vec![self.address, self.v6], names: vec![name.into()] }
     }
 
     fn open(&mut self, protocol: Protocol, address: IpAddr, port: u16) -> u64 {
         self.next += 1;
-        let (source, destination) = ((self.address, 40_000).into(), (address, port).into());
+        let own = if address.is_ipv6() { self.v6 } else { self.address };
+        let (source, destination) = ((own, 40_000).into(), (address, port).into());
         self.link.send(&Request::Open { flow: self.next, protocol, source, destination }, None).unwrap();
         self.next
     }
@@ -93,6 +97,11 @@ impl Netd {
 
     /// Code and addresses of the answer to a question.
     fn look_up(&mut self, name: &str) -> (u8, Vec<[u8; 4]>) {
+        self.ask(name, 1)
+    }
+
+    /// The same of addresses of another kind, of so many bytes.
+    fn ask<const BYTES: usize>(&mut self, name: &str, kind: u8) -> (u8, Vec<[u8; BYTES]>) {
         self.open(Protocol::Udp, GATEWAY, 53);
         assert!(matches!(self.reply(), Reply::Granted { .. }));
         let mut socket = self.stream();
@@ -101,13 +110,18 @@ impl Netd {
             query.push(label.len() as u8);
             query.extend(label.as_bytes());
         }
-        query.extend([0, 0, 1, 0, 1]);
+        query.extend([0, 0, kind, 0, 1]);
         socket.write_all(&query).unwrap();
         let mut answer = [0; 512];
         let n = socket.read(&mut answer).unwrap();
-        let records = answer[query.len()..n].chunks_exact(16);
-        (answer[3] & 15, records.map(|record| record[12..16].try_into().unwrap()).collect())
+        let records = answer[query.len()..n].chunks_exact(12 + BYTES);
+        (answer[3] & 15, records.map(|record| record[12..].try_into().unwrap()).collect())
     }
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    let IpAddr::V6(address) = address else { panic!("{address}") };
+    address.octets()
 }
 
 /// Two machines on a segment, "web" and "db".
@@ -189,6 +203,41 @@ fn a_flow_goes_to_another_machine_when_that_takes_it() {
 }
 
 #[test]
+fn a_flow_of_ipv6_comes_from_the_address_of_that_family() {
+    let (mut web, mut db) = two(&[]);
+    for (protocol, port) in [(Protocol::Tcp, 5432), (Protocol::Udp, 53), (Protocol::Icmp, 0)] {
+        let flow = web.open(protocol, db.v6, port);
+        let Reply::Incoming { flow: theirs, protocol: told, source, port: at } = db.reply() else { panic!() };
+        assert_eq!((told, source, at), (protocol, (web.v6, 40_000).into(), port));
+        db.say(&Request::Accepted { flow: theirs });
+        assert_eq!(web.reply(), Reply::Granted { flow });
+        drop((web.stream(), db.stream()));
+    }
+    db.tell(&Command::Flows, None);
+    let Event::Flows(flows) = hear(&mut db.control) else { panic!() };
+    assert!(flows.iter().all(|flow| flow.source.ip() == db.v6 && flow.name.as_deref() == Some("web")));
+    // An address that nobody has is not on the segment.
+    web.open(Protocol::Tcp, "fd00::12".parse().unwrap(), 80);
+    assert!(matches!(web.reply(), Reply::Refused { refusal: Refusal::Denied, .. }));
+}
+
+#[test]
+fn who_has_no_ipv6_on_the_segment_does_not_come_by_it() {
+    let (mut web, mut db) = (Netd::start(16, &[]), Netd::start(17, &[]));
+    let (a, b) = UnixStream::pair().unwrap();
+    let (mut as_web, as_db) = (web.member("web"), db.member("db"));
+    as_web.addresses.pop();
+    db.tell(&Command::Meet(as_web), Some(b.into()));
+    web.tell(&Command::Meet(as_db), Some(a.into()));
+    for machine in [&mut web, &mut db] {
+        machine.tell(&Command::Sync, None);
+        assert_eq!(hear::<Event>(&mut machine.control), Event::Synced);
+    }
+    let flow = web.open(Protocol::Tcp, db.v6, 80);
+    assert_eq!(web.reply(), Reply::Refused { flow, refusal: Refusal::Unreachable });
+}
+
+#[test]
 fn what_the_other_machine_does_not_take_is_refused() {
     let (mut web, mut db) = two(&[]);
     for (how, refusal) in [
@@ -215,6 +264,8 @@ fn names_lead_to_the_machines_and_to_nobody_who_is_not_there() {
     assert_eq!(web.look_up("WEB"), (0, vec![[10, 0, 2, 16]]), "its own name");
     assert_eq!(db.look_up("web"), (0, vec![[10, 0, 2, 16]]));
     assert_eq!(db.look_up("other").0, 3);
+    assert_eq!(db.ask("web", 28), (0, vec![octets(web.v6)]));
+    assert_eq!(db.ask::<16>("other", 28).0, 3);
     // An address of the same network that nobody has is not on the segment.
     web.open(Protocol::Tcp, "10.0.2.18".parse().unwrap(), 80);
     assert!(matches!(web.reply(), Reply::Refused { refusal: Refusal::Denied, .. }));
@@ -222,13 +273,23 @@ fn names_lead_to_the_machines_and_to_nobody_who_is_not_there() {
 
 #[test]
 fn a_rule_that_denies_holds_on_a_segment_as_well() {
-    for rule in ["db", "10.0.2.17:5432", "private", "any:5432/tcp"] {
-        let (mut web, db) = two(&[rule]);
-        web.open(Protocol::Tcp, db.address, 5432);
-        assert!(matches!(web.reply(), Reply::Refused { refusal: Refusal::Denied, .. }), "{rule}");
+    for rule in ["db", "10.0.2.17:5432", "[fd00::11]:5432", "fd00::/16", "private", "any:5432/tcp"] {
+        let (mut web, mut db) = two(&[rule]);
+        for (address, other) in [(db.address, "fd00"), (db.v6, "10.0")] {
+            let flow = web.open(Protocol::Tcp, address, 5432);
+            if rule.contains(other) {
+                // A rule for an address of the other family is not about this one.
+                let Reply::Incoming { flow: theirs, .. } = db.reply() else { panic!() };
+                db.say(&Request::Accepted { flow: theirs });
+                assert_eq!(web.reply(), Reply::Granted { flow }, "{rule} {address}");
+            } else {
+                let refused = Reply::Refused { flow, refusal: Refusal::Denied };
+                assert_eq!(web.reply(), refused, "{rule} {address}");
+            }
+        }
     }
     let (mut web, _db) = two(&["db"]);
-    assert_eq!(web.look_up("db").0, 3);
+    assert_eq!((web.look_up("db").0, web.ask::<16>("db", 28).0), (3, 3));
 }
 
 #[test]

@@ -147,7 +147,7 @@ pub struct Network {
     pub search: Vec<String>,
     /// From 0 to 15, as resolv.conf(5) has it.
     pub ndots: u8,
-    /// Where the host has a way to addresses of IPv6.
+    /// Where the host has a way to public addresses of IPv6, and for a guest that may be on private segments.
     pub v6: Option<NetworkV6>,
 }
 
@@ -160,12 +160,17 @@ pub struct NetworkV6 {
     pub prefix: u8,
     /// Router and name server, as [`Network::gateway`].
     pub gateway: Ipv6Addr,
+    /// Whether there is a way outwards: else there is no default route, so that programs do not try one in vain.
+    pub outwards: bool,
 }
 
-impl Default for NetworkV6 {
-    fn default() -> Self {
-        let of = |last| Ipv6Addr::new(0xfd53, 0x4d2f, 0x9c17, 0, 0, 0, 0, last);
-        Self { address: of(0x15), prefix: 64, gateway: of(2) }
+impl NetworkV6 {
+    /// The place of the guest that has this address of IPv4, which its own of IPv6 ends with unless it is the usual one.
+    pub fn beside(address: Ipv4Addr, outwards: bool) -> Self {
+        let prefix = Ipv6Addr::new(0xfd53, 0x4d2f, 0x9c17, 0, 0, 0, 0, 0);
+        let of = |last: u32| Ipv6Addr::from_bits(prefix.to_bits() | u128::from(last));
+        let last = if address == Network::default().address { 0x15 } else { address.to_bits() };
+        Self { address: of(last), prefix: 64, gateway: of(2), outwards }
     }
 }
 

@@ -15,4 +15,4 @@ mod path_bytes;
 pub mod worker;
 
 /// Version of the messages in this crate. Two sides that differ refuse to talk.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;

@@ -7,7 +7,7 @@
 //! Flows come to the guest as well: from published ports, by [`Command::Deliver`], and from other machines on a private
 //! segment, whose policy processes talk to each other by [`Between`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,9 +59,9 @@ pub enum Command {
 pub struct Member {
     /// The same for all that are on it.
     pub segment: u64,
-    /// Of the machine on the segment.
-    pub address: IpAddr,
-    /// By which guests of the segment find the address, in letters of either size.
+    /// Of the machine on the segment: at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// By which guests of the segment find the addresses, in letters of either size.
     pub names: Vec<String>,
 }
 
@@ -75,6 +75,8 @@ pub enum Between {
         call: u64,
         /// TCP, UDP or, with the identifier as `source`, ICMP.
         protocol: Protocol,
+        /// Whether it is of IPv6.
+        v6: bool,
         /// Of the machine that opens the flow.
         source: u16,
         /// Of the machine that it is for.
@@ -119,6 +121,8 @@ pub struct Start {
     pub dns: Vec<SocketAddr>,
     /// The guest's own address.
     pub guest: Ipv4Addr,
+    /// The same of IPv6, where it has one.
+    pub guest_v6: Option<Ipv6Addr>,
     /// Addresses of the guest's gateway, which is the host's loopback and a name server to it.
     pub gateway: Vec<IpAddr>,
     /// Whether the API is told of each flow's begin and end.

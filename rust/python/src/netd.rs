@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -82,6 +82,9 @@ impl Settings {
             server.map_err(|_| PyValueError::new_err(format!("{text:?} is not the address of a name server")))
         });
         let secrets = if secrets.is_empty() { None } else { Some(with_authority(secrets)?) };
+        let outwards = has_route_v6();
+        // Machines on segments reach each other by it wherever they are.
+        let has_v6 = outwards || address.is_some();
         let guest = match address {
             Some(text) => {
                 let no_address = || PyValueError::new_err(format!("{text:?} is not a guest's address"));
@@ -90,7 +93,7 @@ impl Settings {
             None => Network::default().address,
         };
         let dns = dns.collect::<Result<_, _>>()?;
-        let v6 = has_route_v6().then(NetworkV6::default);
+        let v6 = has_v6.then(|| NetworkV6::beside(guest, outwards));
         Ok(Self { path, policy, dns, guest, v6, audit, secrets })
     }
 
@@ -122,7 +125,7 @@ impl Settings {
         self.guest
     }
 
-    /// Its place by IPv6, where the host has a route.
+    /// Its place by IPv6, where the host has a route or the guest an address of its own.
     pub(crate) fn v6(&self) -> Option<NetworkV6> {
         self.v6.clone()
     }
@@ -221,6 +224,7 @@ impl Shared {
 pub(crate) struct Netd {
     shared: Arc<Shared>,
     address: Ipv4Addr,
+    v6: Option<NetworkV6>,
 }
 
 /// Brings connections to the guest from published ports, from any thread.
@@ -263,7 +267,7 @@ impl Door {
 impl Netd {
     /// Has a thread wait at this end of the link for what the guest asks first.
     pub(crate) fn new(settings: Settings, link: Unshared<UnixStream>) -> io::Result<Self> {
-        let address = settings.guest;
+        let (address, v6) = (settings.guest, settings.v6.clone());
         let state = State {
             process: Process::Wanted(Box::new(settings), Vec::new()),
             denials: VecDeque::new(),
@@ -284,7 +288,7 @@ impl Netd {
             .name("supermachine-netd".into())
             .stack_size(128 * 1024)
             .spawn(move || follow(&hears, link, &rings))?;
-        Ok(Self { shared, address })
+        Ok(Self { shared, address, v6 })
     }
 
     /// The guest's.
@@ -292,9 +296,14 @@ impl Netd {
         self.address
     }
 
+    /// The same of IPv6, where it has one.
+    pub(crate) fn address_v6(&self) -> Option<Ipv6Addr> {
+        self.v6.as_ref().map(|v6| v6.address)
+    }
+
     /// What others on a segment know it as.
-    pub(crate) fn member(&self, segment: u64, names: Vec<String>) -> Member {
-        Member { segment, address: self.address.into(), names }
+    pub(crate) fn member(&self, segment: u64, names: Vec<String>, v6: bool) -> Member {
+        member(segment, self.address, names, v6)
     }
 
     /// Has two machines on a segment know each other.
@@ -416,6 +425,12 @@ impl Drop for Netd {
     }
 }
 
+/// What a machine of this address is on a segment: its other address follows from that.
+pub(crate) fn member(segment: u64, address: Ipv4Addr, names: Vec<String>, v6: bool) -> Member {
+    let v6 = v6.then(|| IpAddr::V6(NetworkV6::beside(address, false).address));
+    Member { segment, addresses: std::iter::once(IpAddr::V4(address)).chain(v6).collect(), names }
+}
+
 fn send(mut control: &UnixStream, command: &Command, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut bytes = Vec::new();
     frame::encode(command, &mut bytes).map_err(io::Error::other)?;
@@ -502,13 +517,14 @@ fn start(settings: Settings, link: &UnixStream, audit: bool) -> io::Result<Start
         }
         command.spawn()
     })?;
-    let gateways = settings.v6.iter().map(|v6| v6.gateway.into());
+    let gateways = settings.v6.iter().filter(|v6| v6.outwards).map(|v6| v6.gateway.into());
     let gateways = std::iter::once(Network::default().gateway.into()).chain(gateways);
     let start = Command::Start(Box::new(Start {
         version: supermachine_proto::VERSION,
         policy: settings.policy,
         dns: settings.dns,
         guest: settings.guest,
+        guest_v6: settings.v6.as_ref().map(|v6| v6.address),
         gateway: gateways.collect(),
         audit,
         secrets: settings.secrets.map(|(secrets, _)| secrets),

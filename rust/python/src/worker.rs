@@ -12,7 +12,6 @@ use pyo3::prelude::*;
 use supermachine_netd::host::Search;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
 use supermachine_proto::engine::Engine;
-use supermachine_proto::netd::Member;
 use supermachine_proto::worker::{
     Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, ShareOwner, Source, Start,
     VolumeSlot,
@@ -537,12 +536,17 @@ impl Worker {
         self.1.as_ref().map(|network| network.address().to_string())
     }
 
-    /// The guest is on a private segment, under these names.
-    fn join_segment(&self, py: Python<'_>, segment: u64, names: Vec<String>) -> PyResult<()> {
+    /// The same of IPv6; ``None`` for a guest that has none.
+    #[getter]
+    fn network_address_v6(&self) -> Option<String> {
+        Some(self.1.as_ref()?.address_v6()?.to_string())
+    }
+
+    /// The guest is on a private segment, under these names, which lead to addresses of IPv6 as well where `v6` says so.
+    fn join_segment(&self, py: Python<'_>, segment: u64, names: Vec<String>, v6: bool) -> PyResult<()> {
         let network = self.network()?;
-        Ok(py.detach(|| {
-            network.command(supermachine_proto::netd::Command::Join(network.member(segment, names)), None)
-        })?)
+        let join = supermachine_proto::netd::Command::Join(network.member(segment, names, v6));
+        Ok(py.detach(|| network.command(join, None))?)
     }
 
     /// Has this guest know one of another process on the segment, whose policy process has the other end of `link`; which
@@ -559,7 +563,7 @@ impl Worker {
         let parsed = address.parse();
         let address =
             parsed.map_err(|_| PyValueError::new_err(format!("{address:?} is no guest's address")))?;
-        let member = Member { segment, address, names };
+        let member = netd::member(segment, address, names, true);
         let link = Unshared::new(|| sys::duplicate(link))?;
         let meet = supermachine_proto::netd::Command::Meet(member);
         Ok(py.detach(|| network.command(meet, Some(link.as_fd())))?)
@@ -579,9 +583,10 @@ impl Worker {
         names: Vec<String>,
         other: &Self,
         its: Vec<String>,
+        v6: bool,
     ) -> PyResult<()> {
         let (own, other) = (self.network()?, other.network()?);
-        let members = (own.member(segment, names), other.member(segment, its));
+        let members = (own.member(segment, names, v6), other.member(segment, its, v6));
         Ok(py.detach(|| own.meet(members.0, other, members.1))?)
     }
 

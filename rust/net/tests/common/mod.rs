@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Instant;
 
@@ -110,6 +110,26 @@ pub(crate) fn give(stack: &mut TestStack, bytes: &[u8], now: Instant) {
     // SAFETY: the spans are slices that outlive the call.
     let frame = unsafe { Frame::new(&spans, header.len()) };
     stack.receive(frame, false, now);
+}
+
+/// A frame from the guest, of IPv6.
+pub(crate) fn packet(ends: (Ipv6Addr, Ipv6Addr), protocol: u8, body: &[u8]) -> Vec<u8> {
+    let macs = (ADDRESSES.guest_mac, ADDRESSES.gateway_mac);
+    let ends: (IpAddr, IpAddr) = (ends.0.into(), ends.1.into());
+    [wire::Writer::ip(macs, ends, protocol, body.len(), 1, 0).bytes(), body].concat()
+}
+
+/// A body with its checksum, which is there.
+pub(crate) fn with_sum(ends: (Ipv6Addr, Ipv6Addr), protocol: u8, mut body: Vec<u8>, at: usize) -> Vec<u8> {
+    let sum = wire::checksum(&body, wire::pseudo(ends.0.into(), ends.1.into(), protocol, body.len()));
+    body[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    body
+}
+
+/// The guest pings somebody.
+pub(crate) fn echo(source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
+    let ends = (source, destination);
+    packet(ends, wire::ICMPV6, &with_sum(ends, wire::ICMPV6, vec![128, 0, 0, 0, 0, 7, 0, 1, 1, 2], 2))
 }
 
 /// The frames that one for the guest stands for: its segments, with their checksums.
