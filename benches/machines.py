@@ -56,7 +56,7 @@ def _tree(place: Path, command_line: str, initramfs: Path | None, vcpus: int) ->
         chosen += f" linux,initrd-start = <{INITRAMFS:#x}>; linux,initrd-end = <{end:#x}>;"
     cpu = 'cpu@{0} {{ device_type = "cpu"; compatible = "arm,armv8"; reg = <{0}>; enable-method = "psci"; }};'
     text = (PROGRAMS / "machine.dts").read_text()
-    text = text.replace("{ CHOSEN }", f"{{ {chosen} }}").replace(" MEMORY>", f" {MEMORY:#x}>")
+    text = text.replace(" CHOSEN }", f" {chosen} }}").replace(" MEMORY>", f" {MEMORY:#x}>")
     text = text.replace("\tCPUS", "\t" + " ".join(cpu.format(n) for n in range(vcpus)))
     tree = place / "machine.dtb"
     subprocess.run(["dtc", "-q", "-I", "dts", "-O", "dtb", "-o", str(tree)], input=text.encode(), check=True)

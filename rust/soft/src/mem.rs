@@ -9,7 +9,7 @@ use crate::sysreg::ZVA_BYTES;
 use crate::vcpu::{DataAbort, Exit};
 
 /// Entries of one TLB; one page each. Only those that are used cost memory and time.
-pub(crate) const TLB_SIZE: usize = 1024;
+pub(crate) const TLB_SIZE: usize = 4096;
 /// Low bits of the tags of EL1's entries.
 pub(crate) const EL1_TAG: u64 = 0x100;
 /// In the tags of EL0's entries, beside the ASID (8 bits): no tag is zero, which is what an empty entry has.

@@ -7,5 +7,5 @@ pub(crate) mod block;
 #[cfg(test)]
 mod effects;
 pub(crate) mod handlers;
-mod lower;
+pub(crate) mod lower;
 pub(crate) mod op;

@@ -135,6 +135,8 @@ pub(crate) enum Two {
     Rev32,
     Rev16,
     Not,
+    /// CNT: how many bits of a byte are set.
+    Count,
     Neg,
     Abs,
     /// Compared with zero.
@@ -969,6 +971,7 @@ fn two(i: u32) -> Option<Simd> {
         (0, true) => Two::Rev32,
         (1, false) => Two::Rev16,
         (5, true) if size == 0 => Two::Not,
+        (5, false) if size == 0 => Two::Count,
         (8, false) => Two::Greater,
         (8, true) => Two::GreaterEqual,
         (9, false) => Two::Equal,

@@ -75,7 +75,7 @@ macro_rules! offsets {
 pub(super) use offsets;
 
 // What machine code does with shifts, masks and zeros.
-const _: () = assert!(size_of::<Jump>() == 16 && crate::cpu::JUMPS == 4096);
+const _: () = assert!(size_of::<Jump>() == 16 && crate::cpu::JUMPS.is_power_of_two());
 const _: () = assert!(size_of::<TlbEntry>() == 32 && crate::mem::TLB_SIZE.is_power_of_two());
 const _: () = assert!(offset_of!(Op, c).is_multiple_of(2) && offset_of!(Op, d) == offset_of!(Op, c) + 1);
 const _: () = assert!(Flags::Known as u8 == 0 && Flags::Sub32 as u8 == 1 && Flags::Sub64 as u8 == 2);

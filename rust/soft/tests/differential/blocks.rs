@@ -37,6 +37,11 @@ fn body(r: &mut Random, pointer: [u64; 32], length: usize) -> Vec<u32> {
             8..=10 => w.branch(4),
             11 if w.r.one_in(2) => w.numbers(),
             11 => w.floating(),
+            12 if w.r.one_in(3) => {
+                // DC ZVA, whose blocks are of another size in the oracle.
+                let address = w.r.pick(&[20, 21, 22, 23, 24]);
+                w.code.push(0xd50b_7420 | address);
+            }
             12 => w.flags(),
             13..=15 => w.frequent(),
             _ => w.data_processing(),

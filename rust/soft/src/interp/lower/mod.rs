@@ -3,7 +3,7 @@
 mod alu;
 mod branch;
 mod memory;
-mod system;
+pub(crate) mod system;
 
 use super::block::{Block, Flow, Form, Last};
 use super::handlers::pairs::Half;

@@ -7,7 +7,7 @@ use crate::interp::op::Handler;
 use crate::isa::insn::{Barrier, Pstate, Reg};
 
 /// DC ZVA, as SYS names it.
-const DC_ZVA: u16 = 1 << 14 | 3 << 11 | 7 << 7 | 4 << 3 | 1;
+pub(crate) const DC_ZVA: u16 = 1 << 14 | 3 << 11 | 7 << 7 | 4 << 3 | 1;
 
 const NZCV: SysReg = SysReg::new(3, 3, 4, 2, 0);
 

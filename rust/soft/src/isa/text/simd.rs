@@ -189,6 +189,7 @@ fn two(op: Two) -> (&'static str, &'static str) {
         Two::Rev32 => ("rev32", ""),
         Two::Rev16 => ("rev16", ""),
         Two::Not => ("mvn", ""),
+        Two::Count => ("cnt", ""),
         Two::Neg => ("neg", ""),
         Two::Abs => ("abs", ""),
         Two::Greater => ("cmgt", ", #0"),

@@ -5,6 +5,7 @@ use super::cache::Cache;
 use super::stubs::Stubs;
 use super::{ADDEND, ADDRESS, CPU, Features, OTHER, TEMP, layout};
 use crate::Regs;
+use crate::cpu::JUMPS;
 use crate::interp::block::End;
 use crate::isa::insn::{Insn, Reg};
 use crate::jit::{Code, Input, Link, flow};
@@ -335,7 +336,7 @@ impl Translator<'_> {
         // The slot (see `Cpu::jump_slot`).
         a.lsr_i(TEMP, ADDRESS, 2);
         a.eor_lsr(TEMP, TEMP, ADDRESS, 12);
-        a.low_bits(TEMP, TEMP, 12);
+        a.low_bits(TEMP, TEMP, JUMPS.ilog2() as u8);
         a.load(3, OTHER, CPU, layout::JUMPS);
         a.add(OTHER, OTHER, TEMP, 4);
         a.load(3, ADDEND, OTHER, layout::JUMP_KEY);

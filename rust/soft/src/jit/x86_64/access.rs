@@ -3,8 +3,10 @@
 use super::asm::{Arith, Cc, M, R, RAX, RCX, RDX, Sh, X, at, indexed};
 use super::block::{NO_REG, Translator};
 use super::layout;
+use super::sse;
 use crate::isa::insn::{Access, Address, Barrier, Reg, Rmw};
 use crate::mem::TLB_SIZE;
+use crate::sysreg::ZVA_BYTES;
 
 impl Translator<'_> {
     /// The base register that an access writes.
@@ -249,6 +251,79 @@ impl Translator<'_> {
             _ => return false,
         }
         true
+    }
+
+    /// LD1 and ST1 of whole registers, which are one behind the other in memory. False when the interpreter must do it.
+    pub(super) fn structures(&mut self, word: u32, single: bool) -> bool {
+        let count: u8 = match word >> 12 & 15 {
+            _ if single => return false,
+            0b0111 => 1,
+            0b1010 => 2,
+            0b0110 => 3,
+            0b0010 => 4,
+            _ => return false,
+        };
+        let (store, full, moves) = (word >> 22 & 1 == 0, word >> 30 & 1 == 1, word >> 23 & 1 == 1);
+        let (n, m) = ((word >> 5 & 31) as Reg, (word >> 16 & 31) as Reg);
+        let bytes: u8 = if full { 16 } else { 8 };
+        let registers = (0..count).map(|i| (word as Reg + i) & 31);
+        if moves {
+            self.will_write(n);
+        }
+        let mut values = [X(0); 4];
+        for (r, value) in registers.clone().zip(&mut values) {
+            if store {
+                *value = self.read_vector(r);
+            } else {
+                self.will_write_vector(r);
+            }
+        }
+        self.address(Address::Unscaled(n, 0));
+        let by = (moves && m != 31).then(|| self.read(m));
+        let before = self.cache;
+        let missing = self.translate(store, i32::from(count * bytes));
+        for (r, (i, value)) in registers.zip((0..).zip(values)) {
+            let place = at(RAX, i * i32::from(bytes));
+            match (store, full) {
+                (true, true) => self.asm.movups_to(place, value),
+                (true, false) => self.asm.mov_low_to(true, place, value),
+                (false, true) => {
+                    let x = self.write_vector(r);
+                    self.asm.movups(x, place);
+                }
+                (false, false) => {
+                    let x = self.write_vector(r);
+                    self.asm.mov_low(true, x, place);
+                    self.number(true, r);
+                }
+            }
+        }
+        if moves {
+            let base = self.update(n);
+            match by {
+                Some(by) => self.asm.arith(Arith::Add, true, base, by),
+                None => self.asm.lea(true, base, at(base, i32::from(count * bytes))),
+            }
+        }
+        self.slow([Some(missing), None, None], before, [NO_REG, NO_REG, if moves { n } else { NO_REG }]);
+        true
+    }
+
+    /// DC ZVA.
+    pub(super) fn zero(&mut self, t: Reg) {
+        let value = self.read(t);
+        let before = self.cache;
+        // Where EL0 may not (SCTLR_EL1.DZE), the interpreter looks who asks.
+        self.asm.test_m(layout::SCTLR, 1 << 14);
+        let refused = self.asm.jcc(Cc::E);
+        self.asm.mov(true, RAX, value);
+        self.asm.arith_i(Arith::And, true, RAX, -(ZVA_BYTES as i32));
+        let missing = self.translate(true, ZVA_BYTES as i32);
+        self.asm.vector(sse::XORPS, X(0), X(0));
+        for place in (0..ZVA_BYTES as i32).step_by(16) {
+            self.asm.movups_to(at(RAX, place), X(0));
+        }
+        self.slow([Some(refused), Some(missing), None], before, [NO_REG; 3]);
     }
 
     /// A register for a new value of `g`, be it one that the instruction reads or not: the address is made.

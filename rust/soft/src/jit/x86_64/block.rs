@@ -8,7 +8,9 @@ use super::layout;
 use super::sse;
 use super::stubs::{Constant, Stubs};
 use crate::Regs;
+use crate::cpu::JUMPS;
 use crate::interp::block::End;
+use crate::interp::lower::system::DC_ZVA;
 use crate::isa;
 use crate::isa::insn::{Insn, Reg};
 use crate::isa::simd::{self, Simd};
@@ -284,6 +286,12 @@ impl Translator<'_> {
             }
             Insn::Mem { access, t, address } => self.memory(access, t, address),
             Insn::Pair { access, t, u, address, .. } => self.pair(access, t, u, address),
+            Insn::Structures { word, single } => {
+                if !self.structures(word, single) {
+                    self.call_handler();
+                }
+            }
+            Insn::Sys { t, op: DC_ZVA } => self.zero(t),
             Insn::Unprivileged { access, t, n, offset } => self.unprivileged(access, t, n, offset),
             Insn::Vmem { store, size, t, address } => self.vector_memory(store, size, t, None, address),
             Insn::Vpair { store, size, t, u, address, .. } => {
@@ -395,7 +403,7 @@ impl Translator<'_> {
         a.mov(true, RCX, RAX);
         a.shift_i(Sh::Shr, true, RCX, 10);
         a.arith(Arith::Xor, false, RCX, RAX);
-        a.arith_i(Arith::And, false, RCX, 0x3ffc);
+        a.arith_i(Arith::And, false, RCX, 4 * (JUMPS as i32 - 1));
         a.load(3, false, true, RDX, layout::JUMPS);
         a.mov(true, RSI, RAX);
         a.arith_m(Arith::Xor, true, RSI, layout::KEY);

@@ -10,4 +10,7 @@ const fn cpu(offset: usize) -> M {
     at(RBX, offset as i32 - BIAS)
 }
 
+/// SCTLR_EL1.
+pub(super) const SCTLR: M = cpu(std::mem::offset_of!(crate::cpu::Cpu, state.sys.sctlr));
+
 offsets! { cpu: cpu -> M, others: i32 }

@@ -36,10 +36,13 @@ pub(super) enum Constant {
     Exponents64,
     Smallest32,
     Smallest64,
+    /// The low half of each byte, and how many bits of a number below 16 are set.
+    LowHalves,
+    BitCounts,
 }
 
 impl Constant {
-    const ALL: [(Self, u128); 19] = [
+    const ALL: [(Self, u128); 21] = [
         (Self::Sign64, 1 << 63),
         (Self::Sign32, 1 << 31),
         (Self::Rest64, (1 << 63) - 1),
@@ -59,6 +62,8 @@ impl Constant {
         (Self::Exponents64, each64(0x7ff << 52)),
         (Self::Smallest32, each32(1 << 23)),
         (Self::Smallest64, each64(1 << 52)),
+        (Self::LowHalves, each64(0x0f0f_0f0f_0f0f_0f0f)),
+        (Self::BitCounts, 0x0403_0302_0302_0201_0302_0201_0201_0100),
     ];
 }
 

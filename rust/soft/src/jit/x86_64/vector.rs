@@ -374,6 +374,19 @@ impl Translator<'_> {
                 self.asm.movaps(r, x);
                 self.invert(r);
             }
+            Two::Count => {
+                // Of each half of a byte, by a table.
+                self.asm.movaps(X(0), x);
+                self.asm.movaps(X(1), x);
+                self.asm.lane_shift(Ps::Rl, 1, X(1), 4);
+                for (half, counts) in [(X(0), r), (X(1), X(2))] {
+                    self.constant(sse::PAND, half, Constant::LowHalves);
+                    self.asm.vector(sse::XORPS, counts, counts);
+                    self.constant(sse::XORPS, counts, Constant::BitCounts);
+                    self.asm.vector(sse::PSHUFB, counts, half);
+                }
+                self.asm.vector(sse::PADD[0], r, X(2));
+            }
             Two::Neg => {
                 self.asm.vector(sse::XORPS, X(0), X(0));
                 self.asm.vector(sse::PSUB[s], X(0), x);
