@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 volatile long watched;
+// What an armed debugger waits for, if anything: a file.
+static const char *until;
 
 __attribute__((noinline, noclone)) long twice(long x) {
     __asm__ volatile("" : "+r"(x));
@@ -91,6 +93,11 @@ static void hardware(const char *name, int kind, volatile void *at, unsigned con
         regs.one[0].address = (unsigned long)at;
         regs.one[0].control = control;
         if (ptrace(PTRACE_SETREGSET, child, kind, &vector) != 0) printf("%s: %s\n", name, strerror(errno));
+        if (until) {
+            printf("armed: %s\n", name);
+            fflush(stdout);
+            while (access(until, F_OK) != 0) usleep(1000);
+        }
         // Linux reports before the instruction, and steps over it when it goes on.
         while (hits < most && go_on(child, PTRACE_CONT, &status)) hits++;
         printf("%s: %s\n", name, hits == most ? "ok" : "wrong");
@@ -100,17 +107,22 @@ static void hardware(const char *name, int kind, volatile void *at, unsigned con
     waitpid(child, &status, 0);
 }
 
-// With any argument, what a debugger is to look at.
+// With one argument, what a debugger is to look at; with two, one kind ("b", "w") that is armed and waits for a file.
 int main(int argc, char **argv) {
-    (void)argv;
-    if (argc > 1) {
+    if (argc == 2) {
         call();
         return 5;
     }
-    steps();
-    breakpoint();
+    char only = 0;
+    if (argc > 2) {
+        only = argv[1][0];
+        until = argv[2];
+    } else {
+        steps();
+        breakpoint();
+    }
     // Enabled at EL0: four bytes of code, eight of data that is stored.
-    hardware("hardware breakpoint", 0x402, (void *)twice, 0xf << 5 | 2 << 1 | 1, 1);
-    hardware("watchpoint", 0x403, &watched, 0xff << 5 | 2 << 3 | 2 << 1 | 1, 5);
+    if (only != 'w') hardware("hardware breakpoint", 0x402, (void *)twice, 0xf << 5 | 2 << 1 | 1, 1);
+    if (only != 'b') hardware("watchpoint", 0x403, &watched, 0xff << 5 | 2 << 3 | 2 << 1 | 1, 5);
     return 0;
 }
