@@ -5,11 +5,9 @@ typed error comes out, in bounded time.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from supermachine import errors
@@ -19,6 +17,7 @@ from supermachine.oci.model import parse_config, parse_manifest
 from supermachine.oci.references import RegistryReference, parse_reference
 from supermachine.settings import parsing
 
+from ..real import require
 from .conftest import tar_of
 
 words = st.text("abz09._-/:@[]~ \n\0é", max_size=60)
@@ -115,7 +114,6 @@ def test_environments(items: list[str]) -> None:
 names = st.text("abc.", min_size=1, max_size=3).filter(lambda name: name.strip("."))
 
 
-@pytest.mark.skipif(shutil.which("fsck.erofs") is None, reason="needs erofs-utils")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
@@ -126,6 +124,7 @@ names = st.text("abc.", min_size=1, max_size=3).filter(lambda name: name.strip("
 )
 def test_what_is_written_is_an_erofs_image(tmp_path: Path, layers: list[dict[str, bytes]]) -> None:
     """erofs-utils read every image that comes of layers of files, some of them where others have directories."""
+    require("fsck.erofs")
     from supermachine._core import convert_image  # type: ignore[attr-defined]
 
     parts = []
