@@ -204,3 +204,10 @@ def test_clients_that_have_gone_leave_nothing_at_the_keeper(busybox: str) -> Non
     if sys.platform == "linux":
         tasks = Path(f"/proc/{machine.inspect()['keeper']}/task")
         assert until(lambda: sum(1 for _ in tasks.iterdir()) < 30)
+
+
+def test_a_connection_that_is_handed_over_is_no_programs(busybox: str) -> None:
+    machine = supermachine.start(busybox, ["sleep", "1000"], name="handed")
+    connection, _tty, _interactive = machine._attached()
+    with connection:
+        assert not os.get_inheritable(connection.fileno())

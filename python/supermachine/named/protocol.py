@@ -41,11 +41,15 @@ class Channel:
         while b"\n" not in self._buffer:
             if len(self._buffer) > MAX_MESSAGE:
                 raise ValueError("the message is too long")
-            data, ancillary, _flags, _address = self._socket.recvmsg(65536, socket.CMSG_LEN(16))
+            # Nothing that this process starts has a share in what is handed over. macOS has no flag for it.
+            flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+            data, ancillary, _flags, _address = self._socket.recvmsg(65536, socket.CMSG_LEN(16), flags)
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     whole = array.array("i")
                     whole.frombytes(content[: len(content) - len(content) % whole.itemsize])
+                    for fd in whole:
+                        os.set_inheritable(fd, False)
                     self._fds += whole
             if not data:
                 return None
