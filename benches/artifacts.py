@@ -1,7 +1,7 @@
 """Snapshots in registries: what a push sends, and how long a start from a registry takes over a shaped network.
 
-`python -m benches.artifacts [IMAGE]` prints JSON. The registry is that of the tests, in another process; each answer of
-it comes a round trip late, and all of them share the bandwidth. A real one adds its own time.
+`python -m benches.artifacts [IMAGE] [--command WORD…]` prints JSON. The registry is that of the tests, in another
+process; each answer of it comes a round trip late, and all of them share the bandwidth. A real one adds its own time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _serve(pipe: Any) -> None:
         what, value = said
         if what == "shape":
             registry.delay, registry.rate = value
-        pipe.send((sum(registry.sent.values()), len(registry.requests)))
+        pipe.send((sum(registry.sent.values()) + registry.told, len(registry.requests)))
     registry.close()
 
 
@@ -54,8 +54,8 @@ def main() -> None:
     """Prints what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image", nargs="?", default=str(ROOT / "demo" / "busybox.oci.tar"))
-    parser.add_argument("--command", nargs="+", default=["/bin/echo", "hello"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--command", nargs=argparse.REMAINDER, default=["/bin/echo", "hello"], help="comes last")
     said = parser.parse_args()
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=_serve, args=(there,), daemon=True)

@@ -5,7 +5,7 @@ branches.py unpack FILE OUT           also what is packed by zstd alone
 
 A packed file is a skippable frame of zstd's (RFC 8878, 3.1.2) with MARK and the architecture, and frames of zstd. A
 frame gives PIECE bytes of the file, the last one less, in which each branch says where it leads to in the file; see
-`to_absolute`. The worker's rust/worker/src/boot_files/branches.rs does what `unpack` does.
+`to_absolute`. The worker's rust/snapshot/src/boot_files/branches.rs does what `unpack` does.
 """
 
 from __future__ import annotations

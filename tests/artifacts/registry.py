@@ -27,6 +27,8 @@ class Registry:
         self.uploads: dict[str, bytearray] = {}
         self.requests: list[tuple[str, str]] = []
         self.sent, self.received = Counter[str](), 0
+        #: Of manifests.
+        self.told = 0
         #: honour, ignore (200 and all of it), refuse (416), wrong (206, of another place)
         self.ranges = "honour"
         self.referrers = True
@@ -135,6 +137,8 @@ class Registry:
         if found is None:
             return self.say(handler, 404)
         digest = sha256(found[1])
+        if handler.command == "GET":
+            self.told += len(found[1])
         self.say(handler, 200, found[1], {"Content-Type": found[0], "Docker-Content-Digest": digest})
 
     def list(self, handler: BaseHTTPRequestHandler, repository: str, target: str, query: dict[str, str]) -> None:

@@ -153,7 +153,7 @@ def test_configurations_that_lie_are_refused(
     table = base64.b64decode(good["table"])
     said = good["snapshot"]
     lies: list[dict[str, object]] = [
-        {**good, "version": 2},
+        {**good, "version": 3},
         {**good, "table": base64.b64encode(table[:-1]).decode()},
         {**good, "table": base64.b64encode(table + b"\0").decode()},
         {**good, "table": "not base64"},

@@ -174,7 +174,7 @@ def moments(fleet: Fleet, hosts: int, victims: dict[str, Callable[[random.Random
     print(f"\n{dict(killed)}: rounds {dict(crowd.ends)}, told within {max(crowd.told, default=0):.2f} s", end=", ")
     print(f"workers of what was killed gone within {slowest:.2f} s, load {os.getloadavg()[0]:.1f}")
     assert not crowd.untyped, crowd.untyped
-    assert set(crowd.ends) <= {"done", "HostLost", "VMExited", "FleetFull"}, crowd.ends
+    assert set(crowd.ends) <= {"done", "HostLost", "VMExited", "WorkerKilled", "FleetFull"}, crowd.ends
     assert crowd.ends["done"]
     assert killed.total() == MOMENTS
 

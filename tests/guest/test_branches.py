@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
-#: Pieces at 0x2000 of their file; the worker's test has the same (rust/worker/src/boot_files/branches.rs).
+#: Pieces at 0x2000 of their file; the worker's test has the same (rust/snapshot/src/boot_files/branches.rs).
 VECTORS = {
     "x86_64": (
         "90e810000000e8f0ffffffe80000fe01e8ffffff7fe8e8000000e8f0ffff",

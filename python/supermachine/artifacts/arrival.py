@@ -43,7 +43,7 @@ _PARALLEL = 8
 _AWAITING = 2
 #: Seconds without anybody waiting after which the rest is fetched, and after which it is in any case, unless a guest's
 #: first process has ended before: what a guest waits for does not share the line with what it may never need.
-_QUIET = 0.5
+_QUIET = 1.0
 _LATEST = 5.0
 #: Seconds that a worker may take to read what it is told.
 _PATIENCE = 30.0

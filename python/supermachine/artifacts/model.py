@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ ARTIFACT_TYPE = "application/vnd.supermachine.snapshot.v1+json"
 SIGNATURE_TYPE = "application/vnd.supermachine.signature.v1"
 #: Of a part's blob, by the part's name.
 PART_TYPE = "application/vnd.supermachine.snapshot.{}.v1+zstd"
+#: Of the file of the guest's kernel, as installations have it.
+KERNEL_TYPE = "application/vnd.supermachine.kernel.v1"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 EMPTY = b"{}"
 
@@ -35,8 +38,12 @@ MAX_CONFIG = 32 << 20
 #: Bytes of a configuration, and of another blob, that a manifest has in itself as well, which saves asking for it.
 #: Registries take manifests of 4 MiB.
 MAX_INLINE_CONFIG, MAX_INLINE = 256 << 10, 16 << 10
+#: Bytes of a kernel's file.
+MAX_KERNEL = 64 << 20
 _MAX_LAYERS = 16
-_VERSION = 1
+#: Version 2 is that of snapshots whose frames are packed against a kernel, and has its bytes deflated (RFC 1950);
+#: others are written as version 1.
+_VERSION = 2
 _ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -68,11 +75,14 @@ class Config:
     #: As `snapshots.working_set` encodes it.
     working_set: bytes
     table: bytes
+    #: The digest of the file of the kernel that frames are packed against, if any are: a blob of the repository, which
+    #: an installation with the same kernel does not fetch.
+    kernel: str | None = None
 
     def encode(self) -> bytes:
         """The same bytes for the same snapshot."""
-        body = {
-            "version": _VERSION,
+        body: dict[str, Any] = {
+            "version": 1 if self.kernel is None else _VERSION,
             "snapshot": {
                 "id": self.id,
                 "parent": self.parent,
@@ -85,9 +95,13 @@ class Config:
             },
             "key": self.key,
             "base": None if self.base is None else {"manifest": self.base.manifest, "id": self.base.id},
-            "workingSet": base64.b64encode(self.working_set).decode(),
-            "table": base64.b64encode(self.table).decode(),
         }
+        if self.kernel is None:
+            packed = (self.working_set, self.table)
+        else:
+            body["kernel"] = self.kernel
+            packed = (zlib.compress(self.working_set, 9), zlib.compress(self.table, 9))
+        body["workingSet"], body["table"] = (base64.b64encode(data).decode() for data in packed)
         return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
@@ -95,8 +109,8 @@ class Config:
         """Raises BadSnapshot, which names `what`."""
         try:
             body = json.loads(data)
-            if body["version"] != _VERSION:
-                raise ValueError(f"it has version {body['version']}, and this release reads version {_VERSION}")
+            if (version := body["version"]) not in range(1, _VERSION + 1):
+                raise ValueError(f"it has version {version}, and this release reads versions up to {_VERSION}")
             said, base = body["snapshot"], body["base"]
             return cls(
                 id=_id(said["id"]),
@@ -109,10 +123,14 @@ class Config:
                 release=_text(said["release"]),
                 key=None if body["key"] is None else _id(body["key"]),
                 base=None if base is None else Base(_digest(base["manifest"]), _id(base["id"])),
-                working_set=base64.b64decode(body["workingSet"], validate=True),
-                table=base64.b64decode(body["table"], validate=True),
+                working_set=_bytes(body["workingSet"], version),
+                table=_bytes(body["table"], version),
+                kernel=_digest(body["kernel"]) if version > 1 else None,
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error) as error:
+        except (
+            *(ValueError, TypeError, KeyError, AttributeError, RecursionError),
+            *(binascii.Error, zlib.error),
+        ) as error:
             reason = str(error) if isinstance(error, ValueError) else "it is malformed"
             raise BadSnapshot(f"the configuration of {what} cannot be used: {reason}") from None
 
@@ -214,6 +232,17 @@ def _ascii(value: object) -> bytes:
 def _descriptor(value: dict[str, Any]) -> Descriptor:
     size = _number(value["size"])
     return Descriptor(_text(value["mediaType"]), _digest(value["digest"]), size)
+
+
+def _bytes(value: str, version: int) -> bytes:
+    data = base64.b64decode(value, validate=True)
+    if version == 1:
+        return data
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(data, MAX_CONFIG)
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"what is packed in it is no whole, or more than {MAX_CONFIG} bytes")
+    return data
 
 
 def _id(value: object) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from .. import _core
-from ..errors import BadSnapshot
+from ..errors import BadSnapshot, InstallationError
+from ..host import bundle
 from ..oci.model import Descriptor
-from .model import PART_TYPE
+from .model import KERNEL_TYPE, PART_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 FILES = ("snapshot",)
 #: The order in which parts are fetched is that of the table: what a guest needs first comes first.
 META, HOT, RAM, DISK = "meta", "ram.hot", "ram", "disk"
+#: Pages of a snapshot that must be much like the kernel's for the snapshot to be packed against that: fewer do not make
+#: up for a blob that others may have to fetch.
+_MIN_ALIKE = 128
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class Part:
     without: Sequence[tuple[int, int]] = ()
     #: A part whose pages need not be sent where a base has the same.
     shares: bool = False
+
+    @property
+    def is_ram(self) -> bool:
+        """Whether it begins where RAM does."""
+        return self.name in (HOT, RAM)
 
 
 def of(found: _Snapshot, hot: Sequence[tuple[int, int]]) -> list[Part]:
@@ -58,6 +67,25 @@ def of(found: _Snapshot, hot: Sequence[tuple[int, int]]) -> list[Part]:
 
 
 @dataclass(frozen=True)
+class KernelFile:
+    """A guest's kernel, as installations have it."""
+
+    path: Path
+    digest: str
+    data: bytes
+
+    @classmethod
+    def of(cls, architecture: str) -> KernelFile | None:
+        """This installation's, where it has one."""
+        try:
+            path = Path(bundle.kernel(architecture))
+            data = path.read_bytes()
+        except (InstallationError, OSError):
+            return None
+        return cls(path, f"sha256:{_core.sha256(data)}", data)
+
+
+@dataclass(frozen=True)
 class Packed:
     """The blobs of a snapshot, in files of a directory that somebody removes."""
 
@@ -66,6 +94,8 @@ class Packed:
     files: list[Path]
     #: Bytes of the guest's that were found in the base.
     shared: int = 0
+    #: What frames are packed against. It is the last of the layers.
+    kernel: KernelFile | None = None
 
     @contextmanager
     def open(self, number: int) -> Iterator[BinaryIO]:
@@ -75,14 +105,39 @@ class Packed:
 
 
 def pack(
-    path: Path, found: _Snapshot, hot: Sequence[tuple[int, int]], place: Path, base: tuple[Path, int] | None
+    path: Path,
+    found: _Snapshot,
+    hot: Sequence[tuple[int, int]],
+    place: Path,
+    base: tuple[Path, int] | None,
+    kernel: KernelFile | None = None,
 ) -> Packed:
-    """Packs a snapshot's parts into files in `place`. `base` is a whole snapshot and where its RAM begins."""
-    rows, layers, files, shared = [], [], [], 0
+    """Packs a snapshot's parts into files in `place`, against `kernel` where that pays.
+
+    `base` is a whole snapshot and where its RAM begins.
+    """
+    if kernel is not None:
+        packed, alike = _pack(path, found, hot, place, base, kernel)
+        if alike >= _MIN_ALIKE:
+            return packed
+    return _pack(path, found, hot, place, base, None)[0]
+
+
+def _pack(
+    path: Path,
+    found: _Snapshot,
+    hot: Sequence[tuple[int, int]],
+    place: Path,
+    base: tuple[Path, int] | None,
+    kernel: KernelFile | None,
+) -> tuple[Packed, int]:
+    rows, layers, files, shared, alike = [], [], [], 0, 0
+    loaded = None if kernel is None else _core.Kernel(str(kernel.path), kernel.data)
     for part in of(found, hot):
         out = place / part.name
+        out.unlink(missing_ok=True)
         out.touch(mode=0o600)
-        row, size, digest, same = _core.pack_part(
+        row, size, digest, same, like = _core.pack_part(
             str(path),
             str(out),
             name=part.name,
@@ -92,11 +147,16 @@ def pack(
             order=part.order,
             without=part.without,
             base=(str(base[0]), base[1]) if base is not None and part.shares else None,
+            kernel=loaded if part.is_ram else None,
         )
         rows.append(row)
         shared += same * 4096
+        alike += like
         if not size:
             continue  # the table says all of it
         layers.append(Descriptor(PART_TYPE.format(part.name), f"sha256:{digest}", size))
         files.append(out)
-    return Packed(bytes([len(rows)]) + b"".join(rows), layers, files, shared)
+    if kernel is not None:
+        layers.append(Descriptor(KERNEL_TYPE, kernel.digest, len(kernel.data)))
+        files.append(kernel.path)
+    return Packed(bytes([len(rows)]) + b"".join(rows), layers, files, shared, kernel), alike

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ from ..snapshots.records import Head
 from . import arrival, trust
 from .arrival import Arrival
 from .download import Download
-from .model import PART_TYPE, Config, Manifest
-from .parts import RAM
+from .model import KERNEL_TYPE, MAX_KERNEL, PART_TYPE, Config, Manifest
+from .parts import RAM, KernelFile
 
 #: Snapshots that one may build on, each on the next.
 _MAX_DEPTH = 64
@@ -205,6 +206,8 @@ class Puller:
         """Into an empty file; where it is to be at `place`, a guest may start from it before."""
         unpacker = _core.Unpacker(what, config.table, [fd], _MAX_BYTES)
         layers = {layer.media_type: layer for layer in manifest.layers}
+        if config.kernel is not None:
+            self._with_kernel(config, config.kernel, layers, unpacker, what)
         download = Download(self._repository, unpacker, lambda d, n, t: self._report("download", d, n, t))
         wanted = []
         for number, (name, _, size, _, shared) in enumerate(unpacker.parts()):
@@ -231,6 +234,28 @@ class Puller:
         if unpacker.finish() != config.id:
             raise BadSnapshot(f"{what} is another one than its configuration says")
         self._check(config, fd, what)
+
+    def _with_kernel(
+        self, config: Config, digest: str, layers: dict[str, Descriptor], unpacker: _core.Unpacker, what: str
+    ) -> None:
+        """The kernel that frames are packed against: this installation's, or the registry's if that is another one."""
+        kernel = KernelFile.of(config.architecture)
+        if kernel is None or kernel.digest != digest:
+            layer = layers.get(KERNEL_TYPE)
+            if layer is None or layer.digest != digest or layer.size > MAX_KERNEL:
+                raise BadSnapshot(f"{what} is packed against a kernel that neither it nor this installation has")
+            buffer = io.BytesIO()
+            self._repository.blob(layer, buffer, f"the kernel of {what}")
+            unpacker.with_kernel(f"of {what}", buffer.getvalue())
+        else:
+            unpacker.with_kernel(str(kernel.path), kernel.data)
+
+        def read() -> None:
+            with contextlib.suppress(SupermachineError):  # whoever needs it is told
+                unpacker.read_kernel()
+
+        # Beside the first answers, which take as long.
+        threading.Thread(target=read, name="supermachine-kernel", daemon=True).start()
 
     def _check(self, config: Config, fd: int, what: str) -> None:
         """Its manifest and configuration may be looked at in its place, so they say the same."""

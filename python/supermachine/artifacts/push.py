@@ -36,7 +36,7 @@ class Pushed:
     digest: str
     #: Bytes that were sent for it and for what it builds on.
     sent: int
-    #: Bytes of its own blobs.
+    #: Bytes of its own blobs, which its kernel is not.
     size: int
     #: The snapshot whose pages it shares.
     base: str | None
@@ -128,6 +128,7 @@ class _Pusher:
                 [(start, start + count) for start, count, _ in ranges],
                 place,
                 None if file is None else (file, look(file)["ram_offset"]),
+                parts.KernelFile.of(identity["architecture"]),
             )
             if head.parent is None and not packed.shared:
                 base = None
@@ -144,6 +145,7 @@ class _Pusher:
                 base=base,
                 working_set=working_set.encode(ranges) if ranges else b"",
                 table=packed.table,
+                kernel=None if packed.kernel is None else packed.kernel.digest,
             )
             inline = {}
             for number, layer in enumerate(packed.layers):
@@ -172,7 +174,8 @@ class _Pusher:
         trust.put_referrer(self._repository, data, model.ARTIFACT_TYPE, said, subject.digest if subject else None, tag)
         if head.parent is None and base is None:
             self._sessions.note(head.id, model.descriptor(data, OCI_MANIFEST).digest)
-        self.size = own.size + sum(layer.size for layer in packed.layers)
+        own_layers = [layer for layer in packed.layers if layer.media_type != model.KERNEL_TYPE]
+        self.size = own.size + sum(layer.size for layer in own_layers)
         self.base = base.manifest if base is not None else None
         self.linked = subject is not None
         return model.descriptor(data, OCI_MANIFEST)

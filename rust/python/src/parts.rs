@@ -19,9 +19,10 @@ type Run = (u64, u64);
 
 /// Packs a part of `path` into the empty file `out`.
 ///
-/// Gives the part for a table, the length of the blob, its SHA-256 in hexadecimal, and how many pages are as in `base`.
+/// Gives the part for a table, the length of the blob, its SHA-256 in hexadecimal, how many pages are as in `base`, and how
+/// many that are sent are much like the `kernel`'s.
 #[pyfunction]
-#[pyo3(signature = (path, out, *, name, file, origin, length, order=None, without=vec![], base=None))]
+#[pyo3(signature = (path, out, *, name, file, origin, length, order=None, without=vec![], base=None, kernel=None))]
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 pub(crate) fn pack_part<'py>(
     py: Python<'py>,
@@ -34,7 +35,8 @@ pub(crate) fn pack_part<'py>(
     order: Option<Vec<Run>>,
     without: Vec<Run>,
     base: Option<(PathBuf, u64)>,
-) -> PyResult<(Vec<u8>, u64, String, u64)> {
+    kernel: Option<&Kernel>,
+) -> PyResult<(Vec<u8>, u64, String, u64, u64)> {
     let order = order.map(ranges);
     let without = ranges(without);
     let packed = watched(py, &path, |watch| {
@@ -50,17 +52,32 @@ pub(crate) fn pack_part<'py>(
             order: order.as_deref(),
             except: &without,
             base: beside.as_ref().zip(base.as_ref().map(|(_, origin)| *origin)),
+            kernel: kernel.map(|kernel| &kernel.0),
         };
         parts::pack(&source, &wanted, &out, watch)
     })?;
     let mut bytes = vec![];
     packed.part.encode(&mut bytes);
     let shared = packed.part.base.iter().map(|run| run.end - run.start).sum();
-    Ok((bytes, packed.part.packed_bytes(), packed.sha256.to_string(), shared))
+    Ok((bytes, packed.part.packed_bytes(), packed.sha256.to_string(), shared, packed.alike))
 }
 
 fn ranges(runs: Vec<Run>) -> Vec<Range<u64>> {
     runs.into_iter().map(|(start, end)| start..end).collect()
+}
+
+/// A guest's kernel where it is loaded, for `pack_part`.
+#[pyclass(module = "supermachine._core", frozen)]
+pub struct Kernel(parts::Kernel);
+
+#[pymethods]
+impl Kernel {
+    /// `data` is the file, packed or not. Raises `BadSnapshot` for what is no kernel.
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf, data: PyBackedBytes) -> PyResult<Self> {
+        let read = || parts::Kernel::read(&path, data.to_vec());
+        py.detach(read).map(Self).map_err(|error| raise(py, &path, &error))
+    }
 }
 
 /// Puts a snapshot's files together from the frames of its parts.
@@ -123,6 +140,16 @@ impl Unpacker {
     /// Part and number of the frame that holds a page of a file; `None` for one that is sent in none.
     fn frame_of(&self, file: u8, page: u64) -> Option<(usize, usize)> {
         self.inner.frame_of(file, page)
+    }
+
+    /// Has frames that are packed against a kernel unpacked with this one; `data` is its file.
+    fn with_kernel(&self, path: PathBuf, data: PyBackedBytes) {
+        self.inner.with_kernel(path, data.to_vec());
+    }
+
+    /// Reads that kernel now, and not when the first frame comes. Raises `SnapshotDamaged` for what is none.
+    fn read_kernel(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.kernel().map(drop)).map_err(|error| raise(py, &self.path, &error))
     }
 
     /// Takes whole frames from `first` on. Raises `SnapshotDamaged` for one that is not what the table says.

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod boot_files;
 mod codec;
 mod digest;
 mod error;

@@ -4,7 +4,6 @@
 
 mod arrival;
 mod boot;
-mod boot_files;
 mod capture;
 mod clock;
 mod confine;

@@ -20,11 +20,11 @@ use supermachine_machine::{Config, Disk, Engine, Machine, Restore, begin, prepar
 use supermachine_proto::VERSION;
 use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Start};
 use supermachine_snapshot::Digest32;
+use supermachine_snapshot::boot_files::{self, BootFile};
 use supermachine_snapshot::v8::{self as v8_format, Listener};
 use supermachine_storage::scratch::Scratch;
 
 use crate::arrival;
-use crate::boot_files::{self, BootFile};
 use crate::confine;
 use crate::ended::Ended;
 use crate::room::Room;

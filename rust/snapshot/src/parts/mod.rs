@@ -4,13 +4,19 @@
 //! pages that are sent are packed by [`FRAME_PAGES`] into Zstandard frames, one after another in a blob of the part's own.
 //! The [`Table`] says which pages those are, and length and BLAKE3 of each packed frame. Pages that are not sent are
 //! zero, or those of another snapshot, the base.
+//!
+//! A good part of what a guest needs first is its kernel, which every installation has as a file. A frame may be packed
+//! [against](Kernel) it: then pages of the kernel, where it was loaded, are the prefix that Zstandard finds matches in. They
+//! differ from the file in few bytes (alternatives, static keys), or not at all.
 
+mod kernel;
 mod pack;
 mod table;
 #[cfg(test)]
 mod tests;
 mod unpack;
 
+pub use kernel::Kernel;
 pub use pack::{Packed, Wanted, pack};
 pub use table::{Frame, Part, Runs, Table};
 pub use unpack::Unpacker;

@@ -1,14 +1,14 @@
 //! From a file to the blob of a part: in order, by several threads, a few megabytes at a time.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
-use zstd::bulk::Compressor;
-use zstd::zstd_safe::CParameter;
+use zstd::zstd_safe::{self, CCtx, CParameter};
 
-use super::{FRAME_BYTES, Frame, Part, Runs};
+use super::{FRAME_BYTES, Frame, Kernel, Part, Runs};
 use crate::ram::{self, PAGE, Watch};
 use crate::{Digest32, Error, Result, Source};
 
@@ -17,7 +17,7 @@ const BATCH: usize = 16;
 const MAX_THREADS: usize = 4;
 const LEVEL: i32 = 3;
 /// Of the few pages that a start waits for.
-const FIRST_LEVEL: i32 = 12;
+const FIRST_LEVEL: i32 = 19;
 
 /// What is to be packed.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +36,8 @@ pub struct Wanted<'a> {
     pub except: &'a [Range<u64>],
     /// A file whose pages need not be sent again, and where they begin in it.
     pub base: Option<(&'a File, u64)>,
+    /// The kernel of RAM that begins where the part does.
+    pub kernel: Option<&'a Kernel>,
 }
 
 /// What was packed.
@@ -45,6 +47,8 @@ pub struct Packed {
     pub part: Part,
     /// Of the blob.
     pub sha256: Digest32,
+    /// Pages that have half of what the kernel has there, at least.
+    pub alike: u64,
 }
 
 /// Writes the blob of a part to `out`, which is empty. The same pages give the same bytes.
@@ -54,10 +58,20 @@ pub fn pack(source: &File, wanted: &Wanted<'_>, out: &File, watch: Watch<'_>) ->
     if !origin.is_multiple_of(PAGE as u64) || !length.is_multiple_of(PAGE as u64) || name.len() > 32 {
         return Err(Error::unwritable(format!("the part {name} is not one of whole pages")));
     }
-    let part = Part { name, file, origin, length, runs: vec![], frames: vec![], base: vec![] };
-    let level = if wanted.order.is_some() { FIRST_LEVEL } else { LEVEL };
-    let mut writer =
-        Writer { out, part, level, written: 0, sha256: Sha256::new(), waiting: vec![], open: vec![] };
+    let against_kernel = wanted.kernel.is_some();
+    let part =
+        Part { name, file, origin, length, against_kernel, runs: vec![], frames: vec![], base: vec![] };
+    let mut writer = Writer {
+        out,
+        part,
+        level: if wanted.order.is_some() { FIRST_LEVEL } else { LEVEL },
+        kernel: wanted.kernel,
+        alike: 0,
+        written: 0,
+        sha256: Sha256::new(),
+        waiting: vec![],
+        open: Unpacked::default(),
+    };
     match wanted.order {
         Some(order) => in_order(source, wanted, order, &mut writer, watch)?,
         None => ascending(source, wanted, &mut writer, watch)?,
@@ -125,23 +139,37 @@ fn append(runs: &mut Runs, number: u64) {
     }
 }
 
+/// A frame that is not compressed yet: its pages, and what they are packed against.
+#[derive(Default)]
+struct Unpacked {
+    pages: Vec<u8>,
+    prefix: Vec<u8>,
+}
+
 struct Writer<'a> {
     out: &'a File,
     part: Part,
     level: i32,
+    kernel: Option<&'a Kernel>,
+    alike: u64,
     written: u64,
     sha256: Sha256,
-    /// Whole frames that are not compressed yet, and the one that is being filled.
-    waiting: Vec<Vec<u8>>,
-    open: Vec<u8>,
+    /// Whole frames, and the one that is being filled.
+    waiting: Vec<Unpacked>,
+    open: Unpacked,
 }
 
 impl Writer<'_> {
     fn page(&mut self, number: u64, bytes: &[u8]) -> Result<()> {
         append(&mut self.part.runs, number);
-        self.open.reserve_exact(FRAME_BYTES - self.open.len());
-        self.open.extend_from_slice(bytes);
-        if self.open.len() == FRAME_BYTES {
+        self.open.pages.reserve_exact(FRAME_BYTES - self.open.pages.len());
+        self.open.pages.extend_from_slice(bytes);
+        if let Some(kernel) = self.kernel {
+            let before = self.open.prefix.len();
+            kernel.page(number, &mut self.open.prefix);
+            self.alike += u64::from(is_alike(bytes, &self.open.prefix[before..]));
+        }
+        if self.open.pages.len() == FRAME_BYTES {
             self.waiting.push(std::mem::take(&mut self.open));
         }
         if self.waiting.len() == BATCH { self.flush() } else { Ok(()) }
@@ -173,17 +201,36 @@ impl Writer<'_> {
     }
 
     fn finish(mut self) -> Result<Packed> {
-        if !self.open.is_empty() {
+        if !self.open.pages.is_empty() {
             self.waiting.push(std::mem::take(&mut self.open));
         }
         self.flush()?;
-        Ok(Packed { part: self.part, sha256: Digest32(self.sha256.finalize().into()) })
+        Ok(Packed { part: self.part, sha256: Digest32(self.sha256.finalize().into()), alike: self.alike })
     }
 }
 
-fn compress(frames: &[Vec<u8>], level: i32) -> Result<Vec<Vec<u8>>> {
-    let failed = |source| Error::Io { action: "compress", source };
-    let mut compressor = Compressor::new(level).map_err(failed)?;
-    compressor.set_parameter(CParameter::ChecksumFlag(true)).map_err(failed)?;
-    frames.iter().map(|frame| compressor.compress(frame).map_err(failed)).collect()
+/// Whether at least half of a page, by eight bytes, is what the other has there.
+fn is_alike(page: &[u8], other: &[u8]) -> bool {
+    let (page, other) = (page.chunks_exact(8), other.chunks_exact(8));
+    let same = page.zip(other).filter(|(one, two)| one == two && **one != [0; 8]).count();
+    same * 16 >= PAGE
+}
+
+fn compress(frames: &[Unpacked], level: i32) -> Result<Vec<Vec<u8>>> {
+    let failed =
+        |code| Error::Io { action: "compress", source: io::Error::other(zstd_safe::get_error_name(code)) };
+    let compressed = |frame: &Unpacked| {
+        // The context holds on to a prefix as long as it is there.
+        let mut context = CCtx::create();
+        context.set_parameter(CParameter::CompressionLevel(level))?;
+        context.set_parameter(CParameter::ChecksumFlag(true))?;
+        if !frame.prefix.is_empty() {
+            context.ref_prefix(&frame.prefix)?;
+        }
+        let mut out = Vec::with_capacity(zstd_safe::compress_bound(frame.pages.len()));
+        context.compress2(&mut out, &frame.pages)?;
+        out.shrink_to_fit();
+        Ok(out)
+    };
+    frames.iter().map(|frame| compressed(frame).map_err(failed)).collect()
 }

@@ -11,6 +11,8 @@ const NAME: &str = "the table of frames";
 /// Parts of a snapshot at most.
 const MAX_PARTS: u8 = 16;
 const MAX_NAME: u8 = 32;
+/// Beside the length of a part's name: its frames are packed against the pages of a kernel.
+const AGAINST_KERNEL: u8 = 0x80;
 
 /// Page numbers, in an order of their own: no two ranges share a page.
 pub type Runs = Vec<Range<u64>>;
@@ -37,6 +39,8 @@ pub struct Part {
     pub origin: u64,
     /// Bytes; a multiple of a page.
     pub length: u64,
+    /// Whether its frames are packed against the pages of a [`super::Kernel`], which is then needed to unpack them.
+    pub against_kernel: bool,
     /// The pages that are sent, counted from `origin`, in the order of the frames.
     pub runs: Runs,
     /// In the order of the blob, without gaps.
@@ -62,7 +66,7 @@ impl Part {
 
     /// Appends it as a table has it.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(self.name.len() as u8);
+        out.push(self.name.len() as u8 | if self.against_kernel { AGAINST_KERNEL } else { 0 });
         out.extend(self.name.as_bytes());
         out.push(self.file);
         put_varint(out, self.origin / PAGE as u64);
@@ -76,7 +80,8 @@ impl Part {
     }
 
     fn decode(cursor: &mut Cursor<'_>) -> Result<Self> {
-        let length = cursor.u8()?;
+        let first = cursor.u8()?;
+        let (length, against_kernel) = (first & !AGAINST_KERNEL, first & AGAINST_KERNEL != 0);
         if length == 0 || length > MAX_NAME {
             return Err(cursor.invalid("the name of a part is empty or too long"));
         }
@@ -101,7 +106,7 @@ impl Part {
             at += bytes;
             left -= left.min(FRAME_PAGES);
         }
-        Ok(Self { name, file, origin, length, runs, frames, base })
+        Ok(Self { name, file, origin, length, against_kernel, runs, frames, base })
     }
 }
 

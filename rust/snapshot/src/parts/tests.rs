@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
 
+use super::kernel::tests::image;
 use super::*;
 use crate::testing::{bytes_of, file_of, nameless};
 use crate::{Digest32, Error, ram, v9};
@@ -30,8 +31,18 @@ struct Artifact {
 
 /// As the Python package packs a snapshot: metadata, hot pages, the rest.
 fn packed(file: &File, offset: u64, hot: &[Range<u64>], base: Option<(&File, u64)>) -> Artifact {
+    packed_against(None, file, offset, hot, base)
+}
+
+fn packed_against(
+    kernel: Option<&Kernel>,
+    file: &File,
+    offset: u64,
+    hot: &[Range<u64>],
+    base: Option<(&File, u64)>,
+) -> Artifact {
     let length = bytes_of(file).len() as u64;
-    let ram = Wanted { origin: offset, length: length - offset, ..Wanted::default() };
+    let ram = Wanted { origin: offset, length: length - offset, kernel, ..Wanted::default() };
     let mut sorted = hot.to_vec();
     sorted.sort_unstable_by_key(|run| run.start);
     let wanted = [
@@ -52,11 +63,18 @@ fn packed(file: &File, offset: u64, hot: &[Range<u64>], base: Option<(&File, u64
 }
 
 /// Frames one by one, the last first.
-fn unpacked(artifact: &Artifact, base: Option<(&File, u64)>) -> (File, Option<Digest32>) {
+fn unpacked_with(
+    kernel: Option<&[u8]>,
+    artifact: &Artifact,
+    base: Option<(&File, u64)>,
+) -> (File, Option<Digest32>) {
     let table = Table::decode(&artifact.table.encode(), MOST).unwrap();
     assert_eq!(table, artifact.table);
     let out = nameless();
     let unpacker = Unpacker::new(table, vec![out.try_clone().unwrap()]).unwrap();
+    if let Some(kernel) = kernel {
+        unpacker.with_kernel("kernel".into(), kernel.to_vec());
+    }
     for (number, (part, blob)) in artifact.table.parts.iter().zip(&artifact.blobs).enumerate().rev() {
         // Each page that is sent is in one frame, which is found from it.
         let held = (0..part.frames.len()).flat_map(|frame| {
@@ -110,12 +128,18 @@ proptest! {
             other[page % pages.len()] = byte;
         }
         let (file, offset) = snapshot(&other);
+        // A kernel that is somewhere among them, and something else.
+        let rest: Vec<u8> = pages.iter().skip(3).take(90).flat_map(|byte| [byte ^ u8::from(*byte > 2); PAGE]).collect();
+        let kernel_file = image(3 * PAGE as u64 - 64, &rest);
+        let kernel = Kernel::read("kernel".as_ref(), kernel_file.clone()).unwrap();
         for base in [None, Some((&base, base_offset))] {
-            let artifact = packed(&file, offset, &order, base);
-            prop_assert_eq!(&artifact.blobs, &packed(&file, offset, &order, base).blobs);
-            let (out, id) = unpacked(&artifact, base);
-            prop_assert!(bytes_of(&out) == bytes_of(&file));
-            prop_assert_eq!(id, Some(v9::Snapshot::open(&file).unwrap().id()));
+            for kernel in [None, Some(&kernel)] {
+                let artifact = packed_against(kernel, &file, offset, &order, base);
+                prop_assert_eq!(&artifact.blobs, &packed_against(kernel, &file, offset, &order, base).blobs);
+                let (out, id) = unpacked_with(kernel.map(|_| &kernel_file[..]), &artifact, base);
+                prop_assert!(bytes_of(&out) == bytes_of(&file));
+                prop_assert_eq!(id, Some(v9::Snapshot::open(&file).unwrap().id()));
+            }
         }
     }
 
@@ -166,6 +190,7 @@ fn a_frame_that_unpacks_to_more_or_less_is_refused() {
             file: 0,
             origin: 0,
             length: 64 * PAGE as u64,
+            against_kernel: false,
             runs: vec![0..2],
             frames: vec![frame],
             base: vec![],
@@ -202,4 +227,62 @@ fn tables_that_lie_are_refused() {
     let file = file_of(&[0; 8]);
     file.write_all_at(b"x", 0).unwrap();
     assert!(Unpacker::new(good, vec![]).is_err());
+}
+
+/// Bytes that do not pack.
+fn noise(seed: u64, count: usize) -> Vec<u8> {
+    let mut state = seed;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+#[test]
+fn pages_that_are_nearly_the_kernels_are_small_and_need_that_kernel() {
+    let text = noise(0x9e37_79b9_7f4a_7c15, 100 * PAGE);
+    let (kernel_file, other_file) = (image(0, &text[64..]), image(0, &noise(77, 100 * PAGE)));
+    let mut ram = kernel_file.clone();
+    // As alternatives and static keys do.
+    (0..ram.len()).step_by(1500).for_each(|at| ram[at] ^= 0x55);
+    ram.resize(128 * PAGE, 9);
+    let identity = v9::Identity { vcpus: 1, memory_bytes: ram.len() as u64, ..v9::Identity::default() };
+    let file = nameless();
+    let mut writer = v9::Writer::begin(&file, &v9::Metadata { identity, sections: vec![] }).unwrap();
+    writer.write_ram(&ram).unwrap();
+    let offset = writer.finish().unwrap().ram_offset;
+
+    let read = |file: &[u8]| Kernel::read("kernel".as_ref(), file.to_vec()).unwrap();
+    let hot = [90..95, 3..40, 110..120];
+    let bytes = |artifact: &Artifact| artifact.blobs[1].len() + artifact.blobs[2].len();
+    let alone = packed(&file, offset, &hot, None);
+    let against = packed_against(Some(&read(&kernel_file)), &file, offset, &hot, None);
+    assert!(bytes(&alone) > 100 * PAGE && bytes(&against) < 2 * PAGE, "{}", bytes(&against));
+    let (out, _) = unpacked_with(Some(&kernel_file), &against, None);
+    assert!(bytes_of(&out) == bytes_of(&file));
+
+    let wanted = Wanted { name: "x", origin: offset, length: ram.len() as u64, ..Wanted::default() };
+    let alike = |kernel: &Kernel| {
+        let wanted = Wanted { kernel: Some(kernel), ..wanted.clone() };
+        pack(&file, &wanted, &nameless(), &mut ram::patient).unwrap().alike
+    };
+    assert_eq!((alike(&read(&kernel_file)), alike(&read(&other_file))), (100, 0));
+
+    // With another one, or none, nothing is written.
+    for kernel in [None, Some(&other_file[..]), Some(b"no kernel"), Some(&image(PAGE as u64, &text[64..]))] {
+        let out = nameless();
+        let table = Table::decode(&against.table.encode(), MOST).unwrap();
+        let unpacker = Unpacker::new(table, vec![out.try_clone().unwrap()]).unwrap();
+        if let Some(kernel) = kernel {
+            unpacker.with_kernel("kernel".into(), kernel.to_vec());
+        }
+        for part in [1, 2] {
+            let error = unpacker.frames(part, 0, &against.blobs[part]).unwrap_err();
+            assert!(matches!(error, Error::Invalid { .. }), "{error}");
+        }
+        assert!(bytes_of(&out).iter().all(|byte| *byte == 0));
+    }
 }

@@ -3,10 +3,13 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock};
 
-use zstd::bulk::Decompressor;
+use supermachine_support::lock;
+use zstd::zstd_safe::DCtx;
 
-use super::{FRAME_PAGES, Part, Runs, Table};
+use super::{FRAME_PAGES, Kernel, Part, Runs, Table};
 use crate::ram::{self, PAGE};
 use crate::{Digest32, Error, Result, Source, export};
 
@@ -17,6 +20,9 @@ pub struct Unpacker {
     files: Vec<File>,
     /// For each part, how many pages come before each of its runs.
     before: Vec<Vec<u64>>,
+    /// The file of the kernel that frames are packed against, until the first of them comes; and then that kernel.
+    kernel_file: Mutex<Option<(PathBuf, Vec<u8>)>>,
+    kernel: OnceLock<Result<Kernel, String>>,
 }
 
 impl Unpacker {
@@ -42,7 +48,23 @@ impl Unpacker {
             };
             part.runs.iter().map(count).collect()
         });
-        Ok(Self { before: before.collect(), table, files })
+        let before = before.collect();
+        Ok(Self { table, files, before, kernel_file: Mutex::new(None), kernel: OnceLock::new() })
+    }
+
+    /// Has frames that were packed against a kernel unpacked with this one: a file as [`Kernel::read`] takes it.
+    pub fn with_kernel(&self, path: PathBuf, file: Vec<u8>) {
+        *lock(&self.kernel_file) = Some((path, file));
+    }
+
+    /// The kernel, which is read now if it was not before: several threads wait for one that does.
+    pub fn kernel(&self) -> Result<&Kernel> {
+        let read = || match lock(&self.kernel_file).take() {
+            Some((path, file)) => Kernel::read(&path, file).map_err(|error| error.to_string()),
+            None => Err("they are packed against a kernel that is not there".to_owned()),
+        };
+        let kernel = self.kernel.get_or_init(read).as_ref();
+        kernel.map_err(|reason| Error::invalid("the frames of this part", 0, reason))
     }
 
     /// The parts that are unpacked.
@@ -53,8 +75,7 @@ impl Unpacker {
     /// Takes whole frames, `first` and those after it. An error unless each is the one that the table says.
     pub fn frames(&self, part: usize, first: usize, mut bytes: &[u8]) -> Result<usize> {
         let entry = self.part(part)?;
-        let mut decompressor =
-            Decompressor::new().map_err(|source| Error::Io { action: "unpack", source })?;
+        let kernel = entry.against_kernel.then(|| self.kernel()).transpose()?;
         let mut number = first;
         let mut pages = vec![];
         while !bytes.is_empty() {
@@ -76,8 +97,11 @@ impl Unpacker {
             let wanted = entry.frame_pages(number) as usize * PAGE;
             pages.clear();
             pages.reserve_exact(wanted);
-            let found = decompressor.decompress_to_buffer(packed, &mut pages);
-            if found.as_ref().ok() != Some(&wanted) {
+            let prefix = kernel.map(|kernel| {
+                let runs = self.part_pages(part, number..number + 1);
+                kernel.prefix(runs.into_iter().flatten())
+            });
+            if decompress(packed, prefix.as_deref(), &mut pages) != Some(wanted) {
                 return Err(Error::invalid(
                     name(),
                     frame.at,
@@ -93,18 +117,26 @@ impl Unpacker {
 
     /// The pages of its file that these frames of a part hold; nothing for frames that it has not.
     pub fn pages(&self, part: usize, frames: Range<usize>) -> Runs {
-        let Some((entry, before)) = self.table.parts.get(part).zip(self.before.get(part)) else {
+        let Some(entry) = self.table.parts.get(part) else {
             return vec![];
         };
         let origin = entry.origin / PAGE as u64;
+        let within = self.part_pages(part, frames).into_iter();
+        within.map(|run| origin + run.start..origin + run.end).collect()
+    }
+
+    /// The same, counted from where the part begins.
+    fn part_pages(&self, part: usize, frames: Range<usize>) -> Runs {
+        let (entry, before) = (&self.table.parts[part], &self.before[part]);
         let first = (frames.start as u64).saturating_mul(FRAME_PAGES);
         let end = (frames.end as u64).saturating_mul(FRAME_PAGES);
-        let within = before.iter().zip(&entry.runs).filter_map(|(before, run)| {
+        let from = before.partition_point(|count| *count <= first).saturating_sub(1);
+        let runs = before.iter().zip(&entry.runs).skip(from).take_while(|(before, _)| **before < end);
+        let within = runs.map(|(before, run)| {
             let start = run.start + first.saturating_sub(*before);
-            let end = run.end.min(run.start.saturating_add(end.saturating_sub(*before)));
-            (start < end).then(|| origin + start..origin + end)
+            start..run.end.min(run.start.saturating_add(end.saturating_sub(*before)))
         });
-        within.collect()
+        within.filter(|run| run.start < run.end).collect()
     }
 
     /// Part and number of the frame that holds a page of a file, where one does.
@@ -165,4 +197,15 @@ impl Unpacker {
         }
         export::verify(&self.files[0], &mut ram::patient)
     }
+}
+
+/// Into `pages`, as far as there is room, from a frame that was packed against `prefix`; how much that is, unless the
+/// frame is none, or needs more room.
+fn decompress(frame: &[u8], prefix: Option<&[u8]>, pages: &mut Vec<u8>) -> Option<usize> {
+    // The context holds on to a prefix as long as it is there.
+    let mut context = DCtx::try_create()?;
+    if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) {
+        context.ref_prefix(prefix).ok()?;
+    }
+    context.decompress(pages, frame).ok()
 }

@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::thread;
 
-use supermachine_snapshot::Digest32;
 use supermachine_support::lock;
 use zstd::zstd_safe;
 
+use crate::Digest32;
 use branches::Code;
 
 /// What zstd may decompress a file to.
@@ -23,15 +23,17 @@ const MAX_FRAMES: usize = 32;
 const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 
 /// A kernel or an initramfs that has been read, or nothing.
-#[derive(Default)]
-pub(crate) struct BootFile {
+#[derive(Debug, Default)]
+pub struct BootFile {
+    /// What errors name.
     pub path: PathBuf,
     /// As they are on disk.
     pub bytes: Vec<u8>,
 }
 
 /// What is in a [`BootFile`].
-pub(crate) struct Contents {
+#[derive(Debug)]
+pub struct Contents {
     /// BLAKE3 of the file as it is on disk.
     pub digest: Digest32,
     /// Decompressed, when the file is compressed.
@@ -39,10 +41,7 @@ pub(crate) struct Contents {
 }
 
 /// The contents of both files. The error names the file.
-pub(crate) fn contents(
-    kernel: BootFile,
-    initramfs: BootFile,
-) -> Result<(Contents, Contents), (PathBuf, io::Error)> {
+pub fn contents(kernel: BootFile, initramfs: BootFile) -> Result<(Contents, Contents), (PathBuf, io::Error)> {
     let mut digests = [Digest32::default(); 2];
     let mut bytes = [Bytes::of(&kernel.bytes), Bytes::of(&initramfs.bytes)];
     let mut jobs: Vec<Job<'_>> = bytes.iter_mut().flat_map(Bytes::jobs).collect();
