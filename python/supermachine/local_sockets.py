@@ -7,11 +7,14 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from . import descriptors
 
+#: Seconds between two looks at whether a queue has room.
+_POLL = 0.005
 #: Bytes of a Unix socket's path, the least of all systems.
 _MAX_PATH = 100
 
@@ -30,12 +33,21 @@ def listen(path: Path) -> socket.socket:
 
 
 def connect(path: Path, timeout: float | None) -> socket.socket:
-    """A connection to whoever listens. Raises OSError."""
+    """A connection to whoever listens. Raises OSError, TimeoutError among them."""
     client = descriptors.local_socket()
+    deadline = None if timeout is None else time.monotonic() + timeout
     try:
         client.settimeout(timeout)
         with _short(path) as name:
-            client.connect(name)
+            while True:
+                try:
+                    client.connect(name)
+                    break
+                except BlockingIOError:
+                    # unix(7): with a time limit, nobody is queued where the queue is full.
+                    if deadline is not None and time.monotonic() >= deadline:
+                        raise TimeoutError("nobody took the connection in time") from None
+                    time.sleep(_POLL)
     except BaseException:
         client.close()
         raise

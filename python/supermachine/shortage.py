@@ -10,6 +10,7 @@ from .errors import HostShortage, WorkerKilled
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from threading import Thread
 
     from .errors import VMExited
 
@@ -58,6 +59,17 @@ class Told:
             lacking = in_words(str(error), self._failed) if number is None else named(error, self._failed)
             if lacking is not None:
                 raise lacking from None
+
+
+def start(thread: Thread, failed: str) -> None:
+    """Starts a thread. Raises HostShortage where the system has no more; `failed` is what could not be done."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        # Python says so in words alone, with no number of the system's.
+        if (lacking := named(OSError(errno.EAGAIN, str(error)), failed)) is not None:
+            raise lacking from None
+        raise
 
 
 def killed(failed: str, end: VMExited) -> WorkerKilled:

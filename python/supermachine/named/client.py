@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import descriptors, local_sockets
-from ..errors import ConfigurationError, KeeperLost, MachineNotRunning, NoSuchMachine, VMExited
+from ..errors import ConfigurationError, KeeperLost, MachineNotRunning, MachineRunning, NoSuchMachine, VMExited
 from ..guest.process_context import START_TIMEOUT, Context
 from ..host import process_stat
 from ..host.boots import boot_id
@@ -233,11 +233,13 @@ class Machine:
         from . import events, names
 
         names.check(name)
-        if self._place.kept():
+        old = self._place.name
+        try:
+            self._place = self._registry.rename(self._place, name)
+        except MachineRunning:
             self._ask({"ask": "rename", "name": name})
             self._place = self._registry.place(name)
             return
-        old, self._place = self._place.name, self._registry.rename(self._place, name)
         record = self._place.record()
         if record is not None:
             record.name = name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from .. import shortage
 from ..errors import SupermachineError, VMExited
 from ..guest.process_context import Context
 
@@ -23,6 +25,8 @@ _DEFAULTS = {
 _LEAST = 0.001
 #: Results that are kept, and bytes of each one's output.
 _KEPT, _OUTPUT = 5, 4096
+#: Seconds in which what a check has written is there after its end; what it has left running may hold its output open.
+_LAST_WORDS = 1.0
 
 
 class Check(NamedTuple):
@@ -115,12 +119,29 @@ class Health:
                 self._changed(after)
 
     def _once(self) -> tuple[int, str]:
-        from ..guest.processes import STDOUT, TimeoutExpired, run
+        from ..guest.processes import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
 
-        check = self._check
+        check, kept = self._check, _Tail()
         args = check.args[0] if check.shell else list(check.args)
         try:
-            done = run(self._context(), args, shell=check.shell, stdout=-1, stderr=STDOUT, timeout=check.timeout)
+            began = time.monotonic()
+            process = Popen(
+                self._context(),
+                args,
+                shell=check.shell,
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=STDOUT,
+                start_timeout=check.timeout,
+            )
+            try:
+                reader = threading.Thread(target=kept.read, args=(process.stdout,), name="health", daemon=True)
+                shortage.start(reader, "the check cannot be looked at")
+                code = process.wait(max(0.0, began + check.timeout - time.monotonic()))
+                reader.join(_LAST_WORDS)
+            finally:
+                if process.returncode is None:
+                    process._exec.close()  # kills it
         except TimeoutExpired:
             return -1, f"the check took longer than {check.timeout:g} seconds"
         except VMExited:
@@ -128,4 +149,20 @@ class Health:
             return -1, ""
         except (SupermachineError, OSError, ValueError) as error:
             return -1, str(error)
-        return done.returncode, done.stdout[-_OUTPUT:].decode("utf-8", "replace")
+        return code, kept.text()
+
+
+class _Tail:
+    """The last of what a check says; the guest decides how much that is in all."""
+
+    def __init__(self) -> None:
+        self._kept = b""
+
+    def read(self, stream: IO[bytes]) -> None:
+        """A thread: reads to the end."""
+        with contextlib.suppress(OSError, ValueError), stream:
+            while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
+                self._kept = (self._kept + data)[-_OUTPUT:]
+
+    def text(self) -> str:
+        return self._kept.decode("utf-8", "replace")

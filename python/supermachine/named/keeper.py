@@ -524,7 +524,7 @@ class Keeper:
         """Gives the machine another name; its host name stays. Raises NameInUse."""
         with self._renaming:
             old = self.place.name
-            self.place = self._registry.rename(self.place, name)
+            self.place = self._registry.rename(self.place, name, own=True)
             self.logs.moved(self.place.log)
         self.record.name = name
         self._write()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import descriptors
+from .. import descriptors, shortage
 
 #: Bytes of one file, of which there are two.
 MAX_BYTES = 8 << 20
@@ -176,8 +176,9 @@ class _Files:
 
     def _open(self, name: str) -> bool:
         try:
-            fd = descriptors.open_file(self._directory / name, os.O_RDONLY)
-        except OSError:
+            with shortage.Told("what was written down cannot be read"):
+                fd = descriptors.open_file(self._directory / name, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
             return False
         self.close()
         self._fd, self._rest = fd, b""

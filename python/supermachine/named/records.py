@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .. import directories, shortage
 from ..host import process_stat
 from ..host.boots import boot_id
 
@@ -59,13 +60,17 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
-        """``None`` for what is not there, or is no record."""
+        """``None`` for what is not there, or is no record. Raises HostShortage where that cannot be found out."""
         try:
-            with path.open("rb") as file:
-                said = json.loads(file.read(_MAX_BYTES))
+            with shortage.Told(f"{directories.shown(path)} cannot be read"), path.open("rb") as file:
+                text = file.read(_MAX_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            said = json.loads(text)
             known = {f.name for f in fields(cls)}
             return cls(**{name: value for name, value in said.items() if name in known})
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             return None
 
 

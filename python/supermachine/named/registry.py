@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import descriptors, directories
+from .. import descriptors, directories, shortage
 from ..cache import locks
 from ..errors import KeeperLost, MachineRunning, NameInUse, NoSuchMachine
 from . import names
@@ -54,10 +54,11 @@ class Place(NamedTuple):
         return Record.read(self.record_path)
 
     def kept(self) -> bool:
-        """Whether a keeper lives that has this machine."""
+        """Whether a keeper lives that has this machine. Raises HostShortage where that cannot be found out."""
         try:
-            fd = descriptors.open_file(self.lock, os.O_RDONLY)
-        except OSError:
+            with shortage.Told(f"the machine {self.name} cannot be looked at"):
+                fd = descriptors.open_file(self.lock, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -83,7 +84,9 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         """Held while a machine's directory is made or removed."""
         path = self.directory / ".lock"
-        if (fd := locks.acquire_within(path, _PATIENCE)) is None:
+        with shortage.Told("the machines cannot be looked at"):
+            fd = locks.acquire_within(path, _PATIENCE)
+        if fd is None:
             raise KeeperLost(
                 f"another process has held {directories.shown(path)} for {_PATIENCE:g} seconds",
                 hint="look for a process of supermachine that is stopped",
@@ -143,10 +146,14 @@ class Registry:
                 raise MachineRunning(f"the machine {name} runs, or is being started")
             time.sleep(0.005)
 
-    def rename(self, place: Place, name: str) -> Place:
-        """Gives a machine's directory another name. Raises NameInUse."""
+    def rename(self, place: Place, name: str, *, own: bool = False) -> Place:
+        """Gives a machine's directory another name. Raises NameInUse, and MachineRunning for one that has a keeper,
+        which alone may do so: by `own`.
+        """
         new = self.place(names.check(name))
         with self._locked():
+            if not own and place.kept():
+                raise MachineRunning(f"the machine {place.name} runs", hint="try again")
             if new.path.exists() and not self._is_debris(new):
                 raise NameInUse(
                     f"there is a machine {name} already",
@@ -176,7 +183,8 @@ class Registry:
         """All machines, by name. What a killed keeper has left that nobody is to see is removed on the way."""
         if not self._check():
             return []
-        found = [self.place(entry.name) for entry in os.scandir(self.directory) if not entry.name.startswith(".")]
+        with shortage.Told("the machines cannot be listed"), os.scandir(self.directory) as entries:
+            found = [self.place(entry.name) for entry in entries if not entry.name.startswith(".")]
         if any(self._is_debris(place) for place in found):
             with self._locked():
                 for place in found:
@@ -184,10 +192,16 @@ class Registry:
                         self._clear(place)
         found = [place for place in found if place.path.is_dir()]
         for place in found:
+            if place.socket.exists() and not place.kept():
+                self._unlink_socket(place)
+        return sorted(found)
+
+    def _unlink_socket(self, place: Place) -> None:
+        """Removes a socket that nobody listens at, if that is still so: the machine may have been started again."""
+        with self._locked():
             if not place.kept():
                 with contextlib.suppress(OSError):
                     place.socket.unlink()
-        return sorted(found)
 
     def find(self, name: str) -> Place:
         """Raises NoSuchMachine."""
@@ -200,15 +214,19 @@ class Registry:
     def remove(self, place: Place) -> None:
         """Removes what is left of a machine that has ended. Raises MachineRunning."""
         deadline = time.monotonic() + _LEAVING
-        while place.kept():
+        while True:
+            if not place.kept():
+                with self._locked():
+                    # It may have been started again before the lock was had, and is not afterwards.
+                    if not place.kept():
+                        self._clear(place)
+                        return
             record = place.record()
             if record is None or record.finished is None or time.monotonic() > deadline:
                 raise MachineRunning(
                     f"the machine {place.name} runs", hint=f"end it as well: supermachine rm -f {place.name}"
                 )
             time.sleep(0.005)
-        with self._locked():
-            self._clear(place)
 
     def discard(self, place: Place) -> None:
         """Removes a machine's directory for its own keeper, which has the lock."""

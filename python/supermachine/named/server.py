@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .. import local_sockets
+from .. import descriptors, local_sockets, shortage
 from ..errors import ConfigurationError
 from . import protocol
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _MAX_CONNECTIONS = 256
 #: Seconds that clients are given to take the last answer.
 _LEAVING = 1.0
+#: Seconds between two looks at whether what was short is there again.
+_SHORT = 0.05
 #: Seconds that a worker's counters may take.
 _STATS = 5.0
 
@@ -32,6 +34,7 @@ class Server:
         self._keeper = keeper
         self._socket = local_sockets.listen(keeper.place.socket)
         self._lock = threading.Lock()
+        self._over = threading.Event()
         self._threads: set[threading.Thread] = set()
         #: What may take as long as the machine lives; without an answer when the client has gone meanwhile.
         self._waits: dict[str, Callable[[dict[str, Any], protocol.Channel], dict[str, Any] | None]] = {
@@ -59,6 +62,7 @@ class Server:
 
     def close(self) -> None:
         """Takes no more connections."""
+        self._over.set()
         with contextlib.suppress(OSError):
             self._keeper.place.socket.unlink()
         with contextlib.suppress(OSError):
@@ -73,20 +77,33 @@ class Server:
             thread.join(_LEAVING / max(1, len(threads)) + 0.05)
 
     def _accept(self) -> None:
-        while True:
+        """A thread, until `close`. A client that cannot be taken, or a shortage, is no end: nobody could reach the
+        machine any more, which runs on.
+        """
+        while not self._over.is_set():
             try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
+                self._take(descriptors.accepted(self._socket))
+            except (OSError, MemoryError):
+                # What is short stays so for a while; those who connect wait meanwhile.
+                self._over.wait(_SHORT)
+
+    def _take(self, connection: socket.socket) -> None:
+        """Serves a connection, or closes it. Raises OSError."""
+        thread = threading.Thread(target=self._serve, args=(connection,), name="client", daemon=True)
+        try:
             with self._lock:
                 full = len(self._threads) >= _MAX_CONNECTIONS
             if full or not local_sockets.peer_is_us(connection):
                 connection.close()
-                continue
-            thread = threading.Thread(target=self._serve, args=(connection,), name="client", daemon=True)
+                return
             with self._lock:
                 self._threads.add(thread)
-            thread.start()
+            shortage.start(thread, "the keeper cannot serve a client")
+        except BaseException:
+            with self._lock:
+                self._threads.discard(thread)
+            connection.close()
+            raise
 
     def _serve(self, connection: socket.socket) -> None:
         channel = protocol.Channel(connection)
