@@ -11,11 +11,14 @@ import statistics
 import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from supermachine import VM, Share, Volume
+
+from .machines import cpu_seconds
 
 ROOT = Path(__file__).parents[1]
 BUSYBOX = str(ROOT / "demo" / "busybox.oci.tar")
@@ -110,6 +113,78 @@ def _shares(place: Path, repeats: int) -> dict[str, float]:
     return rows
 
 
+#: What developers' tools do in a directory, and what comes before it that is not measured.
+_GIT = "git -c safe.directory='*' -c user.name=a -c user.email=a@example.org"
+_TOOLS = {
+    "git status, 10,000 files, warm": (
+        f"cd {{place}}/tree && test -e .git || ({_GIT} init -q && {_GIT} add . && {_GIT} commit -q -m one); "
+        f"{_GIT} status --porcelain",
+        f"cd {{place}}/tree && {_GIT} status --porcelain",
+    ),
+    "pip install, 30 wheels": (
+        "rm -rf {place}/site",
+        "python3 -m pip install -q --no-compile --no-index --find-links /wheels --target {place}/site PARTS",
+    ),
+    "rm -rf, 30,000 files": (
+        "mkdir -p {place}/many && cd {place}/many && seq 300 | xargs mkdir -p && "
+        "for d in *; do (cd $d && seq 100 | xargs touch); done",
+        "rm -rf {place}/many",
+    ),
+}
+_WHEELS, _MODULES = 30, 40
+
+
+def _wheels(place: Path) -> str:
+    """Wheels of so many modules each; their names."""
+    place.mkdir()
+    for number in range(_WHEELS):
+        name = f"part{number}"
+        with zipfile.ZipFile(place / f"{name}-1-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+            for module in range(_MODULES):
+                wheel.writestr(f"{name}/module{module}.py", f"value = {module}\n" * 200)
+            about = f"{name}-1.dist-info"
+            wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{about}/RECORD", "")
+    return " ".join(f"part{number}" for number in range(_WHEELS))
+
+
+def _tools(place: Path, repeats: int) -> dict[str, float]:
+    """Seconds of processor time, the server's among them, by turns in a share and in a tmpfs."""
+    from tests.vm.conftest import packages, umoci_layout
+
+    place.mkdir()
+    tar = packages(place / "rootfs.tar", "git,python3,python3-pip,coreutils,findutils,dash,base-files,base-passwd")
+    image = umoci_layout(place / "oci", [tar], "--config.env", "PATH=/usr/bin:/bin", "--config.env", "HOME=/root")
+    parts = _wheels(place / "wheels")
+    for number in range(_FILES):
+        path = place / "share" / "tree" / f"{number // 100}" / f"file{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"%d\n" % number * 10)
+    found: dict[tuple[str, str], list[float]] = {}
+    mounts = {"/shared": place / "share", "/wheels": Share(place / "wheels", read_only=True)}
+    with VM(image, memory="1g", engine="soft", mounts=mounts, tmpfs=["/memory:size=600m"]) as vm:
+        vm.run(["cp", "-r", "/shared/tree", "/memory"], check=True)
+        pid = vm.pid
+        assert pid is not None
+        for number in range(repeats + 1):
+            for name, scripts in _TOOLS.items():
+                for side in ("/shared", "/memory"):
+                    before, measured = (script.format(place=side).replace("PARTS", parts) for script in scripts)
+                    vm.run(["sh", "-c", before], check=True)
+                    began = cpu_seconds(pid)
+                    vm.run(["sh", "-c", measured], check=True)
+                    if number:
+                        found.setdefault((name, side), []).append(cpu_seconds(pid) - began)
+    rows = {}
+    for name in _TOOLS:
+        share, memory = (found[name, side] for side in ("/shared", "/memory"))
+        rows[f"share: {name}, s"] = statistics.median(share)
+        ratios = [one / max(other, 0.01) for one, other in zip(share, memory, strict=True)]
+        rows[f"share: {name}, median of the ratios to tmpfs"] = statistics.median(ratios)
+    return rows
+
+
 def _restores_with(place: Path, repeats: int) -> dict[str, float]:
     """Milliseconds until the first command has run, by turns: with what is mounted beside the image, and without."""
     sides: dict[str, Mapping[str, Share | Volume]] = {
@@ -187,6 +262,7 @@ def measure(place: Path, repeats: int, say: Callable[[str], None]) -> dict[str, 
         lambda: _unpacking(repeats),
         lambda: _volume(repeats),
         lambda: _shares(place / "share", repeats),
+        lambda: _tools(place / "tools", (repeats + 2) // 3),
         lambda: _restores_with(place / "share", 4 * repeats),
         lambda: _pauses(place, repeats),
     ):

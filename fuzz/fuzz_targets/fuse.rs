@@ -1,7 +1,7 @@
 //! Requests to the file server, as a hostile guest makes them up.
 //!
 //! The input is a row of requests, each an opcode, a node id, a length and so many bytes of arguments; the first byte says
-//! how much room answers have. Beside the shares lies a file that must stay as it is; one share keeps owners of its own, where
+//! how much room answers have. One opcode stands for a restore. Beside the shares lies a file that must stay as it is; one share keeps owners of its own, where
 //! the file system has attributes, and has a quota, beyond which it must not grow.
 #![no_main]
 
@@ -16,6 +16,8 @@ use supermachine_fs::{Cache, Served, Session, Share};
 use vm_memory::VolatileSlice;
 
 const SECRET: &[u8] = b"not the guest's";
+/// No opcode: the guest is captured and restored, from a snapshot in which somebody has changed bytes.
+const RESTORED: u8 = 255;
 const QUOTA: u64 = 256 << 10;
 /// What the host's file system may take beside for what one request makes.
 const SLACK: u64 = 64 << 10;
@@ -48,19 +50,35 @@ fuzz_target!(|data: &[u8]| {
     fs::create_dir(&owned).unwrap();
     fs::write(owned.join("file"), "contents").unwrap();
     let limited = || Share::open(&owned, false, Cache::Auto).unwrap().with_quota(QUOTA);
-    let before = taken(&owned);
-    let shares = vec![
-        Share::open(&share, false, Cache::Auto).unwrap(),
-        Share::open(&share.join("directory"), true, Cache::Always).unwrap(),
-        limited().with_owners_of_its_own().unwrap_or_else(|_| limited()),
-    ];
-    let mut session = Session::new(shares, 64, 0).unwrap();
+    let mut before = taken(&owned);
+    let shares = || {
+        vec![
+            Share::open(&share, false, Cache::Auto).unwrap(),
+            Share::open(&share.join("directory"), true, Cache::Always).unwrap(),
+            limited().with_owners_of_its_own().unwrap_or_else(|_| limited()),
+        ]
+    };
+    let mut session = Session::new(shares(), 64, 0).unwrap();
     let Some((room, mut data)) = data.split_first() else { return };
     let room = usize::from(*room) * 64;
     while let [opcode, node, length, rest @ ..] = data {
         let length = rest.len().min(usize::from(*length));
         let (args, rest) = rest.split_at(length);
         data = rest;
+        if *opcode == RESTORED {
+            let mut saved = session.save();
+            for change in args.chunks_exact(3) {
+                let at = usize::from(u16::from_le_bytes([change[0], change[1]]));
+                if let Some(byte) = saved.get_mut(at) {
+                    *byte = change[2];
+                }
+            }
+            // What it has made grow so far counts no more.
+            before = taken(&owned);
+            session = Session::new(shares(), 64, 0).unwrap();
+            session.restore(saved);
+            continue;
+        }
         let mut request = vec![];
         request.extend(((IN_HEADER + args.len()) as u32).to_le_bytes());
         request.extend(u32::from(*opcode).to_le_bytes());

@@ -226,6 +226,19 @@ impl Nodes {
         self.nodes.insert(id, Node { lookups, ..Node::new(share, identity, parent, name, kind) });
     }
 
+    /// Has every node that lies in a directory of another share, which none does by requests, be forgotten: it would be
+    /// served by the rules of the one and found in the other.
+    pub(crate) fn part_shares(&mut self) {
+        let lies = |node: &Node| match share_index(node.parent) {
+            Some(index) => index == usize::from(node.share),
+            None => self.nodes.get(&node.parent).is_none_or(|parent| parent.share == node.share),
+        };
+        let wrong = self.nodes.iter().filter(|(_, node)| !lies(node)).map(|(id, node)| (*id, node.lookups));
+        for (id, lookups) in wrong.collect::<Vec<_>>() {
+            self.forget(id, lookups);
+        }
+    }
+
     /// Forgets every node, as when a new session begins.
     pub(crate) fn clear(&mut self) {
         self.nodes.clear();

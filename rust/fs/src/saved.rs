@@ -110,6 +110,7 @@ impl Session {
                 self.nodes.take_up(node, name);
             }
         }
+        self.nodes.part_shares();
         for handle in handles {
             if let Some(file) = self.reopened(&handle) {
                 self.nodes.opened(handle.node, &file);

@@ -120,6 +120,23 @@ fn nothing_outside_is_reached_by_what_is_said_to_have_been_known() {
         assert_eq!(client.read(file, handle, 0, 10), Err(libc::ESTALE));
         assert_eq!(client.getattr(file), Err(libc::ESTALE));
     }
+    // A directory of another share, by the rules of this one.
+    fs::create_dir_all(place.path().join("read/below")).unwrap();
+    fs::write(place.path().join("read/below/file"), "read").unwrap();
+    let both = || vec![share(&place.path().join("share"), false), share(&place.path().join("read"), true)];
+    let mut other = Client::new(both());
+    let inner = other.lookup(SHARE, b"directory").unwrap().0;
+    let below = other.lookup(SHARE + 1, b"below").unwrap().0;
+    let of_other = other.lookup(below, b"file").unwrap().0;
+    let mut forged = other.session.save();
+    // Its share's number stands behind its own.
+    let id = postcard::to_stdvec(&of_other).unwrap();
+    let found = forged.windows(id.len() + 1).position(|found| found == [&id[..], &[1]].concat()).unwrap();
+    forged[found + id.len()] = 0;
+    restored(&mut other, forged, both());
+    assert_eq!(other.open(of_other, 0), Err(libc::ESTALE));
+    assert!(other.getattr(below).is_ok());
+    assert!(other.getattr(inner).is_ok());
     // Whatever it is made of: no panic, and no answer but the file's own or an error.
     let mut changed = 0;
     for at in 0..saved.len() {
