@@ -225,3 +225,59 @@ def test_two_machines_append_to_one_file(image: str, work: Path) -> None:
     lines = (place / "file").read_text().splitlines()
     assert sorted(lines) == sorted(f"{name} {number}" for name in ("one", "other") for number in range(1, 201))
     subprocess.run(["rm", "-r", place], check=True)
+
+
+@pytest.fixture(scope="module")
+def builders(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("builders")
+    tar = packages(place / "rootfs.tar", "npm,cargo,gcc,libc6-dev,coreutils,dash,grep,sed,base-files,base-passwd")
+    return umoci_layout(place / "oci", [tar], "--config.env", "PATH=/usr/bin:/bin", "--config.env", "HOME=/root")
+
+
+def test_cargo(builders: str, tmp_path: Path) -> None:
+    for name, needs, file, code in (
+        ("small", 'part = { path = "../part" }', "main.rs", 'fn main() { println!("{}", part::answer()); }'),
+        ("part", "", "lib.rs", "pub fn answer() -> u32 { 42 }\n#[test] fn says() { assert_eq!(answer(), 42) }"),
+    ):
+        (tmp_path / name / "src").mkdir(parents=True)
+        manifest = f'[package]\nname = "{name}"\nversion = "0.1.0"\nedition = "2021"\n[dependencies]\n{needs}\n'
+        (tmp_path / name / "Cargo.toml").write_text(manifest)
+        (tmp_path / name / "src" / file).write_text(code + "\n")
+    cargo = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=gcc cargo --offline --color=never"
+    with VM(builders, memory="1g", vcpus=2, mounts={"/work": tmp_path}) as vm:
+        assert "Compiling part" in output(vm, f"cd /work/small && {cargo} build 2>&1")
+        assert output(vm, "/work/small/target/debug/small") == "42\n"
+        # What is up to date is seen by its time, and what the host changes as well.
+        assert "Compiling" not in output(vm, f"cd /work/small && {cargo} build 2>&1")
+        path = tmp_path / "part" / "src" / "lib.rs"
+        path.write_text(path.read_text().replace("42", "43"))
+        output(vm, f"sleep 1; cd /work/small && {cargo} build 2>&1")
+        assert output(vm, "/work/small/target/debug/small") == "43\n"
+        assert "1 passed" in output(vm, f"cd /work/part && {cargo} test --lib 2>&1")
+
+
+def test_npm(builders: str, tmp_path: Path) -> None:
+    for number in range(5):
+        place = tmp_path / f"lib{number}"
+        place.mkdir()
+        (place / "package.json").write_text(f'{{"name": "lib{number}", "version": "1.0.0", "main": "index.js"}}')
+        (place / "index.js").write_text(f"module.exports = {number}\n")
+        for part in range(20):
+            (place / f"part{part}.js").write_text(f"module.exports = {part}\n")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "package.json").write_text(
+        '{"name": "app", "version": "1.0.0", "scripts": {"start": "node index.js"}}'
+    )
+    sums = "[0, 1, 2, 3, 4].map(n => require('lib' + n)).reduce((a, b) => a + b)"
+    (tmp_path / "app" / "index.js").write_text(f"console.log({sums})\n")
+    how = "--offline --no-audit --no-fund"
+    with VM(builders, memory="1g", vcpus=2, mounts={"/work": tmp_path}) as vm:
+        output(vm, "cd /work && for lib in lib?; do (cd $lib && npm pack --silent --pack-destination /work); done")
+        output(vm, f"cd /work/app && npm install {how} /work/lib?-1.0.0.tgz")
+        assert output(vm, "cd /work/app && npm start --silent") == "10\n"
+        # All of it goes, and comes as the lock file says.
+        output(vm, f"cd /work/app && npm ci {how}")
+        assert output(vm, "cd /work/app && npm start --silent") == "10\n"
+    modules = tmp_path / "app" / "node_modules"
+    assert sorted(path.name for path in modules.glob("lib*")) == [f"lib{number}" for number in range(5)]
+    assert len(list(modules.glob("lib*/part*.js"))) == 100
