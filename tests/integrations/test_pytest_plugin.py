@@ -224,3 +224,64 @@ def test_the_examples_of_the_documentation(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("\n\n".join(blocks))
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *PLUGIN)
     result.assert_outcomes(passed=5)
+
+
+def test_a_failure_before_the_test_keeps_the_machines(pytester: pytest.Pytester) -> None:
+    """In the setup of a fixture, of a service that never is ready, of one whose program is not there."""
+    result = run(
+        pytester,
+        """
+@pytest.fixture
+def prepared(vm):
+    vm.path("/root/evidence").write_text("of a fixture")
+    raise ValueError("no")
+
+@pytest.mark.supermachine(IMAGE, memory="128m")
+def test_of_a_fixture(prepared):
+    pass
+
+@pytest.fixture
+def database(service):
+    return service(IMAGE, ["sh", "-c", "echo said; echo of a service > /root/evidence; sleep 1000"], wait=log("never"),
+                   timeout=3, memory="128m")
+
+def test_of_a_service(database):
+    pass
+
+def fails(service):
+    service.vm.path("/root/evidence").write_text("of a setup")
+    raise ValueError("no")
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_of_a_setup(service, fresh):
+    service(IMAGE, ["sleep", "1000"], setup=fails, memory="128m", fresh=fresh)
+
+def test_of_no_program(service):
+    service(IMAGE, ["no-such-program"], memory="128m")
+
+def test_not_ready_and_expected(service):
+    with pytest.raises(TimeoutError):
+        service(IMAGE, ["sleep", "1000"], wait=log("never"), timeout=0.1, memory="128m")
+""",
+        "--supermachine-keep-on-failure",
+    )
+    result.assert_outcomes(passed=1, failed=3, errors=2)
+    text = result.stdout.str()
+    assert "supermachine: console of vm" in text
+    assert re.search(r"supermachine: output of service.*\nsaid\n", text)
+    kept = sorted((pytester.path / "supermachine-failures").iterdir())
+    assert all(str(path) in text for path in kept)
+    found = {}
+    for path in kept:
+        with supermachine.VM.restore(path) as vm:
+            evidence = vm.path("/root/evidence")
+            found[re.sub(r".*-(test_\w+).*", r"\1", path.name)] = (
+                evidence.read_text().strip() if evidence.exists() else ""
+            )
+    assert found == {
+        "test_of_a_fixture": "of a fixture",
+        "test_of_a_service": "of a service",
+        "test_of_a_setup": "of a setup",
+        "test_of_no_program": "",
+    }
+    assert len(kept) == 5

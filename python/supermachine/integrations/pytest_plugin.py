@@ -53,14 +53,19 @@ def vm_template() -> VM | None:
 @pytest.fixture(scope="session")
 def _supermachine_templates() -> Iterator[Callable[[VM], Template]]:
     """What has been captured of the machines that tests fork, each once."""
+    yield from _captures()
+
+
+def _captures() -> Iterator[Callable[[VM], Template]]:
     from ..machine.template import Template
 
-    made: dict[int, Template] = {}
+    # The machines themselves: an address is used again for one that is made later.
+    made: dict[VM, Template] = {}
 
     def of(machine: VM) -> Template:
-        if id(machine) not in made:
-            made[id(machine)] = Template(machine)
-        return made[id(machine)]
+        if machine not in made:
+            made[machine] = Template(machine)
+        return made[machine]
 
     yield of
     for template in made.values():
@@ -115,9 +120,13 @@ def service(request: pytest.FixtureRequest, _supermachine_services: Services) ->
     with contextlib.ExitStack() as stack:
 
         def make(image: Any, *args: Any, **options: Any) -> Service:
-            made = _supermachine_services.make(image, *args, **options)
-            stack.callback(made.vm.kill)
-            _note(request, f"service {image}", made.vm, made)
+            def note(made: Service) -> None:
+                stack.callback(made.vm.kill)
+                _note(request, f"service {image}", made.vm, made)
+
+            # One that did not become ready is the test's too: its report tells of it.
+            made = _supermachine_services.make(image, *args, failed=note, **options)
+            note(made)
             return made
 
         yield make
@@ -135,7 +144,8 @@ def _note(request: pytest.FixtureRequest, name: str, machine: VM, service: Servi
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Adds to the report of a test that failed what its machines have to say."""
     report = yield
-    if report.failed and call.when == "call":
+    # When the test is over its machines have been killed.
+    if report.failed and call.when != "teardown":
         keep = item.config.getoption("--supermachine-keep-on-failure")
         for number, (name, machine, service) in enumerate(_noted(item)):
             for title, text in _told(machine, service):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, SupermachineError, VMTimeout
@@ -35,6 +36,7 @@ class Service:
         self.vm = vm
         self._process = process
         self._said = output
+        self._deadline = float("inf")
         self._reader: threading.Thread | None = None
         if process is not None and process.stdout is not None:
             self._reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
@@ -73,9 +75,20 @@ class Service:
         host, number = self.address(port)
         return f"http://{host}:{number}{path}"
 
+    @property
+    def remaining(self) -> float:
+        """Seconds that a condition has until the wait that asks it is over; infinity where none does."""
+        return self._deadline - time.monotonic()
+
     def wait(self, conditions: Wait | Sequence[Wait], timeout: float = 60.0) -> None:
         """Waits until all of the conditions hold. Raises `VMTimeout`, and `SupermachineError` when its program ends."""
-        deadline = time.monotonic() + timeout
+        self._deadline = time.monotonic() + timeout
+        try:
+            self._wait(conditions, timeout)
+        finally:
+            self._deadline = float("inf")
+
+    def _wait(self, conditions: Wait | Sequence[Wait], timeout: float) -> None:
         for condition in [conditions] if callable(conditions) else conditions:
             while not condition(self):
                 if (code := self.exit_code) is not None:
@@ -85,7 +98,7 @@ class Service:
                     raise SupermachineError(
                         f"the service ended with {code} before {condition!r} held", cause=self.output[-_SHOWN:] or None
                     )
-                if time.monotonic() > deadline:
+                if self.remaining <= 0:
                     raise VMTimeout(
                         f"{condition!r} did not hold within {timeout:g} seconds", cause=self.output[-_SHOWN:] or None
                     )
@@ -112,14 +125,17 @@ class Services:
         setup: Callable[[Service], object] | None = None,
         timeout: float = 60.0,
         fresh: bool = False,
+        failed: Callable[[Service], object] | None = None,
         **machine: Any,
     ) -> Service:
-        """A service that is ready; see the fixture `service`."""
+        """A service that is ready; see the fixture `service`. `failed` is given one that runs and did not become ready,
+        and ends it; without it that has been killed.
+        """
         if fresh:
-            return self._started(image, args, entrypoint, wait, setup, timeout, machine)
-        key = repr((image, args, entrypoint, wait, setup, sorted(machine.items())))
+            return self._started(image, args, entrypoint, wait, setup, timeout, machine, failed)
+        key = _key((image, args, entrypoint, wait, setup, sorted(machine.items())))
         if key not in self._templates:
-            prepared = self._started(image, args, entrypoint, wait, setup, timeout, machine)
+            prepared = self._started(image, args, entrypoint, wait, setup, timeout, machine, failed)
             try:
                 self._templates[key] = Template(prepared.vm), prepared.output
             finally:
@@ -136,8 +152,10 @@ class Services:
         setup: Callable[[Service], object] | None,
         timeout: float,
         machine: dict[str, Any],
+        failed: Callable[[Service], object] | None,
     ) -> Service:
         vm = VM(image, **machine).start()
+        service = None
         try:
             process = vm.popen(vm.command(args, entrypoint), stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
             service = Service(vm, process)
@@ -145,7 +163,10 @@ class Services:
             if setup is not None:
                 setup(service)
         except BaseException:
-            vm.kill()
+            if failed is None:
+                vm.kill()
+            else:
+                failed(service or Service(vm, None))
             raise
         return service
 
@@ -153,3 +174,32 @@ class Services:
         for template, _ in self._templates.values():
             template.close()
         self._templates.clear()
+
+
+class _Itself:
+    """What cannot be compared, as a part of a key. It is kept, so that nothing else has its address."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
+def _key(value: object) -> object:
+    """What is equal for equal values alone: functions are the same objects, and an option's text may hide its value."""
+    kind = type(value)
+    if isinstance(value, Mapping):
+        return kind, tuple((_key(name), _key(part)) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return kind, tuple(map(_key, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return kind, tuple(_key(getattr(value, part.name)) for part in dataclasses.fields(value))
+    try:
+        hash(value)
+    except TypeError:
+        return _Itself(value)
+    return kind, value

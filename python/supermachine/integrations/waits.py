@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .. import descriptors
 from ..errors import ConfigurationError, VMExited
 
 if TYPE_CHECKING:
     from .services import Service
 
-#: Seconds that one attempt may take.
-_ATTEMPT = 5.0
+#: Seconds that one attempt may take at most, and that it has at least, however soon the wait is over.
+_ATTEMPT, _LEAST = 5.0, 0.05
 #: State of a listening socket in /proc/net/tcp (include/net/tcp_states.h).
 _LISTEN = "0A"
+
+
+def _attempt(service: Service, most: float = _ATTEMPT) -> float:
+    """Seconds that one attempt may take now."""
+    return max(_LEAST, min(most, service.remaining))
+
+
+class _Bounded(socket.socket):
+    """All that is read from it comes before one moment; a socket's own timeout is each read's."""
+
+    _deadline: float
+
+    @classmethod
+    def connected(cls, address: tuple[str, int], seconds: float) -> _Bounded:
+        deadline = time.monotonic() + seconds
+        found = cls(fileno=descriptors.connection(address, seconds).detach())
+        found.settimeout(seconds)
+        found._deadline = deadline
+        return found
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer takes too long")
+        self.settimeout(left)
+        return super().recv_into(*args, **options)
 
 
 @dataclass(frozen=True)
@@ -60,8 +89,10 @@ class http:  # noqa: N801
     def __call__(self, service: Service) -> bool:
         import http.client
 
-        connection = http.client.HTTPConnection(*service.address(self.port), timeout=_ATTEMPT)
+        address = service.address(self.port)
+        connection = http.client.HTTPConnection(*address)
         try:
+            connection.sock = _Bounded.connected(address, _attempt(service))
             connection.request("GET", self.path, headers={"Connection": "close"})
             said = connection.getresponse().status
         except (OSError, http.client.HTTPException):
@@ -86,7 +117,7 @@ class command:  # noqa: N801
         try:
             shell = isinstance(self.args, str)
             args = self.args if isinstance(self.args, str) else list(self.args)
-            return service.vm.run(args, shell=shell, timeout=_ATTEMPT).returncode == 0
+            return service.vm.run(args, shell=shell, timeout=_attempt(service)).returncode == 0
         except TimeoutExpired:
             return False
 
@@ -104,7 +135,7 @@ class healthy:  # noqa: N801
             raise ConfigurationError(f"the image {service.vm.image.reference} has no HEALTHCHECK to wait for")
         args = check.args[0] if check.shell else list(check.args)
         try:
-            return service.vm.run(args, shell=check.shell, timeout=check.timeout).returncode == 0
+            return service.vm.run(args, shell=check.shell, timeout=_attempt(service, check.timeout)).returncode == 0
         except VMExited:
             raise
         except (TimeoutExpired, OSError):
