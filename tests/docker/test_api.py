@@ -193,6 +193,53 @@ def test_restart_policies(client: DockerClient) -> None:
     assert (found["RestartCount"], found["State"]["ExitCode"]) == (2, 0)
 
 
+def test_one_that_always_restarts_ends_when_it_is_told_to(client: DockerClient) -> None:
+    always = {"Name": "always"}
+    one = client.containers.run(IMAGE, ["sh", "-c", "echo run; exit 3"], detach=True, restart_policy=always)
+    _until(lambda: client.api.inspect_container(one.id)["RestartCount"] >= 2)
+    # Wherever in its round it is: it runs, it waits, it is being started.
+    for number in range(4):
+        time.sleep(0.03 * number)
+        one.stop(timeout=1)
+        runs = one.logs().count(b"run")
+        time.sleep(0.5)
+        one.reload()
+        assert (one.status, one.logs().count(b"run")) == ("exited", runs)
+        one.start()
+    one.remove(force=True)
+    assert not client.containers.list(all=True)
+
+
+def test_what_is_killed_while_it_is_paused_starts_again(client: DockerClient) -> None:
+    one = client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+    one.pause()
+    one.kill()
+    one.reload()
+    assert one.status == "exited"
+    one.start()
+    assert one.exec_run(["echo", "runs"]).output == b"runs\n"
+    one.pause()
+    one.unpause()
+    one.stop(timeout=1)
+    with pytest.raises(APIError, match="is not running"):
+        one.pause()
+
+
+def test_a_new_volume_of_several_that_begin_at_once_is_filled_for_all(client: DockerClient) -> None:
+    given = {"of-several": {"bind": "/bin", "mode": "rw"}}
+    many = [client.containers.create(IMAGE, ["ls", "/bin"], volumes=given) for _ in range(3)]
+
+    def one(number: int) -> int:
+        time.sleep(number * 0.06)
+        many[number].start()
+        many[number].wait()
+        return len(many[number].logs().splitlines())
+
+    with ThreadPoolExecutor(3) as threads:
+        counts = list(threads.map(one, range(3)))
+    assert len(set(counts)) == 1 and counts[0] > 10
+
+
 def test_events_are_heard_as_they_happen(client: DockerClient, session: Session) -> None:
     other = docker.DockerClient(base_url=session.host)
     stream = other.api.events(decode=True, filters={"type": "container"})

@@ -33,6 +33,8 @@ from .processes import KILLED, USUAL_SIZE, Process, not_started
 from .specification import DEFAULT_STOP_TIMEOUT, Specification, VolumeMount
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..settings.machine import MachineOptions
     from .images import Image
     from .pipes import PipeReader, PipeWriter
@@ -97,6 +99,7 @@ class Container:
         self._bound: Bound | None = None
         self._lock = asyncio.Lock()
         self._machine_lock = asyncio.Lock()
+        self._pause_lock = asyncio.Lock()
         self._watchers: set[asyncio.Future[None]] = set()
         self._supervisor: asyncio.Task[None] | None = None
         #: Whether somebody has stopped it, so that no policy starts it again.
@@ -156,12 +159,17 @@ class Container:
                 except (SupermachineError, OSError) as error:
                     raise as_api_error(error) from error
                 self._vm = vm
+                if self.status == "exited":
+                    # For its files. Until it runs it is one of those that may be ended for others.
+                    self.session.park(self)
             return self._vm
 
     def there(self) -> VM:
         """The machine of a container that runs. Raises Conflict for another."""
         if self.status == "paused":
             raise Conflict(f"Container {self.id} is paused, unpause the container first")
+        if self.status == "restarting":
+            raise Conflict(f"Container {self.id} is restarting, wait until the container is running")
         if self.status != "running" or self._vm is None:
             raise Conflict(f"container {self.id} is not running")
         return self._vm
@@ -244,11 +252,15 @@ class Container:
         )
 
     async def _fill(self, mount: VolumeMount) -> None:
-        """Puts what the image has where a new volume is mounted into the volume."""
+        """Puts what the image has where a new volume is mounted into the volume. Raises ApiError."""
         volume = self._volume(mount)
         if volume is not None and not volume.filled:
-            with contextlib.suppress(SupermachineError, OSError):
+            try:
                 await self.session.call(self.session.volumes.fill, volume, mount.target, self._new_machine([]))
+            except (SupermachineError, OSError) as error:
+                told = as_api_error(error)
+                message = f"the volume {volume.name} cannot have what the image has at {mount.target}: {told.message}"
+                raise ApiError(told.status, message) from error
 
     async def change_networks(self, networks: dict[str, list[str]]) -> None:
         """Has it in these networks from now on. Raises NotSupported for one that was started without any."""
@@ -267,14 +279,30 @@ class Container:
             self.networks = networks
 
     async def drop_machine(self) -> None:
-        """Ends the machine of a container that does not run; its files are gone then."""
+        """Ends the machine of a container that does not run; its files are gone then. Raises ApiError for one that did
+        not end as it should, which has ended all the same.
+        """
         async with self._machine_lock:
             vm, self._vm = self._vm, None
-            if vm is not None:
-                # What it wrote to disks that outlast it is to be on the host's.
-                if any(volume is not None and volume.disk for volume in map(self._volume, self.mounts)):
-                    await self.session.call(vm.stop)
-                await self.session.call(vm.kill)
+            if vm is None:
+                return
+            try:
+                try:
+                    # What it wrote to disks that outlast it is to be on the host's.
+                    if any(volume is not None and volume.disk for volume in map(self._volume, self.mounts)):
+                        await self.session.call(vm.stop)
+                finally:
+                    await self.session.call(vm.kill)
+            except Exception as error:
+                told = as_api_error(error)
+                message = f"the machine of container {self.id} did not end cleanly: {told.message}"
+                raise ApiError(told.status, message) from error
+
+    async def drop_parked(self) -> None:
+        """Ends the machine of one that waits, unless it has been started in the meantime."""
+        async with self._lock:
+            if not self.alive and not self.removed and self.status != "removing":
+                await self.drop_machine()
 
     # Its life.
 
@@ -293,11 +321,11 @@ class Container:
         try:
             process = await self._open()
         except _NotStarted as error:
-            self._failed(error.code, error.told)
+            await self._failed(error.code, error.told)
             raise error.told from error
-        except (ApiError, SupermachineError, OSError, ValueError) as error:
+        except Exception as error:
             told = as_api_error(error)
-            self._failed(KILLED, told)
+            await self._failed(KILLED, told)
             raise told from error
         self.process = process
         self.status, self.error, self.exit_code = "running", "", 0
@@ -313,9 +341,15 @@ class Container:
         self._changed()
         self.announce("start")
 
-    def _failed(self, code: int, told: ApiError) -> None:
+    async def _failed(self, code: int, told: ApiError) -> None:
         self.exit_code, self.error = code, told.message
         self._close_ports()
+        vm = self._vm
+        if vm is not None and vm.running:
+            await self._tried(guests.end_processes, vm)
+            await self._tried(self._leave, vm)
+            # As after an end of the command: it is there for its files.
+            self.session.park(self)
         self.ends += 1
         self.log.wake()
         self._changed()
@@ -389,8 +423,7 @@ class Container:
             self.health.stop()
         vm = self._vm
         if vm is not None:
-            with contextlib.suppress(SupermachineError, OSError):
-                await self.session.call(guests.end_processes, vm)
+            await self._tried(guests.end_processes, vm)
         if pumps:
             await asyncio.wait(pumps, timeout=_DRAIN_GRACE)
         for pump in pumps:
@@ -399,7 +432,10 @@ class Container:
         self.process = None
         self._close_ports()
         if vm is not None:
-            await self.session.call(self._leave, vm)
+            await self._tried(self._leave, vm)
+            if self.status == "paused":
+                # What is started next would be born frozen.
+                await self._tried(guests.thaw, vm)
         self.exit_code, self.finished_ns = code, time.time_ns()
         restarts = self._restarts(code)
         self.status = "restarting" if restarts else "exited"
@@ -413,6 +449,11 @@ class Container:
             self.session.background(self.remove(force=True, volumes=True))
         elif vm is not None and vm.running:
             self.session.park(self)
+
+    async def _tried(self, work: Callable[[VM], object], vm: VM) -> None:
+        """What is done to a machine at the end of a command. Whatever it raises, the end is told."""
+        with contextlib.suppress(Exception):
+            await self.session.call(work, vm)
 
     async def _pump(self, pipe: PipeReader, stream: int) -> None:
         while data := await pipe.read():
@@ -444,12 +485,12 @@ class Container:
 
     async def stop(self, timeout: int | None = None, signal: str = "") -> None:
         """Asks it to end, and after `timeout` seconds makes it. Raises NotModified when it does not run."""
+        await self._settled()
         if not self.alive:
             raise NotModified
         self._told_to_stop = True
         if self.status == "restarting":
-            self.status = "exited"
-            self._changed()
+            self._give_up()
             return
         if timeout is None:
             timeout = DEFAULT_STOP_TIMEOUT if self.wanted.stop_timeout is None else self.wanted.stop_timeout
@@ -464,9 +505,28 @@ class Container:
                 await self._ended(ends, _KILL_GRACE)
         self.announce("stop")
 
+    async def _settled(self) -> None:
+        """Waits for the end of a start: what is told to stop before it runs would run afterwards."""
+        async with self._lock:
+            pass
+
+    def _give_up(self) -> None:
+        """Ends the waiting for a restart."""
+        self.status = "exited"
+        if self._vm is not None and self._vm.running:
+            self.session.park(self)
+        self._changed()
+
     async def kill(self, signal: str = "") -> None:
         """Raises Conflict when it does not run."""
         number = specification.signal_number(signal or "SIGKILL")
+        if number == _SIGKILL:
+            await self._settled()
+        if self.status == "restarting" and number == _SIGKILL:
+            self._told_to_stop = True
+            self._give_up()
+            self.announce("kill", signal=str(number))
+            return
         if self.process is None:
             raise Conflict(f"cannot kill container: {self.id}: container {self.id} is not running")
         if number == _SIGKILL:
@@ -499,16 +559,24 @@ class Container:
         self.announce("restart")
 
     async def pause(self) -> None:
-        vm = self.there()
-        await self.session.call(group.freeze, vm, True)
-        self.status = "paused"
+        async with self._pause_lock:
+            vm, process = self.there(), self.process
+            await self.session.call(group.freeze, vm, True)
+            if process is None or self.process is not process or self.status != "running":
+                # The command has ended meanwhile; what is started next is not to be born frozen.
+                await self._tried(guests.thaw, vm)
+                raise Conflict(f"container {self.id} is not running")
+            self.status = "paused"
         self.announce("pause")
 
     async def unpause(self) -> None:
-        if self.status != "paused" or self._vm is None:
-            raise Conflict(f"Container {self.id} is not paused")
-        await self.session.call(group.freeze, self._vm, False)
-        self.status = "running"
+        async with self._pause_lock:
+            if self.status != "paused" or self._vm is None:
+                raise Conflict(f"Container {self.id} is not paused")
+            await self.session.call(group.freeze, self._vm, False)
+            # Its end may have been heard of meanwhile.
+            if self.status == "paused":
+                self.status = "running"
         self.announce("unpause")
 
     async def resize(self, rows: int, columns: int) -> None:
@@ -521,13 +589,15 @@ class Container:
         """Raises Conflict for one that runs, unless forced."""
         if self.removed or self.status == "removing":
             return
+        if force:
+            await self._settled()
         if self.alive and not force:
             raise Conflict(
                 f'cannot remove container "/{self.name}": container is running: stop the container before removing '
                 "or force remove"
             )
         self._told_to_stop = True
-        if self.alive and self.process is not None:
+        if self.alive:
             with contextlib.suppress(ApiError):
                 await self.kill()
         async with self._lock:
@@ -535,12 +605,14 @@ class Container:
                 return
             self.status = "removing"
             self.session.unpark(self)
-            await self.drop_machine()
-            self.session.containers.forget(self)
-            self.removed = True
-            self.log.close()
-            self._changed()
-        self.announce("destroy")
+            try:
+                await self.drop_machine()
+            finally:
+                self.session.containers.forget(self)
+                self.removed = True
+                self.log.close()
+                self._changed()
+                self.announce("destroy")
         if volumes:
             await self.session.volumes.remove_anonymous(self.volumes)
 

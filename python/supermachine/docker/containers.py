@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import names, networks
 from .container import Container
-from .errors import BadRequest, Conflict, NotFound, NotImplementedHere
+from .errors import ApiError, BadRequest, Conflict, NotFound, NotImplementedHere
 from .filters import Filters
 from .images import Image, is_reaper
 from .logs import Log
@@ -170,8 +170,10 @@ class Containers:
     async def prune(self, filters: Filters) -> list[str]:
         gone = [c for c in self.all() if not c.alive and filters.labels(c.labels())]
         for container in gone:
-            await container.remove(force=False, volumes=False)
-        return [container.id for container in gone]
+            # It has gone also where its machine did not end well, and one that was started meanwhile stays.
+            with contextlib.suppress(ApiError):
+                await container.remove(force=False, volumes=False)
+        return [container.id for container in gone if container.removed]
 
     def counts(self) -> dict[str, Any]:
         """For ``docker info``."""

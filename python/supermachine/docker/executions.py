@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SupermachineError
@@ -46,6 +46,7 @@ class Execution:
     process: Process | None = None
     started: bool = False
     exit_code: int | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def running(self) -> bool:
@@ -155,6 +156,7 @@ class Executions:
     async def _end(self, execution: Execution, process: Process) -> None:
         code = await process.wait()
         execution.exit_code = code
+        execution.ended.set()
         execution.container.announce("exec_die", execID=execution.id, exitCode=str(code))
 
     async def talk(self, execution: Execution, process: Process, duplex: Duplex) -> None:
@@ -197,8 +199,7 @@ class Executions:
                 task.cancel()
             process.close()
         # What inspects it next is to find the end.
-        while execution.exit_code is None:
-            await asyncio.sleep(0.001)
+        await execution.ended.wait()
 
     async def resize(self, execution: Execution, rows: int, columns: int) -> None:
         execution.size = (rows, columns)

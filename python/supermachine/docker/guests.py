@@ -16,6 +16,12 @@ def end_processes(vm: VM) -> None:
         group.kill(vm)
 
 
+def thaw(vm: VM) -> None:
+    """Lets what is left in a guest, and what is started in it, go on."""
+    if vm.running:
+        group.freeze(vm, False)
+
+
 def host_line(text: str) -> str:
     """``name:address`` as a line of /etc/hosts; the host itself is there already, as host.docker.internal."""
     name, _, address = text.partition(":")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .. import descriptors
-from ..errors import CommandNotExecutable, CommandNotFound, SupermachineError, VMExited
-from ..guest.processes import DEVNULL, PIPE
+from ..errors import CommandNotExecutable, CommandNotFound, HostShortage, SupermachineError, VMExited
+from ..guest.processes import DEVNULL, PIPE, TimeoutExpired
 from .errors import ApiError, BadRequest
 from .pipes import PipeReader, PipeWriter, readable
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NOT_EXECUTABLE, NOT_FOUND, KILLED = 126, 127, 137
 #: Rows and columns of a terminal until its client says.
 USUAL_SIZE = (24, 80)
+#: Seconds between two looks at a process whose end nothing tells of.
+_LOOK = 0.1
 
 
 class Process:
@@ -62,28 +64,50 @@ class Process:
             bufsize=0,
             tty=tty,
         )
-        return cls(popen, tty=tty is not None)
+        try:
+            return cls(popen, tty=tty is not None)
+        except BaseException:
+            # Nobody would have it.
+            with contextlib.suppress(SupermachineError, OSError):
+                popen.kill()
+            raise
 
     async def wait(self) -> int:
         """Docker's exit code: a signal's number and 128, and 137 when the virtual machine has gone."""
+        while True:
+            told = await self._told()
+            # Whoever asks for the first end in a guest may write down what a clone needs.
+            with contextlib.suppress(RuntimeError):  # no thread can be had now
+                code = await asyncio.get_running_loop().run_in_executor(None, self._code, 1.0 if told else 0.0)
+                if code is not None:
+                    return code
+            await asyncio.sleep(_LOOK)
+
+    async def _told(self) -> bool:
+        """Waits until the process has ended; false when there is no descriptor to be told by."""
         try:
             descriptor = self._popen._exec.done_fd()
         except OSError:
-            descriptor = -1
-        if descriptor >= 0:
-            try:
-                await readable(descriptor)
-            finally:
-                os.close(descriptor)
-        # Whoever asks for the first end in a guest may write down what a clone needs.
-        return await asyncio.get_running_loop().run_in_executor(None, self._code)
-
-    def _code(self) -> int:
+            return False
         try:
-            code = self._popen.wait(1.0)
+            await readable(descriptor)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _code(self, timeout: float) -> int | None:
+        """The exit code; ``None`` while it runs."""
+        try:
+            code = self._popen.wait(timeout)
+        except TimeoutExpired:
+            return None
         except VMExited as gone:
             # A guest whose init has ended has powered off.
             return 0 if gone.reason in ("guest-power-off", "shutdown") else KILLED
+        except HostShortage:
+            return None
         except (SupermachineError, OSError, ValueError):
             return KILLED
         return 128 - code if code < 0 else code

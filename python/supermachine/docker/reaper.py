@@ -136,7 +136,10 @@ class _Service:
             for container in session.containers.all():
                 if container is not self._container and wanted.labels(container.labels()):
                     self._say(f"removes container {container.name}")
-                    await container.remove(force=True, volumes=True)
+                    try:
+                        await container.remove(force=True, volumes=True)
+                    except ApiError as error:
+                        self._say(error.message)
             for network in session.networks.matching(wanted):
                 if not network.predefined:
                     with contextlib.suppress(ApiError):

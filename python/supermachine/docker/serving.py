@@ -44,9 +44,12 @@ async def served(
     """
     _remove_left()
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    lock = descriptors.open_file(directory / _LOCK, os.O_RDWR | os.O_CREAT)
+    # Another session removes a directory whose lock nobody holds: its name appears when it is held.
+    unseen = directory / f"{_LOCK}-held"
+    lock = descriptors.open_file(unseen, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        unseen.rename(directory / _LOCK)
         place = socket.absolute() if socket is not None else directory / "docker.sock"
         if len(os.fsencode(place)) >= _MAX_PATH:
             raise ConfigurationError(

@@ -90,7 +90,7 @@ class Session:
         self._parked[container.id] = container
         while len(self._parked) > MAX_PARKED:
             _, oldest = self._parked.popitem(last=False)
-            self.background(oldest.drop_machine())
+            self.background(oldest.drop_parked())
 
     def unpark(self, container: Container) -> None:
         self._parked.pop(container.id, None)
@@ -119,8 +119,9 @@ class Session:
         self.closing = True
         self.events.close()
         # Without a word to their processes, which nobody waits for any more.
-        await asyncio.gather(*(c.drop_machine() for c in self.containers.all()))
-        await asyncio.gather(*(c.remove(force=True, volumes=False) for c in self.containers.all()))
+        await asyncio.gather(*(c.drop_machine() for c in self.containers.all()), return_exceptions=True)
+        removals = (c.remove(force=True, volumes=False) for c in self.containers.all())
+        await asyncio.gather(*removals, return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

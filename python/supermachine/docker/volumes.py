@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Volume:
     created_ns: int = field(default_factory=time.time_ns)
     #: Whether it holds what the first image that used it has there.
     filled: bool = False
+    #: Held while it is filled, which happens once.
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     anonymous: bool = False
     driver: str = LOCAL
     #: Bytes of one that is a disk; 0 for the usual, or what it has.
@@ -197,19 +200,29 @@ class Volumes:
         return gone, size
 
     def fill(self, volume: Volume, target: str, machine: VM) -> None:
-        """Copies what the image has at `target` into a new volume, as docker does. `machine` is one of the image
-        without shares, which is started for it. Blocks.
+        """Copies what the image has at `target` into a new volume, as docker does, unless that has been done. `machine`
+        is one of the image without shares, which is started for it. Blocks. Raises what `VM.copy_out` does; the volume
+        is a new one as before then.
         """
-        volume.filled = True
+        with volume.lock:
+            if not volume.filled:
+                self._fill(volume, target, machine)
+                volume.filled = True
+
+    def _fill(self, volume: Volume, target: str, machine: VM) -> None:
         if any(volume.path.iterdir()):
             return
         copied = volume.path.with_name("copied")
-        with machine as vm:
-            if not vm.path(target).is_dir():
-                return
-            vm.copy_out(target, copied, max_bytes=_MAX_COPIED)
-        # Over the directory that is there, which is empty.
-        copied.rename(volume.path)
+        try:
+            with machine as vm:
+                if not vm.path(target).is_dir():
+                    return
+                vm.copy_out(target, copied, max_bytes=_MAX_COPIED)
+            # Over the directory that is there, which is empty, and which no machine has before this is done.
+            copied.rename(volume.path)
+        except BaseException:
+            shutil.rmtree(copied, ignore_errors=True)
+            raise
 
 
 def _size(path: Path) -> int:
