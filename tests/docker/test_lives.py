@@ -355,6 +355,34 @@ def test_a_command_that_ends_while_it_is_paused_is_not_paused(tmp_path: Path, mo
     alone(test, tmp_path)
 
 
+def test_a_pause_meanwhile_outlasts_what_holds_the_processes_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a commit does."""
+
+    async def test(found: Session, directory: Path) -> None:
+        frozen: list[bool] = []
+        monkeypatch.setattr(containers.group, "freeze", lambda _, whether: frozen.append(whether))
+        one = lived(found, directory)
+        await one.start()
+        async with one.still():
+            pausing = asyncio.create_task(one.pause())
+            await asyncio.sleep(0.05)
+            assert frozen == [True]
+        await pausing
+        assert (one.status, frozen) == ("paused", [True, False, True])
+        async with one.still():
+            pass
+        assert frozen == [True, False, True]
+        await one.unpause()
+        with pytest.raises(OSError, match="full"):
+            async with one.still():
+                raise OSError("full")
+        assert frozen[-2:] == [True, False]
+
+    alone(test, tmp_path)
+
+
 class Popen:
     """A process of a guest whose end nothing tells of, as there are no descriptors."""
 

@@ -33,7 +33,7 @@ from .processes import KILLED, USUAL_SIZE, Process, not_started
 from .specification import DEFAULT_STOP_TIMEOUT, Specification, VolumeMount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from ..settings.machine import MachineOptions
     from .images import Image
@@ -578,6 +578,19 @@ class Container:
             if self.status == "paused":
                 self.status = "running"
         self.announce("unpause")
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Has its processes stand where they are for as long as the block runs; pauses come before it or after it."""
+        async with self._pause_lock:
+            vm = self._vm if self.status == "running" else None
+            if vm is not None:
+                await self.session.call(group.freeze, vm, True)
+            try:
+                yield
+            finally:
+                if vm is not None:
+                    await self._tried(guests.thaw, vm)
 
     async def resize(self, rows: int, columns: int) -> None:
         self.size = (rows, columns)

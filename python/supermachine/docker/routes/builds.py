@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import SupermachineError
-from ...guest import group
 from ...oci.references import RegistryReference
 from ...oci.transport import Transport
 from .. import archives, builds, dockerfile, documents, logins, made
@@ -130,22 +130,16 @@ async def commit(session: Session, request: Request) -> Answer:
     resolved = container.image.resolved
     assert resolved is not None
     history = [*container.image.history, made.step(shlex.join(container.command), request.text("comment"))]
-    still = container.status == "running" and request.flag("pause", True)
 
     def work() -> Image:
-        if still:
-            group.freeze(vm, True)
-        try:
-            image = session.made.of_guest(
-                vm, config, str(resolved.platform), history=history, author=request.text("author")
-            )
-        finally:
-            if still:
-                group.freeze(vm, False)
+        image = session.made.of_guest(
+            vm, config, str(resolved.platform), history=history, author=request.text("author")
+        )
         session.made.name(names, image)
         return image
 
-    image = await _called(session, work)
+    async with container.still() if request.flag("pause", True) else contextlib.nullcontext():
+        image = await _called(session, work)
     container.announce("commit", comment=request.text("comment"))
     return reply({"Id": image.id}, 201)
 
