@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from supermachine.docker import container as containers
-from supermachine.docker import guests, processes, serving, session, specification
+from supermachine.docker import documents, guests, processes, serving, session, specification
 from supermachine.docker.container import Container
 from supermachine.docker.errors import ApiError, Conflict, NotModified
 from supermachine.docker.logs import Log
@@ -379,6 +379,16 @@ def test_a_pause_meanwhile_outlasts_what_holds_the_processes_still(
             async with one.still():
                 raise OSError("full")
         assert frozen[-2:] == [True, False]
+
+    alone(test, tmp_path)
+
+
+def test_a_port_of_an_image_that_is_none_keeps_no_list_from_being_given(tmp_path: Path) -> None:
+    async def test(found: Session, directory: Path) -> None:
+        one = lived(found, directory)
+        one.image.said.exposed_ports = ("", "80", "x/tcp", "53/udp")
+        await one.start()
+        assert documents._published(one) == {"80/tcp": None, "53/udp": None}
 
     alone(test, tmp_path)
 

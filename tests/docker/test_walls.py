@@ -126,6 +126,16 @@ def test_what_is_no_request_is_refused(session: Session, request_: bytes) -> Non
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["message"]
 
 
+@pytest.mark.parametrize("port", ["", "x", "0", "70000", "80/tcp/x/"])
+def test_a_port_that_is_none_is_refused(session: Session, port: str) -> None:
+    """It was taken, and no list of the session's containers could be given after that."""
+    data = json.dumps({"Image": IMAGE, "ExposedPorts": {port: {}}}).encode()
+    head = b"POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+    answer = _answer(session, head % len(data), data)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"invalid port specification" in answer, answer
+    assert b" 200 " in _answer(session, b"GET /containers/json?all=1 HTTP/1.1\r\nConnection: close\r\n\r\n")
+
+
 _ROUTES = [
     "containers/create",
     "networks/create",

@@ -394,8 +394,7 @@ class Container:
             name: [(address or GATEWAY, port) for address, port in places] for name, places in self.wanted.ports.items()
         }
         if self.wanted.publish_all:
-            for text in (*self.wanted.exposed, *self.image.said.exposed_ports):
-                name = specification.port_name(text)
+            for name in (*self.wanted.exposed, *specification.port_names(self.image.said.exposed_ports)):
                 if name.endswith(("/tcp", "/udp")):
                     wanted.setdefault(name, [(GATEWAY, 0)])
         if wanted:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .container import Container
 from .logs import timestamp
-from .specification import port_name
+from .specification import port_names
 
 #: What Docker says of a time that has not come.
 _NEVER = "0001-01-01T00:00:00Z"
@@ -39,7 +39,7 @@ def _state(container: Container) -> dict[str, Any]:
 
 def _published(container: Container) -> dict[str, Any]:
     """``NetworkSettings.Ports``"""
-    exposed = [port_name(text) for text in (*container.wanted.exposed, *container.image.said.exposed_ports)]
+    exposed = [*container.wanted.exposed, *port_names(container.image.said.exposed_ports)]
     found: dict[str, Any] = dict.fromkeys(exposed if container.alive else [])
     for name, places in container.ports.items():
         found[name] = [{"HostIp": address, "HostPort": str(port)} for address, port in places]
@@ -79,7 +79,7 @@ def config(container: Container) -> dict[str, Any]:
         "AttachStdin": bool(wanted.config.get("AttachStdin")),
         "AttachStdout": bool(wanted.config.get("AttachStdout")),
         "AttachStderr": bool(wanted.config.get("AttachStderr")),
-        "ExposedPorts": {port_name(p): {} for p in (*wanted.exposed, *said.exposed_ports)},
+        "ExposedPorts": {port: {} for port in (*wanted.exposed, *port_names(said.exposed_ports))},
         "Tty": wanted.tty,
         "OpenStdin": wanted.open_stdin,
         "StdinOnce": wanted.stdin_once,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +130,7 @@ def parse(body: Mapping[str, Any], platform: str) -> Specification:
         stop_signal=text(body, "StopSignal") or None,
         stop_timeout=_number(body, "StopTimeout"),
         labels={str(name): str(value) for name, value in _object(body, "Labels").items()},
-        exposed=tuple(_object(body, "ExposedPorts")),
+        exposed=tuple(map(port_name, _object(body, "ExposedPorts"))),
         health=health,
         no_health=no_health,
         memory=_memory(_number(host, "Memory") or 0),
@@ -213,9 +214,20 @@ def _ports(bindings: Mapping[str, Any]) -> dict[str, list[tuple[str, int]]]:
 def port_name(text: str) -> str:
     """``80`` and ``80/tcp`` as ``80/tcp``. Raises BadRequest."""
     number, _, protocol = str(text).partition("/")
-    if not number.isdecimal() or len(number) > 5 or not 0 < int(number) <= 65535:
+    protocol = protocol.lower() or "tcp"
+    known = protocol in ("tcp", "udp", "sctp")
+    if not known or not number.isdecimal() or len(number) > 5 or not 0 < int(number) <= 65535:
         raise BadRequest(f"invalid port specification: {str(text)[:50]!r}")
-    return f"{int(number)}/{protocol or 'tcp'}"
+    return f"{int(number)}/{protocol}"
+
+
+def port_names(said: Iterable[str]) -> list[str]:
+    """Those of an image; without what nobody can read, which is not to keep the others from being told."""
+    found = []
+    for text in said:
+        with contextlib.suppress(BadRequest):
+            found.append(port_name(text))
+    return found
 
 
 def _bind(text: str) -> VolumeMount:
