@@ -23,13 +23,13 @@ def running(command: Sequence[str | PathLike[str]], **options: Any) -> Iterator[
             process.kill()
 
 
-def line(process: subprocess.Popen[bytes]) -> bytes:
-    """The next line of its standard output, which comes within a minute."""
+def line(process: subprocess.Popen[bytes], patience: float = 60.0) -> bytes:
+    """The next line of its standard output, which comes within so many seconds."""
     assert process.stdout is not None
     # Not select(), which knows no descriptor above 1023.
     waits = select.poll()
     waits.register(process.stdout, select.POLLIN)
-    assert waits.poll(60_000), "nothing was said"
+    assert waits.poll(patience * 1000), "nothing was said"
     return process.stdout.readline()
 
 

@@ -1,4 +1,4 @@
-"""What others make of it: Debian's registry keeps it, skopeo reads and copies it."""
+"""What others make of it: Debian's registry keeps it, skopeo reads and copies it, oras checks and fetches it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from supermachine.artifacts.push import push
 from supermachine.artifacts.trust import Keys
 from supermachine.cache.store import Cache
 
-from ..real import RealRegistry, run
+from ..real import RealRegistry, run, unavailable
 from .conftest import ram, record_working_set, snapshot
-from .registry import sha256
+from .registry import INDEX, sha256
 
 BUSYBOX = Path(__file__).parents[2] / "demo" / "busybox.oci.tar"
 
@@ -69,6 +69,39 @@ def test_debians_registry_keeps_it_and_skopeo_copies_it(
     skopeo("copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:snap", f"docker://{real.host}/mirror:snap")
     pinned = f"{real.host}/mirror@{done.digest}"
     assert pull(pinned, tmp_path / "mirrored", cache=elsewhere).path.read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_oras_checks_and_fetches_it(real: RealRegistry, tmp_path: Path, cache: Cache, keys: Keys) -> None:
+    try:
+        from oras.client import OrasClient
+    except ImportError:
+        unavailable("not installed: oras")
+    real.push(f"oci-archive:{BUSYBOX}", "bb:1")
+    image = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{real.host}/bb:1"))["Digest"]
+    id_ = snapshot(tmp_path / "a", ram(600), image=image)
+    record_working_set(cache, id_, [(0, 64, False)])
+    keys.generate("ours")
+    done = push(tmp_path / "a", f"{real.host}/bb:snap", cache=cache, sign="ours", keys=keys)
+
+    client = OrasClient(hostname=real.host, insecure=True, tls_verify=False)
+    assert {"1", "snap"} <= set(client.get_tags(f"{real.host}/bb"))
+    # What stands in for referrers: the image's, and the snapshot's, which is its signature.
+    listed = client.get_manifest(f"{real.host}/bb:{image.replace(':', '-')}", [INDEX], {})
+    assert [entry["digest"] for entry in listed["manifests"]] == [done.digest]
+    signed = client.get_manifest(f"{real.host}/bb:{done.digest.replace(':', '-')}", [INDEX], {})
+    [signature] = signed["manifests"]
+    for name, kind in (("snap", model.ARTIFACT_TYPE), (done.digest, model.ARTIFACT_TYPE), (signature["digest"], None)):
+        reference = f"{real.host}/bb{'@' if name.startswith('sha256:') else ':'}{name}"
+        # Held against the schema of a manifest that oras has.
+        manifest = client.get_manifest(reference)
+        assert manifest["artifactType"] == (kind or model.SIGNATURE_TYPE)
+        out = tmp_path / name.replace(":", "-")
+        files = client.pull(reference, outdir=str(out))
+        assert len(files) == len(manifest["layers"])
+        for file, layer in zip(map(Path, files), manifest["layers"], strict=True):
+            assert (sha256(file.read_bytes()), file.stat().st_size) == (layer["digest"], layer["size"])
+        client.download_blob(reference, manifest["config"]["digest"], str(out / "config"))
+        assert sha256((out / "config").read_bytes()) == manifest["config"]["digest"]
 
 
 def test_a_login_is_needed_and_used(tmp_path: Path, cache: Cache, elsewhere: Cache, monkeypatch) -> None:

@@ -204,7 +204,7 @@ def kill_a_client(driver: str, address: str, source: random.Random, ended: list[
     command = [sys.executable, "-c", CLIENT, driver, address, BUSYBOX, str(listens.port), str(HELD)]
     try:
         with running(command, stdout=subprocess.PIPE) as client:
-            while (said := line(client)) != b"ready\n":
+            while (said := line(client, PATIENCE)) != b"ready\n":
                 assert said, "the client has ended"
             listens.await_guests(HELD)
             time.sleep(source.uniform(0.0, 0.5))
