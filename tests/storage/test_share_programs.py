@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,26 +260,25 @@ def test_cargo(builders: str, tmp_path: Path) -> None:
 
 def test_npm(builders: str, tmp_path: Path) -> None:
     for number in range(5):
-        place = tmp_path / f"lib{number}"
-        place.mkdir()
-        (place / "package.json").write_text(f'{{"name": "lib{number}", "version": "1.0.0", "main": "index.js"}}')
-        (place / "index.js").write_text(f"module.exports = {number}\n")
-        for part in range(20):
-            (place / f"part{part}.js").write_text(f"module.exports = {part}\n")
+        about = f'{{"name": "lib{number}", "version": "1.0.0", "main": "index.js"}}'
+        files = {"package.json": about, "index.js": f"module.exports = {number}\n"}
+        files |= {f"part{part}.js": f"module.exports = {part}\n" for part in range(20)}
+        with tarfile.open(tmp_path / f"lib{number}-1.0.0.tgz", "w:gz") as archive:
+            for name, text in files.items():
+                member = tarfile.TarInfo(f"package/{name}")
+                member.size = len(text)
+                archive.addfile(member, io.BytesIO(text.encode()))
     (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "package.json").write_text(
-        '{"name": "app", "version": "1.0.0", "scripts": {"start": "node index.js"}}'
-    )
+    (tmp_path / "app" / "package.json").write_text('{"name": "app", "version": "1.0.0"}')
     sums = "[0, 1, 2, 3, 4].map(n => require('lib' + n)).reduce((a, b) => a + b)"
     (tmp_path / "app" / "index.js").write_text(f"console.log({sums})\n")
     how = "--offline --no-audit --no-fund"
     with VM(builders, memory="1g", vcpus=2, mounts={"/work": tmp_path}) as vm:
-        output(vm, "cd /work && for lib in lib?; do (cd $lib && npm pack --silent --pack-destination /work); done")
         output(vm, f"cd /work/app && npm install {how} /work/lib?-1.0.0.tgz")
-        assert output(vm, "cd /work/app && npm start --silent") == "10\n"
+        assert output(vm, "node /work/app") == "10\n"
         # All of it goes, and comes as the lock file says.
         output(vm, f"cd /work/app && npm ci {how}")
-        assert output(vm, "cd /work/app && npm start --silent") == "10\n"
+        assert output(vm, "node /work/app") == "10\n"
     modules = tmp_path / "app" / "node_modules"
     assert sorted(path.name for path in modules.glob("lib*")) == [f"lib{number}" for number in range(5)]
     assert len(list(modules.glob("lib*/part*.js"))) == 100
