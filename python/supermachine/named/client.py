@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import descriptors, local_sockets
-from ..errors import ConfigurationError, KeeperLost, MachineNotRunning, MachineRunning, NoSuchMachine, VMExited
+from .. import descriptors, local_sockets, shortage
+from ..errors import ConfigurationError, HostShortage, KeeperLost, MachineNotRunning, MachineRunning, NoSuchMachine
 from ..guest.process_context import START_TIMEOUT, Context
 from ..host import process_stat
 from ..host.boots import boot_id
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 _CAPTURE = 130.0
 #: Seconds in which a keeper says what it is doing, for the list of all machines.
 _GLANCE = 5.0
+#: Seconds between looks at whether a keeper is there of which an answer is waited for that may take long.
+_LOOK = 10.0
+_ALIVE = {"ask": "alive"}
 
 
 @dataclass(frozen=True)
@@ -179,16 +182,22 @@ class Machine:
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits for its end; the exit code of its main process, ``None`` where nobody was told.
 
-        Raises `VMTimeout` when it still runs after `timeout` seconds.
+        Raises `VMTimeout` when it still runs after `timeout` seconds, and KeeperLost where its keeper stands still.
         """
-        return self._until_over({"ask": "wait"}, timeout)
+        return self._until_over({"ask": "wait"}, timeout, _LOOK)
 
     def stop(self, timeout: float | None = None, *, signal: int | str | None = None) -> int | None:
         """Sends the stop signal, or `signal`, to its main process, SIGKILL after `timeout` seconds (default: as it was
         started with, or 10), and waits for its end. Does nothing when it has ended.
         """
         number = None if signal is None else signal_number(str(signal))
-        return self._until_over({"ask": "stop", "timeout": timeout, "signal": number}, None)
+        patience = self._grace(timeout) + _LOOK
+        return self._until_over({"ask": "stop", "timeout": timeout, "signal": number}, None, patience)
+
+    def _grace(self, timeout: float | None) -> float:
+        """Seconds that its main process has between the stop signal and SIGKILL."""
+        record = self._place.record()
+        return timeout if timeout is not None else policy_of(record.policy if record else {}).stop_timeout
 
     def start(self) -> None:
         """Starts it again, with what it was started with, when it has ended; does nothing while it runs.
@@ -219,11 +228,10 @@ class Machine:
         """Ends its main process as `stop` does, and starts it again in the same guest, whose files are as they were;
         one that has ended is started as by `start`. Raises NotSupported for a fork.
         """
-        stop = STOP_TIMEOUT if timeout is None else timeout
         if not self.state.running:
             self.start()
             return
-        self._ask({"ask": "restart", "timeout": timeout}, timeout=stop + protocol.ANSWER)
+        self._ask({"ask": "restart", "timeout": timeout}, timeout=self._grace(timeout) + _CAPTURE)
 
     def rename(self, name: str) -> None:
         """Gives it another name, by which alone it is known from then on; its host name stays.
@@ -261,9 +269,10 @@ class Machine:
         if number == 9:
             self.wait()
 
-    def _until_over(self, request: dict[str, Any], timeout: float | None) -> int | None:
+    def _until_over(self, request: dict[str, Any], timeout: float | None, patience: float) -> int | None:
         try:
-            self._ask(request, timeout=timeout)
+            with contextlib.closing(self._open()) as channel:
+                self._last_exit_code = self._end(channel, request, timeout, patience).get("exit_code")
         except MachineNotRunning:
             pass
         except KeeperLost:
@@ -397,11 +406,13 @@ class Machine:
 
     # Its keeper.
 
-    def _open(self, timeout: float | None) -> protocol.Channel:
-        """A connection to the keeper. Raises MachineNotRunning or KeeperLost."""
+    def _open(self) -> protocol.Channel:
+        """A connection to the keeper. Raises MachineNotRunning, KeeperLost or HostShortage."""
         try:
-            return protocol.Channel(local_sockets.connect(self._place.socket, timeout))
+            return protocol.Channel(local_sockets.connect(self._place.socket, protocol.ANSWER))
         except OSError as error:
+            if (lacking := shortage.named(error, f"the machine {self.name} cannot be reached")) is not None:
+                raise lacking from None
             found = state_of(self._place)
             if found is None:
                 raise NoSuchMachine(f"there is no machine {self.name}") from None
@@ -418,31 +429,79 @@ class Machine:
                 hint=f"end it: supermachine rm -f {self.name}",
             ) from error
 
-    def _ask(self, request: dict[str, Any], *, timeout: float | None = protocol.ANSWER) -> dict[str, Any]:
-        waits = request["ask"] in ("wait", "stop")
-        channel = self._open(protocol.ANSWER)
+    def _ask(self, request: dict[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
+        """What the keeper answers within `timeout` seconds, or what it takes for what takes no time.
+
+        Raises KeeperLost, and what the keeper raised.
+        """
+        with contextlib.closing(self._open()) as channel:
+            return self._asked(channel, request, timeout)
+
+    def _asked(
+        self, channel: protocol.Channel, request: dict[str, Any], timeout: float | None = None
+    ) -> dict[str, Any]:
+        timeout = protocol.ANSWER if timeout is None else timeout
+        self._say(channel, request)
+        if not channel.ready(timeout):
+            raise self._silent(timeout)
+        return self._heard(channel)
+
+    def _end(
+        self, channel: protocol.Channel, request: dict[str, Any], timeout: float | None, patience: float
+    ) -> dict[str, Any]:
+        """What is said of the machine's end, which may take as long as the machine lives: after `patience` seconds the
+        keeper is asked now and then whether it is there. Raises TimeoutError, and what `_ask` does.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        said, wait = request, patience
+        while True:
+            self._say(channel, said)
+            left = wait if deadline is None else min(wait, deadline - time.monotonic())
+            if channel.ready(left):
+                answer = self._heard(channel)
+                if not answer.get("alive"):
+                    return answer
+                # It has left its wait for what it was asked.
+                said, wait = {"ask": "wait"}, _LOOK
+            elif deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError
+            elif said is _ALIVE:
+                raise self._silent(wait)
+            else:
+                said, wait = _ALIVE, protocol.ANSWER
+
+    def _say(self, channel: protocol.Channel, request: dict[str, Any]) -> None:
         try:
-            channel._socket.settimeout(timeout)
             channel.send(request)
+        except TimeoutError:
+            raise self._silent(protocol.ANSWER) from None
+        except OSError as error:
+            raise self._gone(str(error)) from error
+
+    def _heard(self, channel: protocol.Channel) -> dict[str, Any]:
+        """The next answer. Raises KeeperLost, and what the keeper raised."""
+        try:
             answer = channel.receive()
         except TimeoutError:
-            if waits:
-                raise
-            raise KeeperLost(
-                f"the keeper of the machine {self.name} did not answer within {timeout:g} seconds",
-                hint=f"end it: supermachine rm -f {self.name}",
-            ) from None
+            raise self._silent(protocol.ANSWER) from None
+        except HostShortage:
+            raise
         except (OSError, ValueError) as error:
-            raise KeeperLost(f"the keeper of the machine {self.name} has gone", cause=str(error)) from error
-        finally:
-            channel.close()
+            raise self._gone(str(error)) from error
         if answer is None:
-            raise KeeperLost(f"the keeper of the machine {self.name} has gone")
-        if "error" in answer and isinstance(answer["error"], dict):
+            raise self._gone()
+        if isinstance(answer.get("error"), dict):
             raise protocol.error_from_json(answer["error"])
-        if waits:
-            self._last_exit_code = answer.get("exit_code")
         return answer
+
+    def _silent(self, seconds: float) -> KeeperLost:
+        return KeeperLost(
+            f"the keeper of the machine {self.name} did not answer within {seconds:g} seconds",
+            hint=f"end it: supermachine rm -f {self.name}",
+        )
+
+    def _gone(self, cause: str | None = None) -> KeeperLost:
+        return KeeperLost(f"the keeper of the machine {self.name} has gone", cause=cause)
 
     def _attached(self) -> tuple[socket.socket, bool, bool]:
         """A connection of `attached`'s frames, whether the main process has a terminal, and whether it reads input."""
@@ -455,21 +514,9 @@ class Machine:
 
     def _handed(self, request: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
         """A connection that the keeper hands over, and what it says of it."""
-        channel = self._open(protocol.ANSWER)
-        try:
-            channel.send(request)
-            answer = channel.receive()
-            if answer is None:
-                raise KeeperLost(f"the keeper of the machine {self.name} has gone")
-            if "error" in answer:
-                raise protocol.error_from_json(answer["error"])
+        with contextlib.closing(self._open()) as channel:
+            answer = self._asked(channel, request)
             fd = channel.take_fd()
-        except (OSError, ValueError) as error:
-            if isinstance(error, (KeeperLost, VMExited)):
-                raise
-            raise KeeperLost(f"the keeper of the machine {self.name} has gone", cause=str(error)) from error
-        finally:
-            channel.close()
         if fd is None:
             raise KeeperLost(f"the keeper of the machine {self.name} gave no connection")
         return socket.socket(fileno=descriptors.raised(fd)), answer
@@ -488,15 +535,25 @@ class Machine:
                 raise MachineNotRunning(f"the machine {self.name} is {said['phase']}", hint="try again")
             self._paused = said["phase"] == "paused"
             self._said = _Said(said["context"])
-            channel = self._open(protocol.ANSWER)
-            channel._socket.settimeout(None)
-            channel.send({"ask": "watch"})
+            channel = self._open()
+            try:
+                self._say(channel, {"ask": "watch"})
+                channel._socket.settimeout(None)
+            except BaseException:
+                channel.close()
+                raise
             # The extension's objects are not looked into for cycles, so that this one does not hold the machine.
             dial = weakref.WeakMethod(self._dial)
-            self._remote = remote = Remote(partial(_dialled, dial, self.name))
-            threading.Thread(
+            remote = Remote(partial(_dialled, dial, self.name))
+            thread = threading.Thread(
                 target=_watch, args=(channel, remote.watched(), self.name), name="supermachine-watch", daemon=True
-            ).start()
+            )
+            try:
+                shortage.start(thread, f"the machine {self.name} cannot be reached")
+            except BaseException:
+                channel.close()
+                raise
+            self._remote = remote
             return remote
 
 
@@ -587,7 +644,11 @@ def _phase(place: Place) -> str:
             answer = channel.receive()
         finally:
             channel.close()
-    except (OSError, ValueError):
+    except OSError as error:
+        if (lacking := shortage.named(error, f"the machine {place.name} cannot be reached")) is not None:
+            raise lacking from None
+        return ""
+    except ValueError:
         return ""
     return str(answer.get("phase", "")) if answer is not None else ""
 

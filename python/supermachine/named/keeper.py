@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import descriptors
+from .. import descriptors, shortage
 from . import events
 from .moment import Moment
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .health import Health
     from .spec import Spec
 
+#: Seconds between two words to whoever waits for the start.
+_ALIVE = 5.0
 #: Seconds between looks at whether the machine's directory is still there.
 _LOOK = 2.0
 #: Seconds that output which is on its way is waited for after a main process has ended.
@@ -54,6 +56,7 @@ def main() -> None:
     try:
         from .spec import Spec
 
+        report.begin()
         Keeper(Spec.decode(told), report).keep()
     except BaseException as error:
         report.failed(error)
@@ -66,17 +69,27 @@ class Report:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    def begin(self) -> None:
+        """Says now and then that this process is alive: how long a start takes nobody can tell."""
+        thread = threading.Thread(target=self._live, name="report", daemon=True)
+        shortage.start(thread, "the machine's keeper cannot begin")
+
+    def _live(self) -> None:
+        while not self._over.wait(_ALIVE) and self._tell({"alive": True}):
+            pass
 
     def _tell(self, message: dict[str, Any]) -> bool:
-        if self._descriptor < 0:
-            return False
         data = json.dumps(message).encode() + b"\n"
         try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
+            with self._lock:
+                while data and self._descriptor >= 0:
+                    data = data[os.write(self._descriptor, data) :]
         except OSError:
             return False
-        return True
+        return not data
 
     def write(self, text: str) -> int:
         self._tell({"say": text.rstrip("\n")})
@@ -104,9 +117,11 @@ class Report:
         self._close()
 
     def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
+        self._over.set()
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class Foreground(Protocol):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .. import descriptors
+from .. import descriptors, shortage
 from ..errors import KeeperLost, NotSupported
 from . import protocol
 from .spec import Spec
@@ -40,23 +40,32 @@ def begin(spec: Spec) -> int:
     if not sys.executable:
         raise NotSupported("this program has no Python interpreter of its own to start a machine's keeper with")
     told = json.dumps([path or os.getcwd() for path in sys.path]).encode() + b"\n" + spec.encode()  # noqa: PTH109
-    reader, writer = descriptors.pipe()
+    failed = "the machine's keeper cannot be started"
+    with shortage.Told(failed):
+        reader, writer = descriptors.pipe()
     descriptors.reserve()
     try:
         command = [sys.executable, "-I", "-c", _PROGRAM, str(writer), f"supermachine-keeper {spec.name or ''}".strip()]
         # Its first process forks and ends, so that the keeper is nobody's child and leads no session.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(writer,),
-            start_new_session=True,
-        )
+        with shortage.Told(failed):
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(writer,),
+                start_new_session=True,
+            )
         os.close(writer)
         writer = -1
-        with contextlib.suppress(BrokenPipeError):
-            process.communicate(told)
+        try:
+            process.communicate(told, timeout=protocol.ANSWER)
+        except BrokenPipeError:
+            pass  # what it said to that is read by `wait`
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise KeeperLost(f"{failed}: it does not begin within {protocol.ANSWER:g} seconds") from None
     except BaseException:
         os.close(reader)
         raise
@@ -66,18 +75,36 @@ def begin(spec: Spec) -> int:
     return reader
 
 
+def _lines(reader: int) -> Iterator[bytes]:
+    """What a keeper says, until its end. Raises KeeperLost when it has said nothing for too long."""
+    waits = select.poll()
+    waits.register(reader, select.POLLIN)
+    rest = b""
+    while waits.poll(protocol.ANSWER * 1000):
+        if not (data := os.read(reader, 1 << 16)):
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+    raise KeeperLost(
+        f"the machine's keeper has said nothing for {protocol.ANSWER:g} seconds",
+        hint="something has stopped it from outside, or the host has no time for it",
+    )
+
+
 def wait(reader: int, say: Callable[[str], object] | None = None) -> dict[str, Any]:
-    """Waits until the machine runs, and closes the descriptor."""
-    with open(reader, "rb") as stream:
-        for line in stream:
+    """Waits until the machine runs, and closes the descriptor. Raises KeeperLost where the keeper stands still."""
+    try:
+        for line in _lines(reader):
             said = json.loads(line)
             if "say" in said:
                 if say is not None:
                     say(said["say"])
             elif "failed" in said:
                 raise protocol.error_from_json(said["failed"])
-            else:
+            elif "alive" not in said:
                 return said  # type: ignore[no-any-return]
+    finally:
+        os.close(reader)
     raise KeeperLost(
         "the machine's keeper ended before the machine ran",
         hint="something ended it from outside; when the host is short of memory, its kernel does",

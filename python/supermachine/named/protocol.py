@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
+from .. import errors, shortage
 from ..errors import KeeperLost, SupermachineError
 
 if TYPE_CHECKING:
@@ -19,6 +20,29 @@ if TYPE_CHECKING:
 MAX_MESSAGE = 1 << 20
 #: Seconds in which a keeper answers what takes no time.
 ANSWER = 30.0
+#: Errors of Python's own that are raised again as what they are.
+_BUILTIN: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        MemoryError,
+        NotImplementedError,
+        OSError,
+        TimeoutError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+        ProcessLookupError,
+        ConnectionError,
+        BrokenPipeError,
+        ConnectionResetError,
+        ConnectionRefusedError,
+    )
+}
 
 
 class Channel:
@@ -37,13 +61,17 @@ class Channel:
         self._socket.sendall(data)
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; ``None`` at the end. Raises ValueError for what is none, OSError for a lost connection."""
+        """The next message; ``None`` at the end.
+
+        Raises ValueError for what is none, OSError for a lost connection, HostShortage where there is no descriptor for
+        one that came.
+        """
         while b"\n" not in self._buffer:
             if len(self._buffer) > MAX_MESSAGE:
                 raise ValueError("the message is too long")
             # Nothing that this process starts has a share in what is handed over. macOS has no flag for it.
             flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-            data, ancillary, _flags, _address = self._socket.recvmsg(65536, socket.CMSG_LEN(16), flags)
+            data, ancillary, met, _address = self._socket.recvmsg(65536, socket.CMSG_LEN(16), flags)
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     whole = array.array("i")
@@ -51,6 +79,9 @@ class Channel:
                     for fd in whole:
                         os.set_inheritable(fd, False)
                     self._fds += whole
+            if met & socket.MSG_CTRUNC:
+                with shortage.Told("a connection to the machine cannot be taken"):
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if not data:
                 return None
             self._buffer += data
@@ -59,6 +90,14 @@ class Channel:
         if not isinstance(message, dict):
             raise ValueError("the message is no object")
         return message
+
+    def ready(self, timeout: float) -> bool:
+        """Waits until a message comes or the peer leaves; false when there is neither after so many seconds."""
+        if b"\n" in self._buffer:
+            return True
+        waits = select.poll()
+        waits.register(self._socket, select.POLLIN)
+        return bool(waits.poll(max(0.0, timeout) * 1000))
 
     def wait(self, ended: HasFileno | int) -> bool:
         """Waits until a message comes or the peer leaves, which is true, or until a descriptor reads as ended."""
@@ -84,20 +123,23 @@ def error_to_json(error: BaseException) -> dict[str, Any]:
     for name in ("cause", "hint", "reason", "console_tail", "code"):
         if isinstance(value := getattr(error, name, None), str):
             said[name] = value
-    return said
+    # The number is the host's, of which both are.
+    number: Any = error.errno if isinstance(error, OSError) else None
+    return said if number is None else {**said, "errno": number}
 
 
 def error_from_json(said: dict[str, Any]) -> Exception:
     """That error; KeeperLost for one of which this side knows nothing."""
     kind = getattr(errors, str(said.get("class")), None)
     if not (isinstance(kind, type) and issubclass(kind, SupermachineError)):
-        builtin = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError, "OSError": OSError}
-        kind = builtin.get(str(said.get("class")))
-        if kind is not None:
-            return kind(said.get("message"))
+        if (builtin := _BUILTIN.get(str(said.get("class")))) is not None:
+            raised = builtin(said.get("message"))
+            if isinstance(raised, OSError) and isinstance(said.get("errno"), int):
+                raised.errno = said["errno"]
+            return raised
         return KeeperLost(f"the machine's keeper failed: {said.get('class')}: {said.get('message')}")
     error: SupermachineError = kind(str(said.get("message")), cause=said.get("cause"), hint=said.get("hint"))
-    for name in ("reason", "console_tail", "code"):
+    for name in ("reason", "console_tail", "code", "errno"):
         if name in said:
             setattr(error, name, said[name])
     return error

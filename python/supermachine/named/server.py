@@ -43,6 +43,7 @@ class Server:
             "watch": self._watch,
         }
         self._requests: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "alive": lambda _request: {"alive": True},
             "inspect": self._inspect,
             "stats": self._stats,
             "restart": self._restart,
