@@ -73,6 +73,8 @@ pub struct Rings {
     config_generation: u32,
     /// Chains left of [`MAX_CHAINS`].
     budget: u32,
+    /// The line stays as it is until [`Transport::with_interrupt_last`] is done.
+    holds_line: bool,
 }
 
 impl Rings {
@@ -226,7 +228,7 @@ impl Rings {
     fn interrupt(&mut self, cause: u32) {
         let was_high = self.interrupt_status != 0;
         self.interrupt_status |= cause;
-        if !was_high {
+        if !was_high && !self.holds_line {
             (self.line)(true);
         }
     }
@@ -260,6 +262,7 @@ impl<D: Device> Transport<D> {
                 active: false,
                 config_generation: 0,
                 budget: 0,
+                holds_line: false,
             },
             status: 0,
             device_features_select: 0,
@@ -286,6 +289,22 @@ impl<D: Device> Transport<D> {
             self.mark_broken();
             T::default()
         })
+    }
+
+    /// The same on a thread that is no vCPU's. The line goes up last: a vCPU that it wakes asks for the transport's lock at
+    /// once, and would sleep again until this is done.
+    pub fn with_interrupt_last<T: Default>(
+        &mut self,
+        work: impl FnOnce(&mut D, &mut Rings) -> Result<T, Broken>,
+    ) -> T {
+        let was_high = self.rings.interrupt_status != 0;
+        self.rings.holds_line = true;
+        let result = self.with(work);
+        self.rings.holds_line = false;
+        if !was_high && self.rings.interrupt_status != 0 {
+            (self.rings.line)(true);
+        }
+        result
     }
 
     /// Reads `data.len()` bytes at `offset`: registers are 32 bits wide, the configuration space is bytes.

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -27,11 +28,16 @@ struct Told {
     /// For the guest, as soon as it has room.
     waiting: Vec<(Header, Vec<u8>)>,
     deadline: Option<Instant>,
+    /// For the guest at the deadline.
+    later: Vec<(Header, Vec<u8>)>,
+    /// Whether the guest was interrupted while the I/O thread was not done.
+    interrupted_early: bool,
 }
 
 struct Recorder {
     told: Arc<Mutex<Told>>,
     expired: mpsc::Sender<()>,
+    level: Arc<AtomicBool>,
 }
 
 impl Backend for Recorder {
@@ -74,8 +80,14 @@ impl Backend for Recorder {
         self.told.lock().unwrap().deadline
     }
 
-    fn expired(&mut self, _: &mut dyn Receiver) -> Result<(), Broken> {
-        self.told.lock().unwrap().deadline = None;
+    fn expired(&mut self, guest: &mut dyn Receiver) -> Result<(), Broken> {
+        {
+            let mut told = self.told.lock().unwrap();
+            told.deadline = None;
+            told.waiting = std::mem::take(&mut told.later);
+        }
+        self.pump(guest)?;
+        self.told.lock().unwrap().interrupted_early = self.level.load(Ordering::SeqCst);
         let _ = self.expired.send(());
         Ok(())
     }
@@ -92,12 +104,12 @@ struct Card {
 fn card(features: u32) -> Card {
     let (memory, (line, level)) = (memory(), line());
     let (host, transport) = Host::new([2, 0x53, 0x4d, 0, 0, 1], 1500, memory.clone(), line);
-    let mut driver = Driver::with(transport, memory, level);
+    let mut driver = Driver::with(transport, memory, level.clone());
     driver.features = features;
     driver.initialise();
     let told = Arc::new(Mutex::new(Told::default()));
     let (sender, expired) = mpsc::channel();
-    host.attach(|_| Ok(Box::new(Recorder { told: told.clone(), expired: sender }))).unwrap();
+    host.attach(|_| Ok(Box::new(Recorder { told: told.clone(), expired: sender, level }))).unwrap();
     Card { host, driver, told, expired }
 }
 
@@ -127,7 +139,7 @@ fn a_restored_guest_sees_its_link_go_down_only_if_nobody_plugs_it_in() {
     for plugged in [true, false] {
         let (memory, (line, level)) = (memory(), line());
         let (host, transport) = Host::new([2, 0x53, 0x4d, 0, 0, 1], 1500, memory.clone(), line);
-        let driver = Driver::with(transport, memory, level);
+        let driver = Driver::with(transport, memory, level.clone());
         {
             let mut transport = driver.lock();
             assert!(supermachine_devices::Device::restore_config(&mut transport.device, &config));
@@ -135,7 +147,7 @@ fn a_restored_guest_sees_its_link_go_down_only_if_nobody_plugs_it_in() {
         }
         if plugged {
             let (sender, _) = mpsc::channel();
-            host.attach(|_| Ok(Box::new(Recorder { told: Arc::default(), expired: sender }))).unwrap();
+            host.attach(|_| Ok(Box::new(Recorder { told: Arc::default(), expired: sender, level }))).unwrap();
         }
         driver.lock().with(|device, rings| {
             supermachine_devices::Device::resume(device, rings);
@@ -210,5 +222,23 @@ fn a_deadline_of_the_backend_is_kept_by_the_io_thread() {
     driver.add(TRANSMIT, 0, &[readable(DATA, 60)]);
     driver.notify(TRANSMIT);
     expired.recv_timeout(Duration::from_secs(60)).unwrap();
+    drop(host);
+}
+
+#[test]
+fn the_io_thread_interrupts_when_it_is_done_with_the_device() {
+    let Card { mut driver, told, host, expired } = card(0);
+    // The link came up, which the guest has seen.
+    driver.store(0x64, 2);
+    driver.add(RECEIVE, 0, &[writable(DATA, 1526)]);
+    told.lock().unwrap().later = vec![(Header::default(), vec![0; 60])];
+    told.lock().unwrap().deadline = Some(Instant::now() + Duration::from_millis(1));
+    driver.notify(RECEIVE);
+    expired.recv_timeout(Duration::from_secs(60)).unwrap();
+    while !driver.level.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    assert!(!told.lock().unwrap().interrupted_early);
+    assert_eq!(driver.take(RECEIVE), Some((0, 72)));
     drop(host);
 }

@@ -65,8 +65,9 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         };
         if let Some(socket) = socket
             && (read || write)
+            && flow.armed != Some((read, write))
         {
-            let new = !std::mem::replace(&mut flow.watched, true);
+            let new = flow.armed.replace((read, write)).is_none();
             self.watch.watch(socket.as_fd(), id, read, write, new);
         }
         self.set_timer(id, now);

@@ -30,6 +30,11 @@ impl Ring {
         self.bytes.len()
     }
 
+    /// Bytes that it takes without more memory.
+    pub(crate) fn room(&self) -> usize {
+        self.bytes.len() - self.len
+    }
+
     /// `length` bytes from `offset` on, in two pieces.
     pub(crate) fn slices(&self, offset: usize, length: usize) -> [&[u8]; 2] {
         let length = length.min(self.len.saturating_sub(offset));

@@ -33,7 +33,8 @@ pub(crate) struct Flow {
     pub queued: bool,
     /// In `Stack::timers` under this.
     timer: Option<Instant>,
-    pub watched: bool,
+    /// What its socket is watched for; `None` for one that never was.
+    pub armed: Option<(bool, bool)>,
 }
 
 /// The network of one guest.
@@ -294,7 +295,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
 
     pub(crate) fn insert_as(&mut self, id: u64, key: Key, kind: Kind, now: Instant) {
         self.keys.insert(key, id);
-        self.flows.insert(id, Flow { key, kind, queued: false, timer: None, watched: false });
+        self.flows.insert(id, Flow { key, kind, queued: false, timer: None, armed: None });
         self.set_timer(id, now);
     }
 
@@ -382,6 +383,8 @@ impl<B: Broker, W: Watch> Stack<B, W> {
     /// What was asked for by [`Watch`] is there.
     pub fn event(&mut self, id: u64, readable: bool, writable: bool, now: Instant) {
         let Some(flow) = self.flows.get_mut(&id) else { return };
+        // It is told once.
+        flow.armed = flow.armed.and(Some((false, false)));
         match &mut flow.kind {
             Kind::Tcp(connection) => {
                 connection.readable |= readable;
@@ -503,7 +506,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
                 datagrams.socket()
             }
         };
-        if let (Some(socket), true) = (socket, flow.watched) {
+        if let (Some(socket), true) = (socket, flow.armed.is_some()) {
             self.watch.forget(socket.as_fd());
         }
     }

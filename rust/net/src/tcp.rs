@@ -435,8 +435,11 @@ impl Connection {
             if (spare == 0 && !self.to_guest.is_empty()) || !self.to_guest.reserve(step) {
                 break;
             }
+            let room = self.to_guest.room();
             match self.to_guest.read_from(socket.as_fd()) {
                 Ok(0) => self.host_ended = true,
+                // It is empty, or will tell of what it has.
+                Ok(n) if n < room => self.readable = false,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -219,3 +219,27 @@ fn a_flow_that_is_taken_back_is_reset() {
     assert_eq!(segment(&sent(&mut stack, now)[0]).flags & wire::RST, wire::RST);
     assert_eq!((stack.flows(), &stack.broker().closed[..]), (0, &[(INCOMING | 1, Ended::Reset)][..]));
 }
+
+#[test]
+fn a_socket_is_asked_about_once_for_each_thing_that_it_tells() {
+    let (mut stack, now) = (stack(Offloads::default()), Instant::now());
+    let mut caller = come(&mut stack, 1, 5000, now);
+    let syn = segment(&sent(&mut stack, now)[0]);
+    answer(&mut stack, &syn, 9, syn.seq.wrapping_add(1), wire::SYN | wire::ACK, now);
+    sent(&mut stack, now);
+    let asked =
+        |stack: &mut TestStack| std::mem::take(&mut stack.watcher().0).into_values().collect::<Vec<_>>();
+    assert_eq!(asked(&mut stack), [(INCOMING | 1, true, false)]);
+    let mut ack = syn.seq.wrapping_add(1);
+    for _ in 0..3 {
+        // What the guest says changes nothing: it is watched still.
+        answer(&mut stack, &syn, 10, ack, wire::ACK, now);
+        sent(&mut stack, now);
+        assert_eq!(asked(&mut stack), []);
+        caller.write_all(b"x").unwrap();
+        stack.event(INCOMING | 1, true, false, now);
+        assert!(sent(&mut stack, now)[0].ends_with(b"x"));
+        assert_eq!(asked(&mut stack), [(INCOMING | 1, true, false)]);
+        ack = ack.wrapping_add(1);
+    }
+}

@@ -83,7 +83,7 @@ fn run(poller: &Poller, transport: &Mutex<Transport<Net>>) {
     let mut deadline = lock(transport).device.sleeps();
     while let Some(events) = poller.wait_until(deadline) {
         let mut transport = lock(transport);
-        transport.with(|device, rings| {
+        transport.with_interrupt_last(|device, rings| {
             for event in events {
                 device.ready(event, rings)?;
             }
