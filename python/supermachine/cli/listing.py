@@ -56,20 +56,16 @@ def ps(
     form: str,
 ) -> None:
     """List machines with names."""
-    from ..errors import NoSuchMachine
-    from ..named.client import machines
+    from ..named.client import machines, states
 
     wanted, matches = parse(filters, _FILTERS), matching(filters, _FILTERS)
     last = 1 if latest else last
     everything = everything or last is not None or any(name in wanted for name in _OF_ALL)
-    found = []
-    for machine in machines(all=everything):
-        try:
-            state = machine.state
-        except NoSuchMachine:
-            continue  # removed meanwhile
-        if (everything or state.running) and matches(state):
-            found.append(state)
+    found = [
+        state
+        for state in states(machines(all=everything))
+        if state is not None and (everything or state.running) and matches(state)
+    ]
     if last is not None:
         found = sorted(found, key=lambda state: state.created)[-last:]
     if quiet:

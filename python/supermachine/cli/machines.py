@@ -55,7 +55,6 @@ def _each(names: tuple[str, ...], work: Any, missing: str | None = None) -> int:
     `missing` is the hint for a name that no machine has.
     """
     from ..errors import NoSuchMachine, SupermachineError
-    from ..host.warnings import say
     from ..named import client
 
     status = 0
@@ -64,11 +63,17 @@ def _each(names: tuple[str, ...], work: Any, missing: str | None = None) -> int:
             work(client.attach(name))
         except (SupermachineError, OSError) as error:
             hint = missing if missing and isinstance(error, NoSuchMachine) else getattr(error, "hint", None)
-            say(f"{error}" + (f" ({hint})" if hint else ""))
+            _complain(error, hint)
             status = 1
         else:
             click.echo(name)
     return status
+
+
+def _complain(error: Exception, hint: str | None) -> None:
+    from ..host.warnings import say
+
+    say(f"{error}" + (f" ({hint})" if hint else ""))
 
 
 _names = click.argument("name", nargs=-1, required=True, shell_complete=machine_names)
@@ -274,13 +279,21 @@ def port(name: str, guest: str | None) -> int:
 
 @click.command()
 @_names
-def wait(name: tuple[str, ...]) -> None:
+def wait(name: tuple[str, ...]) -> int:
     """Wait until machines have ended, and print their exit codes."""
+    from ..errors import SupermachineError
     from ..named import client
 
+    status = 0
     for one in name:
-        code = client.attach(one).wait()
-        click.echo("unknown" if code is None else code)
+        try:
+            code = client.attach(one).wait()
+        except (SupermachineError, OSError) as error:
+            _complain(error, getattr(error, "hint", None))
+            status = 1
+        else:
+            click.echo("unknown" if code is None else code)
+    return status
 
 
 @click.command()

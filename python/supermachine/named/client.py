@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -41,6 +42,8 @@ _GLANCE = 5.0
 #: Seconds between looks at whether a keeper is there of which an answer is waited for that may take long.
 _LOOK = 10.0
 _ALIVE = {"ask": "alive"}
+#: Keepers that are asked at once, each with a descriptor.
+_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -312,23 +315,17 @@ class Machine:
     def fork(self, n: int = 1, *, names: Sequence[str] | None = None) -> list[Machine]:
         """`n` machines that go on where this one is, with keepers and ports of their own.
 
-        Unless `names` says otherwise they are called after this one. Their main process is no child of theirs: its
-        output is not noted, and its exit code not known.
+        Unless `names` says otherwise they are called after this one. When one cannot be made, none is.
+
+        Their main process is no child of theirs: its output is not noted, and its exit code not known.
         """
         if n < 1:
             raise ConfigurationError(f"fork() makes 1 or more machines, not {n}")
-        if names is None:
-            names = self._free_names(n)
-        elif len(names) != n:
+        if names is not None and len(names) != n:
             raise ConfigurationError(f"{n} forks need {n} names, not {len(names)}")
-        said = self._ask({"ask": "fork", "names": list(names)}, timeout=_CAPTURE + n)
+        chosen = None if names is None else list(names)
+        said = self._ask({"ask": "fork", "count": n, "names": chosen}, timeout=_CAPTURE + n)
         return [Machine(self._registry.place(name), self._registry) for name in said["names"]]
-
-    def _free_names(self, n: int) -> list[str]:
-        taken = {place.name for place in self._registry.places()}
-        base = self.name[:56]
-        free = (f"{base}-{number}" for number in range(1, len(taken) + n + 1))
-        return [name for name in free if name not in taken][:n]
 
     # What runs in it.
 
@@ -593,8 +590,60 @@ def _usage(pid: int) -> tuple[int, float]:
     return stat.resident_pages * os.sysconf("SC_PAGE_SIZE"), stat.ticks / os.sysconf("SC_CLK_TCK")
 
 
-def state_of(place: Place) -> State | None:
-    """How the machine of a place fares; ``None`` where there is none."""
+def states(machines: Sequence[Machine]) -> list[State | None]:
+    """How they fare, all asked at once; ``None`` for those that have been removed."""
+    places = [machine._place for machine in machines]
+    said = _phases([place for place in places if place.kept()])
+    return [state_of(place, lambda place: said.get(place, "")) for place in places]
+
+
+def _phases(places: Sequence[Place]) -> dict[Place, str]:
+    """What their keepers say that they do, of those that answer in time. Raises HostShortage."""
+    said: dict[Place, str] = {}
+    deadline = time.monotonic() + _GLANCE
+    left = list(places)
+    asked: dict[int, tuple[Place, protocol.Channel]] = {}
+    waits = select.poll()
+    with contextlib.ExitStack() as opened:
+        while left or asked:
+            while left and len(asked) < _AT_ONCE:
+                place = left.pop()
+                with _reaching(place):
+                    connection = local_sockets.connect(place.socket, 0)
+                    connection.settimeout(_GLANCE)
+                    channel = opened.enter_context(contextlib.closing(protocol.Channel(connection)))
+                    channel.send({"ask": "inspect"})
+                    asked[connection.fileno()] = place, channel
+                    waits.register(connection, select.POLLIN)
+            if asked and not (ready := waits.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+                break
+            for fd, _ in ready if asked else ():
+                place, channel = asked.pop(fd)
+                waits.unregister(fd)
+                with _reaching(place), contextlib.closing(channel):
+                    said[place] = str((channel.receive() or {}).get("phase", ""))
+    return said
+
+
+@contextlib.contextmanager
+def _reaching(place: Place) -> Iterator[None]:
+    """A keeper that cannot be asked says nothing. Raises HostShortage."""
+    try:
+        yield
+    except OSError as error:
+        if (lacking := shortage.named(error, f"the machine {place.name} cannot be reached")) is not None:
+            raise lacking from None
+    except ValueError:
+        pass
+
+
+def _phase(place: Place) -> str:
+    """The same of one; empty where it does not answer."""
+    return _phases([place]).get(place, "")
+
+
+def state_of(place: Place, phase_of: Callable[[Place], str] = _phase) -> State | None:
+    """How the machine of a place fares, of whose keeper `phase_of` says what it does; ``None`` where there is none."""
     kept = place.kept()
     record = place.record()
     if record is None:
@@ -604,7 +653,7 @@ def state_of(place: Place) -> State | None:
     phase, ports = "", {name: [(str(a), int(p)) for a, p in there] for name, there in record.ports.items()}
     error, health = record.error, record.health
     if kept and record.finished is None:
-        phase = "starting" if record.started is None else _phase(place) or "running"
+        phase = "starting" if record.started is None else phase_of(place) or "running"
     elif record.finished is not None:
         phase, ports = "exited", {}
     elif place.kept():
@@ -613,7 +662,7 @@ def state_of(place: Place) -> State | None:
         # It may have ended between the two looks.
         again = place.record()
         if again is not None and again.finished is not None:
-            return state_of(place)
+            return state_of(place, phase_of)
         phase, ports, health = "dead", {}, ""
         restarted = record.boot and record.boot != boot_id()
         error = "the host was restarted" if restarted else "its keeper was killed"
@@ -633,24 +682,6 @@ def state_of(place: Place) -> State | None:
         ports=ports,
         labels={str(name): str(value) for name, value in dict(record.policy.get("labels") or {}).items()},
     )
-
-
-def _phase(place: Place) -> str:
-    """What its keeper says that it does; empty where it does not answer."""
-    try:
-        channel = protocol.Channel(local_sockets.connect(place.socket, _GLANCE))
-        try:
-            channel.send({"ask": "inspect"})
-            answer = channel.receive()
-        finally:
-            channel.close()
-    except OSError as error:
-        if (lacking := shortage.named(error, f"the machine {place.name} cannot be reached")) is not None:
-            raise lacking from None
-        return ""
-    except ValueError:
-        return ""
-    return str(answer.get("phase", "")) if answer is not None else ""
 
 
 def start(

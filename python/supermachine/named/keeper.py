@@ -195,6 +195,12 @@ class Keeper:
         #: Processes that nobody waits for.
         self._detached: list[Popen] = []
         self._stop_asked = threading.Event()
+        #: Told of both that somebody asks for.
+        self._asked = threading.Condition()
+        #: What kept the main process from being started again.
+        self._failure: Exception | None = None
+        #: Whether all that is left is its end.
+        self._ending = False
         self._pumps: list[threading.Thread] = []
 
     def keep(self) -> None:
@@ -209,7 +215,12 @@ class Keeper:
         except BaseException as error:
             report.failed(error)
             return
-        self._finish(*self._live())
+        try:
+            code, why = self._live()
+        except Exception as failure:
+            # What nobody has foreseen ends the machine too, and is told.
+            code, why = None, f"its keeper failed: {type(failure).__name__}: {failure}"
+        self._finish(code, why)
 
     def keep_here(self, foreground: Foreground) -> tuple[int | None, str]:
         """The same in this process, whose own streams are the main process's: its exit code, and what ended it if not
@@ -237,7 +248,8 @@ class Keeper:
         if self.spec.again is not None:
             self._take_up()
         else:
-            self.place, self._lock = self._registry.create(self.spec.name)
+            parent = self.spec.fork.parent if self.spec.fork is not None else None
+            self.place, self._lock = self._registry.create(self.spec.name, after=parent)
         self.record.name, self.record.policy = self.place.name, asdict(self.policy)
         try:
             if self.spec.again is None:
@@ -416,7 +428,9 @@ class Keeper:
                 self.record.restarts += 1
                 self._write()
                 pause = _FIRST_PAUSE if time.monotonic() - began > _LONG_ENOUGH else pause
-                if self._stop_asked.wait(pause):
+                with self._asked:
+                    self._asked.wait_for(lambda: self._stop_asked.is_set() or self._restart_asked.is_set(), pause)
+                if self._stop_asked.is_set():
                     return code, error
                 pause = min(pause * 2, _LONGEST_PAUSE)
             try:
@@ -426,6 +440,7 @@ class Keeper:
                     self.vm.start()
                 self._start_main()
             except Exception as failure:
+                self._failure = failure
                 return 125, f"the restart failed: {failure}"
             self.phase = "running"
             self._restart_asked.clear()
@@ -454,6 +469,7 @@ class Keeper:
 
     def _follow_fork(self) -> tuple[int | None, str]:
         """The main process of a fork is nobody's child here: it is looked for now and then."""
+        from ..errors import SupermachineError, VMExited
         from ..guest.processes import TimeoutExpired
 
         process = self.vm.path(f"/proc/{self.main_pid}")
@@ -461,7 +477,14 @@ class Keeper:
         while True:
             if worker.wait(_LOOK / 2) is not None:
                 self.vm._running()  # raises how it ended
-            if not process.exists():
+            try:
+                there = process.exists()
+            except VMExited:
+                raise
+            except (SupermachineError, OSError):
+                # An agent that is slow, or has no connection left: that is no end.
+                there = True
+            if not there:
                 return None, ""
             if not self._is_there():
                 raise TimeoutExpired(self.record.command, _LOOK)
@@ -483,7 +506,7 @@ class Keeper:
     def stop(self, timeout: float | None = None, signal: int | None = None) -> None:
         """Ends the machine: the stop signal, or another, to its main process, SIGKILL after `timeout` seconds."""
         grace = self.policy.stop_timeout if timeout is None else timeout
-        self._stop_asked.set()
+        self._note_that(self._stop_asked)
         self._thaw()
         if self.phase == "running":
             self.phase = "stopping"
@@ -511,14 +534,24 @@ class Keeper:
                 hint=f"remove it, and fork {self.spec.fork.parent if self.spec.fork else 'its parent'} again",
             )
         self._restarted.clear()
-        self._restart_asked.set()
+        self._note_that(self._restart_asked)
         self._thaw()
         main._exec.send_signal(self.stop_signal)
         if not self._restarted.wait(self.policy.stop_timeout if timeout is None else timeout):
             main._exec.send_signal(9)
-        while not self._restarted.wait(_KILL_GRACE):
-            if self.over.is_set() or self._stop_asked.is_set():
-                raise MachineNotRunning(f"the machine {self.place.name} was stopped while it was restarted")
+        while not self._restarted.wait(_KILL_GRACE) and not self._ending:
+            if self._stop_asked.is_set():
+                break
+        if self._failure is not None:
+            raise self._failure
+        if self._ending or self._stop_asked.is_set():
+            raise MachineNotRunning(f"the machine {self.place.name} was stopped while it was restarted")
+
+    def _note_that(self, asked: threading.Event) -> None:
+        """Wakes whoever waits for the next restart as well."""
+        with self._asked:
+            asked.set()
+            self._asked.notify_all()
 
     def freeze(self, frozen: bool) -> None:
         """Stops all processes of the guest where they are, or lets them go on."""
@@ -568,7 +601,7 @@ class Keeper:
         from ..errors import NotSupported
 
         if number in (9, self.stop_signal):
-            self._stop_asked.set()
+            self._note_that(self._stop_asked)
             self._thaw()
         if self._main is not None:
             self._main._exec.send_signal(number)
@@ -599,12 +632,14 @@ class Keeper:
 
     def _finish(self, code: int | None, error: str) -> None:
         self.phase = "stopping"
+        self._ending = True
+        self._restarted.set()
         if self.health is not None:
             self.health.end()
-        self._join_pumps()
-        self.attached.close()
-        self._end_vm()
-        self.logs.close()
+        for step in (self._join_pumps, self.attached.close, self._end_vm, self.logs.close):
+            # Whatever fails here, how the machine ended is written down.
+            with contextlib.suppress(Exception):
+                step()
         record = self.record
         record.finished, record.exit_code, record.error = time.time(), code, error
         record.worker, record.health = None, ""
@@ -614,7 +649,9 @@ class Keeper:
         )
         self._server.close()
         if self.policy.remove:
-            self._registry.discard(self.place)
+            # What stays is debris, which goes at the next look.
+            with contextlib.suppress(Exception):
+                self._registry.discard(self.place)
             self._happened("destroy")
         os.close(self._lock)
         self.over.set()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
+from collections.abc import Iterator
 
 from ..errors import ConfigurationError
 
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]+"
 #: Characters at most; a host name has no more.
 MAX_NAME = 64
+#: Characters of a name that others are called after, by numbers.
+_ROOM = 56
 
 _ADJECTIVES = """
 able amber ample apt azure bold brave brief bright brisk broad calm civil clear clever cosy crisp daring deft eager
@@ -41,3 +45,10 @@ def check(name: str) -> str:
 def made_up() -> str:
     """A name that is probably not taken."""
     return f"{secrets.choice(_ADJECTIVES.split())}-{secrets.choice(_NOUNS.split())}-{secrets.randbelow(1000)}"
+
+
+def candidates(after: str | None) -> Iterator[str]:
+    """Names for a machine that was given none: those after another machine's, by numbers, or a hundred made-up ones."""
+    if after is not None:
+        return (f"{after[:_ROOM]}-{number}" for number in itertools.count(1))
+    return (made_up() for _ in range(100))

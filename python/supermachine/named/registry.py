@@ -99,16 +99,18 @@ class Registry:
     def place(self, name: str) -> Place:
         return Place(name, self.directory / name)
 
-    def create(self, name: str | None) -> tuple[Place, int]:
-        """A new machine's directory and the descriptor that holds its lock. Raises NameInUse."""
+    def create(self, name: str | None, *, after: str | None = None) -> tuple[Place, int]:
+        """A new machine's directory and the descriptor that holds its lock. Raises NameInUse.
+
+        One without a name is called after another machine, by the next number, or else has one made up.
+        """
         directories.make_own(self.directory, "machines")
         with self._locked():
-            made_up = name is None
-            for _ in range(100):
-                place = self.place(names.made_up() if name is None else names.check(name))
+            for candidate in [names.check(name)] if name is not None else names.candidates(after):
+                place = self.place(candidate)
                 if not place.path.exists() or self._is_debris(place):
                     break
-                if not made_up:
+                if name is not None:
                     raise NameInUse(
                         f"there is a machine {place.name} already",
                         hint=f"choose another name, or remove it: supermachine rm {'-f ' * place.kept()}{place.name}",

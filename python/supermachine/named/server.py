@@ -247,5 +247,6 @@ class Server:
     def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
         from .forks import fork
 
-        names = [str(name) for name in request["names"]]
-        return {"names": fork(self._keeper, len(names), names, self._keeper.say)}
+        names = None if request.get("names") is None else [str(name) for name in request["names"]]
+        count = int(request["count"]) if names is None else len(names)
+        return {"names": fork(self._keeper, count, names, self._keeper.say)}
