@@ -31,7 +31,8 @@ class Machine:
         self.pid = 1
         self.segments: set[str] = set()
         self.network = SimpleNamespace(
-            join=lambda segment, _: self.segments.add(segment), leave=lambda segment: self.segments.discard(segment)
+            join=lambda segment, *_, **__: self.segments.add(segment),
+            leave=lambda segment: self.segments.discard(segment),
         )
         #: What is called in place of `stop`, and of copying out.
         self.stops: Callable[[], None] = lambda: None
@@ -233,7 +234,9 @@ def test_how_often_a_policy_starts_it(host: dict[str, Any], codes: tuple[int, ..
             await until(lambda number=number: len(one.commands) > number)  # type: ignore[misc]
             one.commands[number].end(code)
         await until(lambda: one.ends == len(codes))
-        await asyncio.sleep(1.0)
+        await until(lambda: len(one.commands) == tries)
+        # Longer than the pause before another try would be.
+        await asyncio.sleep(0.0 if one.alive else 1.0)
         assert len(one.commands) == tries
         assert one.alive == (tries > len(codes))
         await found.containers.all()[0].remove(force=True, volumes=False)
