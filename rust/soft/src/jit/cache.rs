@@ -55,11 +55,20 @@ struct File {
     clock: u32,
     /// Host registers that the instruction at hand uses.
     pins: u32,
+    /// Host registers that have something else for a while: they are among `pins` all the time.
+    kept: u32,
 }
 
 impl File {
-    const EMPTY: Self =
-        Self { host: [NONE; GUESTS], guest: [NONE; HOSTS], dirty: 0, used: [0; HOSTS], clock: 0, pins: 0 };
+    const EMPTY: Self = Self {
+        host: [NONE; GUESTS],
+        guest: [NONE; HOSTS],
+        dirty: 0,
+        used: [0; HOSTS],
+        clock: 0,
+        pins: 0,
+        kept: 0,
+    };
 
     fn held(&self, g: u8) -> Option<u8> {
         let h = self.host[g as usize];
@@ -147,8 +156,23 @@ impl<A: Moves> Cache<A> {
 
     /// Begins with the next instruction.
     pub(super) fn unpin(&mut self) {
-        self.general.pins = 0;
+        self.general.pins = self.general.kept;
         self.vector.pins = 0;
+    }
+
+    /// A host register that holds nothing of the guest's until it is given back. What it held is in memory.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "some hosts have no use for it"))]
+    pub(super) fn keep(&mut self, asm: &mut A) -> General {
+        let h = self.allocate(asm);
+        self.general.kept |= 1 << h;
+        self.general.pins |= 1 << h;
+        General(h)
+    }
+
+    /// Gives it back.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "some hosts have no use for it"))]
+    pub(super) fn give_back(&mut self, r: General) {
+        self.general.kept &= !(1 << r.0);
     }
 
     /// The host register that holds `g`, if one does.
@@ -348,6 +372,12 @@ impl<A: Moves> Cache<A> {
             }
         }
         self.vector = File::EMPTY;
+    }
+
+    /// Loads all that this state holds.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "some hosts have no use for it"))]
+    pub(super) fn reload_all(&self, asm: &mut A) {
+        self.reload(asm, &Self::new(), &[]);
     }
 
     /// Loads what this state holds after a call that was made in the state `before` and changed the general registers

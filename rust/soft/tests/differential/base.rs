@@ -225,6 +225,58 @@ impl Writer<'_> {
         );
     }
 
+    /// `most` loads or stores by one base register, as of a structure's fields or a function's saved registers, and what computes
+    /// between them: the first may move the base before it, the last behind it.
+    pub(crate) fn run(&mut self, most: u64) {
+        let (rn, load, vectors) = (self.base(), self.r.below(2) as u32, self.r.one_in(4));
+        for n in 0..most {
+            let at = self.pointer[rn as usize];
+            let (pair, size) = (self.r.one_in(2), self.r.pick(&[3, 3, 3, 2]));
+            let bytes = (if pair { 2 } else { 1 }) << size;
+            let mode = match n {
+                0 if self.r.one_in(3) => 3,
+                n if n + 1 == most && self.r.one_in(3) => 1,
+                _ => 2,
+            };
+            let reach = if pair { 48 } else { 31 };
+            let by = (self.r.below(2 * reach) as i64 - reach as i64) >> size << size;
+            let by = if mode == 2 && !pair { by.abs() } else { by };
+            let moved = at.wrapping_add(by as u64);
+            let used = if mode == 1 { at } else { moved };
+            if !Self::inside(used, bytes) || !Self::inside(moved, 16) {
+                continue;
+            }
+            let (v, registers) = if vectors {
+                (1 << 26, [self.vector(), self.vector()])
+            } else {
+                (0, [self.data(), self.data()])
+            };
+            if load == 1 && pair && registers[0] == registers[1] {
+                continue;
+            }
+            let common = v | load << 22 | rn << 5 | registers[0];
+            self.code.push(match (pair, mode) {
+                (true, _) => {
+                    let opc = if vectors { size - 2 } else { (size - 2) << 1 };
+                    let imm7 = (by >> size) as u32 & 127;
+                    0x2800_0000 | opc << 30 | mode << 23 | imm7 << 15 | registers[1] << 10 | common
+                }
+                (false, 2) => 0x3900_0000 | size << 30 | ((by >> size) as u32) << 10 | common,
+                (false, mode) => {
+                    0x3800_0400 | size << 30 | (by as u32 & 511) << 12 | (mode & 2) << 10 | common
+                }
+            });
+            if mode != 2 {
+                self.pointer[rn as usize] = moved;
+            }
+            if self.r.one_in(3) {
+                let (rd, rm) = (self.free(), self.data());
+                let i = self.r.pick(&[0x8b00_0000, 0x0b00_0000, 0xaa00_0000, 0x9b00_0000]);
+                self.code.push(i | rm << 16 | rd << 5 | rd);
+            }
+        }
+    }
+
     /// A base register with an address aligned for `len` bytes.
     fn aligned(&mut self, len: u64) -> Option<u32> {
         let rn = self.base();
@@ -642,7 +694,11 @@ fn request(r: &mut Random, mix: Mix) -> Request {
             6 => w.branch(4),
             7 => w.floating(),
             8 => w.flags(),
-            9..=11 => w.frequent(),
+            9 => {
+                let most = 2 + w.r.below(2);
+                w.run(most);
+            }
+            10 | 11 => w.frequent(),
             12 => w.relative(),
             _ => w.data_processing(),
         }

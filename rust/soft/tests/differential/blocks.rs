@@ -31,7 +31,11 @@ fn body(r: &mut Random, pointer: [u64; 32], length: usize) -> Vec<u32> {
     while w.code.len() < length {
         match w.r.below(20) {
             0..=3 => w.single(),
-            4 | 5 => w.pair(),
+            4 => w.pair(),
+            5 => {
+                let most = 2 + w.r.below(6);
+                w.run(most);
+            }
             6 => w.atomic(),
             7 => w.structures(),
             8..=10 => w.branch(4),

@@ -1,14 +1,161 @@
 //! Loads and stores, by the software TLB.
 
-use super::asm::{Arith, Cc, M, R, RAX, RCX, RDX, Sh, X, at, indexed};
-use super::block::{NO_REG, Translator};
+use super::asm::{Arith, Cc, Jump, M, R, RAX, RCX, RDX, Sh, X, at, indexed};
+use super::block::{NO_REG, Run, Translator};
+use super::cache::Cache;
 use super::layout;
 use super::sse;
-use crate::isa::insn::{Access, Address, Barrier, Reg, Rmw};
+use crate::isa::insn::{Access, Address, Barrier, Insn, Reg, Rmw};
 use crate::mem::TLB_SIZE;
 use crate::sysreg::ZVA_BYTES;
 
+/// Bytes from the first to the last of a run at most: the longer it is the more often it is in two pages.
+const LONGEST: i64 = 256;
+/// Operations of a run at most.
+const MOST: usize = 16;
+
+/// An access that may be in a run.
+struct Part {
+    store: bool,
+    bytes: i64,
+    /// What it loads into, of general registers.
+    loads: [Option<Reg>; 2],
+    address: Address,
+}
+
+impl Part {
+    fn of(insn: Insn) -> Option<Self> {
+        let loaded = |store: bool, r| (!store).then_some(r);
+        let part = |store, size: u8, count: i64, loads, address| Self {
+            store,
+            bytes: count << size,
+            loads,
+            address,
+        };
+        Some(match insn {
+            Insn::Mem { access: a, t, address } => {
+                part(a.store, a.size, 1, [loaded(a.store, t), None], address)
+            }
+            Insn::Pair { access: a, t, u, address, .. } => {
+                part(a.store, a.size, 2, [loaded(a.store, t), loaded(a.store, u)], address)
+            }
+            Insn::Vmem { store, size, address, .. } => part(store, size, 1, [None; 2], address),
+            Insn::Vpair { store, size, address, .. } => part(store, size, 2, [None; 2], address),
+            _ => return None,
+        })
+    }
+
+    /// The base register, and how far from it, as it is behind what a run's first access makes of it.
+    fn place(&self) -> Option<(Reg, i64)> {
+        match self.address {
+            Address::Offset(n, by) | Address::Unscaled(n, by) => Some((n, by)),
+            Address::Pre(n, _) | Address::Post(n, _) => Some((n, 0)),
+            _ => None,
+        }
+    }
+
+    fn loads(&self, g: Reg) -> bool {
+        self.loads.contains(&Some(g))
+    }
+}
+
+/// Whether this may stand in a run: it computes with general registers, and has nothing to do with flags.
+fn is_between(insn: Insn) -> bool {
+    match insn {
+        Insn::Alu { flags, .. } => !flags,
+        Insn::Const { .. }
+        | Insn::Movk { .. }
+        | Insn::Adr { .. }
+        | Insn::Shift { .. }
+        | Insn::ShiftBy { .. }
+        | Insn::Field { .. }
+        | Insn::Insert { .. }
+        | Insn::Extract { .. }
+        | Insn::Madd { .. }
+        | Insn::Maddl { .. } => true,
+        _ => false,
+    }
+}
+
 impl Translator<'_> {
+    /// If a run begins with the operation at hand, looks up where it is.
+    pub(super) fn begin_run(&mut self) {
+        let input = self.input;
+        let Some(first) = Part::of(input.insns[self.at]) else { return };
+        let Some((n, at)) = first.place() else { return };
+        if matches!(first.address, Address::Post(..)) || first.loads(n) {
+            return;
+        }
+        let (mut low, mut high) = (at, at + first.bytes);
+        let mut last = self.at;
+        for op in (self.at + 1..input.ops.len() - 1).take(MOST - 1) {
+            let insn = input.insns[op];
+            if Some(op) == input.check {
+                break;
+            }
+            let Some(part) = Part::of(insn) else {
+                if is_between(insn) && !insn.writes(input.words[op]).has(n) {
+                    continue;
+                }
+                break;
+            };
+            let Some((base, at)) = part.place() else { break };
+            let (l, h) = (low.min(at), high.max(at + part.bytes));
+            if base != n
+                || part.store != first.store
+                || matches!(part.address, Address::Pre(..))
+                || h - l > LONGEST
+            {
+                break;
+            }
+            (low, high, last) = (l, h, op);
+            if part.loads(n) || matches!(part.address, Address::Post(..)) {
+                break;
+            }
+        }
+        if last == self.at {
+            return;
+        }
+        let moved = match first.address {
+            Address::Pre(n, by) => {
+                self.will_write(n);
+                by
+            }
+            _ => 0,
+        };
+        let host = self.cache.keep(&mut self.asm);
+        self.address(Address::Unscaled(n, moved + low));
+        let (before, flags) = (self.cache, self.flags);
+        let from = self.translate(first.store, (high - low) as i32);
+        self.asm.mov(true, host, RAX);
+        self.cache.unpin();
+        self.run = Some(Run { ops: self.at..=last, low, host, from, before, flags });
+    }
+
+    /// Where an access is for the host; and where it is not in a run, by which jump it goes aside.
+    fn locate(&mut self, store: bool, bytes: i32, address: Address) -> (R, i32, Option<Jump>) {
+        if let Some(run) = &self.run {
+            let by = match address {
+                Address::Offset(_, by) | Address::Unscaled(_, by) => by,
+                _ => 0,
+            };
+            return (run.host, (by - run.low) as i32, None);
+        }
+        self.address(address);
+        (RAX, 0, Some(self.translate(store, bytes)))
+    }
+
+    /// An access has been made, which goes aside by this jump unless it is in a run.
+    fn accessed(&mut self, missing: Option<Jump>, before: Cache, changed: [u8; 3]) {
+        if missing.is_some() {
+            return self.slow([missing, None, None], before, changed);
+        }
+        if let Some(run) = self.run.take_if(|run| *run.ops.end() == self.at) {
+            self.cache.give_back(run.host);
+            self.slow_run(run);
+        }
+    }
+
     /// The base register that an access writes.
     fn written_base(address: Address) -> Option<Reg> {
         match address {
@@ -105,10 +252,10 @@ impl Translator<'_> {
                 self.will_write(*r);
             }
         }
-        self.address(address);
+        let bytes = (registers.len() as i32) << access.size;
+        let (host, offset, missing) = self.locate(access.store, bytes, address);
         let before = self.cache;
-        let missing = self.translate(access.store, (registers.len() as i32) << access.size);
-        let place = |i: usize| at(RAX, (i as i32) << access.size);
+        let place = |i: usize| at(host, offset + ((i as i32) << access.size));
         let mut changed = [NO_REG, NO_REG, base.unwrap_or(NO_REG)];
         if access.store {
             for (i, value) in values.iter().enumerate().take(registers.len()) {
@@ -124,7 +271,7 @@ impl Translator<'_> {
                 self.asm.load(access.size, access.signed, access.wide, to, place(i));
             }
         }
-        self.slow([Some(missing), None, None], before, changed);
+        self.accessed(missing, before, changed);
     }
 
     /// LDTR, STTR and their kind, which the guest's kernel copies to and from its programs' memory with.
@@ -345,12 +492,11 @@ impl Translator<'_> {
                 self.will_write_vector(r);
             }
         }
-        self.address(address);
-        let before = self.cache;
         let count = 1 + i32::from(u.is_some());
-        let missing = self.translate(store, count << size);
+        let (host, offset, missing) = self.locate(store, count << size, address);
+        let before = self.cache;
         for (i, r) in std::iter::once(t).chain(u).enumerate() {
-            let place = at(RAX, (i as i32) << size);
+            let place = at(host, offset + ((i as i32) << size));
             let x = if store { values[i] } else { self.write_vector(r) };
             match (store, size) {
                 (false, 4) => self.asm.movups(x, place),
@@ -372,6 +518,6 @@ impl Translator<'_> {
             }
         }
         self.write_back(address);
-        self.slow([Some(missing), None, None], before, [NO_REG, NO_REG, base.unwrap_or(NO_REG)]);
+        self.accessed(missing, before, [NO_REG, NO_REG, base.unwrap_or(NO_REG)]);
     }
 }

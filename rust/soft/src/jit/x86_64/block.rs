@@ -1,5 +1,7 @@
 //! From a block's instructions to machine code: control flow, ways out, and what goes to the interpreter.
 
+use std::ops::RangeInclusive;
+
 use super::Features;
 use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RCX, RDI, RDX, RSI, Sh, X, at, indexed};
 use super::cache::Cache;
@@ -17,7 +19,6 @@ use crate::isa::simd::{self, Simd};
 use crate::jit::{Code, Entries, Input, Link, flow};
 
 /// Code behind the block's straight way.
-#[expect(clippy::large_enum_variant, reason = "there are few at a time, and boxes would cost more")]
 enum Aside {
     /// An access that the TLB does not know, or a result that the host's may not be: the interpreter's operation does
     /// it, and the block goes on with what it has changed.
@@ -30,10 +31,26 @@ enum Aside {
         changed: [u8; 3],
         op: usize,
     },
+    /// Accesses of a run, of which one is unknown to the TLB or in another page: the interpreter's operations do them
+    /// and what is between them.
+    Run { from: Jump, back: usize, before: Cache, flags: State, after: Cache, ops: RangeInclusive<usize> },
     /// The interpreter goes on at this operation.
     Exit { from: Jump, cache: Cache, flags: State, op: usize },
     /// A branch that is taken.
     Taken { from: Jump, cache: Cache, flags: State, op: usize, to: i64 },
+}
+
+/// Loads, or stores, by one base register, none of which is far from the others, and between them what does nothing but
+/// compute with general registers: the TLB is asked once for all.
+pub(super) struct Run {
+    pub ops: RangeInclusive<usize>,
+    /// Where the first byte is for the guest, from the base on; and for the host.
+    pub low: i64,
+    pub host: R,
+    /// Where the ways part, and in which state.
+    pub from: Jump,
+    pub before: Cache,
+    pub flags: State,
 }
 
 pub(super) struct Translator<'a> {
@@ -56,11 +73,13 @@ pub(super) struct Translator<'a> {
     pub modes_checked: bool,
     /// The next instruction has been done with the one before it.
     skip: bool,
+    /// The run of accesses that the operation at hand is in.
+    pub run: Option<Run>,
     /// The loop that the block is, if it branches to its own begin: where that is, and the state there.
     around: Option<(usize, Cache)>,
     /// Whether anybody may still look at the flags that there are before each operation, and behind the last.
     flags_live: Vec<bool>,
-    input: &'a Input<'a>,
+    pub input: &'a Input<'a>,
     entries: &'a Entries,
     asides: Vec<Aside>,
     links: Vec<Link>,
@@ -87,6 +106,7 @@ pub(super) fn translate(
         copies: [None; 32],
         modes_checked: false,
         skip: false,
+        run: None,
         around: None,
         flags_live: flow::flags_live(input),
         input,
@@ -257,6 +277,9 @@ impl Translator<'_> {
     }
 
     fn instruction(&mut self, insn: Insn) {
+        if self.run.is_none() {
+            self.begin_run();
+        }
         match insn {
             Insn::Simd => {
                 let named = simd::decode(self.input.words[self.at]);
@@ -516,6 +539,13 @@ impl Translator<'_> {
         self.asides.push(Aside::Slow { from, back, before, flags, after, changed, op });
     }
 
+    /// The run that the operation at hand is the last of is done: the ways part at `from` in the state `before`.
+    pub(super) fn slow_run(&mut self, run: Run) {
+        let (back, after) = (self.asm.here(), self.cache);
+        let Run { from, before, flags, ops, .. } = run;
+        self.asides.push(Aside::Run { from, back, before, flags, after, ops });
+    }
+
     fn emit_asides(&mut self) {
         for aside in std::mem::take(&mut self.asides) {
             match aside {
@@ -528,6 +558,17 @@ impl Translator<'_> {
                     self.asm.mov_i(RSI, self.op_address(op));
                     self.asm.call_to(self.stubs.ways.call);
                     after.reload(&mut self.asm, &before, &changed);
+                    self.asm.jmp_to(back);
+                }
+                Aside::Run { from, back, before, flags, after, ops } => {
+                    self.asm.land(from);
+                    before.store(&mut self.asm);
+                    flags::store(&mut self.asm, &before, flags);
+                    for op in ops {
+                        self.asm.mov_i(RSI, self.op_address(op));
+                        self.asm.call_to(self.stubs.ways.call);
+                    }
+                    after.reload_all(&mut self.asm);
                     self.asm.jmp_to(back);
                 }
                 Aside::Exit { from, cache, flags, op } => {
