@@ -235,8 +235,9 @@ impl Cpu {
                 self.sample(op, self.fuel < 0);
             }
             let mut fuel = FUEL;
-            if jit::is_compiled(op) {
-                // Machine code is several times as fast, and there is nothing to translate where all has been.
+            if jit::is_compiled(op) && self.pmu.due == u64::MAX {
+                // Machine code is several times as fast, and there is nothing to translate where all has been. Where
+                // instructions are sampled an overflow is found as soon as ever.
                 fuel *= i64::from(LONGER);
                 self.laps += LONGER - 1;
             }
