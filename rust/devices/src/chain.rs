@@ -3,6 +3,7 @@
 //! virtio-queue's iterator ends a malformed chain early and in silence; here it is an error, so that a guest that lies
 //! loses its device and not some bytes. The guest may still change a chain behind the check: the iterator is safe then.
 
+use supermachine_support::to_usize;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
@@ -118,6 +119,11 @@ pub(crate) fn take(buffers: &mut Vec<VolatileSlice<'_>>, to: &mut [u8]) -> Resul
     Ok(())
 }
 
+/// A length that the driver is told. The buffers of a chain that was checked have fewer bytes than this holds.
+pub(crate) fn told(bytes: usize) -> Result<u32, Broken> {
+    u32::try_from(bytes).map_err(|_| Broken::Chain("its buffers have grown since it was checked".into()))
+}
+
 /// Address and length of the buffers of a checked chain that the device writes.
 pub(crate) fn ranges(chain: DescriptorChain<&Memory>, memory: &Memory) -> Result<Vec<(u64, u64)>, Broken> {
     let mut all = Vec::new();
@@ -140,7 +146,7 @@ pub(crate) fn slices_of<'m>(
     let outside = |_: vm_memory::GuestMemoryError| Broken::Chain("a buffer lies outside guest memory".into());
     let mut all = Vec::new();
     for (address, length) in ranges {
-        let slices = memory.get_slices(GuestAddress(*address), *length as usize, Permissions::ReadWrite);
+        let slices = memory.get_slices(GuestAddress(*address), to_usize(*length), Permissions::ReadWrite);
         for slice in slices.map_err(outside)? {
             all.push(slice.map_err(outside)?);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use supermachine_support::to_usize;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -127,14 +128,16 @@ impl Rings {
         let queue = &mut self.queues[index];
         let broken = |_| Broken::Queue { queue: index };
         let before = queue.next_used();
+        let mut next = before;
         // The elements first; the ring's index, which shows them, moves with the last one (virtio 1.2, 2.7.8).
-        for (n, (head, length)) in first.iter().enumerate() {
-            let slot = u64::from(before.wrapping_add(n as u16) % queue.size());
+        for (head, length) in first {
+            let slot = u64::from(next % queue.size());
+            next = next.wrapping_add(1);
             let element = u64::from(*head) | u64::from(*length) << 32;
             let at = GuestAddress(queue.used_ring() + 4 + 8 * slot);
             self.memory.write_obj(element.to_le(), at).map_err(|_| Broken::Queue { queue: index })?;
         }
-        queue.set_next_used(before.wrapping_add(first.len() as u16));
+        queue.set_next_used(next);
         if first.is_empty() || !queue.event_idx_enabled() {
             return self.push(index, *head, *length);
         }
@@ -311,19 +314,20 @@ impl<D: Device> Transport<D> {
     pub fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(at) = offset.checked_sub(CONFIG) {
-            let config = self.device.config().get(at as usize..).unwrap_or_default();
+            let config = self.device.config().get(to_usize(at)..).unwrap_or_default();
             for (to, from) in data.iter_mut().zip(config) {
                 *to = *from;
             }
-        } else if data.len() == 4 {
-            data.copy_from_slice(&self.register(offset as u32).to_le_bytes());
+        } else if let (4, Ok(offset)) = (data.len(), u32::try_from(offset)) {
+            data.copy_from_slice(&self.register(offset).to_le_bytes());
         }
     }
 
     /// Writes a register. The configuration spaces here are read-only.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (Ok(value), true) = (data.try_into().map(u32::from_le_bytes), offset < CONFIG) {
-            self.set_register(offset as u32, value);
+        let register = u32::try_from(offset).ok().filter(|_| offset < CONFIG);
+        if let (Ok(value), Some(register)) = (data.try_into().map(u32::from_le_bytes), register) {
+            self.set_register(register, value);
         }
     }
 
@@ -501,6 +505,7 @@ impl<D: Device> Transport<D> {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a half at a time")]
 fn half(value: u64, select: u32) -> u32 {
     match select {
         0 => value as u32,

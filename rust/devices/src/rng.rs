@@ -5,8 +5,8 @@ use std::io::Write;
 use supermachine_support::entropy;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use crate::Broken;
 use crate::mmio::{Device, Rings};
+use crate::{Broken, chain};
 
 /// Most bytes that one request gets; the guest asks again for more.
 const MAX: usize = 4096;
@@ -41,8 +41,7 @@ impl Device for Rng {
                 let bytes = &mut bytes[..writer.available_bytes().min(MAX)];
                 entropy(bytes)?;
                 writer.write_all(bytes)?;
-                let length = bytes.len() as u32;
-                rings.push(index, head, length)?;
+                rings.push(index, head, chain::told(bytes.len())?)?;
             }
             if !rings.enable_notification(index)? {
                 return Ok(());

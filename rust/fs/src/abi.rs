@@ -15,6 +15,9 @@ pub const OUT_HEADER: usize = 16;
 pub const WRITE_IN: usize = 40;
 /// The most bytes that one READ or WRITE moves.
 pub const MAX_IO: u32 = 1 << 20;
+/// The same, in pages.
+pub(crate) const MAX_PAGES: u16 = 256;
+const _: () = assert!(MAX_PAGES as u32 * 4096 == MAX_IO);
 
 pub const ROOT_ID: u64 = 1;
 

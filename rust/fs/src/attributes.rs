@@ -73,7 +73,8 @@ impl Session {
     /// `fuse_attr`.
     pub(crate) fn attr(&mut self, stat: &Statx) {
         let ino = self.nodes.inode_number(stat);
-        let seconds = |time: &StatxTimestamp| time.tv_sec as u64;
+        // Times before 1970 are negative on both sides, and bits of the other type between them.
+        let seconds = |time: &StatxTimestamp| time.tv_sec.cast_unsigned();
         let out = &mut self.out;
         out.u64(ino).u64(stat.stx_size).u64(stat.stx_blocks);
         out.u64(seconds(&stat.stx_atime)).u64(seconds(&stat.stx_mtime)).u64(seconds(&stat.stx_ctime));
@@ -154,7 +155,7 @@ impl Session {
                 let (tv_sec, tv_nsec) = match (valid & set != 0, valid & now != 0) {
                     (false, _) => (0, OMIT),
                     (true, true) => (0, NOW),
-                    (true, false) => (seconds as i64, i64::from(nanoseconds.min(999_999_999))),
+                    (true, false) => (seconds.cast_signed(), i64::from(nanoseconds.min(999_999_999))),
                 };
                 Timespec { tv_sec, tv_nsec }
             };
@@ -205,9 +206,10 @@ impl Session {
             (free, available) = (free.min(room), available.min(room));
             blocks = blocks.min(self.nodes.share(node)?.quota.unwrap_or(0) / stat.f_frsize.max(1)).max(free);
         }
+        let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         let out = &mut self.out;
         out.u64(blocks).u64(free).u64(available).u64(stat.f_files).u64(stat.f_ffree);
-        out.u32(stat.f_bsize as u32).u32(stat.f_namemax as u32).u32(stat.f_frsize as u32).zeros(28);
+        out.u32(number(stat.f_bsize)).u32(number(stat.f_namemax)).u32(number(stat.f_frsize)).zeros(28);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
+use supermachine_support::to_usize;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
@@ -199,14 +200,14 @@ impl Session {
         let append = open_flags & guest_open::APPEND != 0 && flags & WRITE_CACHE == 0;
         let most = self.writes_at_most(node, &file, (!append).then_some(offset), size.into())?;
         let before = self.taken(node, &file);
-        let written = guest::write_file(file.as_fd(), request, skip, most as usize, offset);
+        let written = guest::write_file(file.as_fd(), request, skip, to_usize(most), offset);
         self.count(node, before, self.taken(node, &file));
         let written = written?;
         if flags & WRITE_KILL_SUIDGID != 0 {
             self.drop_set_ids(node, &file)?;
         }
         self.own_change(node, &file);
-        self.out.u32(written as u32).u32(0);
+        self.out.length(written).u32(0);
         Ok(())
     }
 
@@ -252,13 +253,13 @@ impl Session {
         self.nodes.share(to_node)?.writable()?;
         let source = self.handles.get(handle, node)?.file.clone();
         let target = self.handles.get(to_handle, to_node)?.file.clone();
-        let length = self.writes_at_most(to_node, &target, Some(to), length as u64)? as usize;
+        let length = to_usize(self.writes_at_most(to_node, &target, Some(to), length as u64)?);
         let before = self.taken(to_node, &target);
         let copied = rustix::fs::copy_file_range(source, Some(&mut from), &target, Some(&mut to), length);
         self.count(to_node, before, self.taken(to_node, &target));
         self.own_change(to_node, &target);
         let copied = copied?;
-        self.out.u32(copied as u32).u32(0);
+        self.out.length(copied).u32(0);
         Ok(())
     }
 

@@ -119,7 +119,7 @@ impl Session {
     fn dirent(&mut self, ino: u64, next: u64, kind: FileType, name: &[u8]) {
         // DT_UNKNOWN, for which the guest asks.
         let kind = if kind == FileType::Unknown { 0 } else { kind.as_raw_mode() >> 12 };
-        self.out.u64(ino).u64(next).u32(name.len() as u32).u32(kind).bytes(name);
+        self.out.u64(ino).u64(next).length(name.len()).u32(kind).bytes(name);
         self.out.zeros(self.out.0.len().next_multiple_of(8) - self.out.0.len());
     }
 

@@ -96,7 +96,7 @@ impl Session {
     /// Answers with the value, or how long it is to who has no room.
     fn sized(&mut self, size: u32, value: &[u8]) -> Result<(), Errno> {
         if size == 0 {
-            self.out.u32(value.len() as u32).u32(0);
+            self.out.length(value.len()).u32(0);
         } else if value.len() > size as usize {
             return Err(Errno::RANGE);
         } else {

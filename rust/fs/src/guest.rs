@@ -71,6 +71,10 @@ pub(crate) fn errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
+fn count(window: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(window.len()).expect("there are at most MAX_PARTS")
+}
+
 /// Reads from a file into the parts, beyond their first `skip` bytes; how many bytes the file had.
 pub(crate) fn read_file<B: BitmapSlice>(
     file: BorrowedFd<'_>,
@@ -83,7 +87,7 @@ pub(crate) fn read_file<B: BitmapSlice>(
     let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
     // SAFETY: each part is memory that its slice keeps mapped and writable, and no reference to it exists: guest memory
     // is only ever reached by pointers. The count is at most MAX_PARTS.
-    let read = unsafe { libc::preadv(file.as_raw_fd(), parts.as_ptr(), parts.len() as libc::c_int, offset) };
+    let read = unsafe { libc::preadv(file.as_raw_fd(), parts.as_ptr(), count(&parts), offset) };
     usize::try_from(read).map_err(|_| errno())
 }
 
@@ -98,7 +102,6 @@ pub(crate) fn write_file<B: BitmapSlice>(
     let parts = window(parts, skip, most);
     let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
     // SAFETY: as in `read_file`; the call only reads the memory.
-    let written =
-        unsafe { libc::pwritev(file.as_raw_fd(), parts.as_ptr(), parts.len() as libc::c_int, offset) };
+    let written = unsafe { libc::pwritev(file.as_raw_fd(), parts.as_ptr(), count(&parts), offset) };
     usize::try_from(written).map_err(|_| errno())
 }

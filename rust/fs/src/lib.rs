@@ -210,7 +210,7 @@ impl Session {
         };
         let mut start = Out::default();
         let length = OUT_HEADER + fields + contents;
-        start.u32(length as u32).u32(error.wrapping_neg() as u32).u64(header.unique);
+        start.length(length).u32(error.wrapping_neg().cast_unsigned()).u64(header.unique);
         start.bytes(&self.out.0[..fields]);
         if guest::write(answer, &start.0) < start.0.len() {
             return Served::Answered(0);
@@ -331,11 +331,13 @@ impl Session {
             | init::DIRECT_IO_ALLOW_MMAP
             | init::ALLOW_IDMAP;
         let flags = offered & (u64::from(low) | u64::from(high) << 32);
+        #[expect(clippy::cast_possible_truncation, reason = "one half after the other")]
+        let (low, high) = (flags as u32, (flags >> 32) as u32);
         let out = &mut self.out;
-        out.u32(abi::MAJOR).u32(abi::MINOR.min(minor)).u32(readahead).u32(flags as u32);
+        out.u32(abi::MAJOR).u32(abi::MINOR.min(minor)).u32(readahead).u32(low);
         // max_background, congestion_threshold, max_write, time_gran (1 ns), max_pages, map_alignment.
-        out.u16(64).u16(48).u32(MAX_IO).u32(1).u16((MAX_IO / 4096) as u16).u16(0);
-        out.u32((flags >> 32) as u32).zeros(28);
+        out.u16(64).u16(48).u32(MAX_IO).u32(1).u16(abi::MAX_PAGES).u16(0);
+        out.u32(high).zeros(28);
         Ok(())
     }
 

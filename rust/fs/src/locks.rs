@@ -60,7 +60,7 @@ impl Wanted {
     /// `fuse_lk_in`.
     fn read(args: &mut Args<'_>) -> Result<Self, Errno> {
         let (handle, owner, start, end) = (args.u64()?, args.u64()?, args.u64()?, args.u64()?);
-        let (kind, pid, flags) = (args.u32()? as i32, args.u32()?, args.u32()?);
+        let (kind, pid, flags) = (args.u32()?.cast_signed(), args.u32()?, args.u32()?);
         if !matches!(kind, libc::F_RDLCK | libc::F_WRLCK | libc::F_UNLCK) {
             return Err(Errno::INVAL);
         }
@@ -185,7 +185,7 @@ impl Session {
         let mut by = self.locks.in_the_way(node, wanted.owner, &wanted.range);
         let pid = found.and_then(|_| by.next()).map_or(0, |(_, held)| held.pid);
         drop(by);
-        self.out.u64(range.start).u64(range.end).u32(range.kind as u32).u32(pid);
+        self.out.u64(range.start).u64(range.end).u32(range.kind.cast_unsigned()).u32(pid);
         Ok(())
     }
 

@@ -92,8 +92,8 @@ impl Stamp {
 
     /// Whether it is so long ago that a change from now on has another time.
     fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        self.times.iter().all(|(seconds, _)| seconds.saturating_add(SETTLED) < now as i64)
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs().cast_signed());
+        self.times.iter().all(|(seconds, _)| seconds.saturating_add(SETTLED) < now)
     }
 }
 
@@ -162,18 +162,18 @@ impl Nodes {
     pub(crate) fn share(&self, id: u64) -> Result<&Share, Errno> {
         let index = match share_index(id) {
             Some(index) => index,
-            None => self.nodes.get(&id).ok_or(Errno::STALE)?.share.into(),
+            None => self.nodes.get(&id).ok_or(Errno::STALE)?.share,
         };
-        self.shares.get(index).ok_or(Errno::STALE)
+        self.shares.get(usize::from(index)).ok_or(Errno::STALE)
     }
 
     /// The same, to count in.
     pub(crate) fn share_mut(&mut self, id: u64) -> Result<&mut Share, Errno> {
         let index = match share_index(id) {
             Some(index) => index,
-            None => self.nodes.get(&id).ok_or(Errno::STALE)?.share.into(),
+            None => self.nodes.get(&id).ok_or(Errno::STALE)?.share,
         };
-        self.shares.get_mut(index).ok_or(Errno::STALE)
+        self.shares.get_mut(usize::from(index)).ok_or(Errno::STALE)
     }
 
     /// Whether the guest has it open.
@@ -251,7 +251,7 @@ impl Nodes {
     /// Notes that the guest has been told of a file under this name; its id.
     pub(crate) fn remember(&mut self, parent: u64, name: &CStr, stat: &Statx) -> Result<u64, Errno> {
         let share = match share_index(parent) {
-            Some(index) => index as u16,
+            Some(index) => index,
             None => self.nodes.get(&parent).ok_or(Errno::STALE)?.share,
         };
         let identity = Identity::of(stat);
@@ -370,7 +370,7 @@ impl Nodes {
     /// The id under which the guest knows a file of the same share as `near`.
     pub(crate) fn known(&self, near: u64, stat: &Statx) -> Option<u64> {
         let share = match share_index(near) {
-            Some(index) => index as u16,
+            Some(index) => index,
             None => self.nodes.get(&near)?.share,
         };
         self.ids.get(&(share, Identity::of(stat))).copied()
@@ -409,7 +409,7 @@ impl Nodes {
         let mut at = id;
         let mut fd = loop {
             if let Some(index) = share_index(at) {
-                break self.shares.get(index).ok_or(Errno::STALE)?.fd.clone();
+                break self.shares.get(usize::from(index)).ok_or(Errno::STALE)?.fd.clone();
             }
             let node = self.nodes.get_mut(&at).ok_or(Errno::STALE)?;
             if let Some(fd) = &node.fd {
@@ -489,8 +489,9 @@ impl Nodes {
 }
 
 /// The share whose top this node is.
-pub(crate) fn share_index(id: u64) -> Option<usize> {
-    id.checked_sub(FIRST_SHARE).map(|index| index as usize).filter(|index| *index < MAX_SHARES)
+pub(crate) fn share_index(id: u64) -> Option<u16> {
+    let index = u16::try_from(id.checked_sub(FIRST_SHARE)?).ok()?;
+    (usize::from(index) < MAX_SHARES).then_some(index)
 }
 
 /// What the node's name stands for in its directory, if that is still the same file.

@@ -16,6 +16,7 @@ pub(crate) struct Range {
 }
 
 impl Range {
+    #[allow(clippy::cast_possible_truncation, reason = "constants are c_int on Linux, c_short on macOS")]
     fn structure(&self) -> Result<libc::flock, Errno> {
         let number = |value: u64| i64::try_from(value).map_err(|_| Errno::INVAL);
         let (start, end) = (number(self.start)?, number(self.end)?);
@@ -56,5 +57,5 @@ pub(crate) fn conflict(file: BorrowedFd<'_>, range: Range) -> Result<Option<Rang
     }
     let start = lock.l_start.max(0);
     let end = if lock.l_len == 0 { i64::MAX } else { start.saturating_add(lock.l_len - 1) };
-    Ok(Some(Range { start: start as u64, end: end as u64, kind: lock.l_type.into() }))
+    Ok(Some(Range { start: start.cast_unsigned(), end: end.cast_unsigned(), kind: lock.l_type.into() }))
 }

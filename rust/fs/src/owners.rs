@@ -71,7 +71,9 @@ impl Kept {
     /// The attributes as the guest is to see them.
     pub(crate) fn shown(&self, host: &Statx) -> Statx {
         let mut stat = *host;
-        (stat.stx_uid, stat.stx_gid, stat.stx_mode) = (self.uid, self.gid, self.mode as u16);
+        #[expect(clippy::cast_possible_truncation, reason = "modes have 16 bits in struct statx")]
+        let mode = self.mode as u16;
+        (stat.stx_uid, stat.stx_gid, stat.stx_mode) = (self.uid, self.gid, mode);
         (stat.stx_rdev_major, stat.stx_rdev_minor) = self.device;
         stat
     }

@@ -74,8 +74,9 @@ impl Session {
         if let Ok(share) = self.nodes.share_mut(node)
             && share.quota.is_some()
         {
-            let change = (i128::from(after) - i128::from(before)).clamp(i64::MIN.into(), i64::MAX.into());
-            share.grown = share.grown.saturating_add(change as i64);
+            let change = i64::try_from(i128::from(after) - i128::from(before));
+            let most = if after > before { i64::MAX } else { i64::MIN };
+            share.grown = share.grown.saturating_add(change.unwrap_or(most));
         }
     }
 

@@ -90,7 +90,7 @@ fn make() -> Result<usize, Errno> {
         }
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
         let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-        let how = How { flags: flags as u64, mode: 0, resolve: resolve.bits() };
+        let how = How { flags: flags.cast_unsigned().into(), mode: 0, resolve: resolve.bits() };
         // SAFETY: the new page, which is longer than the value and aligned to more; nobody else knows of it.
         unsafe { page.cast::<Page>().write(Page { how, empty: 0 }) };
         // SAFETY: the same page.

@@ -58,6 +58,11 @@ impl Out {
         self.bytes(&value.to_le_bytes())
     }
 
+    /// Bytes of something that fits one message.
+    pub(crate) fn length(&mut self, bytes: usize) -> &mut Self {
+        self.u32(u32::try_from(bytes).expect("messages have at most MAX_IO bytes"))
+    }
+
     pub(crate) fn u64(&mut self, value: u64) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }

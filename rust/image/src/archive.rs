@@ -7,6 +7,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use supermachine_support::to_usize;
+
 use crate::compression::{Compression, MAGIC_BYTES};
 use crate::data::Appender;
 use crate::output::Output;
@@ -207,7 +209,7 @@ impl Stream for FileStream {
     fn skip(&mut self, n: u64) -> Result<u64, Error> {
         let buffered = (self.end - self.start) as u64;
         if n <= buffered {
-            self.consume(n as usize);
+            self.consume(to_usize(n));
             return Ok(n);
         }
         let target = self.at.saturating_add(n - buffered).min(self.length.max(self.at));

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use supermachine_support::to_usize;
+
 use crate::Error;
 use crate::id::{Id, NONE};
 
@@ -50,7 +52,7 @@ impl Body {
 
     /// Bytes of a file of `size` bytes that stand in the spool.
     pub(crate) fn tail_length(size: u64) -> usize {
-        match (size % BLOCK as u64) as usize {
+        match to_usize(size % BLOCK as u64) {
             rest if rest <= MAX_TAIL => rest,
             _ => 0,
         }
@@ -107,7 +109,7 @@ impl Appender {
     /// `n` bytes of zeros; many of them stay holes of the file.
     pub(crate) fn zeros(&mut self, n: u64) -> Result<(), Error> {
         if n <= BLOCK as u64 {
-            return self.write(&[0; BLOCK][..n as usize]);
+            return self.write(&[0; BLOCK][..to_usize(n)]);
         }
         self.flush()?;
         self.flushed += n;
@@ -173,6 +175,11 @@ impl DataArea {
     }
 }
 
+/// A number of a file's blocks, of which there are fewer than 2^32 (`MAX_FILE_BYTES`).
+fn block_number(number: u64) -> u32 {
+    u32::try_from(number).expect("files have at most MAX_FILE_BYTES")
+}
+
 impl FileWriter<'_> {
     /// Memory this file needs so far.
     pub(crate) fn extents(&self) -> usize {
@@ -220,7 +227,7 @@ impl FileWriter<'_> {
                 self.emit(&[0; BLOCK])?;
             }
         }
-        self.write(&[0; BLOCK][..rest as usize])
+        self.write(&[0; BLOCK][..to_usize(rest)])
     }
 
     /// Whole blocks, the first at the end of what was written or counted as zeros.
@@ -250,7 +257,7 @@ impl FileWriter<'_> {
             return Ok(());
         }
         let (logical, physical) = (self.written_blocks(), self.area.image.block()?);
-        self.note(logical, physical, (data.len() / BLOCK) as u32);
+        self.note(logical, physical, block_number((data.len() / BLOCK) as u64));
         self.area.image.write(data)
     }
 
@@ -276,7 +283,7 @@ impl FileWriter<'_> {
             // The next block written comes after the hole even when no zeros follow it.
             if hole_end == end {
                 let physical = self.area.image.block()?;
-                self.extents.push(Extent { logical: end as u32, physical, count: 0 });
+                self.extents.push(Extent { logical: block_number(end), physical, count: 0 });
             }
             return Ok(());
         }
@@ -286,7 +293,7 @@ impl FileWriter<'_> {
     fn zero_blocks(&mut self, logical: u64, count: u64) -> Result<(), Error> {
         if count > 0 {
             let physical = self.area.image.block()?;
-            self.note(logical as u32, physical, count as u32);
+            self.note(block_number(logical), physical, block_number(count));
             self.area.image.zeros(count * BLOCK as u64)?;
             self.area.image.block()?;
         }
@@ -323,7 +330,8 @@ impl FileWriter<'_> {
                     first = at;
                 }
             }
-            return Ok(Body::Chunks { first, count: self.extents.len() as u32, bits: self.bits });
+            let count = block_number(self.extents.len() as u64);
+            return Ok(Body::Chunks { first, count, bits: self.bits });
         }
         let mut tail = 0;
         let tail_length = Body::tail_length(self.size);

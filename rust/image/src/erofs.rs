@@ -8,6 +8,10 @@ use crate::tree::{Attributes, format};
 /// Bytes of an inode number's unit: the address of inode n is `n * 32` into the metadata area.
 pub(crate) const SLOT: u64 = 32;
 
+/// Of a block's size the logarithm.
+const BLOCK_BITS: u8 = 12;
+const _: () = assert!(1 << BLOCK_BITS == BLOCK);
+
 const SUPER_OFFSET: usize = 1024;
 const MAGIC: u32 = 0xe0f5_e1e2;
 const COMPAT_CHECKSUM: u32 = 1;
@@ -41,7 +45,7 @@ impl SuperBlock {
         put(&MAGIC.to_le_bytes());
         put(&[0; 4]);
         put(&(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes());
-        put(&[BLOCK.trailing_zeros() as u8, 0]);
+        put(&[BLOCK_BITS, 0]);
         put(&self.root.to_le_bytes());
         put(&self.inodes.to_le_bytes());
         put(&self.build_time.0.to_le_bytes());
@@ -92,6 +96,7 @@ pub(crate) fn inode_bytes(compact: bool) -> usize {
 }
 
 impl RawInode<'_> {
+    #[expect(clippy::cast_possible_truncation, reason = "is_compact and xattr's MAX_BODY say what fits")]
     pub(crate) fn encode(&self, compact: bool, out: &mut Vec<u8>) {
         let a = self.attributes;
         let start = out.len();

@@ -9,6 +9,8 @@
 
 use std::os::unix::fs::FileExt;
 
+use supermachine_support::to_usize;
+
 use crate::Error;
 use crate::data::{BLOCK, Body, DataArea, MAX_TAIL};
 use crate::erofs::{self, DIRENT, Layout, NULL_BLOCK, RawInode, SLOT, SuperBlock};
@@ -71,7 +73,8 @@ fn encode_block(tree: &Tree, entries: &[(&[u8], Id)], out: &mut Vec<u8>) {
     for (name, inode) in entries {
         let inode = tree.inode(*inode);
         out.extend_from_slice(&u64::from(inode.nid).to_le_bytes());
-        out.extend_from_slice(&(name_at as u16).to_le_bytes());
+        let at = u16::try_from(name_at).expect("names lie in a block");
+        out.extend_from_slice(&at.to_le_bytes());
         out.extend_from_slice(&[erofs::file_type(inode.attributes.mode), 0]);
         name_at += name.len();
     }
@@ -312,7 +315,7 @@ impl Writer<'_> {
                 links: inode.links,
                 size: plan.size,
                 union,
-                number: number as u32 + 1,
+                number: u32::try_from(number + 1).expect("inodes have an Id each"),
             };
             raw.encode(plan.compact, &mut out);
             out.extend_from_slice(self.tree.xattrs.encoded(inode.attributes.xattrs));
@@ -351,7 +354,8 @@ impl Writer<'_> {
             while extents.next_if(|e| u64::from(e.logical) + u64::from(e.count) <= block).is_some() {}
             let address = match extents.peek() {
                 Some(e) if u64::from(e.logical) <= block => {
-                    e.physical + (block - u64::from(e.logical)) as u32
+                    e.physical
+                        + u32::try_from(block - u64::from(e.logical)).expect("it is one of the extent's")
                 }
                 _ => NULL_BLOCK,
             };
@@ -391,12 +395,12 @@ impl TailReader {
             }
             self.buffer.truncate(filled);
         }
-        let from = (at - self.start) as usize;
+        let from = to_usize(at - self.start);
         let tail = self.buffer.get(from..from + n).ok_or(std::io::ErrorKind::UnexpectedEof)?;
         out.extend_from_slice(tail);
         Ok(())
     }
 }
 
-const _: () = assert!(MAX_TAIL + 2 * SLOT as usize <= BLOCK);
+const _: () = assert!(MAX_TAIL + 2 * to_usize(SLOT) <= BLOCK);
 const _: () = assert!(NONE == u32::MAX && format::MASK == 0o170000);

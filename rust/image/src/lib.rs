@@ -146,7 +146,8 @@ fn apply_all(
         for (i, layer) in layers.iter().enumerate() {
             stream.begin_layer(i);
             // Layer 0 of the tree is the empty root that everything is laid over.
-            let applied = applier.layer(i as u16 + 1, &mut stream);
+            let number = u16::try_from(i + 1).expect("`convert` refuses more layers");
+            let applied = applier.layer(number, &mut stream);
             let applied = match applied {
                 // A damaged blob rarely parses; when its digest is wrong as well, that is the better message.
                 Err(e @ (Error::Tar { .. } | Error::Entry { .. })) => {

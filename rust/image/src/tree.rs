@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
+use supermachine_support::to_usize;
 
 use crate::arena::{Pieces, Strings};
 use crate::data::{Body, Extent};
@@ -24,6 +25,11 @@ pub(crate) mod format {
     pub(crate) const BLOCK: u16 = 0o060000;
     pub(crate) const FILE: u16 = 0o100000;
     pub(crate) const SYMLINK: u16 = 0o120000;
+}
+
+/// The number of what was added last to a table of this length. A table of 2^32 would take more memory than there is.
+fn last(length: usize) -> Id {
+    Id::try_from(length - 1).expect("tables are smaller than 2^32")
 }
 
 /// Owner, mode and the like, without contents.
@@ -202,7 +208,7 @@ impl Tree {
 
     pub(crate) fn target(&self, inode: &Inode) -> &[u8] {
         match inode.body {
-            Body::Target(at) => self.strings.get(at, inode.size as usize),
+            Body::Target(at) => self.strings.get(at, to_usize(inode.size)),
             _ => &[],
         }
     }
@@ -210,7 +216,7 @@ impl Tree {
     pub(crate) fn add_extent(&mut self, extent: Extent) -> Result<u32, Error> {
         self.charge()?;
         self.extents.push(extent);
-        Ok((self.extents.len() - 1) as u32)
+        Ok(last(self.extents.len()))
     }
 
     /// An inode without a name yet.
@@ -224,7 +230,7 @@ impl Tree {
             }
             None => {
                 self.inodes.push(inode);
-                (self.inodes.len() - 1) as Id
+                last(self.inodes.len())
             }
         })
     }
@@ -271,7 +277,7 @@ impl Tree {
             }
             None => {
                 self.entries.push(entry);
-                (self.entries.len() - 1) as Id
+                last(self.entries.len())
             }
         };
         if next != NONE {

@@ -89,7 +89,7 @@ impl Xattrs {
         if let Some(number) = self.numbers.get(&body[..]) {
             return Ok(*number);
         }
-        let number = self.sets.len() as u32;
+        let number = u32::try_from(self.sets.len()).expect("each inode has one set at most");
         let body: Rc<[u8]> = Rc::from(body);
         self.bytes += body.len() as u64 + 96;
         self.sets.push(body.clone());

@@ -97,6 +97,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// Appends a number as LEB128.
+#[expect(clippy::cast_possible_truncation, reason = "seven bits at a time")]
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);

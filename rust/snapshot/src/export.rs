@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
+use supermachine_support::to_usize;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::CParameter;
 
@@ -37,6 +38,11 @@ const MAX_FRAME: u32 = 8 << 20;
 /// Enough for 1 TiB.
 const MAX_FRAMES: u32 = 1 << 20;
 const LEVEL: i32 = 3;
+
+/// Of a frame, or of the table of all of them: of snapshots that hosts can have, far below 4 GiB.
+fn length_field(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("a snapshot has fewer frames")
+}
 
 /// Writes an export of a snapshot file, which is verified on the way, to `out`, which is empty. Gives its length.
 ///
@@ -70,14 +76,14 @@ pub fn write(source: &File, out: &File, watch: Watch) -> Result<u64> {
             &compressor.compress(&chunk[..bytes]).map_err(failed)?
         };
         out.write_all_at(packed, written).map_err(&write)?;
-        table.extend((packed.len() as u32).to_le_bytes());
-        table.extend((bytes as u32).to_le_bytes());
+        table.extend(length_field(packed.len()).to_le_bytes());
+        table.extend(length_field(bytes).to_le_bytes());
         written += packed.len() as u64;
         at += bytes as u64;
         frames += 1;
     }
     let mut end = SKIPPABLE_MAGIC.to_le_bytes().to_vec();
-    end.extend((table.len() as u32 + FOOTER as u32).to_le_bytes());
+    end.extend(length_field(table.len() + to_usize(FOOTER)).to_le_bytes());
     end.extend(table);
     end.extend(frames.to_le_bytes());
     end.push(0);
@@ -180,7 +186,7 @@ impl<'a> Export<'a> {
         let Some(footer_at) = length.checked_sub(FOOTER) else {
             return invalid(0, "the file is too short to have one");
         };
-        let mut footer = [0; FOOTER as usize];
+        let mut footer = [0; to_usize(FOOTER)];
         source.fill_at(&mut footer, footer_at).map_err(Error::io("read"))?;
         let mut cursor = Cursor::new(NAME, &footer, footer_at);
         let (count, descriptor, magic) = (cursor.u32()?, cursor.u8()?, cursor.u32()?);
@@ -198,7 +204,7 @@ impl<'a> Export<'a> {
         let Some(head_at) = footer_at.checked_sub(table_bytes + SKIPPABLE_HEAD) else {
             return invalid(footer_at, "it is longer than the file");
         };
-        let mut table = vec![0; (SKIPPABLE_HEAD + table_bytes) as usize];
+        let mut table = vec![0; to_usize(SKIPPABLE_HEAD + table_bytes)];
         source.fill_at(&mut table, head_at).map_err(Error::io("read"))?;
         let mut cursor = Cursor::new(NAME, &table, head_at);
         if cursor.u32()? != SKIPPABLE_MAGIC || u64::from(cursor.u32()?) != table_bytes + FOOTER {
@@ -209,7 +215,7 @@ impl<'a> Export<'a> {
         for _ in 0..count {
             let offset = cursor.offset();
             let frame = Frame { packed_at, at, packed: cursor.u32()?, bytes: cursor.u32()? };
-            cursor.bytes(entry as usize - 8)?;
+            cursor.bytes(to_usize(entry) - 8)?;
             let bound = zstd::zstd_safe::compress_bound(frame.bytes as usize) as u64 + SKIPPABLE_HEAD;
             if frame.bytes == 0 || frame.bytes > MAX_FRAME || u64::from(frame.packed) > bound {
                 return invalid(offset, "a frame is empty or too long");
@@ -258,7 +264,7 @@ impl Source for Export<'_> {
                 self.unpack(number, &mut last.1)?;
                 last.0 = number;
             }
-            let there = &last.1[(offset - self.frames[number].at) as usize..];
+            let there = &last.1[to_usize(offset - self.frames[number].at)..];
             let count = there.len().min(bytes.len());
             let (now, later) = bytes.split_at_mut(count);
             now.copy_from_slice(&there[..count]);

@@ -54,7 +54,7 @@ impl Source for File {
 
 /// Opens a file for reading; an error if it is not a regular file, which a pipe would wait for ever to tell.
 pub fn open(path: &Path) -> Result<File> {
-    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path);
     let file = file.map_err(Error::path("open", path))?;
     let kind = file.metadata().map_err(Error::path("look at", path))?.file_type();

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 /// Takes the lock; `false` when another machine has it. Machines that only read share it.
+#[allow(clippy::cast_possible_truncation, reason = "constants are c_int on Linux, c_short on macOS")]
 pub fn acquire(file: &File, shared: bool) -> io::Result<bool> {
     // SAFETY: all zeros is a valid flock: from the start, to the end.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use supermachine_support::to_usize;
+
 use crate::BLOCK;
 use crate::ext4::{self, Identity};
 
@@ -52,7 +54,7 @@ pub const MAX_BYTES: u64 = ext4::MAX_BYTES;
 /// Makes a volume of `bytes` in an empty file.
 pub fn make(file: &File, bytes: u64, identity: &Identity) -> Result<(), ext4::Error> {
     ext4::make(file, bytes, identity)?;
-    let mut last = [0; BLOCK as usize];
+    let mut last = [0; to_usize(BLOCK)];
     last[..MAGIC.len()].copy_from_slice(&MAGIC);
     file.write_all_at(&last, bytes)?;
     Ok(file.sync_all()?)
@@ -106,13 +108,13 @@ impl Volume {
         if !self.can_grow(bytes)? {
             return Ok(());
         }
-        let mut last = [0; BLOCK as usize];
+        let mut last = [0; to_usize(BLOCK)];
         self.file.read_exact_at(&mut last, self.bytes)?;
-        last[MARK as usize..MARK as usize + Mark::default().len()].fill(0);
+        last[to_usize(MARK)..to_usize(MARK) + Mark::default().len()].fill(0);
         self.file.write_all_at(&last, bytes)?;
         self.file.sync_all()?;
         // What it was is a block like any other now, which is nobody's.
-        self.file.write_all_at(&[0; BLOCK as usize], self.bytes)?;
+        self.file.write_all_at(&[0; to_usize(BLOCK)], self.bytes)?;
         crate::scratch::punch(&self.file, self.bytes, BLOCK);
         (self.bytes, self.marked) = (bytes, false);
         Ok(())
@@ -207,7 +209,7 @@ impl Volume {
         let mut at = offset;
         while at < end {
             let count = (end - at).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..count as usize], at)?;
+            self.file.write_all_at(&ZEROS[..to_usize(count)], at)?;
             at += count;
         }
         Ok(())

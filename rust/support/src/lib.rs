@@ -1,5 +1,5 @@
-//! What several crates need and none owns: locks, entropy, page size, elapsed time, descriptors over sockets, a tripwire for
-//! saved structures. It knows no other crate.
+//! What several crates need and none owns: locks, entropy, page size, elapsed time, indices of 64 bits, descriptors over
+//! sockets, a tripwire for saved structures. It knows no other crate.
 
 #![allow(unsafe_code, reason = "getrandom(2), getentropy(3) and sysconf(3) are C calls")]
 
@@ -45,6 +45,13 @@ pub fn page_size() -> u64 {
 /// Nanoseconds since `then`, as messages carry them; the largest number after 584 years.
 pub fn elapsed_ns(then: Instant) -> u64 {
     u64::try_from(then.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A length or an offset of 64 bits as an index. Nothing is lost: hosts have pointers of 64 bits.
+#[expect(clippy::cast_possible_truncation, reason = "no build has smaller pointers")]
+pub const fn to_usize(n: u64) -> usize {
+    const { assert!(usize::BITS == 64) };
+    n as usize
 }
 
 /// Does not compile when a structure that snapshots hold has other fields than those that are listed. Who has changed one

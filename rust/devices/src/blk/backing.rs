@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
+use supermachine_support::to_usize;
+
 use super::SECTOR;
 
 /// A disk's contents. All calls come with the transport's lock held, on the vCPU that notified; the device has checked that
@@ -71,7 +73,7 @@ impl Backing for FileBacking {
         let mut at = offset;
         while at < end {
             let n = (end - at).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..n as usize], at)?;
+            self.file.write_all_at(&ZEROS[..to_usize(n)], at)?;
             at += n;
         }
         Ok(())

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::mmio::{Device, Rings};
-use crate::{Broken, Memory};
+use crate::{Broken, Memory, chain};
 pub use backing::{Backing, FileBacking};
 
 const QUEUE: u16 = 128;
@@ -97,9 +97,9 @@ impl Blk {
         };
         let mut status = answer.split_at(data)?;
         let code = self.serve(&mut request, &mut answer)?;
-        status.write_all(&[code as u8])?;
+        status.write_all(&[u8::try_from(code).expect("codes are 0 to 2")])?;
         // Unwritten bytes of a failed read count as written: the length says where the status byte is.
-        rings.push(index, head, data as u32 + 1)?;
+        rings.push(index, head, chain::told(data + 1)?)?;
         Ok(true)
     }
 }

@@ -92,7 +92,7 @@ impl Fs {
             Served::Answered(written) => {
                 *untold = 0;
                 let room: usize = answer.iter().map(VolatileSlice::len).sum();
-                rings.push(queue, head, written.min(room) as u32)
+                rings.push(queue, head, chain::told(written.min(room))?)
             }
             Served::Later => Ok(()),
         }

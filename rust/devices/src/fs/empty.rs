@@ -61,7 +61,8 @@ impl Server for Empty {
         };
         // struct fuse_out_header: len, error, unique.
         let mut out = Vec::with_capacity(OUT_HEADER + body.len());
-        out.extend(((OUT_HEADER + body.len()) as u32).to_le_bytes());
+        let length = u32::try_from(OUT_HEADER + body.len()).expect("bodies are those above");
+        out.extend(length.to_le_bytes());
         out.extend(error.to_le_bytes());
         out.extend(unique);
         out.extend(body);

@@ -19,6 +19,12 @@ use crate::chain;
 use crate::mmio::{Device, Rings};
 use crate::poller::{Event, Poller};
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the header's constants are u32, whatever field they are for"
+)]
+const LINK_UP: u8 = VIRTIO_NET_S_LINK_UP as u8;
+
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 /// The least bytes of a buffer that a driver with VIRTIO_NET_F_MRG_RXBUF should give (virtio 1.2, 5.1.6.3.1).
@@ -68,7 +74,7 @@ impl Net {
 
     fn show_link(&mut self, rings: &mut Rings) {
         if self.attached != self.is_link_up() {
-            self.config[6] = if self.attached { VIRTIO_NET_S_LINK_UP as u8 } else { 0 };
+            self.config[6] = if self.attached { LINK_UP } else { 0 };
             rings.config_changed();
         }
     }
@@ -270,7 +276,8 @@ impl Receiver for ReceiveQueue<'_> {
             room += writer.available_bytes();
             buffers.push((head, writer));
         }
-        let header = header::encode(header, buffers.len() as u16);
+        let count = u16::try_from(buffers.len()).expect("a queue has fewer");
+        let header = header::encode(header, count);
         let all: Vec<&[u8]> = std::iter::once(&header[..]).chain(pieces.iter().copied()).collect();
         let mut rest = all.iter().copied().filter(|piece| !piece.is_empty());
         let mut piece = rest.next().unwrap_or_default();
@@ -285,7 +292,7 @@ impl Receiver for ReceiveQueue<'_> {
                     piece = rest.next().unwrap_or_default();
                 }
             }
-            written.push((head, length as u32));
+            written.push((head, chain::told(length)?));
         }
         self.rings.push_all(RECEIVE, &written)?;
         Ok(true)

@@ -52,7 +52,12 @@ pub(super) fn encode(header: &Header, buffers: u16) -> [u8; BYTES] {
         Segments::TcpV6 => VIRTIO_NET_HDR_GSO_TCPV6,
     };
     let mut bytes = [0; BYTES];
-    bytes[..2].copy_from_slice(&[checksum as u8, kind as u8]);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the header's constants are u32, whatever field they are for"
+    )]
+    let start = [checksum as u8, kind as u8];
+    bytes[..2].copy_from_slice(&start);
     let words =
         [header.header_bytes, header.segment_bytes, header.checksum_start, header.checksum_offset, buffers];
     for (to, word) in bytes[2..].chunks_exact_mut(2).zip(words) {

@@ -68,9 +68,10 @@ impl Poller {
     /// As [`Poller::wait`]; no events when the deadline comes first, or [`Poller::wake`].
     pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Vec<Event>> {
         const NONE: libc::epoll_event = libc::epoll_event { events: 0, u64: 0 };
-        let mut events = [NONE; 64];
+        const ROOM: u8 = 64;
+        let mut events = [NONE; ROOM as usize];
         let timeout = milliseconds(deadline);
-        let (epoll, room) = (self.epoll.as_raw_fd(), events.len() as i32);
+        let (epoll, room) = (self.epoll.as_raw_fd(), i32::from(ROOM));
         // SAFETY: `events` has room for as many events as the call is told.
         let n = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), room, timeout) };
         let n = match usize::try_from(n) {
@@ -82,7 +83,7 @@ impl Poller {
         };
         let mut told = Vec::with_capacity(n);
         for event in &events[..n] {
-            let (bits, token) = (event.events as i32, event.u64);
+            let (bits, token) = (event.events.cast_signed(), event.u64);
             if token == WAKE {
                 if self.stopped.load(Ordering::SeqCst) {
                     return None;
@@ -115,7 +116,7 @@ impl Poller {
     }
 
     fn control(&self, op: i32, fd: i32, events: i32, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: events as u32, u64: token };
+        let mut event = libc::epoll_event { events: events.cast_unsigned(), u64: token };
         // SAFETY: `event` outlives the call, which copies it.
         match unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), op, fd, &mut event) } {
             0 => Ok(()),

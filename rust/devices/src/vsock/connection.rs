@@ -120,7 +120,8 @@ impl Connection {
             match self.stream.write(&self.waiting[self.written..]) {
                 Ok(n) => {
                     self.written += n;
-                    self.forwarded = self.forwarded.wrapping_add(n as u32);
+                    let length = u32::try_from(n).expect("at most BUFFER wait");
+                    self.forwarded = self.forwarded.wrapping_add(length);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

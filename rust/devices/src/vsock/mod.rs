@@ -17,9 +17,9 @@ use std::sync::{Arc, Mutex, TryLockError};
 use supermachine_support::lock;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use crate::Broken;
 use crate::mmio::{Device, Rings, Transport};
 use crate::poller::{self, Poller};
+use crate::{Broken, chain};
 use connection::{Connection, Key, State};
 use packet::*;
 
@@ -320,7 +320,7 @@ impl Vsock {
                     None => self.read_socket(&mut writer, room)?,
                 };
                 match written {
-                    Some(written) => rings.push(RECEIVE, head, written as u32)?,
+                    Some(written) => rings.push(RECEIVE, head, chain::told(written)?)?,
                     None => rings.put_back(RECEIVE),
                 }
             }
@@ -352,10 +352,11 @@ impl Vsock {
                     return Ok(Some(HEADER_BYTES));
                 }
                 Ok(n) => {
-                    connection.sent = connection.sent.wrapping_add(n as u32);
+                    let length = u32::try_from(n).expect("a packet has at most MAX_PACKET");
+                    connection.sent = connection.sent.wrapping_add(length);
                     connection.announced = connection.forwarded;
                     let mut header = self.header(key, OP_RW, 0);
-                    header.len = (n as u32).into();
+                    header.len = length.into();
                     writer.write_all(vm_memory::ByteValued::as_slice(&header))?;
                     writer.write_all(&self.buffer[..n])?;
                     return Ok(Some(HEADER_BYTES + n));
@@ -600,6 +601,7 @@ impl Drop for Host {
 fn fresh_port() -> u32 {
     use std::hash::{BuildHasher, Hasher};
 
+    #[expect(clippy::cast_possible_truncation, reason = "any 32 bits of it are as random")]
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish() as u32;
     FIRST_EPHEMERAL + random % (u32::MAX - FIRST_EPHEMERAL)
 }

@@ -40,7 +40,7 @@ impl Header {
             link: text(&block[157..257]).to_vec(),
             type_flag,
             // The format's own bits may be there too (S_IFMT); the type flag says it already.
-            mode: (number(&block[100..108], "mode")? & 0o7777) as u16,
+            mode: u16::try_from(number(&block[100..108], "mode")? & 0o7777).expect("it has twelve bits"),
             uid: number(&block[108..116], "user id")?,
             gid: number(&block[116..124], "group id")?,
             size: u64::try_from(size).map_err(|_| format!("the size {size} is negative"))?,
@@ -60,7 +60,7 @@ fn verify_checksum(block: &[u8; BLOCK]) -> Result<(), String> {
     let byte = |(i, b): (usize, &u8)| if (148..156).contains(&i) { b' ' } else { *b };
     let unsigned: i64 = block.iter().enumerate().map(byte).map(i64::from).sum();
     // Some old writers summed signed characters.
-    let signed: i64 = block.iter().enumerate().map(byte).map(|b| i64::from(b as i8)).sum();
+    let signed: i64 = block.iter().enumerate().map(byte).map(|b| i64::from(b.cast_signed())).sum();
     if stated == unsigned || stated == signed {
         return Ok(());
     }

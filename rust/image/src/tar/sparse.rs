@@ -1,5 +1,7 @@
 //! Sparse files: GNU's old format (type 'S') and its pax formats 0.0, 0.1 and 1.0 (GNU tar manual, "Sparse Formats").
 
+use supermachine_support::to_usize;
+
 use super::header::number;
 use super::pax::{Records, unsigned};
 use super::{BLOCK, DataRun, Entry, Reader};
@@ -98,7 +100,7 @@ impl<S: Stream> Reader<'_, S> {
         }
         let mut padding = (start - self.unread).wrapping_neg() % BLOCK as u64;
         while padding > 0 {
-            let n = self.data()?.len().min(padding as usize);
+            let n = self.data()?.len().min(to_usize(padding));
             if n == 0 {
                 return Err(self.bad("a sparse map without its padding"));
             }

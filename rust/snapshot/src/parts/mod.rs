@@ -21,8 +21,10 @@ pub use pack::{Packed, Wanted, pack};
 pub use table::{Frame, Part, Runs, Table};
 pub use unpack::Unpacker;
 
+use supermachine_support::to_usize;
+
 use crate::ram::PAGE;
 
 /// Pages of a frame, the last of a part excepted: 256 KiB.
 pub const FRAME_PAGES: u64 = 64;
-pub(crate) const FRAME_BYTES: usize = FRAME_PAGES as usize * PAGE;
+pub(crate) const FRAME_BYTES: usize = to_usize(FRAME_PAGES) * PAGE;

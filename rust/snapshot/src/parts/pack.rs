@@ -192,7 +192,7 @@ impl Writer<'_> {
             for frame in frames? {
                 self.out.write_all_at(&frame, self.written).map_err(Error::io("write"))?;
                 self.sha256.update(&frame);
-                let bytes = frame.len() as u32;
+                let bytes = u32::try_from(frame.len()).expect("zstd bounds what FRAME_BYTES become");
                 self.part.frames.push(Frame { at: self.written, bytes, digest: Digest32::of(&frame) });
                 self.written += frame.len() as u64;
             }

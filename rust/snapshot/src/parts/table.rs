@@ -66,7 +66,8 @@ impl Part {
 
     /// Appends it as a table has it.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(self.name.len() as u8 | if self.against_kernel { AGAINST_KERNEL } else { 0 });
+        let length = u8::try_from(self.name.len()).expect("names have at most MAX_NAME bytes");
+        out.push(length | if self.against_kernel { AGAINST_KERNEL } else { 0 });
         out.extend(self.name.as_bytes());
         out.push(self.file);
         put_varint(out, self.origin / PAGE as u64);
@@ -99,11 +100,14 @@ impl Part {
         let mut at = 0_u64;
         while left > 0 {
             let bytes = cursor.varint()?;
-            if bytes == 0 || bytes > zstd::zstd_safe::compress_bound(FRAME_BYTES) as u64 {
+            let most = zstd::zstd_safe::compress_bound(FRAME_BYTES);
+            let Some(bytes) =
+                u32::try_from(bytes).ok().filter(|bytes| (1..=most).contains(&(*bytes as usize)))
+            else {
                 return Err(cursor.invalid("a frame is empty or too long"));
-            }
-            frames.push(Frame { at, bytes: bytes as u32, digest: Digest32(cursor.array()?) });
-            at += bytes;
+            };
+            frames.push(Frame { at, bytes, digest: Digest32(cursor.array()?) });
+            at += u64::from(bytes);
             left -= left.min(FRAME_PAGES);
         }
         Ok(Self { name, file, origin, length, against_kernel, runs, frames, base })
@@ -162,7 +166,7 @@ pub struct Table {
 impl Table {
     /// A byte for their number, and the parts one after another.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![self.parts.len() as u8];
+        let mut out = vec![u8::try_from(self.parts.len()).expect("there are at most 255")];
         self.parts.iter().for_each(|part| part.encode(&mut out));
         out
     }

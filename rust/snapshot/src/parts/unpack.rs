@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 
-use supermachine_support::lock;
+use supermachine_support::{lock, to_usize};
 use zstd::zstd_safe::DCtx;
 
 use super::{FRAME_PAGES, Kernel, Part, Runs, Table};
@@ -94,7 +94,7 @@ impl Unpacker {
             if Digest32::of(packed) != frame.digest {
                 return Err(Error::Checksum { section: name(), offset: frame.at });
             }
-            let wanted = entry.frame_pages(number) as usize * PAGE;
+            let wanted = to_usize(entry.frame_pages(number)) * PAGE;
             pages.clear();
             pages.reserve_exact(wanted);
             let prefix = kernel.map(|kernel| {
@@ -163,7 +163,7 @@ impl Unpacker {
             let into = page - before[run];
             let left = entry.runs[run].end - entry.runs[run].start - into;
             let count = left.min((pages.len() / PAGE) as u64);
-            let (now, later) = pages.split_at(count as usize * PAGE);
+            let (now, later) = pages.split_at(to_usize(count) * PAGE);
             let at = entry.origin + (entry.runs[run].start + into) * PAGE as u64;
             self.files[usize::from(entry.file)].write_all_at(now, at).map_err(Error::io("write"))?;
             pages = later;
@@ -180,7 +180,7 @@ impl Unpacker {
         for run in &entry.base {
             let (mut at, end) = (run.start * PAGE as u64, run.end * PAGE as u64);
             while at < end {
-                let bytes = &mut buffer[..ram::CHUNK.min((end - at) as usize)];
+                let bytes = &mut buffer[..ram::CHUNK.min(to_usize(end - at))];
                 base.fill_at(bytes, origin + at).map_err(Error::io("read the base of"))?;
                 let file = &self.files[usize::from(entry.file)];
                 file.write_all_at(bytes, entry.origin + at).map_err(Error::io("write"))?;

@@ -1,5 +1,7 @@
 //! Reading.
 
+use supermachine_support::to_usize;
+
 use super::registers::Class;
 use super::{
     Device, HEADER_BYTES, Listener, MAGIC, MAX_METADATA, Queue, RAM_ALIGNMENT, Snapshot, VERSION, Vcpu,
@@ -28,7 +30,7 @@ impl Snapshot {
         let length = source.length().map_err(Error::io("look at"))?;
         let (mut snapshot, lengths) = Self::read_header(source, length)?;
         let after = lengths.ram_offset - HEADER_BYTES as u64;
-        let mut bytes = vec![0; after as usize];
+        let mut bytes = vec![0; to_usize(after)];
         source.fill_at(&mut bytes, HEADER_BYTES as u64).map_err(Error::io("read"))?;
 
         let blob = "the state of the interrupt controller";

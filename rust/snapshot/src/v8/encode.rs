@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use supermachine_support::to_usize;
+
 use super::registers::Class;
 use super::{
     HEADER_BYTES, HOLE, MAGIC, MAX_METADATA, RAM_ALIGNMENT, Snapshot, VERSION, Vcpu, check_ram,
@@ -108,7 +110,7 @@ impl Snapshot {
             let bytes = out.len();
             return Err(Error::unwritable(format!("{bytes} bytes before RAM; {MAX_METADATA} is the most")));
         }
-        out.resize(ram_offset as usize, 0);
+        out.resize(to_usize(ram_offset), 0);
 
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.extend(MAGIC);
@@ -192,5 +194,5 @@ impl Vcpu {
 
 /// A count that was checked, or that [`MAX_METADATA`] keeps small.
 fn put_count(out: &mut Vec<u8>, count: usize) {
-    out.extend((count as u32).to_le_bytes());
+    out.extend(u32::try_from(count).expect("it was checked").to_le_bytes());
 }

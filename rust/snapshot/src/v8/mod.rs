@@ -77,6 +77,7 @@ impl Vcpu {
         let mut list = |class: Class| -> Vec<(u32, u128)> {
             class.table().iter().filter_map(|r| Some((r.id, get(class, r.id)?))).collect()
         };
+        #[expect(clippy::cast_possible_truncation, reason = "registers of these classes have 64 bits")]
         let narrow =
             |list: Vec<(u32, u128)>| list.into_iter().map(|(id, value)| (id, value as u64)).collect();
         Self {

@@ -10,6 +10,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use supermachine_support::to_usize;
+
 use super::{Extents, Section, Snapshot, extents};
 use crate::codec::Cursor;
 use crate::ram::{self, PAGE, Piece, Watch};
@@ -44,7 +46,7 @@ impl Disk {
         data.extend(self.digest.0);
         let mut list = vec![];
         extents::put(&mut list, &self.present);
-        data.extend((list.len() as u32).to_le_bytes());
+        data.extend(u32::try_from(list.len()).expect("a disk has fewer stretches").to_le_bytes());
         data.extend(list);
         extents::put(&mut data, &self.zeros);
         Section { kind: KIND.into(), index: 0, version: VERSION, required: true, data }
@@ -134,7 +136,7 @@ pub(super) fn copy(contents: &dyn DiskContents, disk: &Disk, out: &File, start: 
     for range in &disk.present {
         let mut offset = range.start;
         while offset < range.end {
-            let chunk = &mut buffer[..(range.end - offset).min(ram::CHUNK as u64) as usize];
+            let chunk = &mut buffer[..to_usize((range.end - offset).min(ram::CHUNK as u64))];
             contents.read(chunk, offset).map_err(Error::io("read the disk of the machine for"))?;
             hasher.update(chunk);
             for run in ram::runs(chunk) {
@@ -163,7 +165,7 @@ pub(super) fn verify(source: &dyn Source, snapshot: &Snapshot, watch: Watch) -> 
         if watch(at).is_break() {
             return Err(Error::Cancelled);
         }
-        let chunk = &mut buffer[..(end - at).min(ram::CHUNK as u64) as usize];
+        let chunk = &mut buffer[..to_usize((end - at).min(ram::CHUNK as u64))];
         source.fill_at(chunk, at).map_err(Error::io("read the disk of"))?;
         hasher.update(chunk);
         at += chunk.len() as u64;

@@ -105,12 +105,12 @@ fn is_text(string: &str) -> bool {
 }
 
 fn put_str(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u16).to_le_bytes());
+    out.extend(u16::try_from(text.len()).expect("texts have at most MAX_STRING bytes").to_le_bytes());
     out.extend(text.bytes());
 }
 
 fn put_strs(out: &mut Vec<u8>, texts: &[String]) {
-    out.extend((texts.len() as u32).to_le_bytes());
+    out.extend(u32::try_from(texts.len()).expect("lists have at most MAX_STRINGS").to_le_bytes());
     texts.iter().for_each(|text| put_str(out, text));
 }
 

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use supermachine_support::to_usize;
+
 use super::disk::{self, Disk};
 use super::header::{self, Header};
 use super::{Extents, Identity, Section, extents, identity, section};
@@ -257,7 +259,7 @@ impl<'a> Metadata<'a> {
         if self.remaining().checked_sub(padding as u64).is_none_or(|most| most < head.data_bytes) {
             return Err(ends(head.name(), head.data_bytes));
         }
-        let mut data = vec![0; head.data_bytes as usize];
+        let mut data = vec![0; to_usize(head.data_bytes)];
         self.fill(&mut data)?;
         let section = head.complete(data)?;
         let mut zeros = [0xff; 8];
@@ -330,7 +332,7 @@ pub fn verify_watched(source: &dyn Source, watch: Watch) -> Result<Verified> {
 }
 
 fn check_padding(source: &dyn Source, range: Range<u64>) -> Result<()> {
-    let mut buffer = vec![0; (range.end - range.start) as usize];
+    let mut buffer = vec![0; to_usize(range.end - range.start)];
     source.fill_at(&mut buffer, range.start).map_err(Error::io("read"))?;
     match buffer.iter().position(|byte| *byte != 0) {
         None => Ok(()),

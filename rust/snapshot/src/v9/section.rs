@@ -9,6 +9,8 @@
 //! | 32 | u32 | flags: bit 0 required, others 0 |
 //! | 36 | u32 | CRC-32C of the 36 bytes before and the data |
 
+use supermachine_support::to_usize;
+
 use super::{MAX_KIND, Section};
 use crate::codec::Cursor;
 use crate::{Error, Result};
@@ -24,7 +26,7 @@ pub(super) fn name(kind: &str, index: u32) -> String {
 
 /// Zeros that follow data of this length.
 pub(super) fn padding(bytes: u64) -> usize {
-    (bytes.next_multiple_of(ALIGNMENT as u64) - bytes) as usize
+    to_usize(bytes.next_multiple_of(ALIGNMENT as u64) - bytes)
 }
 
 fn is_kind(kind: &str) -> bool {

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use supermachine_support::to_usize;
+
 use super::disk::{self, Disk, DiskContents};
 use super::header::{self, Header};
 use super::{Extents, Identity, MAX_METADATA, MAX_SECTIONS, MINOR, Metadata, extents, identity};
@@ -177,7 +179,7 @@ impl Writer {
 
     fn write_ranges(&mut self, ram: &[u8], ranges: &[Range<u64>]) -> Result<()> {
         for range in ranges {
-            self.write_at(range.start, &ram[range.start as usize..range.end as usize])?;
+            self.write_at(range.start, &ram[to_usize(range.start)..to_usize(range.end)])?;
         }
         fault::point("ram");
         Ok(())

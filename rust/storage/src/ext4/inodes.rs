@@ -1,5 +1,12 @@
 //! The inodes that an empty file system has, and its two directories.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "fields hold a part of a number, or what Layout::new bounds"
+)]
+
+use supermachine_support::to_usize;
+
 use super::structures::{JOURNAL, LOST_FOUND, ROOT, checksum, put16, put32};
 use super::{BLOCK, INODE_SIZE, Identity, Layout};
 
@@ -18,14 +25,14 @@ pub(super) struct Contents<'a> {
 impl Contents<'_> {
     /// The block of the first inodes' table that is not all zeros.
     pub(super) fn first_inodes(&self) -> Vec<u8> {
-        let mut block = vec![0; BLOCK as usize];
+        let mut block = vec![0; to_usize(BLOCK)];
         let layout = self.layout;
         for (number, inode) in [
             (ROOT, self.inode(ROOT, 0o40755, 3, layout.root, 1)),
             (JOURNAL, self.journal()),
             (LOST_FOUND, self.inode(LOST_FOUND, 0o40700, 2, layout.lost_found, 1)),
         ] {
-            let at = (u64::from(number - 1) * INODE_SIZE) as usize;
+            let at = to_usize(u64::from(number - 1) * INODE_SIZE);
             block[at..at + inode.len()].copy_from_slice(&inode);
         }
         block
@@ -38,7 +45,7 @@ impl Contents<'_> {
 
     /// An inode whose contents lie together.
     fn inode(&self, number: u32, mode: u16, links: u16, start: u64, blocks: u64) -> Vec<u8> {
-        let mut inode = vec![0; INODE_SIZE as usize];
+        let mut inode = vec![0; to_usize(INODE_SIZE)];
         put16(&mut inode, 0, mode);
         put32(&mut inode, 4, (blocks * BLOCK) as u32);
         // Access, change and modification; and birth.
@@ -77,7 +84,7 @@ impl Contents<'_> {
 
     /// A directory of directories in one block; the last entry reaches to the tail.
     fn directory(&self, number: u32, entries: &[(u32, &str)]) -> Vec<u8> {
-        let mut block = vec![0; BLOCK as usize];
+        let mut block = vec![0; to_usize(BLOCK)];
         let end = block.len() - TAIL;
         let mut at = 0;
         for (index, (inode, name)) in entries.iter().enumerate() {

@@ -13,6 +13,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use supermachine_support::to_usize;
+
 use crate::BLOCK;
 use inodes::Contents;
 use structures::{Descriptor, Superblock};
@@ -183,7 +185,7 @@ pub fn write(
 
     let inode_bitmap = inode_bitmap();
     let last = layout.groups - 1;
-    let mut descriptors = vec![0; (layout.descriptor_blocks * BLOCK) as usize];
+    let mut descriptors = vec![0; to_usize(layout.descriptor_blocks * BLOCK)];
     for group in 0..layout.groups {
         let written = group == 0 || group == last;
         let descriptor = Descriptor {
@@ -191,12 +193,14 @@ pub fn write(
             free_blocks: layout.group_blocks(group) - layout.used(group),
             block_bitmap: written.then(|| structures::checksum(seed, &block_bitmap(&layout, group))),
             inode_bitmap: (group == 0)
-                .then(|| structures::checksum(seed, &inode_bitmap[..INODES as usize / 8])),
+                .then(|| structures::checksum(seed, &inode_bitmap[..to_usize(INODES) / 8])),
         };
-        let at = group as usize * 64;
-        descriptor.write(group as u32, seed, &mut descriptors[at..at + 64]);
+        let at = to_usize(group) * 64;
+        let number = u32::try_from(group).expect("MAX_BYTES has 2^18 groups");
+        descriptor.write(number, seed, &mut descriptors[at..at + 64]);
     }
     for group in (1..layout.groups).filter(|group| layout.has_superblock(*group)) {
+        #[expect(clippy::cast_possible_truncation, reason = "the field has the lower half, also of mke2fs")]
         let mut copy = superblock.copy(group as u16);
         if COPIED.contains(&group) {
             copy.extend(&descriptors);
@@ -230,7 +234,7 @@ pub fn can_grow(file: &File) -> io::Result<bool> {
 
 /// Blocks of a group that are in use, and those that it does not have.
 fn block_bitmap(layout: &Layout, group: u64) -> Vec<u8> {
-    let mut bitmap = vec![0; BLOCK as usize];
+    let mut bitmap = vec![0; to_usize(BLOCK)];
     set(&mut bitmap, 0, layout.used(group));
     set(&mut bitmap, layout.group_blocks(group), GROUP);
     bitmap
@@ -238,7 +242,7 @@ fn block_bitmap(layout: &Layout, group: u64) -> Vec<u8> {
 
 /// The first eleven inodes are reserved or made; what is beyond a group's inodes is set.
 fn inode_bitmap() -> Vec<u8> {
-    let mut bitmap = vec![0; BLOCK as usize];
+    let mut bitmap = vec![0; to_usize(BLOCK)];
     set(&mut bitmap, 0, structures::LOST_FOUND.into());
     set(&mut bitmap, INODES, GROUP);
     bitmap
@@ -246,6 +250,6 @@ fn inode_bitmap() -> Vec<u8> {
 
 fn set(bitmap: &mut [u8], from: u64, to: u64) {
     for bit in from..to {
-        bitmap[bit as usize / 8] |= 1 << (bit % 8);
+        bitmap[to_usize(bit) / 8] |= 1 << (bit % 8);
     }
 }

@@ -1,5 +1,12 @@
 //! The superblock, a group's descriptor and the journal's superblock, field by field at their offsets.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "fields hold a part of a number, or what Layout::new bounds"
+)]
+
+use supermachine_support::to_usize;
+
 use super::{BLOCK, Copies, GROUP, INODE_SIZE, INODES, Identity, Layout};
 
 /// Features that a system need not know; that it must know to write; that it must know at all.
@@ -151,14 +158,14 @@ impl Superblock<'_> {
     /// The block of a copy.
     pub(super) fn copy(&self, group: u16) -> Vec<u8> {
         let mut block = self.bytes(group);
-        block.resize(BLOCK as usize, 0);
+        block.resize(to_usize(BLOCK), 0);
         block
     }
 }
 
 /// The first block of an empty journal (include/linux/jbd2.h, all big endian).
 pub(super) fn journal_superblock(blocks: u64, uuid: &[u8; 16]) -> Vec<u8> {
-    let mut block = vec![0; BLOCK as usize];
+    let mut block = vec![0; to_usize(BLOCK)];
     let words = [0xc03b_3998_u32, 4, 0, BLOCK as u32, blocks as u32, 1, 1, 0];
     for (index, word) in words.into_iter().enumerate() {
         block[4 * index..4 * index + 4].copy_from_slice(&word.to_be_bytes());

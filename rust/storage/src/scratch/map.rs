@@ -3,12 +3,19 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use supermachine_support::to_usize;
+
 /// Blocks that one table has the places of: 2 MiB of the disk in 2 KiB.
 const TABLE: u64 = 512;
 const NONE: u32 = 0;
 const ZERO: u32 = u32::MAX;
 /// Blocks of a file that there are places for.
 pub(super) const MAX_PLACES: u32 = ZERO - 1;
+
+/// A number of blocks that have places.
+pub(super) fn places(count: u64) -> u32 {
+    u32::try_from(count).expect("there are MAX_PLACES places")
+}
 
 /// What the disk itself has of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +47,11 @@ impl Entry {
 }
 
 #[derive(Default)]
-pub(super) struct Map(BTreeMap<u64, Box<[u32; TABLE as usize]>>);
+pub(super) struct Map(BTreeMap<u64, Box<[u32; to_usize(TABLE)]>>);
 
 impl Map {
     pub(super) fn get(&self, block: u64) -> Entry {
-        self.0.get(&(block / TABLE)).map_or(Entry::Below, |table| Entry::of(table[(block % TABLE) as usize]))
+        self.0.get(&(block / TABLE)).map_or(Entry::Below, |table| Entry::of(table[to_usize(block % TABLE)]))
     }
 
     /// Sets an entry; what it was.
@@ -52,8 +59,8 @@ impl Map {
         if entry == Entry::Below && !self.0.contains_key(&(block / TABLE)) {
             return Entry::Below;
         }
-        let table = self.0.entry(block / TABLE).or_insert_with(|| Box::new([NONE; TABLE as usize]));
-        Entry::of(std::mem::replace(&mut table[(block % TABLE) as usize], entry.raw()))
+        let table = self.0.entry(block / TABLE).or_insert_with(|| Box::new([NONE; to_usize(TABLE)]));
+        Entry::of(std::mem::replace(&mut table[to_usize(block % TABLE)], entry.raw()))
     }
 
     /// How many blocks from `block` on, and no more than up to `end`, are certain to be [`Entry::Below`].

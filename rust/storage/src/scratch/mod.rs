@@ -16,8 +16,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use supermachine_support::to_usize;
+
 use crate::BLOCK;
-use map::{Entry, MAX_PLACES, Map, extend};
+use map::{Entry, MAX_PLACES, Map, extend, places};
 
 /// Bytes of a disk at most.
 pub const MAX_BYTES: u64 = 8 << 40;
@@ -56,10 +58,10 @@ impl Below {
                 break;
             }
             let gap = piece.disk.start.saturating_sub(offset).min(buffer.len() as u64);
-            let (zeros, rest) = buffer.split_at_mut(gap as usize);
+            let (zeros, rest) = buffer.split_at_mut(to_usize(gap));
             zeros.fill(0);
             offset += gap;
-            let (now, later) = rest.split_at_mut(rest.len().min((piece.disk.end - offset) as usize));
+            let (now, later) = rest.split_at_mut(rest.len().min(to_usize(piece.disk.end - offset)));
             self.files[piece.file].read_exact_at(now, piece.at + offset.saturating_sub(piece.disk.start))?;
             offset += now.len() as u64;
             buffer = later;
@@ -208,7 +210,7 @@ impl Disk {
             let block = offset / BLOCK;
             let (entry, count) = self.run(block, (offset + buffer.len() as u64).div_ceil(BLOCK));
             let within = offset % BLOCK;
-            let (now, later) = buffer.split_at_mut(((count * BLOCK - within) as usize).min(buffer.len()));
+            let (now, later) = buffer.split_at_mut(to_usize(count * BLOCK - within).min(buffer.len()));
             match entry {
                 Entry::Below => self.below.read(now, offset)?,
                 Entry::Zero => now.fill(0),
@@ -226,17 +228,17 @@ impl Disk {
             let whole = buffer.len() as u64 / BLOCK * BLOCK;
             let length = if within != 0 || whole == 0 {
                 let length = (BLOCK - within).min(buffer.len() as u64);
-                let mut block = [0; BLOCK as usize];
+                let mut block = [0; to_usize(BLOCK)];
                 self.read(&mut block, offset - within)?;
-                block[within as usize..(within + length) as usize]
-                    .copy_from_slice(&buffer[..length as usize]);
+                block[to_usize(within)..to_usize(within + length)]
+                    .copy_from_slice(&buffer[..to_usize(length)]);
                 self.write_blocks(&block, offset / BLOCK)?;
                 length
             } else {
-                self.write_blocks(&buffer[..whole as usize], offset / BLOCK)?;
+                self.write_blocks(&buffer[..to_usize(whole)], offset / BLOCK)?;
                 whole
             };
-            buffer = &buffer[length as usize..];
+            buffer = &buffer[to_usize(length)..];
             offset += length;
         }
         Ok(())
@@ -253,16 +255,16 @@ impl Disk {
                     (place, count, true)
                 }
             };
-            let length = (count * BLOCK) as usize;
+            let length = to_usize(count * BLOCK);
             if let Err(error) = self.own.write_all_at(&buffer[..length], u64::from(place) * BLOCK) {
                 if new {
-                    self.give_back(place, count as u32);
+                    self.give_back(place, places(count));
                 }
                 return Err(error);
             }
             if new {
                 for n in 0..count {
-                    let before = self.map.set(block + n, Entry::At(place + n as u32));
+                    let before = self.map.set(block + n, Entry::At(place + places(n)));
                     self.leave(before);
                 }
             }
@@ -276,7 +278,7 @@ impl Disk {
     fn take(&mut self, count: u64) -> io::Result<(u32, u64)> {
         if let Some(first) = self.free.pop() {
             let mut taken = 1;
-            while taken < count && self.free.last() == Some(&(first + taken as u32)) {
+            while taken < count && self.free.last() == Some(&(first + places(taken))) {
                 self.free.pop();
                 taken += 1;
             }
@@ -287,7 +289,7 @@ impl Disk {
         if count == 0 {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.places += count as u32;
+        self.places += places(count);
         Ok((first, count))
     }
 
@@ -308,17 +310,17 @@ impl Disk {
     }
 
     fn zero(&mut self, offset: u64, length: u64) -> io::Result<()> {
-        static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+        static ZEROS: [u8; to_usize(BLOCK)] = [0; to_usize(BLOCK)];
         let end = offset + length;
         let (first, last) = (offset.next_multiple_of(BLOCK).min(end), (end / BLOCK * BLOCK).max(offset));
         if first >= last {
             // No whole block: it lies in one, or in two.
             let middle = first.clamp(offset, end);
-            self.write(&ZEROS[..(middle - offset) as usize], offset)?;
-            return self.write(&ZEROS[..(end - middle) as usize], middle);
+            self.write(&ZEROS[..to_usize(middle - offset)], offset)?;
+            return self.write(&ZEROS[..to_usize(end - middle)], middle);
         }
-        self.write(&ZEROS[..(first - offset) as usize], offset)?;
-        self.write(&ZEROS[..(end - last) as usize], last)?;
+        self.write(&ZEROS[..to_usize(first - offset)], offset)?;
+        self.write(&ZEROS[..to_usize(end - last)], last)?;
         self.clear(first / BLOCK..last / BLOCK);
         Ok(())
     }
@@ -336,9 +338,9 @@ impl Disk {
                 }
                 if let Entry::At(place) = entry {
                     if place >= self.sealed_places() {
-                        self.give_back(place, count as u32);
+                        self.give_back(place, places(count));
                     } else {
-                        (0..count as u32).for_each(|n| self.leave(Entry::At(place + n)));
+                        (0..places(count)).for_each(|n| self.leave(Entry::At(place + n)));
                     }
                 }
             }
@@ -443,7 +445,7 @@ impl Sealed {
                 return Ok(());
             }
             let Some(within) = offset.checked_sub(piece.disk.start) else { break };
-            let (now, later) = buffer.split_at_mut(buffer.len().min((piece.disk.end - offset) as usize));
+            let (now, later) = buffer.split_at_mut(buffer.len().min(to_usize(piece.disk.end - offset)));
             self.files[piece.file].read_exact_at(now, piece.at + within)?;
             offset += now.len() as u64;
             buffer = later;
@@ -463,9 +465,10 @@ impl Drop for Sealed {
         while at < left.len() {
             let first = left[at];
             let count =
-                left[at..].iter().zip(first..).take_while(|(place, expected)| **place == *expected).count();
-            disk.give_back(first, count as u32);
-            at += count;
+                left[at..].iter().zip(first..).take_while(|(place, expected)| **place == *expected).count()
+                    as u64;
+            disk.give_back(first, places(count));
+            at += to_usize(count);
         }
     }
 }
