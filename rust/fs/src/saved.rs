@@ -69,7 +69,7 @@ impl Session {
         let handles = self.handles.iter().filter_map(|(number, handle)| {
             let now = rustix::fs::fcntl_getfl(&handle.file).ok().filter(|now| !now.contains(OFlags::PATH))?;
             let access = [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR];
-            let access = access.iter().position(|access| now & OFlags::RWMODE == *access)? as u8;
+            let (access, _) = (0_u8..).zip(access).find(|(_, access)| now & OFlags::RWMODE == *access)?;
             let sync = if now.contains(OFlags::SYNC) { 2 } else { u8::from(now.contains(OFlags::DSYNC)) };
             Some(Handle { number, node: handle.node, access, sync })
         });
@@ -96,7 +96,7 @@ impl Session {
         for node in nodes.into_iter().take(MAX_NODES) {
             let is_same = same.get(usize::from(node.share)) == Some(&true);
             let is_placed = match share_index(node.parent) {
-                Some(index) => index == usize::from(node.share),
+                Some(index) => index == node.share,
                 None => node.parent >= FIRST_NODE,
             };
             let (id, lookups) = (node.id, node.lookups);
@@ -124,7 +124,7 @@ impl Session {
         let node = handle.node;
         if let Some(index) = share_index(node) {
             // The top of a share that is another one now.
-            self.nodes.shares.get(index)?;
+            self.nodes.shares.get(usize::from(index))?;
         }
         let fd = self.nodes.fd(node).ok()?;
         let stat = crate::host::stat(&fd).ok()?;

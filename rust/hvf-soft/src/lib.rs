@@ -46,21 +46,21 @@ pub type Return = i32;
 /// The call was done.
 pub const HV_SUCCESS: Return = 0;
 /// It failed, and no other code says why.
-pub const HV_ERROR: Return = 0xfae9_4001_u32 as i32;
+pub const HV_ERROR: Return = 0xfae9_4001_u32.cast_signed();
 /// There is one already, or it is in use.
-pub const HV_BUSY: Return = 0xfae9_4002_u32 as i32;
+pub const HV_BUSY: Return = 0xfae9_4002_u32.cast_signed();
 /// A pointer that is null, a number that there is not, a range that is not allowed.
-pub const HV_BAD_ARGUMENT: Return = 0xfae9_4003_u32 as i32;
+pub const HV_BAD_ARGUMENT: Return = 0xfae9_4003_u32.cast_signed();
 /// State that no guest can have.
-pub const HV_ILLEGAL_GUEST_STATE: Return = 0xfae9_4004_u32 as i32;
+pub const HV_ILLEGAL_GUEST_STATE: Return = 0xfae9_4004_u32.cast_signed();
 /// There is no room for more.
-pub const HV_NO_RESOURCES: Return = 0xfae9_4005_u32 as i32;
+pub const HV_NO_RESOURCES: Return = 0xfae9_4005_u32.cast_signed();
 /// There is no such vCPU, machine or interrupt controller.
-pub const HV_NO_DEVICE: Return = 0xfae9_4006_u32 as i32;
+pub const HV_NO_DEVICE: Return = 0xfae9_4006_u32.cast_signed();
 /// The process may not.
-pub const HV_DENIED: Return = 0xfae9_4007_u32 as i32;
+pub const HV_DENIED: Return = 0xfae9_4007_u32.cast_signed();
 /// This host cannot.
-pub const HV_UNSUPPORTED: Return = 0xfae9_400f_u32 as i32;
+pub const HV_UNSUPPORTED: Return = 0xfae9_400f_u32.cast_signed();
 
 /// Stores `value` where `pointer` says, or `HV_BAD_ARGUMENT` when that is nowhere.
 ///

@@ -22,6 +22,7 @@ fn ticks() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes to the timespec that is given to it.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    let time = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
+    let (seconds, nanoseconds) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    let time = Duration::new(seconds.expect("it counts from the start"), nanoseconds.expect("below 10^9"));
     time.as_secs() * COUNTER_HZ + u64::from(time.subsec_nanos()) * (COUNTER_HZ / 1_000_000) / 1000
 }

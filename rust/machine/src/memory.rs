@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use supermachine_devices::memory::Presence;
 use supermachine_snapshot::Source;
-use supermachine_support::{lock, page_size};
+use supermachine_support::{lock, page_size, to_usize};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -156,17 +156,17 @@ impl Memory {
             // SAFETY: the parts lie inside the mapping that `self` owns, and nothing uses it before the machine is made:
             // no guest runs and no device exists. The file reaches as far as the extent does, by the check above.
             unsafe {
-                let at = |offset: u64| self.host.as_ptr().add(offset as usize);
+                let at = |offset: u64| self.host.as_ptr().add(to_usize(offset));
                 for part in [head, tail] {
                     let bytes =
-                        std::slice::from_raw_parts_mut(at(part.start), (part.end - part.start) as usize);
+                        std::slice::from_raw_parts_mut(at(part.start), to_usize(part.end - part.start));
                     diff.file.read_exact_at(bytes, diff.offset + part.start)?;
                 }
                 if !mapped.is_empty() {
                     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
                     let prot = libc::PROT_READ | libc::PROT_WRITE;
-                    let (to, length) = (at(mapped.start).cast(), (mapped.end - mapped.start) as usize);
-                    let (fd, offset) = (diff.file.as_raw_fd(), (diff.offset + mapped.start) as libc::off_t);
+                    let (to, length) = (at(mapped.start).cast(), to_usize(mapped.end - mapped.start));
+                    let (fd, offset) = (diff.file.as_raw_fd(), (diff.offset + mapped.start).cast_signed());
                     if libc::mmap(to, length, prot, flags, fd, offset) == libc::MAP_FAILED {
                         return Err(std::io::Error::last_os_error());
                     }
@@ -187,7 +187,7 @@ impl Memory {
     /// Nothing may write to it as long as the slice is used: all vCPUs are out of the guest, and every device is held.
     pub unsafe fn bytes(&self) -> &[u8] {
         // SAFETY: the mapping is `self.len` long and lives as long as `self`; that nobody writes is the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.host.as_ptr(), self.len as usize) }
+        unsafe { std::slice::from_raw_parts(self.host.as_ptr(), to_usize(self.len)) }
     }
 
     /// The snapshot file below the RAM and the RAM's offset in it.
@@ -270,8 +270,8 @@ impl Memory {
         // SAFETY: the range lies inside the mapping that `self` owns, in whole pages. Its addresses stay mapped, readable and
         // writable all the time, so that whoever uses it finds memory; that its bytes change is what the guest has asked for.
         let mapped = unsafe {
-            let at = self.host.as_ptr().add(bytes.start as usize);
-            libc::mmap(at.cast(), (bytes.end - bytes.start) as usize, prot, flags, -1, 0)
+            let at = self.host.as_ptr().add(to_usize(bytes.start));
+            libc::mmap(at.cast(), to_usize(bytes.end - bytes.start), prot, flags, -1, 0)
         };
         if mapped == libc::MAP_FAILED {
             return false;
@@ -286,8 +286,8 @@ impl Memory {
         // SAFETY: the range lies inside the mapping, by the callers' checks, for that is whole pages of the host's; the
         // kinds of advice change what the memory holds for pages alone that the guest has given back.
         unsafe {
-            let at = self.host.as_ptr().add(start as usize);
-            libc::madvise(at.cast(), (end - start) as usize, advice);
+            let at = self.host.as_ptr().add(to_usize(start));
+            libc::madvise(at.cast(), to_usize(end - start), advice);
         }
     }
 

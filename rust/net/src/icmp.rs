@@ -142,16 +142,17 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             let from = number * most;
             let piece = &bytes[from..bytes.len().min(from + most)];
             let more = number + 1 < pieces;
+            let offset = u16::try_from(from).expect("a datagram has less than 64 KiB");
             let writer = if v6 {
                 let length = wire::FRAGMENT_HEADER + piece.len();
                 let mut writer = Writer::ip(macs, ends, wire::FRAGMENT, length, id, 0);
                 writer.put(&[protocol, 0]);
-                writer.put(&(from as u16 | u16::from(more)).to_be_bytes());
+                writer.put(&(offset | u16::from(more)).to_be_bytes());
                 writer.put(&u32::from(id).to_be_bytes());
                 writer
             } else {
                 let more = if more { 0x2000 } else { 0 };
-                Writer::ip(macs, ends, protocol, piece.len(), id, (from / 8) as u16 | more)
+                Writer::ip(macs, ends, protocol, piece.len(), id, (offset / 8) | more)
             };
             self.push_answer([writer.bytes(), piece].concat());
         }
@@ -165,7 +166,8 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         let ends = (key.remote.ip(), key.guest.ip());
         let length = 8 + payload.len();
         let mut bytes = Vec::with_capacity(length);
-        for field in [key.remote.port(), key.guest.port(), length as u16, 0] {
+        let Ok(total) = u16::try_from(length) else { return };
+        for field in [key.remote.port(), key.guest.port(), total, 0] {
             bytes.extend(field.to_be_bytes());
         }
         bytes.extend(payload);

@@ -129,7 +129,7 @@ pub(crate) fn send(fd: BorrowedFd<'_>, spans: &[libc::iovec]) -> io::Result<usiz
         return check(unsafe { libc::write(fd.as_raw_fd(), std::ptr::dangling(), 0) });
     }
     // The kernel takes so many at once (UIO_MAXIOV).
-    let count = spans.len().min(1024) as libc::c_int;
+    let count = libc::c_int::try_from(spans.len().min(1024)).expect("at most 1024");
     // SAFETY: the spans are memory that the caller vouches for; the call only reads it.
     check(unsafe { libc::writev(fd.as_raw_fd(), spans.as_ptr(), count) })
 }
@@ -143,6 +143,7 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize
 /// Has the other end see a reset when the socket is closed. One that has no such option stays as it is.
 pub(crate) fn linger_never(socket: BorrowedFd<'_>) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    #[expect(clippy::cast_possible_truncation, reason = "eight bytes")]
     let length = size_of_val(&linger) as libc::socklen_t;
     // SAFETY: pointer and length are those of `linger`.
     unsafe {

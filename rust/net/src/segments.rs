@@ -3,7 +3,7 @@
 use crate::broker::{Addresses, Broker, Offloads, Watch};
 use crate::frame::Header;
 use crate::stack::{Key, Stack};
-use crate::tcp::Out;
+use crate::tcp::{Out, amount};
 use crate::wire::{self, Writer};
 
 impl<B: Broker, W: Watch> Stack<B, W> {
@@ -13,7 +13,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
             return self.send_reset(*key, segment.ack, None);
         }
         let numbers = u32::from(segment.flags & wire::SYN != 0) + u32::from(segment.flags & wire::FIN != 0);
-        let end = segment.seq.wrapping_add(payload as u32).wrapping_add(numbers);
+        let end = segment.seq.wrapping_add(amount(payload)).wrapping_add(numbers);
         self.send_reset(*key, 0, Some(end));
     }
 
@@ -47,7 +47,8 @@ pub(crate) fn segment(
     writer.put(&key.guest.port().to_be_bytes());
     writer.put(&out.seq.to_be_bytes());
     writer.put(&out.ack.to_be_bytes());
-    writer.put(&[(((20 + options) / 4) << 4) as u8, out.flags]);
+    let words = u8::try_from((20 + options) / 4).expect("options are few");
+    writer.put(&[words << 4, out.flags]);
     writer.put(&out.window.to_be_bytes());
     writer.put(&[0; 4]);
     if syn {
@@ -63,10 +64,10 @@ pub(crate) fn segment(
     if offloads.checksum {
         writer.set(start + 16, wire::fold(pseudo));
         header.needs_checksum = true;
-        (header.checksum_start, header.checksum_offset) = (start as u16, 16);
+        (header.checksum_start, header.checksum_offset) = (header_field(start), 16);
         if out.length > usize::from(mss) {
             header.segment = mss;
-            header.header_bytes = writer.bytes().len() as u16;
+            header.header_bytes = header_field(writer.bytes().len());
             header.v6 = key.guest.is_ipv6();
         }
     } else {
@@ -75,6 +76,11 @@ pub(crate) fn segment(
         writer.set(start + 16, sum);
     }
     (writer, header)
+}
+
+/// A length of headers.
+fn header_field(bytes: usize) -> u16 {
+    u16::try_from(bytes).expect("headers are short")
 }
 
 /// Adds two pieces that follow each other to a sum, the first of which may be odd.

@@ -517,6 +517,7 @@ impl<B: Broker, W: Watch> Stack<B, W> {
     }
 
     /// The initial sequence number (RFC 6528): a clock's time and a secret hash.
+    #[expect(clippy::cast_possible_truncation, reason = "clock and hash are taken modulo 2³²")]
     pub(crate) fn first_number(&self, key: &Key) -> u32 {
         use std::hash::BuildHasher;
         let clock = (self.started.elapsed().as_micros() / 4) as u32;

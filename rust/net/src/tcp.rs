@@ -16,6 +16,7 @@ use crate::wire::{ACK, FIN, PSH, RST, SYN, Tcp as Segment};
 
 /// The shift of our windows (RFC 7323).
 const SCALE: u8 = 7;
+#[expect(clippy::cast_possible_truncation, reason = "less than 4 GiB")]
 const WINDOW: u32 = limits::RING as u32;
 /// The window of our SYN: more cannot be told without a scale.
 const SYN_WINDOW: u16 = 0xffff;
@@ -104,9 +105,14 @@ pub(crate) struct Connection {
     pub writable: bool,
 }
 
+/// Bytes of a segment or of a ring as sequence numbers count them.
+pub(crate) fn amount(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("segments and rings have less than 4 GiB")
+}
+
 /// Whether `a` is before `b`, modulo 2³².
 fn before(a: u32, b: u32) -> bool {
-    (a.wrapping_sub(b) as i32) < 0
+    a.wrapping_sub(b).cast_signed() < 0
 }
 
 impl Connection {
@@ -248,7 +254,7 @@ impl Connection {
     /// The end of the window as it could be told now. A window never shrinks.
     fn free_edge(&self) -> u32 {
         let most = if self.scaled { WINDOW } else { WINDOW.min(0xffff) };
-        let edge = self.rcv_nxt.wrapping_add(most.saturating_sub(self.to_host.len() as u32));
+        let edge = self.rcv_nxt.wrapping_add(most.saturating_sub(amount(self.to_host.len())));
         if before(edge, self.rcv_edge) { self.rcv_edge } else { edge }
     }
 
@@ -372,7 +378,7 @@ impl Connection {
             Ok(taken) => taken,
             Err(_) => return Fate::Reset,
         };
-        self.rcv_nxt = self.rcv_nxt.wrapping_add(taken as u32);
+        self.rcv_nxt = self.rcv_nxt.wrapping_add(amount(taken));
         if fin && old + taken == payload.len() {
             self.guest_ended = true;
             self.rcv_nxt = self.rcv_nxt.wrapping_add(1);
@@ -494,7 +500,7 @@ impl Connection {
         }
         let flying = self.snd_nxt.wrapping_sub(self.snd_una) as usize;
         let waiting = self.to_guest.len().saturating_sub(flying);
-        let edge = self.snd_edge.wrapping_sub(self.snd_nxt) as i32;
+        let edge = self.snd_edge.wrapping_sub(self.snd_nxt).cast_signed();
         let length = waiting.min(usize::try_from(edge).unwrap_or(0)).min(most);
         // A small segment waits while others fly (RFC 9293, 3.8.6.2.1).
         let silly = length < waiting && length < usize::from(self.mss) && flying > 0;
@@ -521,7 +527,7 @@ impl Connection {
         if std::mem::take(&mut self.probe) {
             return;
         }
-        let numbers = out.length as u32 + u32::from(out.flags & SYN != 0) + u32::from(out.flags & FIN != 0);
+        let numbers = amount(out.length) + u32::from(out.flags & SYN != 0) + u32::from(out.flags & FIN != 0);
         self.snd_nxt = out.seq.wrapping_add(numbers);
         if out.flags & FIN != 0 {
             self.fin = Some(self.snd_nxt);

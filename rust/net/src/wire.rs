@@ -193,7 +193,13 @@ pub fn add(bytes: &[u8], mut sum: u64) -> u64 {
     sum + u64::from(u32::from_be_bytes(last))
 }
 
+/// A length of a packet as its header has it.
+fn total(length: usize) -> u16 {
+    u16::try_from(length).expect("packets have less than 64 KiB")
+}
+
 /// Ends a checksum of sums of 16-bit words (RFC 1071).
+#[expect(clippy::cast_possible_truncation, reason = "the loop ends when it fits")]
 pub fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -240,7 +246,7 @@ impl Writer {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let mut writer = Self::ethernet(macs.0, macs.1, IPV4);
                 writer.put(&[0x45, 0]);
-                writer.put(&((20 + length) as u16).to_be_bytes());
+                writer.put(&total(20 + length).to_be_bytes());
                 writer.put(&id.to_be_bytes());
                 writer.put(&fragment.to_be_bytes());
                 writer.put(&[64, protocol, 0, 0]);
@@ -257,7 +263,7 @@ impl Writer {
                 };
                 let mut writer = Self::ethernet(macs.0, macs.1, IPV6);
                 writer.put(&[0x60, 0, 0, 0]);
-                writer.put(&(length as u16).to_be_bytes());
+                writer.put(&total(length).to_be_bytes());
                 writer.put(&[protocol, if protocol == ICMPV6 { 255 } else { 64 }]);
                 writer.put(&octets(source));
                 writer.put(&octets(destination));

@@ -116,7 +116,10 @@ mod linux {
             SYSCALLS.iter().map(|number| (*number, vec![])).collect();
         // Of IP alone, and how the standard library makes a socket non-blocking.
         let families = [libc::AF_INET, libc::AF_INET6];
-        let families = families.map(|family| rule(0, family as u64)).into_iter().collect::<Result<_, _>>()?;
+        let families = families
+            .map(|family| rule(0, family.cast_unsigned().into()))
+            .into_iter()
+            .collect::<Result<_, _>>()?;
         rules.insert(libc::SYS_socket, families);
         rules.insert(libc::SYS_ioctl, vec![rule(1, FIONBIO)?]);
         let arch = std::env::consts::ARCH.try_into().map_err(failed)?;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use crate::rules;
 
 const HEADER: usize = 12;
+/// Where the question's name begins, as names that are said again refer to it.
+const NAME: u8 = 12;
 /// An address of IPv4.
 pub const A: u16 = 1;
 const CNAME: u16 = 5;
@@ -192,15 +194,15 @@ pub fn answer(query: &[u8], question: &Question, code: u8, addresses: &[IpAddr])
     bytes[3] = 0x80 | code;
     bytes[4..12].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
     for address in addresses {
-        let data = match address {
-            IpAddr::V4(address) if question.kind == A => address.octets().to_vec(),
-            IpAddr::V6(address) if question.kind == AAAA => address.octets().to_vec(),
+        let (length, data) = match address {
+            IpAddr::V4(address) if question.kind == A => (4, address.octets().to_vec()),
+            IpAddr::V6(address) if question.kind == AAAA => (16, address.octets().to_vec()),
             _ => continue,
         };
-        bytes.extend([0xc0, HEADER as u8]);
+        bytes.extend([0xc0, NAME]);
         bytes.extend(question.kind.to_be_bytes());
         bytes.extend([0, 1, 0, 0, 0, 60]);
-        bytes.extend((data.len() as u16).to_be_bytes());
+        bytes.extend([0, length]);
         bytes.extend(data);
         bytes[7] += 1;
     }

@@ -96,7 +96,7 @@ fn name_in(hello: &[u8]) -> Option<Seen> {
     let mut found = None;
     while !extensions.0.is_empty() {
         let (kind, mut data) = (extensions.number(2)?, extensions.vector(2)?);
-        match kind as u16 {
+        match u16::try_from(kind).expect("it has two bytes") {
             ENCRYPTED_HELLO => return Some(Seen::Hidden),
             SERVER_NAME => {
                 let mut names = data.vector(2)?;

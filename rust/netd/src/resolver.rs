@@ -311,7 +311,7 @@ impl Resolver {
     fn send(&mut self, client: u64, answer: &[u8]) {
         let Some(at) = self.clients.iter().position(|known| known.id == client) else { return };
         let sent = if self.clients[at].stream.is_some() {
-            let length = (answer.len() as u16).to_be_bytes();
+            let Ok(length) = u16::try_from(answer.len()).map(u16::to_be_bytes) else { return };
             let framed = [&length[..], answer].concat();
             rustix::io::write(&self.clients[at].socket, &framed).map(|n| n == framed.len())
         } else {
@@ -340,7 +340,7 @@ fn ask_stream(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
     stream.set_read_timeout(Some(2 * PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let length = (query.len() as u16).to_be_bytes();
+    let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?.to_be_bytes();
     stream.write_all(&[&length[..], query].concat())?;
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;

@@ -40,7 +40,7 @@ pub(crate) fn listen(socket: &UdpSocket, door: &Door, port: u16, stop: &PipeRead
             fds.extend(
                 known.iter().map(|(_, client)| PollFd::from_borrowed_fd(client.guest.as_fd(), PollFlags::IN)),
             );
-            let patience = Timespec { tv_sec: IDLE.as_secs() as _, tv_nsec: 0 };
+            let patience = Timespec { tv_sec: IDLE.as_secs().cast_signed(), tv_nsec: 0 };
             match poll(&mut fds, (!known.is_empty()).then_some(&patience)) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,

@@ -172,7 +172,7 @@ fn greet(peer: &mut Peer, deadline: Instant) -> io::Result<Greeting> {
 }
 
 fn events(peer: &Peer) -> libc::c_short {
-    peer.wants().bits() as libc::c_short
+    peer.wants().bits().cast_signed()
 }
 
 /// Moves bytes both ways until both ends have said that nothing more comes, or one is gone.

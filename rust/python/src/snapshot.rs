@@ -11,6 +11,7 @@ use pyo3::pybacked::PyBackedBytes;
 use supermachine_snapshot::publish::Publication;
 use supermachine_snapshot::ram::Watch;
 use supermachine_snapshot::{Digest32, Error, Format, Result, export, open, v8, v9};
+use supermachine_support::to_usize;
 
 use crate::errors;
 use crate::sys::SIGNAL_INTERVAL_MS;
@@ -223,7 +224,7 @@ impl v9::DiskContents for WrittenDisk {
             }
             before += end - start;
         }
-        let held = self.0.3.get(before as usize..).and_then(|rest| rest.get(..buffer.len()));
+        let held = self.0.3.get(to_usize(before)..).and_then(|rest| rest.get(..buffer.len()));
         buffer.copy_from_slice(held.ok_or(std::io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }

@@ -60,8 +60,9 @@ fn identity(
         // Names of machines on a segment have no dot, and are not to be looked for elsewhere first.
         let ndots = if address == usual.address { ndots } else { 0 };
         // So that the network holds the gateway as well.
-        let common = (address.to_bits() ^ usual.gateway.to_bits()).leading_zeros() as u8;
-        Network { address, prefix: usual.prefix.min(common), search, ndots, v6: settings.v6(), ..usual }
+        let common = (address.to_bits() ^ usual.gateway.to_bits()).leading_zeros();
+        let prefix = u8::try_from(common).expect("at most 32").min(usual.prefix);
+        Network { address, prefix, search, ndots, v6: settings.v6(), ..usual }
     });
     Identity { hostname, machine_id, entropy: Chunk(entropy), wall_clock_ns: 0, network, authority }
 }

@@ -444,7 +444,7 @@ fn now() -> Duration {
 
 /// Whether this is the time of a change since then.
 fn is_since(time: &StatxTimestamp, since: Duration) -> bool {
-    let (seconds, nanoseconds) = (since.as_secs() as i64, since.subsec_nanos());
+    let (seconds, nanoseconds) = (since.as_secs().cast_signed(), since.subsec_nanos());
     (time.tv_sec, time.tv_nsec) >= (seconds, nanoseconds)
         || time.tv_nsec == 0 && time.tv_sec + COARSE >= seconds
 }

@@ -79,6 +79,7 @@ mod system {
     /// A descriptor of the process that made the socket (pidfd_open(2); SO_PEERCRED in unix(7)).
     pub(super) fn process(control: &UnixStream) -> io::Result<Option<OwnedFd>> {
         let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        #[expect(clippy::cast_possible_truncation, reason = "twelve bytes")]
         let mut length = size_of_val(&peer) as libc::socklen_t;
         // SAFETY: pointer and length are those of `peer`, which is plain numbers.
         let failed = unsafe {

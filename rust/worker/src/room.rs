@@ -40,14 +40,14 @@ struct Disk {
 
 impl Room {
     /// Looks after the disk of so many bytes in a slot from now on.
-    pub(crate) fn watch(&self, slot: usize, file: Arc<File>, bytes: u64) {
-        let device = slot_device(slot as u32);
+    pub(crate) fn watch(&self, slot: u32, file: Arc<File>, bytes: u64) {
+        let device = slot_device(slot);
         lock(&self.0).push(Disk { device, file, bytes, told: None });
     }
 
     /// The disk in a slot has become larger.
-    pub(crate) fn grown(&self, slot: usize, bytes: u64) {
-        let device = slot_device(slot as u32);
+    pub(crate) fn grown(&self, slot: u32, bytes: u64) {
+        let device = slot_device(slot);
         lock(&self.0).iter_mut().filter(|disk| disk.device == device).for_each(|disk| disk.bytes = bytes);
     }
 

@@ -15,7 +15,7 @@ use supermachine_support::entropy;
 use crate::ended::Ended;
 
 /// The slot that the root's disk is in.
-pub(crate) const SLOT: usize = 0;
+pub(crate) const SLOT: u32 = 0;
 
 /// A new disk with a file system, for a guest that boots.
 pub(crate) fn make(own: File, bytes: u64) -> Result<Scratch, Ended> {
@@ -49,10 +49,10 @@ pub(crate) fn over(file: File, bytes: u64, own: File) -> Scratch {
 pub(crate) fn insert(
     scratch: &Scratch,
     machine: &Machine,
-    slot: usize,
+    slot: u32,
 ) -> Result<(), supermachine_machine::Error> {
     let bytes = scratch.bytes();
-    machine.insert_disk(slot, Box::new(Device { scratch: scratch.clone(), bytes }), false)
+    machine.insert_disk(slot as usize, Box::new(Device { scratch: scratch.clone(), bytes }), false)
 }
 
 /// The disk at this moment, in which nothing writes to it, for a snapshot that holds so much.
@@ -66,7 +66,8 @@ pub(crate) fn sealed(scratch: &Scratch, scope: &v9::Scope, elsewhere: bool) -> i
     }
     let sealed = scratch.seal(Scope::Whole, true);
     let files = sealed.files().iter().map(|file| v9::identity_of(file)).collect::<io::Result<_>>()?;
-    let pieces = sealed.pieces().iter().map(|piece| (piece.disk.clone(), piece.file as u32, piece.at));
+    let file = |number| u32::try_from(number).expect("a disk has few layers");
+    let pieces = sealed.pieces().iter().map(|piece| (piece.disk.clone(), file(piece.file), piece.at));
     Ok(Disk::Elsewhere(Elsewhere { bytes: sealed.bytes(), files, pieces: pieces.collect() }))
 }
 

@@ -37,13 +37,12 @@ impl Volumes {
             let volume = Volume::open(file.try_clone().map_err(unusable)?, length).map_err(unusable)?;
             if slot.read_only {
                 let scratch = scratch::over(file, volume.bytes(), next()?);
-                scratch::insert(&scratch, machine, slot.slot as usize)
-                    .map_err(|e| Ended::bad(e.to_string()))?;
+                scratch::insert(&scratch, machine, slot.slot).map_err(|e| Ended::bad(e.to_string()))?;
                 continue;
             }
             volume.hold().map_err(unusable)?;
             let bytes = volume.bytes();
-            room.watch(slot.slot as usize, Arc::new(file), bytes);
+            room.watch(slot.slot, Arc::new(file), bytes);
             let volume = Arc::new(Mutex::new(volume));
             let device = Box::new(Device { volume: volume.clone(), bytes });
             machine.insert_disk(slot.slot as usize, device, false).map_err(|e| Ended::bad(e.to_string()))?;
@@ -80,7 +79,7 @@ impl Volumes {
         let (_, volume) =
             found.ok_or_else(|| io::Error::other("there is no volume to write to in this slot"))?;
         lock(volume).grow(bytes).map_err(io::Error::other)?;
-        room.grown(slot as usize, bytes);
+        room.grown(slot, bytes);
         let device = Box::new(Device { volume: volume.clone(), bytes });
         machine.insert_disk(slot as usize, device, false).map_err(io::Error::other)
     }

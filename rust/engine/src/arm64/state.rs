@@ -16,9 +16,11 @@ pub const VERSION: u32 = 1;
 pub const GENERAL: [Reg; 37] = {
     let mut registers = [Reg::PC; 37];
     let mut n = 0;
+    let mut number = 0;
     while n < 31 {
-        registers[n] = Reg::x(n as u32);
+        registers[n] = Reg::x(number);
         n += 1;
+        number += 1;
     }
     let rest = [Reg::FP, Reg::LR, Reg::PC, Reg::CPSR, Reg::FPCR, Reg::FPSR];
     while n < registers.len() {

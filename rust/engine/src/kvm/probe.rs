@@ -91,7 +91,7 @@ impl Laps {
         let rate = u128::from((turns - 1) * PER_TURN) * 1_000_000_000 / nanoseconds;
         Some(Measurement {
             instructions_per_second: u64::try_from(rate).unwrap_or(u64::MAX),
-            exit_nanoseconds: exit.as_nanos() as u64,
+            exit_nanoseconds: u64::try_from(exit.as_nanos()).unwrap_or(u64::MAX),
         })
     }
 }
@@ -115,11 +115,11 @@ mod rig {
     const DATA: u64 = CODE + 0x1000;
     const SIZE: usize = 0x1_0000;
     /// A port that nothing in the kernel answers at.
-    const PORT: u16 = 0xf4;
+    const PORT: u8 = 0xf4;
 
     /// With RSI at the data: out; take the number of turns; for each, count down and store.
     const PROGRAM: [u8; 16] = [
-        0xe6, PORT as u8, // 1: out PORT, al
+        0xe6, PORT, // 1: out PORT, al
         0x48, 0x8b, 0x0e, // mov rcx, [rsi]
         0x48, 0xff, 0xc9, // 2: dec rcx
         0x48, 0x89, 0x4e, 0x08, // mov [rsi + 8], rcx
@@ -137,7 +137,7 @@ mod rig {
         fn port_read(&mut self, _: u16, _: &mut [u8]) {}
 
         fn port_write(&mut self, port: u16, _: &[u8]) {
-            match self.laps.next().filter(|_| port == PORT) {
+            match self.laps.next().filter(|_| port == u16::from(PORT)) {
                 Some(turns) => {
                     self.memory.write_obj(turns, GuestAddress(DATA)).expect("the data lie in memory");
                 }

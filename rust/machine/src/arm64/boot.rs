@@ -52,7 +52,7 @@ pub fn load(
 /// `text_offset` and `image_size` of the Image's header.
 fn header(kernel: &[u8]) -> Result<(u64, u64), Error> {
     let field = |at: usize| u64::from_le_bytes(kernel[at..at + 8].try_into().expect("eight bytes"));
-    if kernel.len() < HEADER || field(56) as u32 != MAGIC {
+    if kernel.len() < HEADER || field(56) & 0xffff_ffff != u64::from(MAGIC) {
         return Err(Error::NotAKernel);
     }
     let (text_offset, image_size) = (field(8), field(16));

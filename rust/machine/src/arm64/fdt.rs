@@ -104,13 +104,13 @@ pub fn build(description: &Description) -> FdtWriterResult<Vec<u8>> {
     fdt.property_array_u32("interrupts", &[SPI, layout::VMGENID_SPI, EDGE_RISING])?;
     fdt.end_node(vmgenid)?;
 
-    for n in 0..description.virtio_devices {
+    for (n, spi) in (0..description.virtio_devices).zip(layout::VIRTIO_SPI..) {
         let base = layout::VIRTIO_BASE + layout::VIRTIO_STRIDE * n as u64;
         let device = fdt.begin_node(&format!("virtio_mmio@{base:x}"))?;
         fdt.property_string("compatible", "virtio,mmio")?;
         fdt.property_null("dma-coherent")?;
         fdt.property_array_u64("reg", &[base, layout::VIRTIO_STRIDE])?;
-        fdt.property_array_u32("interrupts", &[SPI, layout::VIRTIO_SPI + n as u32, LEVEL_HIGH])?;
+        fdt.property_array_u32("interrupts", &[SPI, spi, LEVEL_HIGH])?;
         fdt.end_node(device)?;
     }
 

@@ -61,7 +61,8 @@ impl Arm64Builder {
 
 impl MachineBuilder for Arm64Builder {
     fn irq_line(&self, place: usize) -> IrqLine {
-        let (vm, intid) = (self.vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + place as u32));
+        let place = u32::try_from(place).expect("the address map has few places");
+        let (vm, intid) = (self.vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + place));
         Arc::new(move |level| vm.set_spi(intid, level))
     }
 

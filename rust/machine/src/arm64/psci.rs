@@ -63,24 +63,23 @@ pub enum Call {
 
 /// Decodes a call from X0 to X3.
 pub fn decode(x: [u64; 4]) -> Call {
-    let [function, x1, x2, x3] = x;
-    match function as u32 {
+    let [_, x1, x2, x3] = x;
+    // Calls of 32 bits, and the number of each call, have the lower halves (SMCCC, 3.1).
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half of a register")]
+    let [function, w1, w2, w3] = x.map(|register| register as u32);
+    match function {
         PSCI_VERSION | SMCCC_VERSION => Call::Return(VERSION_1_1),
         // A standby state only: the next WFI sleeps as well.
         CPU_SUSPEND | CPU_SUSPEND_32 => Call::Return(SUCCESS),
         CPU_OFF => Call::CpuOff,
         CPU_ON => Call::CpuOn { target: x1, entry: x2, context: x3 },
-        CPU_ON_32 => Call::CpuOn {
-            target: u64::from(x1 as u32),
-            entry: u64::from(x2 as u32),
-            context: u64::from(x3 as u32),
-        },
+        CPU_ON_32 => Call::CpuOn { target: w1.into(), entry: w2.into(), context: w3.into() },
         AFFINITY_INFO | AFFINITY_INFO_32 if x2 == 0 => Call::AffinityInfo { target: x1 },
         AFFINITY_INFO | AFFINITY_INFO_32 => Call::Return(INVALID_PARAMETERS),
         MIGRATE_INFO_TYPE => Call::Return(NO_TRUSTED_OS),
         SYSTEM_OFF => Call::SystemOff,
         SYSTEM_RESET | SYSTEM_RESET2 => Call::SystemReset,
-        PSCI_FEATURES => Call::Return(match x1 as u32 {
+        PSCI_FEATURES => Call::Return(match w1 {
             PSCI_VERSION | CPU_SUSPEND | CPU_OFF | CPU_ON | AFFINITY_INFO | MIGRATE_INFO_TYPE
             | SYSTEM_OFF | SYSTEM_RESET | SYSTEM_RESET2 | PSCI_FEATURES | SMCCC_VERSION => SUCCESS,
             _ => NOT_SUPPORTED,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use supermachine_engine::arm64::state::Clock;
 use supermachine_engine::arm64::{Access, Canceller, DataAbort, Exit, Reg, Vcpu, Vm, features};
-use supermachine_support::saved_structure;
+use supermachine_support::{saved_structure, to_usize};
 
 use super::layout;
 use super::psci::{self, Call};
@@ -108,7 +108,7 @@ impl VcpuBackend for Arm64 {
                     self.counters.smc.fetch_add(1, Ordering::Relaxed);
                     let pc = vcpu.reg(Reg::PC)?;
                     vcpu.set_reg(Reg::PC, pc.wrapping_add(4))?;
-                    vcpu.set_reg(Reg::x(0), psci::NOT_SUPPORTED as u64)?;
+                    vcpu.set_reg(Reg::x(0), psci::NOT_SUPPORTED.cast_unsigned())?;
                 }
             }
         }
@@ -214,19 +214,19 @@ impl Arm64 {
     /// Serves a PSCI call; `false` when the vCPU must not go on.
     fn psci(&self, vcpus: &Vcpus<Self>, index: usize, vcpu: &mut dyn Vcpu) -> Result<bool, Error> {
         let mut x = [0; 4];
-        for (n, x) in x.iter_mut().enumerate() {
-            *x = vcpu.reg(Reg::x(n as u32))?;
+        for (n, x) in (0..).zip(&mut x) {
+            *x = vcpu.reg(Reg::x(n))?;
         }
         let answer = match psci::decode(x) {
             Call::Return(value) => value,
             Call::CpuOn { target, entry, context } => {
-                match vcpus.try_power_on(target as usize, EntryPoint { pc: entry, context }) {
+                match vcpus.try_power_on(to_usize(target), EntryPoint { pc: entry, context }) {
                     None => psci::INVALID_PARAMETERS,
                     Some(true) => psci::SUCCESS,
                     Some(false) => psci::ALREADY_ON,
                 }
             }
-            Call::AffinityInfo { target } => match vcpus.power().get(target as usize) {
+            Call::AffinityInfo { target } => match vcpus.power().get(to_usize(target)) {
                 None => psci::INVALID_PARAMETERS,
                 Some(Power::Off) => psci::OFF,
                 Some(_) => psci::ON,
@@ -244,7 +244,7 @@ impl Arm64 {
                 return Ok(false);
             }
         };
-        vcpu.set_reg(Reg::x(0), answer as u64)?;
+        vcpu.set_reg(Reg::x(0), answer.cast_unsigned())?;
         Ok(true)
     }
 }
@@ -255,8 +255,8 @@ fn loaded(bytes: [u8; 8], access: Access) -> u64 {
     if !access.sign_extend {
         return value;
     }
-    let unused = 64 - 8 * access.size as u32;
-    let extended = ((value << unused) as i64 >> unused) as u64;
+    let unused = 64 - 8 * access.size;
+    let extended = ((value << unused).cast_signed() >> unused).cast_unsigned();
     if access.wide { extended } else { extended & 0xffff_ffff }
 }
 

@@ -208,8 +208,10 @@ fn device(state: &TransportState) -> v8::Device {
         let QueueState { size, ready, desc, avail, used, last_avail_idx, next_used_idx } = *queue;
         v8::Queue { size, ready, desc, avail, used, last_avail_idx, next_used_idx }
     };
+    #[expect(clippy::cast_possible_truncation, reason = "one half after the other")]
+    let driver_features = [state.driver_features as u32, (state.driver_features >> 32) as u32];
     v8::Device {
-        driver_features: [state.driver_features as u32, (state.driver_features >> 32) as u32],
+        driver_features,
         status: state.status,
         interrupt_status: state.interrupt_status,
         queues: state.queues.iter().map(queue).collect(),

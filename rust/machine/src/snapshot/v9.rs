@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use supermachine_engine::Engine;
@@ -252,7 +252,7 @@ fn state_of(snapshot: &v9::Snapshot, vcpus: u32) -> Result<State, Error> {
             Some(section) => Ok(section.data.clone()),
         }
     };
-    let devices = snapshot.sections().iter().filter(|section| section.kind == DEVICE).count() as u32;
+    let devices = number(snapshot.sections().iter().filter(|section| section.kind == DEVICE).count());
     let backend = |index| match snapshot.section(BACKEND, index) {
         Some(section) if section.version == VERSION => section.data.clone(),
         _ => Vec::new(),
@@ -264,6 +264,15 @@ fn state_of(snapshot: &v9::Snapshot, vcpus: u32) -> Result<State, Error> {
         devices: (0..devices).map(|index| section(DEVICE, index)).collect::<Result<_, _>>()?,
         backends: (0..devices).map(backend).collect(),
     })
+}
+
+/// Of a vCPU or a device.
+fn number(number: usize) -> u32 {
+    u32::try_from(number).expect("machines have few vCPUs and devices")
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Writes all that needs the machine to stand still. [`Writer::finish`] does the rest while the machine goes on.
@@ -291,15 +300,15 @@ pub fn write(
         initramfs: about.initramfs,
         image: about.image,
         devices: paused.device_ids().map(layout::name).collect(),
-        vcpus: state.vcpus.len() as u32,
+        vcpus: number(state.vcpus.len()),
         memory_bytes: memory.len() as u64,
         ram_gpa: map.ram_base,
         parent,
-        created_unix_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+        created_unix_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, nanoseconds),
     };
     let section = |kind: &str, index: usize, required: bool, data: Vec<u8>| Section {
         kind: kind.into(),
-        index: index as u32,
+        index: number(index),
         version: VERSION,
         required,
         data,

@@ -46,12 +46,12 @@ pub(crate) fn load(ram: &GuestMemoryMmap<()>, vcpus: u32, load: &Load) -> Result
     params.hdr.header = HEADER;
     params.hdr.version = PROTOCOL;
     params.hdr.type_of_loader = UNDEFINED_LOADER;
-    params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
-    params.hdr.cmdline_size = cmdline.len() as u32;
+    let field = |value: u64| u32::try_from(value).expect("all lies below 3 GiB, by the check above");
+    params.hdr.cmd_line_ptr = field(layout::CMDLINE);
+    params.hdr.cmdline_size = field(cmdline.len() as u64);
     if !load.initramfs.is_empty() {
-        // Both below 3 GiB, by the check above.
-        params.hdr.ramdisk_image = initramfs as u32;
-        params.hdr.ramdisk_size = load.initramfs.len() as u32;
+        params.hdr.ramdisk_image = field(initramfs);
+        params.hdr.ramdisk_size = field(load.initramfs.len() as u64);
     }
     params.hdr.setup_data = layout::RNG_SEED;
     let mut ranges = vec![0..layout::MP_TABLE, layout::HIGH_RAM..low_end];
@@ -61,13 +61,13 @@ pub(crate) fn load(ram: &GuestMemoryMmap<()>, vcpus: u32, load: &Load) -> Result
     for (entry, range) in params.e820_table.iter_mut().zip(&ranges) {
         *entry = boot_e820_entry { addr: range.start, size: range.end - range.start, r#type: E820_RAM };
     }
-    params.e820_entries = ranges.len() as u8;
+    params.e820_entries = u8::try_from(ranges.len()).expect("there are three at most");
 
     // struct setup_data: next, type, length, data.
     let mut seed = Vec::new();
     seed.extend(0_u64.to_le_bytes());
     seed.extend(SETUP_RNG_SEED.to_le_bytes());
-    seed.extend((load.rng_seed.len() as u32).to_le_bytes());
+    seed.extend(field(load.rng_seed.len() as u64).to_le_bytes());
     seed.extend(load.rng_seed);
 
     let parts: [(&[u8], u64); 7] = [
@@ -92,9 +92,8 @@ fn cmdline(vcpus: u32, load: &Load) -> Result<Vec<u8>, Error> {
         // Nothing to patch back and forth.
         cmdline += " noreplace-smp";
     }
-    for n in 0..load.virtio_devices {
-        let (at, irq) =
-            (layout::VIRTIO_BASE + n as u64 * layout::VIRTIO_STRIDE, layout::VIRTIO_IRQ + n as u32);
+    for (n, irq) in (0..load.virtio_devices).zip(layout::VIRTIO_IRQ..) {
+        let at = layout::VIRTIO_BASE + n as u64 * layout::VIRTIO_STRIDE;
         cmdline += &format!(" virtio_mmio.device=4K@{at:#x}:{irq}");
     }
     if !load.cmdline.is_empty() {

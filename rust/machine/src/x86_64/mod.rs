@@ -11,6 +11,8 @@ mod vcpu;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use supermachine_support::to_usize;
+
 use supermachine_devices::IrqLine;
 use supermachine_devices::tail::Tail;
 use supermachine_engine::Protection;
@@ -43,7 +45,7 @@ impl X86Builder {
                 continue;
             }
             // SAFETY: the range begins inside the mapping, which is not at address 0.
-            let at = unsafe { NonNull::new_unchecked(host.as_ptr().add(range.start as usize)) };
+            let at = unsafe { NonNull::new_unchecked(host.as_ptr().add(to_usize(range.start))) };
             // SAFETY: the mapping is `memory`'s, which the machine keeps until its vCPU threads have ended.
             unsafe { vm.map(at, range.start, range.end - range.start, Protection::ReadWriteExecute) }
                 .map_err(engine)?;
@@ -54,7 +56,8 @@ impl X86Builder {
 
 impl MachineBuilder for X86Builder {
     fn irq_line(&self, place: usize) -> IrqLine {
-        let (vm, irq) = (self.vm.clone(), layout::VIRTIO_IRQ + place as u32);
+        let place = u32::try_from(place).expect("the address map has few places");
+        let (vm, irq) = (self.vm.clone(), layout::VIRTIO_IRQ + place);
         // It fails for no line that the IOAPIC has.
         Arc::new(move |level| drop(vm.set_irq(irq, level)))
     }

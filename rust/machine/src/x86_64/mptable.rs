@@ -28,9 +28,9 @@ const ALL_APICS: u8 = 0xff;
 
 /// The table for as many vCPUs, with pointers for address [`layout::MP_TABLE`]. At most a KiB for at most 32 vCPUs.
 pub fn build(vcpus: u32, virtio_devices: usize) -> Vec<u8> {
-    let ioapic_id = vcpus as u8;
+    let ioapic_id = u8::try_from(vcpus).expect("there are at most 32 vCPUs");
     let mut entries: Vec<Vec<u8>> = Vec::new();
-    for id in 0..vcpus as u8 {
+    for id in 0..ioapic_id {
         let flags = ENABLED | if id == 0 { BOOTSTRAP } else { 0 };
         // Signature and features are for kernels that cannot ask the CPU itself.
         entries.push([&[PROCESSOR, id, APIC_VERSION, flags][..], &[0; 16]].concat());
@@ -42,10 +42,11 @@ pub fn build(vcpus: u32, virtio_devices: usize) -> Vec<u8> {
         let flags = flags.to_le_bytes();
         vec![entry, kind, flags[0], flags[1], ISA, irq, apic, pin]
     };
-    let virtio = layout::VIRTIO_IRQ..layout::VIRTIO_IRQ + virtio_devices as u32;
+    let virtio = (layout::VIRTIO_IRQ..).take(virtio_devices);
     for pin in 0..layout::IOAPIC_PINS {
-        let flags = if virtio.contains(&pin) { HIGH_LEVEL } else { CONFORMING };
-        entries.push(interrupt(IO_INTERRUPT, INT, flags, pin as u8, ioapic_id, pin as u8));
+        let flags = if virtio.clone().any(|irq| irq == pin) { HIGH_LEVEL } else { CONFORMING };
+        let pin = u8::try_from(pin).expect("an IOAPIC has 24");
+        entries.push(interrupt(IO_INTERRUPT, INT, flags, pin, ioapic_id, pin));
     }
     entries.push(interrupt(LOCAL_INTERRUPT, EXT_INT, CONFORMING, 0, 0, 0));
     entries.push(interrupt(LOCAL_INTERRUPT, NMI, CONFORMING, 0, ALL_APICS, 1));
@@ -53,12 +54,13 @@ pub fn build(vcpus: u32, virtio_devices: usize) -> Vec<u8> {
     let mut table = Vec::new();
     table.extend(b"PCMP");
     let length = 44 + entries.iter().map(Vec::len).sum::<usize>();
-    table.extend((length as u16).to_le_bytes());
+    let field = |value: usize| u16::try_from(value).expect("it is less than a KiB").to_le_bytes();
+    table.extend(field(length));
     table.extend([SPECIFICATION, 0]);
     table.extend(b"SUPERMACMICROVM     ");
     // No table of the OEM's.
     table.extend([0; 6]);
-    table.extend((entries.len() as u16).to_le_bytes());
+    table.extend(field(entries.len()));
     table.extend(layout::LOCAL_APIC.to_le_bytes());
     table.extend([0; 4]);
     table.extend(entries.concat());
@@ -66,7 +68,8 @@ pub fn build(vcpus: u32, virtio_devices: usize) -> Vec<u8> {
 
     let mut pointer = Vec::new();
     pointer.extend(b"_MP_");
-    pointer.extend((layout::MP_TABLE as u32 + 16).to_le_bytes());
+    let at = u32::try_from(layout::MP_TABLE + 16).expect("it lies below 1 MiB");
+    pointer.extend(at.to_le_bytes());
     // One paragraph; no default configuration; no IMCR, so that interrupts start in virtual wire mode.
     pointer.extend([1, SPECIFICATION, 0, 0, 0, 0, 0, 0]);
     seal(&mut pointer, 10);

@@ -200,7 +200,7 @@ impl Conversation {
         let bell_at = fds.len();
         fds.extend(bell.iter().map(|bell| PollFd::new(*bell, PollFlags::IN)));
         let most = most + Duration::from_millis(1);
-        let timeout = Timespec { tv_sec: most.as_secs() as _, tv_nsec: most.subsec_nanos().into() };
+        let timeout = Timespec { tv_sec: most.as_secs().cast_signed(), tv_nsec: most.subsec_nanos().into() };
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return None,

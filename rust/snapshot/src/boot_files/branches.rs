@@ -39,6 +39,7 @@ impl Code {
 }
 
 /// BL and ADRP, whose offsets are in words and in pages of 4 KiB (Arm ARM, C6.2), modulo 2^26 and 2^21.
+#[expect(clippy::cast_possible_truncation, reason = "modulo powers of two below 2^32")]
 fn aarch64(piece: &mut [u8], place: usize) {
     let (words, _) = piece.as_chunks_mut::<4>();
     for (number, bytes) in (place / 4..).zip(words) {

@@ -98,7 +98,8 @@ impl CpuModel {
                 edx: e.edx,
             })
             .collect();
-        leaves.retain(|leaf| leaf.leaf != 0xd || leaf.subleaf < 2 || XCR0 >> leaf.subleaf & 1 == 1);
+        leaves
+            .retain(|leaf| leaf.leaf != 0xd || leaf.subleaf < 2 || u64::from(XCR0) >> leaf.subleaf & 1 == 1);
         leaves.retain(|leaf| leaf.leaf != 7 || leaf.subleaf <= 2);
         // The state of x87 and SSE with its header, or the end of the last component beyond them (EAX bytes at EBX).
         let size = leaves.iter().filter(|leaf| leaf.leaf == 0xd && leaf.subleaf >= 2);
@@ -249,7 +250,7 @@ impl Leaf {
             (7, 1) => (self.ebx, self.ecx) = (0, 0),
             (7, 2) => (self.eax, self.ebx, self.ecx) = (0, 0, 0),
             // EBX, the size of what is enabled, is KVM's to compute; ECX is the size of all.
-            (0xd, 0) => (self.eax, self.ecx, self.edx) = (self.eax & XCR0 as u32, xsave_size, 0),
+            (0xd, 0) => (self.eax, self.ecx, self.edx) = (self.eax & XCR0, xsave_size, 0),
             // No supervisor components.
             (0xd, 1) => (self.ecx, self.edx) = (0, 0),
             // No leaves of KVM's beyond its features.
@@ -298,7 +299,7 @@ mod tests {
         assert_eq!(leaf(7, 0).ebx & (1 << 14 | 1 << 11 | 1 << 2 | 1 << 25), 0);
         assert_eq!(leaf(7, 0).edx & (1 << 22 | 1 << 24 | 1 << 25 | 1 << 19), 0);
         assert_eq!(leaf(KVM_FEATURES, 0).eax & (1 << 4 | 1 << 5), 0);
-        assert_eq!(model.xcr0(), XCR0);
+        assert_eq!(model.xcr0(), u64::from(XCR0));
         assert!(model.find(0xd, 17).is_none() && model.find(0x14, 0).is_none() && model.find(7, 3).is_none());
         // And what guests live on is there.
         assert_eq!(leaf(1, 0).ecx & features::HYPERVISOR, features::HYPERVISOR);

@@ -51,7 +51,7 @@ pub const OSXSAVE: u32 = 1 << 27;
 /// Leaf 1, EDX: several logical processors in the package.
 pub const HTT: u32 = 1 << 28;
 /// State components of XCR0 that guests may have: x87, SSE, AVX, three of AVX-512, protection keys.
-pub const XCR0: u64 = 0x2e7;
+pub const XCR0: u32 = 0x2e7;
 
 /// KVM's own leaves.
 pub const KVM_SIGNATURE: u32 = 0x4000_0000;

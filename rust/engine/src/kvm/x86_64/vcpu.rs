@@ -94,7 +94,9 @@ impl Start {
         sregs.cs = kvm_segment { l: 1, ..segment(0x10, 11) };
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
         sregs.tr = kvm_segment { s: 0, ..segment(0x20, 11) };
-        (sregs.gdt.base, sregs.gdt.limit) = (self.gdt, (size_of_val(&Self::GDT) - 1) as u16);
+        #[expect(clippy::cast_possible_truncation, reason = "a table of a few entries")]
+        let limit = (size_of_val(&Self::GDT) - 1) as u16;
+        (sregs.gdt.base, sregs.gdt.limit) = (self.gdt, limit);
         (sregs.idt.base, sregs.idt.limit) = (0, 0);
         sregs.cr0 = CR0_PE | CR0_ET | CR0_WP | CR0_PG;
         sregs.cr3 = self.cr3;
@@ -144,7 +146,7 @@ impl Vcpu {
         let mut lapic = self.fd.get_lapic().named("KVM_GET_LAPIC")?;
         for (at, mode) in [(LVT_LINT0, MODE_EXTINT), (LVT_LINT1, MODE_NMI)] {
             for (to, byte) in lapic.regs[at..at + 4].iter_mut().zip(mode.to_le_bytes()) {
-                *to = byte as _;
+                *to = byte.cast_signed();
             }
         }
         self.fd.set_lapic(&lapic).named("KVM_SET_LAPIC")

@@ -240,7 +240,7 @@ fn conditional(engine: Engine, shares: Option<Shares>) -> Vec<(i64, Vec<Vec<Argu
     calls.extend(shared(shares));
     calls.extend([
         (libc::SYS_clone, vec![vec![Whole(0, DETACHED, THREAD)]]),
-        (libc::SYS_fcntl, fcntl.iter().map(|command| vec![Is(1, *command as u64)]).collect()),
+        (libc::SYS_fcntl, fcntl.iter().map(|command| vec![Is(1, command.cast_unsigned().into())]).collect()),
         (libc::SYS_ioctl, ioctls),
         (libc::SYS_prctl, vec![vec![Is(0, libc::PR_SET_NAME as u64)]]),
         (libc::SYS_sendto, vec![vec![Whole(4, 0, 0)]]),
@@ -289,6 +289,7 @@ pub(super) fn program(
 
 /// A C library takes `clone` when a kernel does not have `clone3`, whose flags are in memory; so this one has it not.
 /// The number is the same on every architecture, so that it is looked at before the architecture is.
+#[expect(clippy::cast_possible_truncation, reason = "constants of the right width but not of its type")]
 fn without_clone3() -> [sock_filter; 3] {
     let instruction = |code: u32, k: u32, jf: u8| sock_filter { code: code as u16, jt: 0, jf, k };
     // The first field of seccomp_data is the number of the call (include/uapi/linux/seccomp.h).
