@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use supermachine_proto::agent::{Attach, AttachReply, ShareMount, TmpfsMount, VolumeMount};
 
-use crate::{root, shares, tmpfs, volumes};
+use crate::{root, shares, sys, tmpfs, volumes};
 
 /// One request at a time; what the last one that was done has had mounted.
 static TURN: Mutex<Option<Attach>> = Mutex::new(None);
@@ -23,7 +23,7 @@ enum Mount<'a> {
 
 /// Mounts what the host names.
 pub(crate) fn attach(wanted: &Attach) -> AttachReply {
-    let mut last = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = sys::lock(&TURN);
     // A restored guest that is given the same shares keeps them: for its programs nothing has happened.
     if last.as_ref() == Some(wanted) && wanted.volumes.is_empty() && wanted.tmpfs.is_empty() {
         return AttachReply::Done;
@@ -40,7 +40,7 @@ pub(crate) fn attach(wanted: &Attach) -> AttachReply {
 
 /// Has the file system of a volume take in all of its disk.
 pub(crate) fn grow(device: &str, bytes: u64) -> AttachReply {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = sys::lock(&TURN);
     match volumes::grow(device, bytes) {
         Ok(()) => AttachReply::Done,
         Err(e) => {
@@ -51,7 +51,7 @@ pub(crate) fn grow(device: &str, bytes: u64) -> AttachReply {
 
 /// Takes away what shares and volumes there are, whose file systems are whole then.
 pub(crate) fn end() {
-    let mut last = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = sys::lock(&TURN);
     *last = None;
     shares::detach_all();
     volumes::detach_all();

@@ -26,7 +26,7 @@ static TRUSTED: Mutex<String> = Mutex::new(String::new());
 /// that variables of the environment can name. An image in which that cannot be done goes without: then programs
 /// accept no connection that is opened.
 pub(crate) fn trust(certificate: &str) {
-    let mut trusted = TRUSTED.lock().unwrap_or_else(|e| e.into_inner());
+    let mut trusted = sys::lock(&TRUSTED);
     if *trusted == certificate {
         return;
     }

@@ -145,8 +145,8 @@ fn loopback_up() -> io::Result<()> {
     unsafe {
         let socket = sys::check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
         let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[..2].copy_from_slice(&[b'l' as _, b'o' as _]);
-        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
+        request.ifr_name[..2].copy_from_slice(&sys::chars(*b"lo"));
+        request.ifr_ifru.ifru_flags = sys::short(libc::IFF_UP | libc::IFF_RUNNING).cast_signed();
         let done = sys::check(libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &raw mut request));
         libc::close(socket);
         done.map(drop)

@@ -88,11 +88,11 @@ fn all(socket: &OwnedFd, family: i32, states: u32) -> io::Result<Vec<[u8; ID]>> 
 
 /// Appends a netlink message about a socket, or about all in these states.
 fn message(to: &mut Vec<u8>, kind: u16, flags: i32, family: i32, states: u32, id: &[u8]) {
-    to.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
+    to.extend(sys::length(HEADER + REQUEST).to_ne_bytes());
     to.extend(kind.to_ne_bytes());
-    to.extend(((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
+    to.extend(sys::short(libc::NLM_F_REQUEST | flags).to_ne_bytes());
     to.extend([0; 8]);
-    to.extend([family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+    to.extend([sys::byte(family), sys::byte(libc::IPPROTO_TCP), 0, 0]);
     to.extend(states.to_ne_bytes());
     to.extend(id);
 }
@@ -114,10 +114,10 @@ fn dump(socket: &OwnedFd, found: &mut Vec<[u8; ID]>) -> io::Result<()> {
         while rest.len() >= HEADER {
             let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
             let kind = u16::from_ne_bytes([rest[4], rest[5]]);
-            if length < HEADER || length > rest.len() || kind == libc::NLMSG_DONE as u16 {
+            if length < HEADER || length > rest.len() || i32::from(kind) == libc::NLMSG_DONE {
                 return Ok(());
             }
-            if kind == libc::NLMSG_ERROR as u16 {
+            if i32::from(kind) == libc::NLMSG_ERROR {
                 return Err(io::ErrorKind::Unsupported.into());
             }
             let at = HEADER + ID_IN_MESSAGE;

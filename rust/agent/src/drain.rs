@@ -21,7 +21,7 @@ static ADDED: Mutex<Vec<File>> = Mutex::new(Vec::new());
 static BELL: OnceLock<OwnedFd> = OnceLock::new();
 
 fn added() -> MutexGuard<'static, Vec<File>> {
-    ADDED.lock().unwrap_or_else(|e| e.into_inner())
+    sys::lock(&ADDED)
 }
 
 /// Starts the thread that reads.

@@ -115,7 +115,7 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
     {
         file.map(sys::set_nonblocking).transpose()?;
     }
-    session.tell(&ExecOutput::Started { pid: pid as u32 });
+    session.tell(&ExecOutput::Started { pid: pid.cast_unsigned() });
     Ok(session)
 }
 
@@ -311,7 +311,7 @@ impl Session {
 
     fn consumed(&mut self, bytes: usize) {
         if bytes > 0 {
-            self.tell(&ExecOutput::StdinConsumed(bytes as u32));
+            self.tell(&ExecOutput::StdinConsumed(sys::length(bytes)));
         }
     }
 

@@ -118,7 +118,7 @@ fn stat(m: &Metadata) -> Stat {
         dev: m.dev(),
         ino: m.ino(),
         mode: m.mode(),
-        nlink: m.nlink() as u32,
+        nlink: u32::try_from(m.nlink()).unwrap_or(u32::MAX),
         uid: m.uid(),
         gid: m.gid(),
         rdev: m.rdev(),

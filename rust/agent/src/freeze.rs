@@ -31,7 +31,7 @@ static HELD: Mutex<bool> = Mutex::new(false);
 static LET_GO: Condvar = Condvar::new();
 
 fn held() -> MutexGuard<'static, bool> {
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+    sys::lock(&HELD)
 }
 
 /// Waits until the guest goes on; then it does, and no snapshot is taken, for as long as this is held. `None` when it has become

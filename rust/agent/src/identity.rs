@@ -36,11 +36,9 @@ pub(crate) fn assume(identity: &Identity) -> io::Result<()> {
 
 /// Credits the kernel's pool with the host's bytes and has it reseed from them at once.
 fn add_entropy(entropy: &[u8]) -> io::Result<()> {
-    if entropy.len() > MAX_ENTROPY {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    let mut info =
-        PoolInfo { bits: 8 * entropy.len() as i32, bytes: entropy.len() as i32, buffer: [0; MAX_ENTROPY] };
+    let bytes = i32::try_from(entropy.len()).ok().filter(|_| entropy.len() <= MAX_ENTROPY);
+    let Some(bytes) = bytes else { return Err(io::Error::from_raw_os_error(libc::EINVAL)) };
+    let mut info = PoolInfo { bits: 8 * bytes, bytes, buffer: [0; MAX_ENTROPY] };
     info.buffer[..entropy.len()].copy_from_slice(entropy);
     let device = File::open("/dev/urandom")?;
     // SAFETY: RNDADDENTROPY reads the structure, whose `bytes` do not exceed its buffer; RNDRESEEDCRNG takes nothing.
@@ -56,7 +54,7 @@ static NAMED: Mutex<(Vec<&str>, String)> = Mutex::new((Vec::new(), String::new()
 /// Writes the files that name hosts, where the image leaves them empty or out. An image in which that cannot be done (a
 /// link to nowhere stands there, say) goes without.
 pub(crate) fn write_hosts(hostname: &str) {
-    let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
+    let mut named = sys::lock(&NAMED);
     named.1 = hostname.into();
     for (path, contents) in naming(hostname) {
         if write_where_empty(path, &contents).unwrap_or(false) {
@@ -67,7 +65,7 @@ pub(crate) fn write_hosts(hostname: &str) {
 
 /// Puts a new host name into the files that hold the one before, where they are still as this agent wrote them.
 pub(crate) fn rename_hosts(hostname: &str) -> io::Result<()> {
-    let mut named = NAMED.lock().unwrap_or_else(|e| e.into_inner());
+    let mut named = sys::lock(&NAMED);
     let before = std::mem::replace(&mut named.1, hostname.into());
     for ((path, old), (_, new)) in naming(&before).into_iter().zip(naming(hostname)) {
         if named.0.contains(&path) {

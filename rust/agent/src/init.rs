@@ -30,7 +30,7 @@ pub(crate) const ENVIRONMENT: (&str, &str) = ("container", "supermachine");
 static RUNNING: Mutex<Option<(Arc<OwnedFd>, Arc<Exit>)>> = Mutex::new(None);
 
 fn running() -> MutexGuard<'static, Option<(Arc<OwnedFd>, Arc<Exit>)>> {
-    RUNNING.lock().unwrap_or_else(|e| e.into_inner())
+    sys::lock(&RUNNING)
 }
 
 /// How a process stands to init systems.

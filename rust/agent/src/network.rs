@@ -76,13 +76,13 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// guest without a network. What somebody has written since the boot stays.
 fn name_server(network: Option<&Network>, anew: bool) -> io::Result<()> {
     let wanted = network.map(lines).unwrap_or_default();
-    let mut written = WRITTEN.lock().unwrap_or_else(|e| e.into_inner());
+    let mut written = sys::lock(&WRITTEN);
     if anew && *written == wanted {
         return Ok(());
     }
     let found = sys::read_file(RESOLV_CONF, MAX_BYTES).unwrap_or_default();
     let ours = found.starts_with(first_line(Network::default().gateway).as_bytes());
-    let mut images = IMAGES.lock().unwrap_or_else(|e| e.into_inner());
+    let mut images = sys::lock(&IMAGES);
     if !anew {
         images.clone_from(&found);
     }
@@ -118,7 +118,7 @@ fn request() -> libc::ifreq {
     // SAFETY: all zeros is a valid ifreq.
     let mut request: libc::ifreq = unsafe { zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(INTERFACE.bytes()) {
-        *to = from as _;
+        [*to] = sys::chars([from]);
     }
     request
 }
@@ -127,7 +127,7 @@ fn address(address: Ipv4Addr) -> libc::sockaddr {
     // SAFETY: all zeros is a valid sockaddr_in, which is as long as a sockaddr and may stand for one.
     unsafe {
         let mut internet: libc::sockaddr_in = zeroed();
-        internet.sin_family = libc::AF_INET as _;
+        internet.sin_family = sys::short(libc::AF_INET);
         internet.sin_addr.s_addr = u32::from_ne_bytes(address.octets());
         std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(internet)
     }
@@ -171,7 +171,12 @@ fn index(socket: &OwnedFd) -> io::Result<i32> {
 
 fn set_flags(socket: &OwnedFd, flags: i32) -> io::Result<()> {
     let mut request = request();
-    request.ifr_ifru.ifru_flags = flags as _;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "they came from such a field, whose top bit is a flag too"
+    )]
+    let flags = flags as i16;
+    request.ifr_ifru.ifru_flags = flags;
     // SAFETY: the ioctl reads the request.
     sys::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) })
         .map(drop)

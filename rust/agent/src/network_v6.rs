@@ -18,7 +18,7 @@ const HEADER: usize = 16;
 /// Takes this place, or none, on the interface of this number. `was_down` says that the interface has lost what it had. A guest that has turned IPv6 off
 /// goes without.
 pub(crate) fn assume(place: Option<&NetworkV6>, was_down: bool, index: impl FnOnce() -> io::Result<i32>) {
-    let mut known = PLACE.lock().unwrap_or_else(|e| e.into_inner());
+    let mut known = sys::lock(&PLACE);
     if was_down {
         *known = None;
     }
@@ -75,8 +75,10 @@ fn acknowledged(socket: &OwnedFd) -> io::Result<()> {
 
 /// struct ifaddrmsg and its attributes (include/uapi/linux/if_addr.h).
 fn address(kind: u16, flags: i32, index: i32, place: &NetworkV6) -> Vec<u8> {
+    const NODAD: u8 = 0x02;
+    const _: () = assert!(NODAD as u32 == libc::IFA_F_NODAD);
     let scope = libc::RT_SCOPE_UNIVERSE;
-    let mut body = vec![libc::AF_INET6 as u8, place.prefix, libc::IFA_F_NODAD as u8, scope];
+    let mut body = vec![sys::byte(libc::AF_INET6), place.prefix, NODAD, scope];
     body.extend(index.to_ne_bytes());
     attribute(&mut body, libc::IFA_ADDRESS, &Ipv6Addr::octets(&place.address));
     message(kind, flags, &body)
@@ -86,23 +88,24 @@ fn address(kind: u16, flags: i32, index: i32, place: &NetworkV6) -> Vec<u8> {
 fn route(kind: u16, flags: i32, index: i32, place: &NetworkV6) -> Vec<u8> {
     let (table, protocol) = (libc::RT_TABLE_MAIN, libc::RTPROT_BOOT);
     let (scope, unicast) = (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST);
-    let mut body = vec![libc::AF_INET6 as u8, 0, 0, 0, table, protocol, scope, unicast, 0, 0, 0, 0];
+    let mut body = vec![sys::byte(libc::AF_INET6), 0, 0, 0, table, protocol, scope, unicast, 0, 0, 0, 0];
     attribute(&mut body, libc::RTA_GATEWAY, &Ipv6Addr::octets(&place.gateway));
     attribute(&mut body, libc::RTA_OIF, &index.to_ne_bytes());
     message(kind, flags, &body)
 }
 
 fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    body.extend(((4 + value.len()) as u16).to_ne_bytes());
+    let length = u16::try_from(4 + value.len()).expect("addresses are short");
+    body.extend(length.to_ne_bytes());
     body.extend(kind.to_ne_bytes());
     body.extend(value);
 }
 
 fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
     let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
-    let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+    let mut bytes = sys::length(HEADER + body.len()).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
-    bytes.extend((flags as u16).to_ne_bytes());
+    bytes.extend(sys::short(flags).to_ne_bytes());
     bytes.extend([0; 8]);
     bytes.extend(body);
     bytes
@@ -120,7 +123,7 @@ mod tests {
             assert_eq!(made.len(), 1 + usize::from(outwards));
             for message in made {
                 assert_eq!(message.len() % 4, 0);
-                assert_eq!(message[..4], (message.len() as u32).to_ne_bytes());
+                assert_eq!(message[..4], sys::length(message.len()).to_ne_bytes());
             }
         }
     }

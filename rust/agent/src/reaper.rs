@@ -18,7 +18,7 @@ pub(crate) struct Exit {
 impl Exit {
     /// The wait status (wait(2)) once the process has ended.
     pub(crate) fn status(&self) -> Option<i32> {
-        *self.status.lock().unwrap_or_else(|e| e.into_inner())
+        *sys::lock(&self.status)
     }
 }
 
@@ -27,7 +27,7 @@ static WAITED: Mutex<BTreeMap<i32, Arc<Exit>>> = Mutex::new(BTreeMap::new());
 static REAPED: Condvar = Condvar::new();
 
 fn waited() -> MutexGuard<'static, BTreeMap<i32, Arc<Exit>>> {
-    WAITED.lock().unwrap_or_else(|e| e.into_inner())
+    sys::lock(&WAITED)
 }
 
 /// Starts the reaper. SIGCHLD is blocked in this thread and all that it starts from now on.
@@ -70,7 +70,7 @@ fn reap() {
             break;
         }
         if let Some(exit) = waited.remove(&pid) {
-            *exit.status.lock().unwrap_or_else(|e| e.into_inner()) = Some(status);
+            *sys::lock(&exit.status) = Some(status);
             // SAFETY: the eight bytes are those of the array.
             unsafe { libc::write(exit.event.as_raw_fd(), 1_u64.to_ne_bytes().as_ptr().cast(), 8) };
         }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::{sys, volumes};
 
@@ -14,7 +14,7 @@ use crate::{sys, volumes};
 static LIMITED: Mutex<Vec<(String, u64)>> = Mutex::new(Vec::new());
 
 fn limited() -> MutexGuard<'static, Vec<(String, u64)>> {
-    LIMITED.lock().unwrap_or_else(PoisonError::into_inner)
+    sys::lock(&LIMITED)
 }
 
 /// Has the file system on a device give out so many bytes and no more; `u64::MAX` for all that it has.
@@ -52,7 +52,7 @@ fn lacking(device: &str, bytes: u64) -> io::Result<u64> {
     let waiting = read(device, "delayed_allocation_blocks")?;
     // No more than all but one, which ext4 takes.
     let most = (found.f_blocks as u64).saturating_sub(1);
-    Ok((found.f_bfree as u64 + waiting).saturating_sub(bytes / found.f_bsize as u64).min(most))
+    Ok((found.f_bfree as u64 + waiting).saturating_sub(bytes / sys::block_bytes(&found)).min(most))
 }
 
 fn attribute(device: &str, name: &str) -> String {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use libc::MS_NODEV;
 use supermachine_proto::agent::{Attach, SHARES_TAG, ShareMount};
@@ -79,7 +79,7 @@ pub(crate) fn root() -> Option<&'static OwnedFd> {
 }
 
 fn attached() -> MutexGuard<'static, Vec<PathBuf>> {
-    ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
+    sys::lock(&ATTACHED)
 }
 
 /// Where they are mounted.
@@ -128,7 +128,7 @@ impl Session {
         }
         if let Some(namespace) = &self.namespace {
             attributes.set |= MOUNT_ATTR_IDMAP;
-            attributes.userns_fd = namespace.as_raw_fd() as u64;
+            attributes.userns_fd = namespace.as_raw_fd().cast_unsigned().into();
         }
         if attributes.set != 0 {
             set_attributes(&tree, &attributes)?;

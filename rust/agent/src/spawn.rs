@@ -121,10 +121,10 @@ fn make(child: &mut Child) -> io::Result<i32> {
     let group = freeze::group();
     // SAFETY: all zeros is a valid clone_args: no stack of the child's own, no places to write to.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = (libc::CLONE_VM | libc::CLONE_VFORK | child.place.clone_flags()) as u64
-        | if group.is_some() { CLONE_INTO_CGROUP } else { 0 };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | child.place.clone_flags();
+    arguments.flags = u64::from(flags.cast_unsigned()) | if group.is_some() { CLONE_INTO_CGROUP } else { 0 };
     arguments.exit_signal = libc::SIGCHLD as u64;
-    arguments.cgroup = group.unwrap_or_default() as u64;
+    arguments.cgroup = group.unwrap_or_default().cast_unsigned().into();
     let (size, child) = (size_of_val(&arguments), &raw mut *child);
     let result: isize;
     // SAFETY: the call reads `arguments`. In this thread all it changes is the register of its result, and memory. The
@@ -165,7 +165,8 @@ fn make(child: &mut Child) -> io::Result<i32> {
             out("r11") _,
         );
     }
-    if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as i32) }
+    let result = i32::try_from(result).expect("a process id, or an error below 4096");
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
 }
 
 fn candidate(directory: &[u8], name: &[u8]) -> Vec<u8> {
@@ -238,8 +239,8 @@ fn become_program(child: &Child) -> (Step, i32) {
             return (Step::Place, placed);
         }
         libc::setsid();
-        for (number, fd) in child.stdio.iter().enumerate() {
-            if libc::dup2(*fd, number as i32) < 0 {
+        for (number, fd) in (0..).zip(&child.stdio) {
+            if libc::dup2(*fd, number) < 0 {
                 return (Step::Stdio, errno());
             }
         }

@@ -7,10 +7,41 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Connections that may wait to be accepted: as many as processes are started at once.
 const BACKLOG: i32 = 4096;
+
+/// Locks, also after a thread has panicked with the lock held, as tests' threads may; the agent itself ends with a panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A constant of the kernel's headers in a field of two bytes: libc has all as c_int.
+pub(crate) fn short(constant: i32) -> u16 {
+    u16::try_from(constant).expect("it is for such a field")
+}
+
+/// The same in a field of one byte.
+pub(crate) fn byte(constant: i32) -> u8 {
+    u8::try_from(constant).expect("it is for such a field")
+}
+
+/// The length of a structure or a message, as the kernel's interfaces and the protocol have it.
+pub(crate) fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("nothing that is sent has 4 GiB")
+}
+
+/// Bytes as C's characters, which have a sign on x86_64 and none on aarch64.
+pub(crate) fn chars<const N: usize>(bytes: [u8; N]) -> [libc::c_char; N] {
+    bytes.map(|byte| libc::c_char::from_ne_bytes([byte]))
+}
+
+/// Bytes of a file system's block.
+pub(crate) fn block_bytes(found: &libc::statfs) -> u64 {
+    found.f_bsize.cast_unsigned()
+}
 
 /// Has the allocator keep what is freed, in one heap for all threads: each request has a thread, which would otherwise map a heap
 /// of its own and touch pages anew. Before any thread is started.
@@ -51,8 +82,10 @@ pub(crate) fn read_file(path: &str, limit: u64) -> io::Result<Vec<u8>> {
 /// What a file has from its begin on, `limit` bytes at most, where it says that it has `length`. With room for all of it and one
 /// byte more, a second call finds nothing; the kernel's own files say that they have nothing.
 pub(crate) fn read_up_to(file: &File, length: u64, limit: u64) -> io::Result<Vec<u8>> {
-    let (mut contents, mut have) = (vec![0; length.max(1023).min(limit) as usize + 1], 0);
-    while have < contents.len() && (have as u64) < limit {
+    let index = |n| usize::try_from(n).unwrap_or(usize::MAX);
+    let (length, limit) = (index(length), index(limit));
+    let (mut contents, mut have) = (vec![0; length.max(1023).min(limit) + 1], 0);
+    while have < contents.len() && have < limit {
         match file.read_at(&mut contents[have..], have as u64) {
             Ok(0) => break,
             Ok(n) => have += n,
@@ -60,10 +93,10 @@ pub(crate) fn read_up_to(file: &File, length: u64, limit: u64) -> io::Result<Vec
             Err(error) => return Err(error),
         }
         if have == contents.len() {
-            contents.resize((2 * have).min(limit as usize), 0);
+            contents.resize((2 * have).min(limit), 0);
         }
     }
-    contents.truncate(have.min(limit as usize));
+    contents.truncate(have.min(limit));
     Ok(contents)
 }
 
@@ -172,7 +205,10 @@ pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
 
 /// Steps CLOCK_REALTIME to so many nanoseconds since 1970.
 pub(crate) fn set_clock(ns: u64) -> io::Result<()> {
-    let time = libc::timespec { tv_sec: (ns / 1_000_000_000) as _, tv_nsec: (ns % 1_000_000_000) as _ };
+    let time = libc::timespec {
+        tv_sec: (ns / 1_000_000_000).cast_signed(),
+        tv_nsec: (ns % 1_000_000_000).cast_signed(),
+    };
     // SAFETY: the call reads `time` only.
     check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) }).map(drop)
 }
@@ -188,7 +224,7 @@ pub(crate) fn vsock() -> io::Result<OwnedFd> {
 fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
     // SAFETY: all zeros is a valid sockaddr_vm.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
-    address.svm_family = libc::AF_VSOCK as _;
+    address.svm_family = short(libc::AF_VSOCK);
     address.svm_cid = cid;
     address.svm_port = port;
     address
@@ -199,7 +235,7 @@ pub(crate) fn connect_vsock(cid: u32, port: u32) -> io::Result<File> {
     let socket = vsock()?;
     bind_reserved(&socket)?;
     let address = vsock_address(cid, port);
-    let length = size_of_val(&address) as libc::socklen_t;
+    let length = length(size_of_val(&address));
     // SAFETY: pointer and length are those of `address`.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
     Ok(socket.into())
@@ -211,7 +247,7 @@ fn bind_reserved(socket: &OwnedFd) -> io::Result<()> {
     let mut last = Err(io::ErrorKind::AddrInUse.into());
     for port in (512..1024).rev() {
         let address = vsock_address(libc::VMADDR_CID_ANY, port);
-        let length = size_of_val(&address) as libc::socklen_t;
+        let length = length(size_of_val(&address));
         // SAFETY: pointer and length are those of `address`.
         last =
             check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) }).map(drop);
@@ -227,7 +263,7 @@ fn bind_reserved(socket: &OwnedFd) -> io::Result<()> {
 pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
     let socket = vsock()?;
     let address = vsock_address(libc::VMADDR_CID_ANY, port);
-    let length = size_of_val(&address) as libc::socklen_t;
+    let length = length(size_of_val(&address));
     // SAFETY: pointer and length are those of `address`.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
     // SAFETY: the call takes no pointers.
@@ -238,7 +274,7 @@ pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
 /// accept4(2) with CLOEXEC: the connection, and the context id of who made it.
 pub(crate) fn accept_vsock(listener: &OwnedFd) -> io::Result<(File, u32)> {
     let mut peer = vsock_address(0, 0);
-    let mut length = size_of_val(&peer) as libc::socklen_t;
+    let mut length = length(size_of_val(&peer));
     // SAFETY: pointer and length are those of `peer`.
     let fd = check(unsafe {
         libc::accept4(listener.as_raw_fd(), (&raw mut peer).cast(), &raw mut length, libc::SOCK_CLOEXEC)
@@ -249,7 +285,8 @@ pub(crate) fn accept_vsock(listener: &OwnedFd) -> io::Result<(File, u32)> {
 
 /// Has reads of a socket give up after this long.
 pub(crate) fn set_read_timeout(socket: &impl AsRawFd, timeout: Duration) -> io::Result<()> {
-    let time = libc::timeval { tv_sec: timeout.as_secs() as _, tv_usec: timeout.subsec_micros() as _ };
+    let time =
+        libc::timeval { tv_sec: timeout.as_secs().cast_signed(), tv_usec: timeout.subsec_micros().into() };
     // SAFETY: pointer and length are those of `time`.
     check(unsafe {
         libc::setsockopt(
@@ -257,7 +294,7 @@ pub(crate) fn set_read_timeout(socket: &impl AsRawFd, timeout: Duration) -> io::
             libc::SOL_SOCKET,
             libc::SO_RCVTIMEO,
             (&raw const time).cast(),
-            size_of_val(&time) as libc::socklen_t,
+            length(size_of_val(&time)),
         )
     })
     .map(drop)
@@ -308,7 +345,8 @@ pub(crate) fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::R
 /// pidfd_open(2) of a child that has not been waited for.
 pub(crate) fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
-    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as i32)?;
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = check(i32::try_from(fd).unwrap_or(-1))?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

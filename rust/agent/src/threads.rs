@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
+use crate::sys;
+
 /// Threads that may wait.
 const MOST: usize = 4;
 
@@ -25,7 +27,7 @@ thread_local! {
 }
 
 fn idle() -> MutexGuard<'static, Idle> {
-    IDLE.lock().unwrap_or_else(|e| e.into_inner())
+    sys::lock(&IDLE)
 }
 
 /// Gives the connection to a thread that waits; back where none does.

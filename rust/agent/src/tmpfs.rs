@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use libc::{MS_NODEV, MS_NOSUID, MS_REMOUNT};
 use supermachine_proto::agent::TmpfsMount;
@@ -18,7 +18,7 @@ const SHM: &str = "/dev/shm";
 static MOUNTED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn mounted() -> MutexGuard<'static, Vec<PathBuf>> {
-    MOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
+    sys::lock(&MOUNTED)
 }
 
 /// Mounts one.

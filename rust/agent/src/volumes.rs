@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::VolumeMount;
@@ -32,7 +32,7 @@ struct Attached {
 static ATTACHED: Mutex<Vec<Attached>> = Mutex::new(Vec::new());
 
 fn attached() -> MutexGuard<'static, Vec<Attached>> {
-    ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
+    sys::lock(&ATTACHED)
 }
 
 /// Where they are mounted.
@@ -96,7 +96,7 @@ fn extend(device: &str, place: &Path, bytes: u64) -> io::Result<()> {
 }
 
 fn block_size(top: &File) -> io::Result<u64> {
-    Ok(sys::file_system(top)?.f_bsize as u64)
+    Ok(sys::block_bytes(&sys::file_system(top)?))
 }
 
 fn resize(top: &File, bytes: u64) -> io::Result<()> {

@@ -97,7 +97,7 @@ impl Place {
             None => path,
         };
         let how = How {
-            flags: (libc::O_PATH | libc::O_CLOEXEC) as u64,
+            flags: (libc::O_PATH | libc::O_CLOEXEC).cast_unsigned().into(),
             mode: 0,
             resolve: RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
         };
@@ -166,12 +166,12 @@ fn created(place: &Place) -> io::Result<()> {
         // It is gone again. Where this guest has made it, the server has heard of that now.
         return place.announce(Step::Created, false);
     };
-    let kind = refreshed(&file)?.stx_mode & libc::S_IFMT as u16;
-    place.announce(Step::Created, u32::from(kind) == libc::S_IFDIR)?;
+    let kind = u32::from(refreshed(&file)?.stx_mode) & libc::S_IFMT;
+    place.announce(Step::Created, kind == libc::S_IFDIR)?;
     let (directory, name) = (place.directory.as_raw_fd(), place.name.as_ptr());
     // SAFETY: the strings are NUL-terminated.
     let done = unsafe {
-        match u32::from(kind) {
+        match kind {
             libc::S_IFDIR => libc::mkdirat(directory, name, 0o700),
             libc::S_IFLNK => libc::symlinkat(c"-".as_ptr(), directory, name),
             kind => libc::mknodat(directory, name, kind | 0o600, 0),
@@ -202,7 +202,7 @@ fn modified(place: &Place) -> io::Result<()> {
     place.announce(Step::Modified, false)?;
     let path = through(&file)?;
     // SAFETY: the string is NUL-terminated.
-    sys::check(unsafe { libc::truncate(path.as_ptr(), found.stx_size as libc::off_t) }).map(drop)
+    sys::check(unsafe { libc::truncate(path.as_ptr(), found.stx_size.cast_signed()) }).map(drop)
 }
 
 fn written(place: &Place) -> io::Result<()> {

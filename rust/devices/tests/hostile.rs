@@ -1,5 +1,13 @@
 //! Guests that break the rules lose their device, and nothing else happens.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use common::acts::{Act, to_every_device};

@@ -1,5 +1,13 @@
 //! The network card, driven through its registers, with a backend of the test's own.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,13 @@
 //! vsock against a guest's side written from the specification (virtio 1.2, 5.10).
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::io::{self, Read, Write};

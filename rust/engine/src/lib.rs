@@ -1,6 +1,16 @@
 //! Engines: what runs guest code. The arm64 machine is written against [`arm64::Vm`] and [`arm64::Vcpu`] alone, with
 //! the shape of Hypervisor.framework; each engine is a provider of them.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests make small numbers and bytes of counters"
+    )
+)]
 #![allow(unsafe_code, reason = "hypervisors are C interfaces, and guest memory is raw")]
 
 pub mod arm64;

@@ -1,4 +1,12 @@
 //! Time on KVM, by a bare guest on the real device.
+
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 

@@ -2,6 +2,14 @@
 //! and every step that is left out or out of place shows. On a Mac these tests ask Apple's framework whether it is what
 //! the software one assumes of it; docs/concepts/macos.md.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::sync::mpsc;

@@ -230,7 +230,7 @@ impl Nodes {
     /// served by the rules of the one and found in the other.
     pub(crate) fn part_shares(&mut self) {
         let lies = |node: &Node| match share_index(node.parent) {
-            Some(index) => index == usize::from(node.share),
+            Some(index) => index == node.share,
             None => self.nodes.get(&node.parent).is_none_or(|parent| parent.share == node.share),
         };
         let wrong = self.nodes.iter().filter(|(_, node)| !lies(node)).map(|(id, node)| (*id, node.lookups));

@@ -1,6 +1,13 @@
 //! Every operation of the guest's while another program renames, exchanges for links to what is outside, and removes what
 //! the operation is about.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,5 +1,12 @@
 //! The same operations on a share and on a plain directory: the same results, and the same tree in the end.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;

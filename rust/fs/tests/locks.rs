@@ -1,5 +1,12 @@
 //! Locks: between the processes of a guest, between guests, and with programs of the host.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;

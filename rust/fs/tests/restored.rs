@@ -1,5 +1,12 @@
 //! A guest that was restored, with what it knew and had open of its shares.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;

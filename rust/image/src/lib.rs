@@ -23,6 +23,17 @@
 //! # Ok::<(), supermachine_image::Error>(())
 //! ```
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests make small numbers and bytes of counters"
+    )
+)]
+
 mod apply;
 mod archive;
 mod arena;

@@ -1,5 +1,16 @@
 //! A virtual machine: memory, devices, vCPUs and boot, over any engine.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests make small numbers and bytes of counters"
+    )
+)]
+
 mod address_map;
 mod architecture;
 pub mod arm64;

@@ -3,6 +3,14 @@
 //! A guest that counts in memory was captured by each version; its file must restore for ever. A new version's files are
 //! added by `python -m tests.kvm.golden`, and do not change any more afterwards.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod counting;
 
 use std::fs::File;

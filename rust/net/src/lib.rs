@@ -6,6 +6,17 @@
 //! from the guest are written from its memory to that descriptor; bytes for it wait in a ring that exists only while it
 //! holds some. Nothing here blocks, and what a guest can make us keep is bounded in [`limits`].
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests make small numbers and bytes of counters"
+    )
+)]
+
 mod broker;
 mod fragments;
 mod frame;

@@ -1,5 +1,13 @@
 //! Another TCP talks to ours over a link that loses and reorders: the streams come out whole, and both sides end.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::collections::VecDeque;

@@ -1,5 +1,13 @@
 //! Flows that come to the guest, whose answers are made here segment by segment.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::io::{Read, Write};

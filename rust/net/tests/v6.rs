@@ -1,5 +1,13 @@
 //! What IPv6 has that IPv4 has not: neighbours in place of ARP, and fragments with a header of their own.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::net::Ipv6Addr;

@@ -1,5 +1,13 @@
 //! The policy process as a worker and the API see it: what is granted, what is judged by its first bytes, what is ended.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::io::{Read, Write};

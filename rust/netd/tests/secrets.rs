@@ -1,5 +1,13 @@
 //! Secrets as the guest, the hosts and their attackers see them: real TLS on both sides, and what came of each attempt.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::collections::HashMap;

@@ -38,12 +38,12 @@ pub fn encode<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), Error>
     let buffer = std::mem::take(out);
     let mut buffer = postcard::to_extend(message, buffer)?;
     let length = buffer.len() - start - 4;
-    if length > MAX_FRAME {
+    let Some(prefix) = u32::try_from(length).ok().filter(|_| length <= MAX_FRAME) else {
         buffer.truncate(start);
         *out = buffer;
         return Err(Error::TooLong { length });
-    }
-    buffer[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
+    };
+    buffer[start..start + 4].copy_from_slice(&prefix.to_le_bytes());
     *out = buffer;
     Ok(())
 }

@@ -9,6 +9,16 @@
 //! A file is hostile until it was checked: readers allocate for bytes that they have seen only, within fixed limits.
 //! A file is whole or not there: writers go through [`publish::Publication`], and the header comes last.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests make small numbers and bytes of counters"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod boot_files;

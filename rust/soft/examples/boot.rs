@@ -3,6 +3,13 @@
 //! guest writes to the PL011 goes to standard output. Ends with the guest (PSCI SYSTEM_OFF or SYSTEM_RESET), and
 //! says how many instructions it ran.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
 
 use std::io::Write;

@@ -5,6 +5,13 @@
 //! Hypervisor.framework's ids ([`id`]). The interrupt controller and the virtual timer live in here, as they do in
 //! the framework from macOS 15 on; WFI sleeps inside [`Vcpu::run`].
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "an operation on part of a register is a cast: that is what the architecture says"
+)]
 #![allow(unsafe_code, reason = "guest memory is shared with the guest, and translated code is called")]
 
 mod code;

@@ -1,6 +1,14 @@
 //! Software step, breakpoints, watchpoints and their registers, as EL1 sees them. The words are what GNU as makes of
 //! the comments.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 #[path = "bare/mod.rs"]
 mod bare;
 

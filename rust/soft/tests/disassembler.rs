@@ -1,6 +1,14 @@
 //! The disassembler's text against GNU objdump's, word for word: random words, and the C library that comes with the
 //! cross compiler.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -4,6 +4,13 @@
 //!
 //! `SUPERMACHINE_LITMUS_COUNT` is how often each runs. The programs are for GNU as.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "raw memory, to test with")]
 

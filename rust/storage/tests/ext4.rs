@@ -1,5 +1,13 @@
 //! What other implementations say of file systems made here: e2fsck and debugfs of e2fsprogs.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;

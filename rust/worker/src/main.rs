@@ -2,6 +2,17 @@
 //! `--probe-kvm`, which tells as JSON what this host's KVM is worth, and `--probe-confinement`, which tells what there is to
 //! confine it with.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests make small numbers and bytes of counters"
+    )
+)]
+
 mod arrival;
 mod boot;
 mod capture;

@@ -1,4 +1,12 @@
 //! A guest's wall clock follows the host's when that moves: after the host's sleep, and when it was set.
+
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;

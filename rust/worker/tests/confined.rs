@@ -1,6 +1,13 @@
 //! What a worker with a running guest can call: system calls are put into it by a tracer, as a guest that had taken it over
 //! would make them. The tracer needs the capability to trace, as a worker lets no other process of its user's do so.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "ptrace(2) and registers")]
 

@@ -1,5 +1,13 @@
 //! A worker as the API sees it: a real guest boots in it, serves requests, and ends.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::path::PathBuf;

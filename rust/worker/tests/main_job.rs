@@ -1,6 +1,14 @@
 //! The main job on the engine for Macs, over a software Hypervisor.framework: an image's program runs in a guest of its
 //! own, on one vCPU and on several, and goes on in a clone to the same result.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::fs::File;

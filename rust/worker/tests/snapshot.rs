@@ -1,5 +1,13 @@
 //! A guest is captured while it goes on, and restored in another worker as a guest with an identity of its own.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod common;
 
 use std::fs::File;

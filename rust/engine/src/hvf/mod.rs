@@ -5,6 +5,14 @@
 //! process, each vCPU used by the thread that made it, the interrupt controller before the vCPUs, every vCPU before
 //! the first one runs, guest memory in pages of 16 KiB.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the framework's structures and registers have widths of their own, on 64-bit hosts alone"
+)]
+
 mod error;
 mod host;
 mod ids;

@@ -3,6 +3,14 @@
 //! The same few instructions run in a machine, with its devices, counters and vCPU thread, and in a VM with nothing
 //! around it but the ioctl; by turns, since exits take as long as the host likes. `cargo bench -p supermachine-machine`
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod bare;
 

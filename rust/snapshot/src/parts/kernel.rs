@@ -7,6 +7,8 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
+use supermachine_support::to_usize;
+
 use super::FRAME_BYTES;
 use crate::boot_files::{self, BootFile};
 use crate::ram::PAGE;
@@ -48,8 +50,8 @@ impl Kernel {
             let to = start.saturating_add(PAGE as u64).saturating_sub(*at).min(range.len() as u64);
             if from < to {
                 out.resize(before + PAGE, 0);
-                let bytes = &self.bytes[range.start + from as usize..range.start + to as usize];
-                out[before + (at + from - start) as usize..][..bytes.len()].copy_from_slice(bytes);
+                let bytes = &self.bytes[range.start + to_usize(from)..range.start + to_usize(to)];
+                out[before + to_usize(at + from - start)..][..bytes.len()].copy_from_slice(bytes);
             }
         }
     }

@@ -226,7 +226,7 @@ impl<'a> Metadata<'a> {
     fn fill(&mut self, mut out: &mut [u8]) -> Result<()> {
         while !out.is_empty() {
             if self.taken == self.buffer.len() {
-                self.buffer.resize((self.end - self.at).min(Self::BUFFER) as usize, 0);
+                self.buffer.resize(to_usize((self.end - self.at).min(Self::BUFFER)), 0);
                 self.source.fill_at(&mut self.buffer, self.at).map_err(Error::io("read"))?;
                 self.hasher.update(&self.buffer);
                 self.at += self.buffer.len() as u64;

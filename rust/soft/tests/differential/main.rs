@@ -5,6 +5,14 @@
 //! `SUPERMACHINE_DIFF_SEED` sets the seed of the random run (it is printed), `SUPERMACHINE_DIFF_COUNT` the number of
 //! sequences in each run.
 
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
+
 mod base;
 mod blocks;
 mod fp;

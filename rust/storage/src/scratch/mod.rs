@@ -486,8 +486,8 @@ pub(crate) fn punch(file: &File, offset: u64, length: u64) -> bool {
         let hole = libc::fpunchhole_t {
             fp_flags: 0,
             reserved: 0,
-            fp_offset: offset as libc::off_t,
-            fp_length: length as libc::off_t,
+            fp_offset: offset.cast_signed(),
+            fp_length: length.cast_signed(),
         };
         // SAFETY: the call reads the structure, which outlives it.
         unsafe { libc::fcntl(file.as_raw_fd(), libc::F_PUNCHHOLE, &raw const hole) == 0 }
