@@ -13,8 +13,8 @@ use crate::state::State;
 use crate::vcpu::Exit;
 use crate::vm::{Region, Shared, VcpuShared};
 
-/// A program of Debian's Python runs some 12,000 blocks.
-pub(crate) const JUMPS: usize = 16384;
+/// A program of Debian's Python runs some 12,000 blocks, but a larger table costs each restore its memory.
+pub(crate) const JUMPS: usize = 8192;
 
 /// Where code at a virtual address starts in the code cache.
 #[derive(Clone, Copy)]
