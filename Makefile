@@ -56,9 +56,12 @@ python-test: $(VENV)/installed
 
 # Tests of unsafe code in an interpreter that knows undefined behaviour, as far as it knows the system calls
 # (docs/contributing/testing.md); wants a nightly toolchain with the component miri.
+# Skipped is what calls zstd, which is C, and what takes minutes there.
+MIRI_SKIP := the_longest_message arena compression no_damage what_describes what_has_no_data
 MIRI := MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked
 miri:
 	$(MIRI) -p supermachine-support -p supermachine-net --lib
+	$(MIRI) -p supermachine-proto -p supermachine-image --lib -- $(MIRI_SKIP:%=--skip=%)
 
 # 100,000 events of each sort with what is left of them counted, kill -9 at a hundred random moments, and two hundred
 # machines at once; not part of the tests.
