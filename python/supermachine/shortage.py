@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from .errors import VMExited
 
+#: Seconds after which whoever lacked something, and cannot give up, looks again.
+MOMENT = 0.05
 #: Below this much a limit of a control group counts as what was met.
 _NEARLY = 32 << 20
 

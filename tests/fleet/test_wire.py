@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import socket
 import ssl
@@ -12,10 +13,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from supermachine import _core, errors
+from supermachine import _core, descriptors, errors, shortage
 from supermachine.fleet import connection, host, wire
+from supermachine.fleet.vm import FleetVM
 
 SPEC = {"image": "none", "snapshot": None, "ready": 0, "memory": 1 << 26, "options": {}}
 
@@ -43,6 +46,49 @@ def test_a_client_with_the_hosts_credentials_is_answered(served: wire.Address) -
     assert (lease.capacity, lease.in_use) == (2, 0)
     lease.close()
     assert served.credentials.hex() not in repr(served) and str(served.credentials) not in repr(served)
+
+
+def test_a_shortage_ends_no_host(served: wire.Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do those whom it could not serve keep their places, of which there are fewer."""
+    lacking = iter([True] * 100)
+    start = shortage.start
+
+    def starts(thread: threading.Thread, failed: str) -> None:
+        if next(lacking, False):
+            raise errors.HostShortage(failed)
+        start(thread, failed)
+
+    monkeypatch.setattr(shortage, "start", starts)
+    for _ in range(100):
+        with socket.create_connection((served.host, served.port), 5) as client:
+            assert client.recv(1) == b""
+    connection.HostConnection(served, SPEC, lambda: None).close()
+
+
+def test_a_shortage_ends_no_published_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, ours = socket.socketpair()
+    machine = FleetVM.__new__(FleetVM)
+    machine._name = "web"
+    machine._host = SimpleNamespace(dial=lambda _request: ours)  # type: ignore[assignment]
+    lacking = iter([True] * 3)
+    accepted = descriptors.accepted
+
+    def accepts(listener: socket.socket) -> socket.socket:
+        if next(lacking, False):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accepted(listener)
+
+    monkeypatch.setattr(descriptors, "accepted", accepts)
+    listener = socket.create_server(("127.0.0.1", 0))
+    forwards = threading.Thread(target=machine._forward, args=("80/tcp", listener), daemon=True)
+    forwards.start()
+    with socket.create_connection(listener.getsockname(), 20) as client, guest:
+        client.sendall(b"ping")
+        assert guest.recv(4) == b"ping"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    forwards.join(20)
+    assert not forwards.is_alive()
 
 
 def pem(kind: str, der: bytes) -> str:

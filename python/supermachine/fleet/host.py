@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import descriptors
+from .. import descriptors, shortage
 from .._core import fleet_credentials
 from ..errors import ConfigurationError, FleetClosed, FleetFull, SupermachineError, VMExited
 from . import wire
@@ -174,7 +174,7 @@ class Host:
             except OSError:
                 if self._closed:
                     return
-                time.sleep(0.05)  # short of descriptors
+                time.sleep(shortage.MOMENT)  # short of descriptors
                 continue
             with self._lock:
                 full = self._strangers >= _MAX_STRANGERS or self._connections >= _MAX_CONNECTIONS
@@ -183,7 +183,14 @@ class Host:
             if full:
                 connection.close()
                 continue
-            threading.Thread(target=self._serve, args=(connection,), name="supermachine-client", daemon=True).start()
+            client = threading.Thread(target=self._serve, args=(connection,), name="supermachine-client", daemon=True)
+            try:
+                shortage.start(client, "the host cannot serve a client")
+            except OSError:
+                connection.close()
+                with self._lock:
+                    self._strangers -= 1
+                    self._connections -= 1
 
     def _serve(self, connection: socket.socket) -> None:
         channel: wire.Wire | None = None

@@ -7,12 +7,13 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import descriptors
+from .. import descriptors, shortage
 from .._core import Remote
 from ..errors import ConfigurationError, VMExited
 from ..guest.process_context import Context
@@ -139,13 +140,20 @@ class FleetVM:
             return {name: [listener.getsockname()[:2]] for name, listener in self._listeners.items()}
 
     def _forward(self, name: str, listener: socket.socket) -> None:
-        """A thread: each connection here is one to the guest's port."""
+        """A thread, while the port is open here: each connection is one to the guest's port."""
         while True:
             try:
-                connection, _ = listener.accept()
+                connection = descriptors.accepted(listener)
             except OSError:
-                return
-            threading.Thread(target=self._carry, args=(name, connection), daemon=True).start()
+                if listener.fileno() < 0:
+                    return
+                time.sleep(shortage.MOMENT)  # short of descriptors; those who connect wait meanwhile
+                continue
+            try:
+                carrier = threading.Thread(target=self._carry, args=(name, connection), daemon=True)
+                shortage.start(carrier, "a connection to a published port cannot be carried")
+            except OSError:
+                connection.close()
 
     def _carry(self, name: str, connection: socket.socket) -> None:
         try:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 _MAX_CONNECTIONS = 256
 #: Seconds that clients are given to take the last answer.
 _LEAVING = 1.0
-#: Seconds between two looks at whether what was short is there again.
-_SHORT = 0.05
 #: Seconds that a worker's counters may take.
 _STATS = 5.0
 
@@ -86,7 +84,7 @@ class Server:
                 self._take(descriptors.accepted(self._socket))
             except (OSError, MemoryError):
                 # What is short stays so for a while; those who connect wait meanwhile.
-                self._over.wait(_SHORT)
+                self._over.wait(shortage.MOMENT)
 
     def _take(self, connection: socket.socket) -> None:
         """Serves a connection, or closes it. Raises OSError."""
