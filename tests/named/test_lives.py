@@ -211,3 +211,11 @@ def test_a_connection_that_is_handed_over_is_no_programs(busybox: str) -> None:
     connection, _tty, _interactive = machine._attached()
     with connection:
         assert not os.get_inheritable(connection.fileno())
+
+
+def test_arguments_that_no_keeper_takes_are_refused_as_such(busybox: str) -> None:
+    machine = supermachine.start(busybox, ["sleep", "1000"], name="wordy")
+    for words, env in ((["echo", *["x" * 1000] * 1100], {}), (["true"], {"LONG": "x" * (2 << 20)})):
+        with pytest.raises(errors.ArgumentsTooLong):
+            machine.spawn(words, env=env)
+    assert machine.spawn(["true"]) > 0

@@ -15,7 +15,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import descriptors, local_sockets, shortage
-from ..errors import ConfigurationError, HostShortage, KeeperLost, MachineNotRunning, MachineRunning, NoSuchMachine
+from ..errors import (
+    ArgumentsTooLong,
+    ConfigurationError,
+    HostShortage,
+    KeeperLost,
+    MachineNotRunning,
+    MachineRunning,
+    NoSuchMachine,
+)
 from ..guest.process_context import START_TIMEOUT, Context
 from ..host import process_stat
 from ..host.boots import boot_id
@@ -472,6 +480,8 @@ class Machine:
             channel.send(request)
         except TimeoutError:
             raise self._silent(protocol.ANSWER) from None
+        except ArgumentsTooLong:
+            raise
         except OSError as error:
             raise self._gone(str(error)) from error
 

@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from .. import errors, shortage
-from ..errors import KeeperLost, SupermachineError
+from ..errors import ArgumentsTooLong, KeeperLost, SupermachineError
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno
@@ -55,6 +55,11 @@ class Channel:
 
     def send(self, message: dict[str, Any], fd: int | None = None) -> None:
         data = json.dumps(message).encode() + b"\n"
+        if len(data) > MAX_MESSAGE:
+            # Nothing else that is said has no bound of its own.
+            raise ArgumentsTooLong(
+                f"Argument list too long: the request takes {len(data)} bytes, and a keeper takes {MAX_MESSAGE} at most"
+            )
         if fd is not None:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
             data = data[self._socket.sendmsg([data], [rights]) :]
