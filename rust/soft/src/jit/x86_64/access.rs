@@ -9,8 +9,9 @@ use crate::isa::insn::{Access, Address, Barrier, Insn, Reg, Rmw};
 use crate::mem::TLB_SIZE;
 use crate::sysreg::ZVA_BYTES;
 
-/// Bytes from the first to the last of a run at most: the longer it is the more often it is in two pages.
-const LONGEST: i64 = 256;
+/// Bytes from the first to the last of a run at most: the longer it is the more often it is in two pages, where the
+/// interpreter does all of it.
+const LONGEST: i64 = 64;
 /// Operations of a run at most.
 const MOST: usize = 16;
 
