@@ -1,4 +1,12 @@
 //! The state of vCPUs and of the interrupt controller on KVM, by a bare guest on a real device.
+
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests make small numbers and bytes of counters"
+)]
 #![cfg(all(target_os = "linux", target_arch = "aarch64"))]
 
 mod bare_arm64;

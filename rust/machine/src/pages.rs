@@ -5,8 +5,6 @@
 
 use std::ops::Range;
 
-use supermachine_support::to_usize;
-
 /// Bytes of a page as snapshots and working sets count them.
 pub const PAGE: u64 = 4096;
 
@@ -58,7 +56,7 @@ impl PageMap {
         let mut buffer = vec![0_u8; ENTRIES * 8];
         let mut at = 0;
         while at < pages {
-            let count = to_usize((pages - at).min(ENTRIES as u64));
+            let count = supermachine_support::to_usize((pages - at).min(ENTRIES as u64));
             self.file.read_exact_at(&mut buffer[..count * 8], (start / PAGE + at) * 8)?;
             for (n, entry) in buffer[..count * 8].chunks_exact(8).enumerate() {
                 let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));

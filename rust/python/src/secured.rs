@@ -171,8 +171,13 @@ fn greet(peer: &mut Peer, deadline: Instant) -> io::Result<Greeting> {
     }
 }
 
+#[allow(
+    clippy::cast_possible_wrap,
+    clippy::unnecessary_cast,
+    reason = "flags of poll(2) are c_short, which rustix has as u16 on Linux"
+)]
 fn events(peer: &Peer) -> libc::c_short {
-    peer.wants().bits().cast_signed()
+    peer.wants().bits() as libc::c_short
 }
 
 /// Moves bytes both ways until both ends have said that nothing more comes, or one is gone.

@@ -40,8 +40,9 @@ pub(crate) fn poll<const N: usize>(
 ) -> io::Result<[libc::c_short; N]> {
     let mut fds = interests.map(|i| libc::pollfd { fd: i.fd.unwrap_or(-1), events: i.events, revents: 0 });
     let timeout = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
+    let count = libc::nfds_t::try_from(N).expect("they are few");
     // SAFETY: `fds` is an array of N pollfd that lives across the call.
-    let n = unsafe { libc::poll(fds.as_mut_ptr(), N as libc::nfds_t, timeout) };
+    let n = unsafe { libc::poll(fds.as_mut_ptr(), count, timeout) };
     if n < 0 {
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {

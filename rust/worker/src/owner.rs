@@ -55,8 +55,9 @@ impl Owner {
             libc::pollfd { fd: control, events, revents: 0 },
             libc::pollfd { fd: process, events: libc::POLLIN, revents: 0 },
         ];
+        let count = libc::nfds_t::try_from(fds.len()).expect("they are few");
         // SAFETY: the array is as long as the call is told, and outlives it.
-        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+        unsafe { libc::poll(fds.as_mut_ptr(), count, -1) };
         fds.map(|fd| fd.revents)
     }
 }

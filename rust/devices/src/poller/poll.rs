@@ -87,8 +87,9 @@ impl Poller {
             // A negative descriptor is skipped.
             libc::pollfd { fd: if quiet(watched) { -1 } else { *fd }, events: read | write, revents: 0 }
         }));
+        let count = libc::nfds_t::try_from(polled.len()).expect("they are open descriptors");
         // SAFETY: the array is as long as the call is told.
-        let n = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
+        let n = unsafe { libc::poll(polled.as_mut_ptr(), count, timeout) };
         if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
             return None;
         }

@@ -231,8 +231,9 @@ fn elsewhere(data: &[u8], files: Vec<File>) -> Result<OpenedDisk, Error> {
 /// What the host knows a file by; by the descriptor alone, so that a confined process may ask.
 pub fn identity_of(file: &File) -> std::io::Result<(u64, u64)> {
     let stat = rustix::fs::fstat(file)?;
-    #[allow(clippy::unnecessary_cast, reason = "the types differ between systems")]
-    Ok((stat.st_dev as u64, stat.st_ino as u64))
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "the types differ between systems")]
+    let identity = (stat.st_dev as u64, stat.st_ino as u64);
+    Ok(identity)
 }
 
 /// Length of a file, in the same way.
