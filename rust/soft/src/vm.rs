@@ -359,7 +359,7 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// Asks it; the guest may run on for up to 1,024 instructions.
+    /// Asks it; the guest may run on for up to 1,024 instructions, or 4,096 of translated code.
     pub fn cancel(&self) {
         self.vcpu.wake(Pending::CANCEL);
     }
