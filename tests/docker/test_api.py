@@ -238,6 +238,9 @@ def test_a_new_volume_of_several_that_begin_at_once_is_filled_for_all(client: Do
     with ThreadPoolExecutor(3) as threads:
         counts = list(threads.map(one, range(3)))
     assert len(set(counts)) == 1 and counts[0] > 10
+    for container in many:
+        container.remove()
+    client.volumes.get("of-several").remove()
 
 
 def test_events_are_heard_as_they_happen(client: DockerClient, session: Session) -> None:
