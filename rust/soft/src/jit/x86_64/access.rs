@@ -414,7 +414,7 @@ impl Translator<'_> {
         let (store, full, moves) = (word >> 22 & 1 == 0, word >> 30 & 1 == 1, word >> 23 & 1 == 1);
         let (n, m) = ((word >> 5 & 31) as Reg, (word >> 16 & 31) as Reg);
         let bytes: u8 = if full { 16 } else { 8 };
-        let registers = (0..count).map(|i| (word as Reg + i) & 31);
+        let registers = (0..count).map(|i| ((word as Reg & 31) + i) & 31);
         if moves {
             self.will_write(n);
         }
