@@ -126,6 +126,18 @@ def accepted(listener: socket.socket) -> socket.socket:
     return _raised_socket(listener.accept()[0])
 
 
+def received(connection: socket.socket, size: int, count: int) -> tuple[bytes, list[int], int]:
+    """As `socket.recv_fds`, without the address. No program that this process starts inherits what came."""
+    import socket
+
+    # macOS has no flag for it.
+    close_on_exec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    data, fds, flags, _ = socket.recv_fds(connection, size, count, close_on_exec)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return data, [raised(fd) for fd in fds], flags
+
+
 def _raised_socket(made: socket.socket) -> socket.socket:
     if made.fileno() > _LAST_STANDARD:
         return made

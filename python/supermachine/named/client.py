@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import descriptors, local_sockets, shortage
+from .. import local_sockets, shortage
 from ..errors import (
     ArgumentsTooLong,
     ConfigurationError,
@@ -526,7 +526,7 @@ class Machine:
             fd = channel.take_fd()
         if fd is None:
             raise KeeperLost(f"the keeper of the machine {self.name} gave no connection")
-        return socket.socket(fileno=descriptors.raised(fd)), answer
+        return socket.socket(fileno=fd), answer
 
     def _reach(self) -> Remote:
         """What stands for the worker, of the virtual machine that runs now."""

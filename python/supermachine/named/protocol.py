@@ -10,7 +10,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from .. import errors, shortage
+from .. import descriptors, errors, shortage
 from ..errors import ArgumentsTooLong, KeeperLost, SupermachineError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a message at most.
 MAX_MESSAGE = 1 << 20
+#: Descriptors that come with one read at most; a message has one.
+_MAX_FDS = 4
 #: Seconds in which a keeper answers what takes no time.
 ANSWER = 30.0
 #: Errors of Python's own that are raised again as what they are.
@@ -74,17 +76,9 @@ class Channel:
         while b"\n" not in self._buffer:
             if len(self._buffer) > MAX_MESSAGE:
                 raise ValueError("the message is too long")
-            # Nothing that this process starts has a share in what is handed over. macOS has no flag for it.
-            flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-            data, ancillary, met, _address = self._socket.recvmsg(65536, socket.CMSG_LEN(16), flags)
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    whole = array.array("i")
-                    whole.frombytes(content[: len(content) - len(content) % whole.itemsize])
-                    for fd in whole:
-                        os.set_inheritable(fd, False)
-                    self._fds += whole
-            if met & socket.MSG_CTRUNC:
+            data, fds, flags = descriptors.received(self._socket, 65536, _MAX_FDS)
+            self._fds += fds
+            if flags & socket.MSG_CTRUNC:
                 with shortage.Told("a connection to the machine cannot be taken"):
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if not data:

@@ -249,8 +249,8 @@ def _answer(address: str, connection: socket.socket) -> None:
     data, fds = b"", list[int]()
     try:
         while not data.endswith(b"\n"):
-            more, received, _, _ = socket.recv_fds(connection, _MAX_MESSAGE, 1, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-            data, fds = data + more, fds + [descriptors.raised(fd) for fd in received]
+            more, came, _ = descriptors.received(connection, _MAX_MESSAGE, 1)
+            data, fds = data + more, fds + came
             if not more or len(data) > _MAX_MESSAGE:
                 return  # who only looks whether somebody is here
         said = json.loads(data)
