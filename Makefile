@@ -116,6 +116,7 @@ target/wheels-venv/installed: requirements-wheels.lock
 # Measurements, not part of the tests; benches/README.md.
 bench: $(VENV)/installed
 	$(BIN)/python -m benches
+	$(BIN)/python -m benches.debian
 	$(BIN)/python -m benches.storage
 	$(BIN)/python -m benches.shares
 	$(BIN)/python -m benches.databases

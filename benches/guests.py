@@ -61,12 +61,13 @@ def nodes() -> Iterator[Member]:
         yield name, mode, device, b""
 
 
-def _first(place: Path) -> Iterator[Member]:
+def first(place: Path) -> Iterator[Member]:
+    """What is in every initramfs here."""
     yield from nodes()
     yield "init", stat.S_IFREG | 0o755, (0, 0), _compile("init", place)
 
 
-def _extract(tar: Path, packages: str) -> Path:
+def extract(tar: Path, packages: str) -> Path:
     """Unpacked Debian packages for arm64 as a tar file, fetched when it is not there."""
     if not tar.exists():
         options = ["--quiet", "--variant=extract", "--architectures=arm64", f"--include={packages}"]
@@ -76,7 +77,7 @@ def _extract(tar: Path, packages: str) -> Path:
 
 
 def _debian_kernel(place: Path) -> bytes:
-    with tarfile.open(_extract(place / "kernel.tar", "linux-image-cloud-arm64")) as tar:
+    with tarfile.open(extract(place / "kernel.tar", "linux-image-cloud-arm64")) as tar:
         for info in tar:
             if "/boot/vmlinuz-" in info.name and (content := tar.extractfile(info)):
                 return content.read()
@@ -84,11 +85,16 @@ def _debian_kernel(place: Path) -> bytes:
 
 
 def _debian(place: Path) -> Iterator[Member]:
-    tar = _extract(place / "rootfs.tar", "python3,busybox-static,coreutils,openssl,base-files")
+    tar = extract(place / "rootfs.tar", "python3,busybox-static,coreutils,openssl,base-files")
+    yield from packed(tar, UNUSED)
+
+
+def packed(tar: Path, unused: tuple[str, ...]) -> Iterator[Member]:
+    """A root's files, but for those whose names begin with one of these."""
     with tarfile.open(tar) as archive:
         for info in archive:
             name = info.name.removeprefix("./")
-            if name in ("", ".") or name.startswith(UNUSED):
+            if name in ("", ".") or name.startswith(unused):
                 continue
             if info.isdir():
                 yield name, stat.S_IFDIR | info.mode, (0, 0), b""
@@ -99,7 +105,7 @@ def _debian(place: Path) -> Iterator[Member]:
 
 
 def _full(place: Path) -> Iterator[Member]:
-    yield from _first(place)
+    yield from first(place)
     for name in ("integers", "floats"):
         yield name, stat.S_IFREG | 0o755, (0, 0), _compile(name, place)
     yield "loop.py", stat.S_IFREG | 0o644, (0, 0), (PROGRAMS / "loop.py").read_bytes()
@@ -127,7 +133,7 @@ def build(place: Path) -> Guest:
     packed = ROOT / "guest" / "aarch64" / "Image.zst"
     unpack(packed, guest.kernel)
     guest.debian_kernel.write_bytes(_debian_kernel(place))
-    guest.small.write_bytes(archive(_first(place)))
+    guest.small.write_bytes(archive(first(place)))
     guest.full.write_bytes(archive(_full(place)))
     guest.nothing.write_bytes(_nothing())
     return guest

@@ -49,32 +49,36 @@ class Run:
         return self.at["end"] - self.at["begin"]
 
 
-def _tree(place: Path, command_line: str, initramfs: Path | None, vcpus: int) -> Path:
+def _tree(place: Path, command_line: str, initramfs: Path | None, vcpus: int, memory: int) -> Path:
     chosen = f'bootargs = "{command_line}";'
     if initramfs is not None:
         end = INITRAMFS + initramfs.stat().st_size
         chosen += f" linux,initrd-start = <{INITRAMFS:#x}>; linux,initrd-end = <{end:#x}>;"
     cpu = 'cpu@{0} {{ device_type = "cpu"; compatible = "arm,armv8"; reg = <{0}>; enable-method = "psci"; }};'
     text = (PROGRAMS / "machine.dts").read_text()
-    text = text.replace(" CHOSEN }", f" {chosen} }}").replace(" MEMORY>", f" {MEMORY:#x}>")
+    text = text.replace(" CHOSEN }", f" {chosen} }}").replace(" MEMORY>", f" {memory:#x}>")
     text = text.replace("\tCPUS", "\t" + " ".join(cpu.format(n) for n in range(vcpus)))
     tree = place / "machine.dtb"
     subprocess.run(["dtc", "-q", "-I", "dts", "-O", "dtb", "-o", str(tree)], input=text.encode(), check=True)
     return tree
 
 
-def soft(place: Path, kernel: Path, initramfs: Path | None, arguments: str, vcpus: int = 1) -> list[str]:
+def soft(
+    place: Path, kernel: Path, initramfs: Path | None, arguments: str, vcpus: int = 1, memory: int = MEMORY
+) -> list[str]:
     """How the software CPU is started: the bare core, with no device but a console."""
-    tree = _tree(place, f"{COMMAND_LINE} {arguments}", initramfs, vcpus)
-    command = [str(BOOT), str(kernel), str(tree), str(vcpus), str(MEMORY >> 20)]
+    tree = _tree(place, f"{COMMAND_LINE} {arguments}", initramfs, vcpus, memory)
+    command = [str(BOOT), str(kernel), str(tree), str(vcpus), str(memory >> 20)]
     return command if initramfs is None else [*command, str(initramfs)]
 
 
-def qemu(place: Path, kernel: Path, initramfs: Path | None, arguments: str, vcpus: int = 1) -> list[str]:
+def qemu(
+    place: Path, kernel: Path, initramfs: Path | None, arguments: str, vcpus: int = 1, memory: int = MEMORY
+) -> list[str]:
     """The same machine in QEMU, every instruction translated (TCG)."""
-    tree = _tree(place, "", None, vcpus)
+    tree = _tree(place, "", None, vcpus, memory)
     command = [QEMU, "-M", "virt,gic-version=3", "-cpu", "cortex-a72", "-accel", "tcg", "-smp", str(vcpus)]
-    command += ["-m", str(MEMORY >> 20), "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio"]
+    command += ["-m", str(memory >> 20), "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio"]
     command += ["-no-reboot", "-kernel", str(kernel), "-dtb", str(tree), "-append", f"{COMMAND_LINE} {arguments}"]
     return command if initramfs is None else [*command, "-initrd", str(initramfs)]
 
