@@ -16,19 +16,22 @@ use crate::vm::{Region, Shared, VcpuShared};
 /// A program of Debian's Python runs some 12,000 blocks, but a larger table costs each restore its memory.
 pub(crate) const JUMPS: usize = 8192;
 
-/// Where code at a virtual address starts in the code cache.
+/// Where the machine code is for a virtual address. The key is the address, with [`Cpu::key`] in place of [`IMPLIED`]: no key
+/// is zero, which is what an empty slot has.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Jump {
     pub key: u64,
-    pub op: P,
+    /// What goes to the operation where it has no machine code.
+    pub code: u64,
 }
 
-/// What is in a slot that has none: a key that no address has that comes to this slot, be it one that no instruction can
-/// have. Keys differ from addresses in bits alone that slots do not depend on.
-const fn no_jump(slot: usize) -> Jump {
-    Jump { key: if slot == 0 { 4 } else { 0 }, op: P::NULL }
-}
+/// Bits of an instruction's address that its slot tells together with the bits above.
+pub(crate) const IMPLIED: u64 = 0xffc;
+const _: () = assert!(JUMPS > IMPLIED as usize >> 2);
+
+/// In the keys of EL1's code, beside those of EL0's address spaces.
+const EL1_KEY: u64 = 0x800;
 
 const FETCHES: usize = 64;
 
@@ -49,8 +52,9 @@ fn at_an_edge(va: u64) -> bool {
 /// Times round the run loop between two looks at the clock: with [`FUEL`] instructions each some 10 to 25 µs.
 const LAPS: u32 = 8;
 
-/// How many times as long machine code runs between two looks of the run loop; each counts as so many of `LAPS`.
-const LONGER: u32 = 4;
+/// How many times as long machine code runs between two looks of the run loop; each counts as so many of `LAPS`. An
+/// instruction of the interpreter's in the middle of it counts as so many.
+pub(crate) const LONGER: i64 = 4;
 
 /// A page that code is fetched from: where its memory and its decoded code are.
 #[derive(Clone, Copy)]
@@ -68,7 +72,7 @@ pub(crate) struct Cpu {
     pub state: State,
     /// Virtual page of the block that runs.
     pub page: u64,
-    /// Makes jump-cache keys of EL0's address spaces differ from EL1's and from each other, for canonical addresses.
+    /// Makes keys of EL0's address spaces differ from EL1's and from each other: some of [`IMPLIED`].
     pub key: u64,
     pub tlb: *const TlbEntry,
     pub tag: u64,
@@ -87,8 +91,8 @@ pub(crate) struct Cpu {
     pub patch: P,
     pub tlbs: [Tlb; 2],
     pub jumps: Box<[Jump; JUMPS]>,
-    /// For each of `jumps` where its machine code is, or what goes to its operation where it has none.
-    pub codes: Box<[u64; JUMPS]>,
+    /// The operation of each of `jumps`, in the code cache.
+    pub ops: Box<[P; JUMPS]>,
     /// One bit for each of `jumps` that has been written to since the last flush.
     jumps_used: [u64; JUMPS / 64],
     /// One bit for each (hashed) page that has entries in `jumps`.
@@ -121,15 +125,19 @@ pub(crate) struct Cpu {
     pub code_entry: u64,
     /// Whether the operation that machine code has called came to its end.
     pub resumed: bool,
+    /// Looks of the run loop; instructions that handlers have done for machine code since the last, and at most between two.
+    #[cfg(test)]
+    pub looks: u64,
+    #[cfg(test)]
+    pub handled_since: u64,
+    #[cfg(test)]
+    pub handled_at_once: u64,
 }
 
 impl Cpu {
     pub(crate) fn new(vm: Arc<Shared>, index: u32) -> Box<Self> {
         let me = vm.vcpus[index as usize].clone();
         let jit = vm.jit(index);
-        // SAFETY: zeros are a slot with nothing in it, but for the first, which is seen to; its pointer is null.
-        let mut jumps: Box<[Jump; JUMPS]> = unsafe { zeroed() };
-        jumps[0] = no_jump(0);
         let mut cpu = Box::new(Self {
             state: State::new(index),
             page: 0,
@@ -145,9 +153,10 @@ impl Cpu {
             exit: None,
             patch: P::NULL,
             tlbs: [Tlb::new(), Tlb::new()],
-            jumps,
-            // SAFETY: zeros are numbers.
-            codes: unsafe { zeroed() },
+            // SAFETY: zeros are slots with nothing in them.
+            jumps: unsafe { zeroed() },
+            // SAFETY: zeros are null pointers.
+            ops: unsafe { zeroed() },
             jumps_used: [0; JUMPS / 64],
             jump_pages: [0; 64],
             fetches: Box::new([NO_FETCH; FETCHES]),
@@ -169,6 +178,12 @@ impl Cpu {
             code_entry: jit.as_ref().map_or(0, |jit| jit.entry()),
             jit,
             resumed: false,
+            #[cfg(test)]
+            looks: 0,
+            #[cfg(test)]
+            handled_since: 0,
+            #[cfg(test)]
+            handled_at_once: 0,
         });
         cpu.regime();
         cpu
@@ -200,6 +215,11 @@ impl Cpu {
             self.memory = self.vm.memory();
         }
         loop {
+            #[cfg(test)]
+            {
+                self.looks += 1;
+                self.handled_since = 0;
+            }
             self.laps += 1;
             if self.laps >= LAPS {
                 self.laps = 0;
@@ -238,8 +258,8 @@ impl Cpu {
             if jit::is_compiled(op) && self.pmu.due == u64::MAX {
                 // Machine code is several times as fast, and there is nothing to translate where all has been. Where
                 // instructions are sampled an overflow is found as soon as ever.
-                fuel *= i64::from(LONGER);
-                self.laps += LONGER - 1;
+                fuel *= LONGER;
+                self.laps += LONGER as u32 - 1;
             }
             self.refuel(fuel);
             op::run(self, op);
@@ -250,6 +270,29 @@ impl Cpu {
     fn refuel(&mut self, fuel: i64) {
         self.granted = self.granted.wrapping_add_signed(fuel - self.fuel);
         self.fuel = fuel;
+    }
+
+    /// The run loop looks around so many instructions earlier.
+    pub(crate) fn forgo(&mut self, instructions: i64) {
+        self.fuel -= instructions;
+        self.granted = self.granted.wrapping_add_signed(-instructions);
+    }
+
+    /// A handler does an instruction in the middle of machine code.
+    pub(crate) fn handled(&mut self) {
+        self.forgo(LONGER - 1);
+        #[cfg(test)]
+        {
+            self.handled_since += 1;
+            self.handled_at_once = self.handled_at_once.max(self.handled_since);
+        }
+    }
+
+    /// From machine code the interpreter takes over for more than an instruction: it runs no longer than without.
+    pub(crate) fn interpreted(&mut self) {
+        if self.fuel > FUEL {
+            self.forgo(self.fuel - FUEL);
+        }
     }
 
     /// Where software step or a breakpoint may have a say: takes their exceptions or else runs one instruction. False
@@ -299,7 +342,6 @@ impl Cpu {
             patch = P::NULL;
         }
         if patch.is_null()
-            && is_canonical(self.state.pc)
             && let Some(op) = self.jump_cache(self.state.pc)
         {
             return Some(op);
@@ -315,10 +357,9 @@ impl Cpu {
         }
         let slot = Self::jump_slot(pc);
         self.jumps_used[slot / 64] |= 1 << (slot % 64);
-        self.jumps[slot] = Jump { key: pc ^ self.key, op };
-        if let Some(jit) = &self.jit {
-            self.codes[slot] = jit.code(op);
-        }
+        let code = self.jit.as_ref().map_or(0, |jit| jit.code(op));
+        self.jumps[slot] = Jump { key: self.key_of(pc), code };
+        self.ops[slot] = op;
         Some(op)
     }
 
@@ -328,7 +369,7 @@ impl Cpu {
         if let Some(jit) = &self.jit
             && self.jump_cache(va).is_some_and(|known| known.address() == op.address())
         {
-            self.codes[slot] = jit.code(op);
+            self.jumps[slot].code = jit.code(op);
         }
     }
 
@@ -355,7 +396,7 @@ impl Cpu {
     /// The page at this address, where code can be fetched; nothing happens where it cannot.
     pub(crate) fn look_up(&mut self, address: u64) -> Result<Fetch, Fault> {
         let number = (address >> 12) as usize;
-        let key = (address & !0xfff) ^ self.key;
+        let key = address & !0xfff | self.key;
         let known = self.fetches[number % FETCHES];
         if known.key == key && is_canonical(address) {
             return Ok(known);
@@ -373,16 +414,21 @@ impl Cpu {
         ((va >> 2) ^ (va >> 12)) as usize & (JUMPS - 1)
     }
 
-    /// The operation at `va`, which is canonical: others could be taken for an address of another address space.
+    #[inline(always)]
+    fn key_of(&self, va: u64) -> u64 {
+        va & !IMPLIED | self.key
+    }
+
+    /// The operation at `va`, if it is known.
     #[inline(always)]
     pub(crate) fn jump_cache(&self, va: u64) -> Option<P> {
-        let e = &self.jumps[Self::jump_slot(va)];
-        (e.key == va ^ self.key).then_some(e.op)
+        let slot = Self::jump_slot(va);
+        (self.jumps[slot].key == self.key_of(va)).then_some(self.ops[slot])
     }
 
     pub(crate) fn flush_jumps(&mut self) {
         for slot in set_bits(&self.jumps_used) {
-            self.jumps[slot] = no_jump(slot);
+            self.jumps[slot].key = 0;
         }
         self.jumps_used = [0; JUMPS / 64];
         self.jump_pages = [0; 64];
@@ -451,11 +497,11 @@ impl Cpu {
         if self.state.el == 0 {
             self.tlb = self.utlb;
             self.tag = self.utag;
-            self.key = (asid + 1) << 48;
+            self.key = (asid + 1) << 2;
         } else {
             self.tlb = self.tlbs[1].entries.as_ptr();
             self.tag = EL1_TAG;
-            self.key = 0;
+            self.key = EL1_KEY;
         }
         let fpen = self.state.sys.cpacr >> 20 & 3;
         self.fp_trap = if self.state.el == 0 { fpen != 3 } else { fpen & 1 == 0 };

@@ -12,7 +12,6 @@ use crate::mem::TlbEntry;
 macro_rules! offsets {
     (cpu: $cpu:ident -> $field:ty, others: $number:ty) => {
         offsets! { @cpu $cpu, $field,
-            REGS = state.regs;
             NZCV = state.regs.nzcv;
             FPCR = state.regs.fpcr;
             FPSR = state.regs.fpsr;
@@ -35,7 +34,7 @@ macro_rules! offsets {
             FP_TRAP = fp_trap;
             PATCH = patch;
             JUMPS = jumps;
-            CODES = codes;
+            JUMP_OPS = ops;
         }
         /// The two numbers whose comparison the flags are, where they are one's.
         pub(super) const COMPARED: [$field; 2] = [
@@ -59,7 +58,7 @@ macro_rules! offsets {
             OP_TARGET = crate::interp::op::Op, c;
             OP_IMM = crate::interp::op::Op, imm;
             JUMP_KEY = crate::cpu::Jump, key;
-            JUMP_OP = crate::cpu::Jump, op;
+            JUMP_CODE = crate::cpu::Jump, code;
             TLB_READ = crate::mem::TlbEntry, read;
             TLB_WRITE = crate::mem::TlbEntry, write;
             TLB_ADDEND = crate::mem::TlbEntry, addend;

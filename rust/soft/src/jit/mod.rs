@@ -22,6 +22,8 @@ mod flow;
 mod layout;
 pub(crate) mod memory;
 mod registers;
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux"))]
+mod turns;
 mod ways;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -31,6 +33,7 @@ use std::collections::HashMap;
 use crate::cpu::Cpu;
 use crate::fp;
 use crate::interp::block::{Block, End};
+use crate::interp::handlers::branch::untag;
 use crate::interp::op::{Handler, Op, P};
 use crate::isa::{self, insn::Insn};
 use memory::Share;
@@ -76,9 +79,11 @@ pub(crate) struct Entries {
     pub exit: u64,
     /// The same for the first operation of a block that has no machine code.
     pub cold: u64,
+    /// `extern "C" fn(cpu, address)`: the run loop goes on there.
+    pub unknown: u64,
     /// `extern "C" fn(cpu, op) -> bool`: the operation alone is done; whether the block goes on.
     pub call: u64,
-    /// `extern "C" fn(regs, insn, handler)`.
+    /// `extern "C" fn(cpu, insn, handler)`.
     pub fp: u64,
     /// The handler of operations that have machine code, whose address is in `imm` then.
     pub compiled: u64,
@@ -215,6 +220,7 @@ impl Jit {
         let entries = Entries {
             exit: exit as *const () as u64,
             cold: cold as *const () as u64,
+            unknown: unknown as *const () as u64,
             call: call as *const () as u64,
             fp: call_fp as *const () as u64,
             compiled: enter as *const () as u64,
@@ -385,7 +391,15 @@ fn enter(c: &mut Cpu, o: P) {
 extern "C" fn exit(c: *mut Cpu, o: P) {
     // SAFETY: machine code gives back the CPU that it was given, and an operation that lives.
     let c = unsafe { &mut *c };
+    c.interpreted();
     crate::interp::op::run(c, o);
+}
+
+/// The run loop goes on at an address from a register.
+extern "C" fn unknown(c: *mut Cpu, to: u64) {
+    // SAFETY: as in `exit`.
+    let c = unsafe { &mut *c };
+    c.state.pc = untag(c, to);
 }
 
 /// The same where a block begins that has no machine code.
@@ -400,6 +414,9 @@ extern "C" fn cold(c: *mut Cpu, o: P) {
     {
         c.compile(o, address);
     }
+    if !is_compiled(o) {
+        c.interpreted();
+    }
     crate::interp::op::run(c, o);
 }
 
@@ -412,6 +429,7 @@ extern "C" fn call(c: *mut Cpu, o: P) -> bool {
     let handler: Handler = jit.single[0].f;
     // SAFETY: the operation stays until the next call, and the one behind it ends the block.
     let o = unsafe { P::new(jit.single.as_ptr()) };
+    c.handled();
     c.resumed = false;
     handler(c, o);
     c.resumed
@@ -422,8 +440,11 @@ fn resume(c: &mut Cpu, _: P) {
     c.resumed = true;
 }
 
-extern "C" fn call_fp(regs: *mut crate::Regs, insn: u32, f: usize) {
-    // SAFETY: the registers of the CPU that machine code was given, and the function that the decoder put into the
-    // operation.
-    unsafe { std::mem::transmute::<usize, fp::Handler>(f)(&mut *regs, insn) };
+extern "C" fn call_fp(c: *mut Cpu, insn: u32, f: usize) {
+    // SAFETY: as in `exit`.
+    let c = unsafe { &mut *c };
+    c.handled();
+    // SAFETY: it is the function that the decoder put into the operation.
+    let f = unsafe { std::mem::transmute::<usize, fp::Handler>(f) };
+    f(&mut c.state.regs, insn);
 }

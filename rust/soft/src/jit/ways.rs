@@ -16,9 +16,9 @@ pub(crate) struct Ways {
     pub out: usize,
     /// On at the target of the near branch that the operation is.
     pub chain: usize,
-    /// To the run loop, at the address.
+    /// To the run loop, at the address, which may have a tag.
     pub unknown: usize,
-    /// To the interpreter, at the operation of the jump cache that a register tells (see [`crate::cpu::Cpu::codes`]),
+    /// To the interpreter, at the operation of the jump cache that a register tells (see [`crate::cpu::Cpu::ops`]),
     /// where a block begins.
     pub interpreted: usize,
     /// Calls the handler of the operation; comes back when the block goes on.

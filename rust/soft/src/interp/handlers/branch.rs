@@ -40,7 +40,7 @@ fn untagged(c: &mut Cpu, o: P, to: u64) {
     c.state.pc = untag(c, to);
 }
 
-fn untag(c: &Cpu, to: u64) -> u64 {
+pub(crate) fn untag(c: &Cpu, to: u64) -> u64 {
     if to >> 55 & 1 == 0 {
         if c.state.sys.tcr >> 37 & 1 == 1 { to & ((1 << 56) - 1) } else { to }
     } else if c.state.sys.tcr >> 38 & 1 == 1 {

@@ -133,17 +133,13 @@ impl Asm {
         self.word(0x9240_0000 | u32::from(bits - 1) << 10 | n.n() | d.d());
     }
 
-    /// All but the lowest 12 bits.
-    pub(super) fn page_of(&mut self, d: R, n: R) {
-        self.word(0x9274_cc00 | n.n() | d.d());
+    /// All but [`crate::cpu::IMPLIED`].
+    pub(super) fn without_implied(&mut self, d: R, n: R) {
+        self.word(0x9274_d600 | n.n() | d.d());
     }
 
     pub(super) fn lsr_i(&mut self, d: R, n: R, by: u8) {
         self.word(0xd340_fc00 | u32::from(by) << 16 | n.n() | d.d());
-    }
-
-    pub(super) fn asr_i(&mut self, d: R, n: R, by: u8) {
-        self.word(0x9340_fc00 | u32::from(by) << 16 | n.n() | d.d());
     }
 
     /// `width` bits from bit `from` on.
@@ -350,9 +346,8 @@ mod tests {
         a.eor_lsr(R(7), R(24), R(10), 12);
         a.low_bits(R(8), R(25), 12);
         a.low_bits(R(8), R(25), 1);
-        a.page_of(R(8), R(25));
         a.lsr_i(R(9), R(26), 2);
-        a.asr_i(R(9), R(26), 48);
+        a.without_implied(R(8), R(25));
         a.ubfx(R(9), R(26), 12, 10);
         a.ubfx(R(9), R(26), 63, 1);
         a.bfxil(R(9), R(26), 12);
@@ -414,7 +409,7 @@ mod tests {
         movk x14, #0xcba9, lsl #16|movk x14, #0xffed, lsl #32|add x5, x22, x14|add x6, x23, x9, lsl #5|\
         add x6, x23, w9, uxtw #3|add x6, x23, w9, sxtw|add x6, x23, xzr, uxtx #2|orr x7, x24, x10|\
         eor x7, x24, x10|eor x7, x24, x10, lsr #12|and x8, x25, #0xfff|and x8, x25, #0x1|\
-        and x8, x25, #0xfffffffffffff000|lsr x9, x26, #2|asr x9, x26, #48|ubfx x9, x26, #12, #10|\
+        lsr x9, x26, #2|and x8, x25, #0xfffffffffffff003|ubfx x9, x26, #12, #10|\
         lsr x9, x26, #63|bfxil x9, x26, #0, #12|sxtb w10, w27|sxtw x10, w27|cmp w11, w28|cmp x11, x28|\
         ldrb w12, [x28, #504]|strb w12, [x28, #504]|strb w13, [x16, x15]|ldrb w13, [x16, x15]|\
         ldarb w14, [x16]|stlrb w14, [x16]|caslb w14, w7, [x16]|ldrh w12, [x28, #504]|strh w12, [x28, #504]|\

@@ -3,7 +3,7 @@
 use super::asm::{Asm, Jump, R, V, ZR};
 use super::cache::Cache;
 use super::stubs::Stubs;
-use super::{ADDEND, ADDRESS, CPU, Features, OTHER, TEMP, layout};
+use super::{ADDEND, ADDRESS, CPU, Features, JUMP, OTHER, TEMP, layout};
 use crate::Regs;
 use crate::cpu::JUMPS;
 use crate::interp::block::End;
@@ -312,12 +312,6 @@ impl Translator<'_> {
 
     fn indirect(&mut self, link: bool, n: Reg) {
         let r = self.read(n);
-        // Addresses that are not canonical (with a tag, or none at all) are the interpreter's.
-        self.asm.asr_i(TEMP, r, 48);
-        self.asm.add_i(TEMP, TEMP, 1);
-        self.asm.lsr_i(TEMP, TEMP, 1);
-        let odd = self.asm.cbz(true, true, TEMP);
-        self.exit_by(odd);
         self.asm.mov(OTHER, r);
         if link {
             self.link();
@@ -337,18 +331,16 @@ impl Translator<'_> {
         a.lsr_i(TEMP, ADDRESS, 2);
         a.eor_lsr(TEMP, TEMP, ADDRESS, 12);
         a.low_bits(TEMP, TEMP, JUMPS.ilog2() as u8);
-        a.load(3, OTHER, CPU, layout::JUMPS);
-        a.add(OTHER, OTHER, TEMP, 4);
-        a.load(3, ADDEND, OTHER, layout::JUMP_KEY);
+        a.load(3, JUMP, CPU, layout::JUMPS);
+        a.add(JUMP, JUMP, TEMP, 4);
+        a.load(3, ADDEND, JUMP, layout::JUMP_KEY);
         a.load(3, OTHER, CPU, layout::KEY);
         a.eor(ADDEND, ADDEND, OTHER);
-        a.eor(ADDEND, ADDEND, ADDRESS);
+        a.without_implied(OTHER, ADDRESS);
+        a.eor(ADDEND, ADDEND, OTHER);
         let other = a.cbz(true, true, ADDEND);
-        a.page_of(ADDRESS, ADDRESS);
-        a.store(3, ADDRESS, CPU, layout::PAGE);
-        a.load(3, ADDEND, CPU, layout::CODES);
-        a.add(ADDEND, ADDEND, TEMP, 3);
-        a.load(3, ADDEND, ADDEND, 0);
+        a.store(3, OTHER, CPU, layout::PAGE);
+        a.load(3, ADDEND, JUMP, layout::JUMP_CODE);
         a.br(ADDEND);
         a.land(tired);
         a.land(other);

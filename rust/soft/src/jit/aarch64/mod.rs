@@ -27,6 +27,8 @@ const ADDRESS: R = R(16);
 const TEMP: R = R(17);
 const ADDEND: R = R(15);
 const OTHER: R = R(14);
+/// Where a block ends and no register holds anything of the guest's.
+const JUMP: R = R(13);
 /// For constants that no instruction has room for.
 const LONG: R = OTHER;
 

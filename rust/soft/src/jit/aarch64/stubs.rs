@@ -67,9 +67,9 @@ impl Stubs {
         s.out = a.here();
         a.load(3, TEMP, CPU, layout::PAGE);
         a.orr(ADDRESS, ADDRESS, TEMP);
-        s.unknown = a.here();
         a.store(3, ADDRESS, CPU, layout::PC);
         a.b_to(s.leave);
+        s.unknown = away(a, entries.unknown);
 
         s.chain = a.here();
         a.load(3, TEMP, ADDRESS, layout::OP_IMM);
@@ -90,9 +90,9 @@ impl Stubs {
         a.br(TEMP);
 
         s.interpreted = a.here();
-        a.load(3, OTHER, CPU, layout::JUMPS);
-        a.add(OTHER, OTHER, TEMP, 4);
-        a.load(3, ADDRESS, OTHER, layout::JUMP_OP);
+        a.load(3, OTHER, CPU, layout::JUMP_OPS);
+        a.add(OTHER, OTHER, TEMP, 3);
+        a.load(3, ADDRESS, OTHER, 0);
         a.b_to(s.cold);
 
         s.call = a.here();
@@ -110,7 +110,7 @@ impl Stubs {
 
         let fp = a.here();
         a.store(3, LR, SP_BASE, RETURN);
-        a.add_i(R(0), CPU, layout::REGS.into());
+        a.mov(R(0), CPU);
         a.mov(R(1), TEMP);
         a.mov(R(2), ADDEND);
         a.mov_i(TEMP, entries.fp);

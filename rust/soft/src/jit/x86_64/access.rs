@@ -9,8 +9,8 @@ use crate::isa::insn::{Access, Address, Barrier, Insn, Reg, Rmw};
 use crate::mem::TLB_SIZE;
 use crate::sysreg::ZVA_BYTES;
 
-/// Bytes from the first to the last of a run at most: the longer it is the more often it is in two pages, where the
-/// interpreter does all of it.
+/// Bytes from the first to the last of a run at most: the longer it is the more often it is in two pages, where each
+/// access of it asks by itself.
 const LONGEST: i64 = 64;
 /// Operations of a run at most.
 const MOST: usize = 16;
@@ -210,9 +210,8 @@ impl Translator<'_> {
 
     fn translate_by(&mut self, tlb: M, by: M, store: bool, bytes: i32) -> super::asm::Jump {
         let a = &mut self.asm;
-        a.mov(false, RCX, RAX);
         // The page's number is at bit 12, and an entry has 32 bytes.
-        a.shift_i(Sh::Shr, false, RCX, 7);
+        a.shifted_right(self.features.bmi2, RCX, RAX, 7);
         a.arith_i(Arith::And, false, RCX, (TLB_SIZE as i32 - 1) << 5);
         a.arith_m(Arith::Add, true, RCX, tlb);
         a.lea(true, RDX, at(RAX, bytes - 1));

@@ -334,6 +334,15 @@ impl Asm {
         self.u8(by);
     }
 
+    /// Some of the bits of `s` in `d`, moved right, with anything above them: none of its highest `by` (of 32).
+    pub(super) fn shifted_right(&mut self, bmi2: bool, d: R, s: R, by: u8) {
+        if bmi2 {
+            return self.rorx(false, d, s, by);
+        }
+        self.mov(false, d, s);
+        self.shift_i(Sh::Shr, false, d, by);
+    }
+
     /// `s` shifted by a register into `d`; the flags stay. There is no rotation among these.
     pub(super) fn shift_x(&mut self, op: Sh, wide: bool, d: R, s: R, by: R) {
         let prefix = match op {

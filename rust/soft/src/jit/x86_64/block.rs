@@ -3,14 +3,14 @@
 use std::ops::RangeInclusive;
 
 use super::Features;
-use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RCX, RDI, RDX, RSI, Sh, X, at, indexed};
+use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RBX, RCX, RDI, RDX, RSI, X, at, indexed};
 use super::cache::Cache;
 use super::flags::{self, Kind, State};
 use super::layout;
 use super::sse;
 use super::stubs::{Constant, Stubs};
 use crate::Regs;
-use crate::cpu::JUMPS;
+use crate::cpu::{IMPLIED, JUMPS};
 use crate::interp::block::End;
 use crate::interp::lower::system::DC_ZVA;
 use crate::isa;
@@ -31,9 +31,16 @@ enum Aside {
         changed: [u8; 3],
         op: usize,
     },
-    /// Accesses of a run, of which one is unknown to the TLB or in another page: the interpreter's operations do them
-    /// and what is between them.
-    Run { from: Jump, back: usize, before: Cache, flags: State, after: Cache, ops: RangeInclusive<usize> },
+    /// Accesses of a run, of which one is unknown to the TLB or in another page: each asks the TLB by itself.
+    Run {
+        from: Jump,
+        back: usize,
+        before: Cache,
+        flags: State,
+        after: Cache,
+        ops: RangeInclusive<usize>,
+        host: R,
+    },
     /// The interpreter goes on at this operation.
     Exit { from: Jump, cache: Cache, flags: State, op: usize },
     /// A branch that is taken.
@@ -75,6 +82,8 @@ pub(super) struct Translator<'a> {
     skip: bool,
     /// The run of accesses that the operation at hand is in.
     pub run: Option<Run>,
+    /// Accesses are translated each by itself.
+    apart: bool,
     /// The loop that the block is, if it branches to its own begin: where that is, and the state there.
     around: Option<(usize, Cache)>,
     /// Whether anybody may still look at the flags that there are before each operation, and behind the last.
@@ -107,6 +116,7 @@ pub(super) fn translate(
         modes_checked: false,
         skip: false,
         run: None,
+        apart: false,
         around: None,
         flags_live: flow::flags_live(input),
         input,
@@ -267,7 +277,7 @@ impl Translator<'_> {
         }
         self.cache.store(&mut self.asm);
         self.cache.clean();
-        self.asm.lea(true, RDI, layout::REGS);
+        self.asm.lea(true, RDI, at(RBX, -layout::BIAS));
         self.asm.mov_i(RSI, u64::from(insn));
         self.asm.mov_i(RDX, f);
         self.asm.mov_i(RAX, self.entries.fp);
@@ -277,7 +287,7 @@ impl Translator<'_> {
     }
 
     fn instruction(&mut self, insn: Insn) {
-        if self.run.is_none() {
+        if self.run.is_none() && !self.apart {
             self.begin_run();
         }
         match insn {
@@ -402,12 +412,6 @@ impl Translator<'_> {
         self.store_flags();
         let r = self.read(n);
         self.asm.mov(true, RAX, r);
-        // Addresses that are not canonical (with a tag, or none at all) are the interpreter's.
-        self.asm.mov(true, RCX, RAX);
-        self.asm.shift_i(Sh::Sar, true, RCX, 48);
-        self.asm.arith_i(Arith::Add, false, RCX, 1);
-        self.asm.arith_i(Arith::Cmp, false, RCX, 1);
-        self.exit_when(Cc::A);
         if link {
             self.link();
         }
@@ -423,19 +427,20 @@ impl Translator<'_> {
         let a = &mut self.asm;
         a.jcc_to(Cc::S, unknown);
         // Four times the slot (see `Cpu::jump_slot`).
-        a.mov(true, RCX, RAX);
-        a.shift_i(Sh::Shr, true, RCX, 10);
+        a.shifted_right(self.features.bmi2, RCX, RAX, 10);
         a.arith(Arith::Xor, false, RCX, RAX);
         a.arith_i(Arith::And, false, RCX, 4 * (JUMPS as i32 - 1));
         a.load(3, false, true, RDX, layout::JUMPS);
+        // No register holds anything of the guest's.
         a.mov(true, RSI, RAX);
-        a.arith_m(Arith::Xor, true, RSI, layout::KEY);
-        a.arith_m(Arith::Cmp, true, RSI, indexed(RDX, RCX, 2, layout::JUMP_KEY));
+        a.arith_i(Arith::And, true, RSI, !(IMPLIED as i32));
+        a.load(3, false, true, RDI, layout::KEY);
+        a.arith(Arith::Or, true, RDI, RSI);
+        a.arith_m(Arith::Cmp, true, RDI, indexed(RDX, RCX, 2, layout::JUMP_KEY));
         a.jcc_to(Cc::NE, unknown);
-        a.arith_i(Arith::And, true, RAX, !0xfff);
-        a.store(3, layout::PAGE, RAX);
-        a.load(3, false, true, RDX, layout::CODES);
-        a.jmp_m(indexed(RDX, RCX, 1, 0));
+        // What is in a slot is aligned: this is the page.
+        a.store(3, layout::PAGE, RSI);
+        a.jmp_m(indexed(RDX, RCX, 2, layout::JUMP_CODE));
     }
 
     /// Where the block is a loop, brings what it reads to registers before it.
@@ -542,11 +547,39 @@ impl Translator<'_> {
     /// The run that the operation at hand is the last of is done: the ways part at `from` in the state `before`.
     pub(super) fn slow_run(&mut self, run: Run) {
         let (back, after) = (self.asm.here(), self.cache);
-        let Run { from, before, flags, ops, .. } = run;
-        self.asides.push(Aside::Run { from, back, before, flags, after, ops });
+        let Run { from, before, flags, ops, host, .. } = run;
+        self.asides.push(Aside::Run { from, back, before, flags, after, ops, host });
+    }
+
+    /// What a run does, each access by itself, from the state in which it begins.
+    fn do_apart(&mut self, ops: RangeInclusive<usize>, before: Cache, flags: State, host: R) {
+        self.cache = before;
+        self.cache.give_back(host);
+        // What changes a register that they depend on would store them, once here and once on the straight way.
+        self.flags = flags::store(&mut self.asm, &self.cache, flags);
+        self.host_flags = None;
+        self.known = [None; 34];
+        self.narrow = [0; 2];
+        self.copies = [None; 32];
+        self.apart = true;
+        for op in ops {
+            (self.at, self.asm.uses.at) = (op, op);
+            self.cache.unpin();
+            self.instruction(self.input.insns[op]);
+        }
+        self.apart = false;
+        self.cache.store(&mut self.asm);
     }
 
     fn emit_asides(&mut self) {
+        // What is taken often comes first: the branches. Runs that are done apart have ways aside of their own.
+        self.asides.sort_by_key(|aside| !matches!(aside, Aside::Taken { .. }));
+        while !self.asides.is_empty() {
+            self.emit_some();
+        }
+    }
+
+    fn emit_some(&mut self) {
         for aside in std::mem::take(&mut self.asides) {
             match aside {
                 Aside::Slow { from, back, before, flags, after, changed, op } => {
@@ -560,14 +593,9 @@ impl Translator<'_> {
                     after.reload(&mut self.asm, &before, &changed);
                     self.asm.jmp_to(back);
                 }
-                Aside::Run { from, back, before, flags, after, ops } => {
+                Aside::Run { from, back, before, flags, after, ops, host } => {
                     self.asm.land(from);
-                    before.store(&mut self.asm);
-                    flags::store(&mut self.asm, &before, flags);
-                    for op in ops {
-                        self.asm.mov_i(RSI, self.op_address(op));
-                        self.asm.call_to(self.stubs.ways.call);
-                    }
+                    self.do_apart(ops, before, flags, host);
                     after.reload_all(&mut self.asm);
                     self.asm.jmp_to(back);
                 }

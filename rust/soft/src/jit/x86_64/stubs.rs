@@ -156,12 +156,15 @@ impl Stubs {
         Self::go_on(a, &s, entries);
 
         s.unknown = a.here();
-        a.store(3, layout::PC, RAX);
-        a.jmp_to(s.leave);
+        a.lea(true, RDI, at(RBX, -BIAS));
+        a.mov(true, RSI, RAX);
+        restore(a);
+        a.mov_i(RAX, entries.unknown);
+        a.jmp_r(RAX);
 
         s.interpreted = a.here();
-        a.load(3, false, true, RDX, layout::JUMPS);
-        a.load(3, false, true, RSI, indexed(RDX, RCX, 2, layout::JUMP_OP));
+        a.load(3, false, true, RDX, layout::JUMP_OPS);
+        a.load(3, false, true, RSI, indexed(RDX, RCX, 1, 0));
         a.jmp_to(s.cold);
 
         s.call = a.here();
