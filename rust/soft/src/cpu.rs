@@ -30,8 +30,13 @@ pub(crate) struct Jump {
 pub(crate) const IMPLIED: u64 = 0xffc;
 const _: () = assert!(JUMPS > IMPLIED as usize >> 2);
 
-/// In the keys of EL1's code, beside those of EL0's address spaces.
+/// In the keys of EL1's code.
 const EL1_KEY: u64 = 0x800;
+
+/// In those of EL0's, by address space.
+const fn el0_key(asid: u64) -> u64 {
+    (asid + 1) << 2
+}
 
 const FETCHES: usize = 64;
 
@@ -95,7 +100,7 @@ pub(crate) struct Cpu {
     pub ops: Box<[P; JUMPS]>,
     /// One bit for each of `jumps` that has been written to since the last flush.
     jumps_used: [u64; JUMPS / 64],
-    /// One bit for each (hashed) page that has entries in `jumps`.
+    /// One bit for each (hashed) page that may have entries in `jumps`, and for each beside it in its block mapping.
     jump_pages: [u64; 64],
     /// Each of these pages has its bit in `jump_pages` and goes with `jumps`.
     fetches: Box<[Fetch; FETCHES]>,
@@ -405,7 +410,12 @@ impl Cpu {
         let host = self.host(t.pa & !0xfff, false).ok_or(Fault::EXTERNAL)?;
         let fetch = Fetch { key, host, page: self.code.page(t.pa) };
         self.fetches[number % FETCHES] = fetch;
-        self.jump_pages[(number & 4095) >> 6] |= 1 << (number & 63);
+        let bit = number & 4095;
+        match t.level {
+            3 => self.jump_pages[bit >> 6] |= 1 << (bit & 63),
+            2 => self.jump_pages[bit >> 9 << 3..(bit >> 9 << 3) + 8].fill(u64::MAX),
+            _ => self.jump_pages = [u64::MAX; 64],
+        }
         Ok(fetch)
     }
 
@@ -465,9 +475,7 @@ impl Cpu {
         self.tlbs[0].flush_va(va);
         self.tlbs[1].flush_va(va);
         let bit = (va >> 12) as usize & 4095;
-        // A block mapping covers more pages than the one that is named.
-        let around = &self.jump_pages[bit >> 9 << 3..(bit >> 9 << 3) + 8];
-        if around.iter().any(|w| *w != 0) {
+        if self.jump_pages[bit >> 6] >> (bit & 63) & 1 == 1 {
             self.flush_jumps();
         }
     }
@@ -477,7 +485,24 @@ impl Cpu {
         if self.tlbs[1].low {
             self.tlbs[1].flush();
         }
-        self.flush_jumps();
+        self.flush_jumps_of(asid);
+    }
+
+    /// Forgets jumps of EL0 in an address space, and those of EL1 in the lower half.
+    fn flush_jumps_of(&mut self, asid: u64) {
+        let theirs = |key: u64| match key & IMPLIED {
+            EL1_KEY => key >> 55 & 1 == 0,
+            other => other == el0_key(asid),
+        };
+        for slot in set_bits(&self.jumps_used) {
+            if theirs(self.jumps[slot].key) {
+                self.jumps[slot].key = 0;
+            }
+        }
+        for fetch in self.fetches.iter_mut().filter(|fetch| theirs(fetch.key)) {
+            *fetch = NO_FETCH;
+        }
+        self.patch = P::NULL;
     }
 
     /// Follows a change of TTBR0, TCR or ASID.
@@ -497,7 +522,7 @@ impl Cpu {
         if self.state.el == 0 {
             self.tlb = self.utlb;
             self.tag = self.utag;
-            self.key = (asid + 1) << 2;
+            self.key = el0_key(asid);
         } else {
             self.tlb = self.tlbs[1].entries.as_ptr();
             self.tag = EL1_TAG;

@@ -278,6 +278,50 @@ fn tlb_invalidation_reaches_the_other_vcpu() {
 }
 
 #[test]
+fn an_address_of_a_block_mapping_stands_for_all_of_it() {
+    const VA: u64 = 0x1000_0000;
+    // The code is in the block's ninth page. By the address of that and of another, and by the address space: EL1's lower half.
+    for (word, operand) in [
+        (0xd508_8324, (VA >> 12) + 8),
+        (0xd508_8324, (VA >> 12) + 0x1ff),
+        (0xd508_8324, VA >> 12),
+        (0xd508_8344, 0),
+    ] {
+        let m = Machine::new(1);
+        // mov x5, #2; 1: blr x1; lsl x6, x6, #8; orr x6, x6, x0; str x3, [x2]; dsb ishst; tlbi …, x4; dsb ish; isb;
+        // subs x5, x5, #1; b.ne 1b; hvc #0
+        m.put(
+            0,
+            &[
+                0xd280_0045,
+                0xd63f_0020,
+                0xd378_dcc6,
+                0xaa00_00c6,
+                0xf900_0043,
+                0xd503_3a9f,
+                word,
+                0xd503_3b9f,
+                0xd503_3fdf,
+                0xf100_04a5,
+                0x54ff_fee1,
+                0xd400_0002,
+            ],
+        );
+        // mov x0, #1 (or #2); ret
+        m.put(0x8000, &[0xd280_0020, 0xd65f_03c0]);
+        m.put(0x20_8000, &[0xd280_0040, 0xd65f_03c0]);
+        let block = |pa| pa | 1 << 10 | 1;
+        let mut v = m.vcpu(0, 0, &[(1, VA + 0x8000), (3, block(RAM + 0x20_0000)), (4, operand)]);
+        m.tables(&mut [&mut v]);
+        let entry = 0x1_1000 + (VA >> 21) * 8;
+        m.put64(entry, block(RAM));
+        v.set_reg(Reg::x(2), RAM + entry).unwrap();
+        assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+        assert_eq!(v.reg(Reg::x(6)).unwrap(), 0x0102, "{word:#x} of {operand:#x}");
+    }
+}
+
+#[test]
 fn remapped_code_runs_after_each_invalidation_that_covers_it() {
     const VA: u64 = 0x1000_0000;
     const ASID: u64 = 7;
