@@ -52,9 +52,28 @@ def test_the_same_snapshot_has_the_same_digests_and_is_not_sent_twice(
     first = push(tmp_path / "a", f"{registry.host}/bb:one", cache=cache)
     second = push(tmp_path / "a", f"{registry.host}/bb:two", cache=Cache(tmp_path / "other"))
     assert (first.digest, second.sent) == (second.digest, 0)
+    received = registry.received
     elsewhere = push(tmp_path / "a", f"{registry.host}/copy:x", mount="bb", cache=cache)
-    assert elsewhere.sent == 0 or not elsewhere.linked
-    assert registry.count("POST", "mount=") > 0
+    layers = json.loads(registry.manifests["copy", "x"][1])["layers"]
+    assert registry.count("POST", "mount=") == len(layers) == 2, "each blob is mounted"
+    # What is not there is the configuration, which is sent: this repository has no image, so it is another.
+    assert registry.received - received == elsewhere.sent < 4096
+    assert {layer["digest"] for layer in layers} <= {
+        name for repository, name in registry.blobs if repository == "copy"
+    }
+
+
+def test_variables_are_named_before_anything_is_sent(
+    registry: Registry, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot(tmp_path / "a", ram(100), environment={"TOKEN": "x", "COLOUR": "green"})
+    said: list[tuple[str, int]] = []
+    monkeypatch.setattr("supermachine.artifacts.push.warn", lambda text: said.append((text, registry.received)))
+    done = push(tmp_path / "a", f"{registry.host}/bb:one", cache=cache)
+    assert said == [
+        (f"the snapshot holds these variables, for all who can read {registry.host}/bb:one: COLOUR, TOKEN", 0)
+    ]
+    assert done.environment == ("COLOUR", "TOKEN") and registry.received > 0
 
 
 def test_a_manifest_says_what_it_is(registry: Registry, tmp_path: Path, cache: Cache) -> None:

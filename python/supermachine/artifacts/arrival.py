@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -212,8 +212,12 @@ class Arrival:
         download: Download,
         wanted: Sequence[tuple[int, Descriptor, str]],
         ram: int,
+        local: Mapping[int, Callable[[], bool]],
     ) -> None:
-        """All but these parts is in the file `fd`, whose RAM begins at `ram`; fetches them. It will be at `place`."""
+        """All but these parts is in the file `fd`, whose RAM begins at `ram`; fetches them. It will be at `place`.
+
+        `local` are parts that may be had without a registry: they say whether that was so.
+        """
         pieces = []
         for part, blob, what in wanted:
             groups = unpacker.groups(part, _AWAITED_GROUP)
@@ -232,6 +236,11 @@ class Arrival:
         download.on_group = self._came
         # Whoever shows how it goes has the guest to show by now.
         download.silence()
+        for part, take in local.items():
+            if take():
+                for piece in pieces:
+                    if piece.part == part:
+                        self._came(part, piece.group)
         count = min(_PARALLEL, len(pieces))
         threads = [
             threading.Thread(
@@ -249,7 +258,8 @@ class Arrival:
         self._raise()
         if self._sequential:
             for part, blob, what in wanted:
-                download.take(part, blob, unpacker.groups(part, _AWAITED_GROUP), what, True)
+                if not all(piece.here for piece in pieces if piece.part == part):
+                    download.take(part, blob, unpacker.groups(part, _AWAITED_GROUP), what, True)
 
     def _work(self, rest: bool) -> None:
         """A thread: fetches what guests wait for, and the `rest` when they wait for nothing."""

@@ -41,8 +41,8 @@ MAX_INLINE_CONFIG, MAX_INLINE = 256 << 10, 16 << 10
 #: Bytes of a kernel's file.
 MAX_KERNEL = 64 << 20
 _MAX_LAYERS = 16
-#: Version 2 is that of snapshots whose frames are packed against a kernel, and has its bytes deflated (RFC 1950);
-#: others are written as version 1.
+#: Version 2 is that of snapshots whose frames are packed against a kernel, or whose pages are said to be blocks of the
+#: root image, and has its bytes deflated (RFC 1950); others are written as version 1.
 _VERSION = 2
 _ID = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -53,6 +53,15 @@ class Base:
 
     manifest: str
     id: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """The root image of a snapshot's guest, and which of its blocks the pages of these parts are."""
+
+    #: As `Cache.rootfs` names it.
+    image: str
+    parts: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,14 @@ class Config:
     #: The digest of the file of the kernel that frames are packed against, if any are: a blob of the repository, which
     #: an installation with the same kernel does not fetch.
     kernel: str | None = None
+    #: The root image whose blocks pages are, if any are.
+    root: Root | None = None
 
     def encode(self) -> bytes:
         """The same bytes for the same snapshot."""
+        plain = self.kernel is None and self.root is None
         body: dict[str, Any] = {
-            "version": 1 if self.kernel is None else _VERSION,
+            "version": 1 if plain else _VERSION,
             "snapshot": {
                 "id": self.id,
                 "parent": self.parent,
@@ -96,12 +108,12 @@ class Config:
             "key": self.key,
             "base": None if self.base is None else {"manifest": self.base.manifest, "id": self.base.id},
         }
-        if self.kernel is None:
-            packed = (self.working_set, self.table)
-        else:
+        if not plain:
             body["kernel"] = self.kernel
-            packed = (zlib.compress(self.working_set, 9), zlib.compress(self.table, 9))
-        body["workingSet"], body["table"] = (base64.b64encode(data).decode() for data in packed)
+        if self.root is not None:
+            parts = {name: _packed(said, plain) for name, said in self.root.parts.items()}
+            body["root"] = {"image": self.root.image, "parts": parts}
+        body["workingSet"], body["table"] = _packed(self.working_set, plain), _packed(self.table, plain)
         return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
@@ -112,6 +124,9 @@ class Config:
             if (version := body["version"]) not in range(1, _VERSION + 1):
                 raise ValueError(f"it has version {version}, and this release reads versions up to {_VERSION}")
             said, base = body["snapshot"], body["base"]
+            kernel, root = (body.get(name) if version > 1 else None for name in ("kernel", "root"))
+            if version > 1 and kernel is None and root is None:
+                raise ValueError("it has neither a kernel nor a root image, and is of version 2")
             return cls(
                 id=_id(said["id"]),
                 parent=None if said["parent"] is None else _id(said["parent"]),
@@ -125,7 +140,8 @@ class Config:
                 base=None if base is None else Base(_digest(base["manifest"]), _id(base["id"])),
                 working_set=_bytes(body["workingSet"], version),
                 table=_bytes(body["table"], version),
-                kernel=_digest(body["kernel"]) if version > 1 else None,
+                kernel=None if kernel is None else _digest(kernel),
+                root=None if root is None else _root(root, version),
             )
         except (
             *(ValueError, TypeError, KeyError, AttributeError, RecursionError),
@@ -201,7 +217,7 @@ class Manifest:
         """Raises BadSnapshot for what is no snapshot's."""
         try:
             body = load_json(data, what)
-            config, layers = _descriptor(body["config"]), body["layers"]
+            config, layers = described(body["config"]), body["layers"]
             if config.media_type != SNAPSHOT_CONFIG or body.get("artifactType", ARTIFACT_TYPE) != ARTIFACT_TYPE:
                 raise ValueError("it is no snapshot")
             if config.size > MAX_CONFIG:
@@ -217,7 +233,7 @@ class Manifest:
                         raise ValueError("it has a blob in itself that is another one than it says")
                     inline[str(entry["digest"])] = blob
             said = {k: v for k, v in texts.items() if isinstance(v, str)}
-            return cls(config, tuple(map(_descriptor, layers)), said, inline)
+            return cls(config, tuple(map(described, layers)), said, inline)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) if isinstance(error, (ValueError, InvalidImage)) else "it is malformed"
             raise BadSnapshot(f"{what} cannot be used as a snapshot: {reason}") from None
@@ -229,9 +245,19 @@ def _ascii(value: object) -> bytes:
     return value.encode("ascii")
 
 
-def _descriptor(value: dict[str, Any]) -> Descriptor:
+def described(value: dict[str, Any]) -> Descriptor:
+    """What an entry of a manifest says. Raises ValueError, and others for what is no entry."""
     size = _number(value["size"])
     return Descriptor(_text(value["mediaType"]), _digest(value["digest"]), size)
+
+
+def _root(value: dict[str, Any], version: int) -> Root:
+    parts = {_text(name): _bytes(said, version) for name, said in value["parts"].items()}
+    return Root(_id(value["image"]), parts)
+
+
+def _packed(data: bytes, plain: bool) -> str:
+    return base64.b64encode(data if plain else zlib.compress(data, 9)).decode()
 
 
 def _bytes(value: str, version: int) -> bytes:

@@ -7,8 +7,9 @@ import io
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .. import _core, descriptors, directories
@@ -26,7 +27,7 @@ from . import arrival, trust
 from .arrival import Arrival
 from .download import Download
 from .model import KERNEL_TYPE, MAX_KERNEL, PART_TYPE, Config, Manifest
-from .parts import RAM, KernelFile
+from .parts import RAM, ROOT, KernelFile
 
 #: Snapshots that one may build on, each on the next.
 _MAX_DEPTH = 64
@@ -75,6 +76,12 @@ def pull(
         signer = trust.check(repository, parsed, digest, keys)
         found = puller.fetch(digest, data, output)
     return Pulled(found.path, found.digest, found.config, signer)
+
+
+def is_here(reference: str, cache: Cache | None = None) -> bool:
+    """Whether the cache has the snapshot of a reference that is pinned; not whether it may be run."""
+    digest = parse_registry_reference(reference).digest
+    return digest is not None and (_Store(cache or Cache()).directory(digest) / "snapshot").is_file()
 
 
 @contextlib.contextmanager
@@ -209,7 +216,7 @@ class Puller:
         if config.kernel is not None:
             self._with_kernel(config, config.kernel, layers, unpacker, what)
         download = Download(self._repository, unpacker, lambda d, n, t: self._report("download", d, n, t))
-        wanted = []
+        wanted, at_hand = [], {}
         for number, (name, _, size, _, shared) in enumerate(unpacker.parts()):
             if shared:
                 if base is None:
@@ -218,22 +225,33 @@ class Puller:
                 unpacker.copy_base(number, str(base.path), offset)
             if size:
                 layer = _layer(layers, name, size, what)
+                if (image := self._root_of(config, name)) is not None:
+                    at_hand[number] = image
                 if (held := manifest.inline.get(layer.digest)) is not None:
                     unpacker.frames(number, 0, held)
                 else:
                     wanted.append((number, layer, f"the part {name} of {what}"))
         if self._early is not None and place is not None and arrival.possible(config):
-            later = [one for one in wanted if unpacker.parts()[one[0]][0] == RAM]
-            download.parts([one for one in wanted if one not in later])
+            later = [one for one in wanted if unpacker.parts()[one[0]][0] in (RAM, ROOT)]
+            early = [one for one in wanted if one not in later]
+            download.parts([one for one in early if not _from_root(unpacker, at_hand, one[0])])
             self._check(config, fd, what)
             self._keep_working_set(config)
             offset = _core.read_snapshot(f"/dev/fd/{fd}")["ram_offset"]
-            self._early.begin(fd, place, config, unpacker, download, later, offset)
+            local = {n: partial(_from_root, unpacker, at_hand, n) for n, _, _ in later if n in at_hand}
+            self._early.begin(fd, place, config, unpacker, download, later, offset, local)
         else:
-            download.parts(wanted)
+            download.parts([one for one in wanted if not _from_root(unpacker, at_hand, one[0])])
         if unpacker.finish() != config.id:
             raise BadSnapshot(f"{what} is another one than its configuration says")
         self._check(config, fd, what)
+
+    def _root_of(self, config: Config, part: str) -> tuple[Path, bytes] | None:
+        """The root image, if it is here, and which of its blocks the pages of a part are; ``None`` for other parts."""
+        if config.root is None or (said := config.root.parts.get(part)) is None:
+            return None
+        image = self._store.cache.rootfs(config.root.image)
+        return (image, said) if image.is_file() else None
 
     def _with_kernel(
         self, config: Config, digest: str, layers: dict[str, Descriptor], unpacker: _core.Unpacker, what: str
@@ -275,6 +293,14 @@ class Puller:
                 (scratch / "working-set").write_bytes(config.working_set)
                 place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._store.cache.publish(scratch / "working-set", place)
+
+
+def _from_root(unpacker: _core.Unpacker, at_hand: Mapping[int, tuple[Path, bytes]], part: int) -> bool:
+    """Takes a part's pages from the root image; whether that had all of them. The others are fetched."""
+    if (found := at_hand.get(part)) is None:
+        return False
+    image, said = found
+    return unpacker.from_root(part, str(image), said)
 
 
 def _layer(layers: dict[str, Descriptor], name: str, size: int, what: str) -> Descriptor:

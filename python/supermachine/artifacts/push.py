@@ -12,6 +12,7 @@ from pathlib import Path
 from .._core import VERSION
 from ..cache.store import Cache
 from ..errors import BadSnapshot, ImageNotFound, InvalidReference, SupermachineError
+from ..host.warnings import warn
 from ..images import Progress
 from ..images.progress import Reporter
 from ..oci import referrers
@@ -63,6 +64,8 @@ def push(
 ) -> Pushed:
     """Pushes a snapshot, and before it what it builds on, and signs it with the key `sign`.
 
+    What variables of the environment it holds is said before.
+
     Without a tag in `reference` it is found by its digest and from its image. `hot` is the file of its working set,
     otherwise the cache is asked; `key` is a baked snapshot's; `mount` a repository there that may have the blobs.
     """
@@ -74,6 +77,10 @@ def push(
     with opened(parsed, insecure, transport, push=True) as repository:
         pusher = _Pusher(repository, cache, Reporter(progress), mount)
         heads = chain(path)
+        # Before anything of it is sent: there is no taking back.
+        if environment := tuple(sorted({name for head in heads for name in head.record().environment})):
+            names = ", ".join(environment)
+            warn(f"the snapshot holds these variables, for all who can read {parsed.familiar}: {names}")
         base: model.Base | None = None
         for head in heads[:-1]:
             # What a registry says of an id is checked by who pulls, against the contents.
@@ -90,7 +97,7 @@ def push(
         pusher.size,
         pusher.base,
         pusher.linked,
-        tuple(sorted(heads[-1].record().environment)),
+        environment,
         sign,
     )
 
@@ -129,6 +136,7 @@ class _Pusher:
                 place,
                 None if file is None else (file, look(file)["ram_offset"]),
                 parts.KernelFile.of(identity["architecture"]),
+                root if (root := self._cache.rootfs(record.rootfs)).is_file() else None,
             )
             if head.parent is None and not packed.shared:
                 base = None
@@ -146,6 +154,7 @@ class _Pusher:
                 working_set=working_set.encode(ranges) if ranges else b"",
                 table=packed.table,
                 kernel=None if packed.kernel is None else packed.kernel.digest,
+                root=model.Root(record.rootfs, packed.root) if packed.root else None,
             )
             inline = {}
             for number, layer in enumerate(packed.layers):

@@ -51,7 +51,7 @@ mod _core {
     #[pymodule_export]
     use crate::netd::{check_network_rule, check_secret_host};
     #[pymodule_export]
-    use crate::parts::{Kernel, Unpacker, pack_part};
+    use crate::parts::{Kernel, Unpacker, pack_part, root_pages};
     #[pymodule_export]
     use crate::publication::Publication;
     #[pymodule_export]

@@ -22,7 +22,7 @@ type Run = (u64, u64);
 /// Gives the part for a table, the length of the blob, its SHA-256 in hexadecimal, how many pages are as in `base`, and how
 /// many that are sent are much like the `kernel`'s.
 #[pyfunction]
-#[pyo3(signature = (path, out, *, name, file, origin, length, order=None, without=vec![], base=None, kernel=None))]
+#[pyo3(signature = (path, out, *, name, file, origin, length, order=None, without=vec![], base=None, kernel=None, first=false))]
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 pub(crate) fn pack_part<'py>(
     py: Python<'py>,
@@ -36,6 +36,7 @@ pub(crate) fn pack_part<'py>(
     without: Vec<Run>,
     base: Option<(PathBuf, u64)>,
     kernel: Option<&Kernel>,
+    first: bool,
 ) -> PyResult<(Vec<u8>, u64, String, u64, u64)> {
     let order = order.map(ranges);
     let without = ranges(without);
@@ -53,6 +54,7 @@ pub(crate) fn pack_part<'py>(
             except: &without,
             base: beside.as_ref().zip(base.as_ref().map(|(_, origin)| *origin)),
             kernel: kernel.map(|kernel| &kernel.0),
+            first,
         };
         parts::pack(&source, &wanted, &out, watch)
     })?;
@@ -60,6 +62,40 @@ pub(crate) fn pack_part<'py>(
     packed.part.encode(&mut bytes);
     let shared = packed.part.base.iter().map(|run| run.end - run.start).sum();
     Ok((bytes, packed.part.packed_bytes(), packed.sha256.to_string(), shared, packed.alike))
+}
+
+/// Pages in the order of the blocks that they are, and which those are.
+type Same = (Vec<Run>, Vec<u8>);
+
+/// The pages of RAM, which begins at `origin`, that are blocks of the image `root`: of the pages `first`, and of the others
+/// without those that are as in `base`.
+///
+/// Of each kind their runs, and what `Unpacker.from_root` is to be told of a part of these.
+#[pyfunction]
+#[pyo3(signature = (path, root, *, origin, length, first, base=None))]
+pub(crate) fn root_pages(
+    py: Python<'_>,
+    path: PathBuf,
+    root: PathBuf,
+    origin: u64,
+    length: u64,
+    first: Vec<Run>,
+    base: Option<(PathBuf, u64)>,
+) -> PyResult<(Same, Same)> {
+    let first = ranges(first);
+    watched(py, &path, |watch| {
+        let source = open(&path)?;
+        let root = open(&root)?;
+        let beside = base.as_ref().map(|(path, _)| open(path)).transpose()?;
+        let base = beside.as_ref().zip(base.as_ref().map(|(_, origin)| *origin));
+        let [first, rest] =
+            parts::Same::find(&source, origin..origin + length, &root, &first, base, watch)?;
+        let said = |same: &parts::Same| -> Result<Same> {
+            let pages = same.pages.iter().map(|run| (run.start, run.end)).collect();
+            Ok((pages, same.describe(&source, origin)?))
+        };
+        Ok((said(&first)?, said(&rest)?))
+    })
 }
 
 fn ranges(runs: Vec<Run>) -> Vec<Range<u64>> {
@@ -161,6 +197,16 @@ impl Unpacker {
     fn copy_base(&self, py: Python<'_>, part: usize, base: PathBuf, origin: u64) -> PyResult<()> {
         py.detach(|| self.inner.copy_base(part, &open(&base)?, origin))
             .map_err(|error| raise(py, &self.path, &error))
+    }
+
+    /// Takes the pages of a part from the root `image`, frame by frame, as far as they are what is `said` of them by
+    /// `root_pages`; gives whether that is all of them.
+    fn from_root(&self, py: Python<'_>, part: usize, image: PathBuf, said: PyBackedBytes) -> PyResult<bool> {
+        let take = || -> Result<bool> {
+            let taken = self.inner.from_root(part, &open(&image)?, &said)?;
+            Ok(self.inner.table().parts.get(part).is_some_and(|part| part.frames.len() == taken))
+        };
+        py.detach(take).map_err(|error| raise(py, &self.path, &error))
     }
 
     /// Verifies the whole snapshot and makes it durable. Gives its id.

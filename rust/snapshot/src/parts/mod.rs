@@ -8,9 +8,13 @@
 //! A good part of what a guest needs first is its kernel, which every installation has as a file. A frame may be packed
 //! [against](Kernel) it: then pages of the kernel, where it was loaded, are the prefix that Zstandard finds matches in. They
 //! differ from the file in few bytes (alternatives, static keys), or not at all.
+//!
+//! Most of the rest is what the guest has read from its root image, which the host needs as well. Such pages are parts of
+//! their own, of which it is said [which blocks](Same) they are.
 
 mod kernel;
 mod pack;
+mod root;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -18,6 +22,7 @@ mod unpack;
 
 pub use kernel::Kernel;
 pub use pack::{Packed, Wanted, pack};
+pub use root::Same;
 pub use table::{Frame, Part, Runs, Table};
 pub use unpack::Unpacker;
 

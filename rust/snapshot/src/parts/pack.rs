@@ -38,6 +38,8 @@ pub struct Wanted<'a> {
     pub base: Option<(&'a File, u64)>,
     /// The kernel of RAM that begins where the part does.
     pub kernel: Option<&'a Kernel>,
+    /// Whether a start waits for it: it is packed as small as can be.
+    pub first: bool,
 }
 
 /// What was packed.
@@ -64,7 +66,7 @@ pub fn pack(source: &File, wanted: &Wanted<'_>, out: &File, watch: Watch<'_>) ->
     let mut writer = Writer {
         out,
         part,
-        level: if wanted.order.is_some() { FIRST_LEVEL } else { LEVEL },
+        level: if wanted.first { FIRST_LEVEL } else { LEVEL },
         kernel: wanted.kernel,
         alike: 0,
         written: 0,
@@ -89,7 +91,8 @@ fn in_order(
     let mut page = vec![0; PAGE];
     for number in order.iter().cloned().flatten() {
         let at = number.saturating_mul(PAGE as u64);
-        if at >= wanted.length {
+        let except = wanted.except.partition_point(|run| run.end <= number);
+        if at >= wanted.length || wanted.except.get(except).is_some_and(|run| run.start <= number) {
             continue;
         }
         if watch(at).is_break() {
@@ -132,7 +135,7 @@ fn ascending(source: &File, wanted: &Wanted<'_>, writer: &mut Writer<'_>, watch:
     })
 }
 
-fn append(runs: &mut Runs, number: u64) {
+pub(super) fn append(runs: &mut Runs, number: u64) {
     match runs.last_mut() {
         Some(last) if last.end == number => last.end += 1,
         _ => runs.push(number..number + 1),

@@ -119,6 +119,11 @@ fn pages_to_bytes(cursor: &mut Cursor<'_>) -> Result<u64> {
     pages.checked_mul(PAGE as u64).ok_or_else(|| cursor.invalid("a number of pages is too large"))
 }
 
+/// Appends runs as a table has them, for others who say something of runs.
+pub(super) fn put_runs(runs: &[Range<u64>], out: &mut Vec<u8>) {
+    encode_runs(runs, out);
+}
+
 /// Their number, and for each the distance from the end of the one before, signed in the lowest bit, and its pages.
 fn encode_runs(runs: &[Range<u64>], out: &mut Vec<u8>) {
     put_varint(out, runs.len() as u64);
@@ -131,7 +136,7 @@ fn encode_runs(runs: &[Range<u64>], out: &mut Vec<u8>) {
     }
 }
 
-fn decode_runs(cursor: &mut Cursor<'_>, pages: u64) -> Result<Runs> {
+pub(super) fn decode_runs(cursor: &mut Cursor<'_>, pages: u64) -> Result<Runs> {
     let count = cursor.varint()?;
     // Each takes two bytes at least, so nothing is kept for a number that is not there.
     if count > cursor.remaining() as u64 / 2 {

@@ -47,7 +47,7 @@ fn packed_against(
     sorted.sort_unstable_by_key(|run| run.start);
     let wanted = [
         Wanted { name: "meta", length: offset, ..Wanted::default() },
-        Wanted { name: "ram.hot", order: Some(hot), ..ram.clone() },
+        Wanted { name: "ram.hot", order: Some(hot), first: true, ..ram.clone() },
         Wanted { name: "ram", except: &sorted, base, ..ram },
     ];
     let (mut parts, mut blobs) = (vec![], vec![]);
@@ -285,4 +285,71 @@ fn pages_that_are_nearly_the_kernels_are_small_and_need_that_kernel() {
         }
         assert!(bytes_of(&out).iter().all(|byte| *byte == 0));
     }
+}
+
+/// A root image whose block `n` is filled with `blocks[n]`.
+fn root_of(blocks: &[u8]) -> File {
+    file_of(&blocks.iter().flat_map(|byte| [*byte; PAGE]).collect::<Vec<_>>())
+}
+
+#[test]
+fn pages_that_are_blocks_of_the_root_image_are_taken_from_there() {
+    let mut pages: Vec<u8> = (0..200).map(|n| 1 + (n % 150) as u8).collect();
+    pages[20..40].fill(0);
+    let (file, offset) = snapshot(&pages);
+    let (base, base_offset) = snapshot(&[&[0; 100][..], &pages[100..110], &[0; 90]].concat());
+    // Blocks 0 to 99 have bytes 150 down to 51; and a block of zeros.
+    let blocks: Vec<u8> = (51..=150).rev().chain([0, 77]).collect();
+    let root = root_of(&blocks);
+    let hot = [190..200, 60..70, 3..9];
+    let find = |base| {
+        let end = bytes_of(&file).len() as u64;
+        Same::find(&file, offset..end, &root, &hot, base, &mut ram::patient).unwrap()
+    };
+    let [first, rest] = find(None);
+    // 190..200 have 41 to 50, which the image has not; 60..70 have 61 to 70.
+    assert_eq!(first.pages.iter().cloned().flatten().collect::<Vec<_>>(), (60..70).rev().collect::<Vec<_>>());
+    assert_eq!(first.blocks, [80..90]);
+    let count = |runs: &Runs| runs.iter().map(|run| run.end - run.start).sum::<u64>();
+    assert_eq!((count(&rest.pages), count(&rest.blocks)), (90, 90));
+    let [again, less] = find(Some((&base, base_offset)));
+    assert_eq!((again, count(&less.pages)), (first.clone(), 80));
+
+    // The part of these pages: all from the image, none of another image, and the rest from frames where one differs.
+    let length = bytes_of(&file).len() as u64 - offset;
+    let order = Some(&rest.pages[..]);
+    let wanted = Wanted { name: "ram.root", origin: offset, length, order, ..Wanted::default() };
+    let out = nameless();
+    let packed = pack(&file, &wanted, &out, &mut ram::patient).unwrap();
+    let said = rest.describe(&file, offset).unwrap();
+    assert_eq!(packed.part.frames.len(), 2);
+    let unpacker = |out: &File| {
+        let table = Table { parts: vec![packed.part.clone()] };
+        Unpacker::new(table, vec![out.try_clone().unwrap()]).unwrap()
+    };
+    let all = |out: &File| {
+        let (out, file) = (bytes_of(out), bytes_of(&file));
+        rest.pages.iter().cloned().flatten().all(|page| {
+            let at = offset as usize + page as usize * PAGE;
+            out[at..at + PAGE] == file[at..at + PAGE]
+        })
+    };
+    let target = nameless();
+    assert_eq!(unpacker(&target).from_root(0, &root, &said).unwrap(), 2);
+    assert!(all(&target));
+    let mut other = blocks.clone();
+    other[blocks.len() - 10] ^= 1;
+    for (image, taken) in [(root_of(&other), 1), (root_of(&blocks[..95]), 1), (root_of(&[]), 0)] {
+        let target = nameless();
+        let unpacker = unpacker(&target);
+        assert_eq!(unpacker.from_root(0, &image, &said).unwrap(), taken);
+        assert!(!all(&target));
+        let at = packed.part.frames[taken].at as usize;
+        unpacker.frames(0, taken, &bytes_of(&out)[at..]).unwrap();
+        assert!(all(&target));
+    }
+    for length in 0..said.len() {
+        assert!(unpacker(&nameless()).from_root(0, &root, &said[..length]).is_err());
+    }
+    assert!(unpacker(&nameless()).from_root(0, &root, &first.describe(&file, offset).unwrap()).is_err());
 }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock};
 use supermachine_support::{lock, to_usize};
 use zstd::zstd_safe::DCtx;
 
-use super::{FRAME_PAGES, Kernel, Part, Runs, Table};
+use super::{FRAME_PAGES, Kernel, Part, Runs, Table, root};
 use crate::ram::{self, PAGE};
 use crate::{Digest32, Error, Result, Source, export};
 
@@ -188,6 +188,12 @@ impl Unpacker {
             }
         }
         Ok(())
+    }
+
+    /// Takes the frames of a part whose pages are blocks of a root image from that, until one is another than is `said`, as
+    /// [`super::Same::describe`] does. How many it took: the others, if any, are to be fetched.
+    pub fn from_root(&self, part: usize, image: &dyn Source, said: &[u8]) -> Result<usize> {
+        root::frames(self.part(part)?, image, said, |number, pages| self.write(part, number, pages))
     }
 
     /// Reads and checks all of the snapshot file, the first of the files, and waits until the disk has them.
