@@ -77,12 +77,7 @@ def main() -> None:
             vm.run(said.command, check=True)
             second = vm.snapshot(place / "second")
         pushed = [first.push(f"{host}/bench:first"), second.push(f"{host}/bench:second")]
-        # What a clone needs first is recorded when it has answered.
-        with VM(said.image, engine="soft") as vm:
-            fresh = vm.snapshot(place / "fresh")
-        with fresh.restore() as vm:
-            vm.run(said.command, check=True)
-        early = fresh.push(f"{host}/early:fresh").reference
+        early = remote.push_baked(said.image, f"{host}/early", first=said.command, engine="soft").reference
         images = place / "cache" / "rootfs"
         ask("shape", (DELAY, RATE))
         whole, fetched, asked, local = [], [], [], []

@@ -13,6 +13,7 @@ import pytest
 import supermachine
 from supermachine import VM, errors
 from supermachine.artifacts.trust import Keys
+from supermachine.machine import remote
 from supermachine.machine.remote import push_baked
 
 from .registry import Registry
@@ -143,3 +144,48 @@ def test_push_and_pull_on_the_command_line(
     another_machine(monkeypatch, tmp_path, "other")
     with pytest.raises(errors.SnapshotReference):
         VM(reference.strip()).start()
+
+
+def working_set_of(registry: Registry, reference: str) -> set[int]:
+    """The pages that a start from it fetches first."""
+    from supermachine.artifacts.model import Config
+    from supermachine.snapshots import working_set
+
+    manifest = json.loads(registry.manifests["demo", reference.strip().partition("@")[2]][1])
+    config = Config.decode(registry.blobs["demo", manifest["config"]["digest"]], "x")
+    ranges = working_set.decode(config.working_set)
+    return {page for start, count, _ in ranges for page in range(start, start + count)}
+
+
+def test_a_push_says_what_guests_are_started_for(registry: Registry, image: str) -> None:
+    """The demo's image has a shell as its command, which ends without input; the one that is named needs more."""
+    large = "head -c 6000000 /dev/urandom > /dev/shm/x && sha256sum /dev/shm/x"
+    status, reference, said = command("push", "-q", image)
+    assert status == 0, said
+    own = working_set_of(registry, reference)
+    status, reference, said = command("push", "-q", "--first", f"sh -c '{large}'", image)
+    assert status == 0, said
+    named = working_set_of(registry, reference)
+    assert own and len(named) > len(own) + 1000
+    status, reference, said = command("push", "-q", image)
+    assert status == 0 and working_set_of(registry, reference) == named, "what is recorded here already is kept"
+
+    for words, reason in ((["sh -c 'echo what >&2; exit 3'"], "what"), (["'"], "cannot be read"), ([""], "no command")):
+        status, _, said = command("push", "-q", "--first", *words, image)
+        assert status == 125 and reason in said
+    assert command("push", "-q", "--first", "true", str(baked()[0]), f"{registry.host}/demo:x")[0] == 125
+
+
+def test_the_working_set_of_an_image_is_that_of_its_own_command(
+    registry: Registry, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it writes something: it may never end."""
+    monkeypatch.setattr(
+        VM, "command", lambda _vm: ["sh", "-c", "head -c 6000000 /dev/urandom > /dev/shm/x; echo; sleep 100"]
+    )
+    pages = working_set_of(registry, push_baked(image).reference)
+    monkeypatch.undo()
+    monkeypatch.setattr(remote, "_OWN_COMMAND", 0.5)
+    monkeypatch.setattr(VM, "command", lambda _vm: ["sleep", "100"])
+    fewer = working_set_of(registry, push_baked(image, memory="128m").reference)
+    assert fewer and len(pages) > len(fewer) + 1000

@@ -1,13 +1,15 @@
 """Who may say what runs here: a snapshot is the memory of a machine, so whoever wrote it decides what that does.
 
 One from a registry is restored when it was named by its digest, or when a key that this user has named has signed it.
-Keys are Ed25519's (RFC 8032); a signature is a manifest of its own that refers to the snapshot's, found as all
-referrers are. It covers the digest of the snapshot's manifest, and by that all that is in it.
+Keys are Ed25519's (RFC 8032), or identities as sigstore has them (`identities`). A signature is a manifest of its own
+that refers to the snapshot's, found as all referrers are. It covers the digest of the snapshot's manifest, and by that
+all that is in it.
 
 In the directory of keys::
 
     private/NAME    a secret key of the user's, mode 0600
-    trusted/NAME    a public key that is believed, and for which repositories
+    trusted/NAME    a public key or an identity that is believed, and for which repositories
+    sigstore/trusted_root.json  of identities: the root of trust, where it is not the public one
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from .upload import put_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _PREFIX = "ed25519:"
+_IDENTITY_PREFIX = "sigstore:"
 _SECRET_HEAD = "supermachine secret key 1 "  # noqa: S105 - a mark
 _MAX_FILE = 4096
 _MAX_KEYS = 256
@@ -52,9 +55,14 @@ class Key:
     #: Whether this user has the secret one, and believes what it signed.
     own: bool = False
     trusted: bool = False
+    #: Instead of a public key: somebody whom sigstore knows, and who vouches for that.
+    identity: str = ""
+    issuer: str = ""
 
     @property
     def text(self) -> str:
+        if self.identity:
+            return f"{_IDENTITY_PREFIX}{self.identity} {self.issuer}"
         return _PREFIX + base64.b64encode(self.public).decode()
 
     def covers(self, repository: str) -> bool:
@@ -73,6 +81,20 @@ def parse_public(text: str) -> bytes:
     raise ConfigurationError(f"{text[:80]!r} is no public key", hint=f"one begins with {_PREFIX}")
 
 
+def _believed(name: str, text: str, scope: str) -> Key:
+    """A key or an identity, as `Key.text` has it. Raises ConfigurationError."""
+    if not text.startswith(_IDENTITY_PREFIX):
+        return Key(name, parse_public(text), scope, trusted=True)
+    identity, _, issuer = text.removeprefix(_IDENTITY_PREFIX).partition(" ")
+    # An identity alone would be anybody's whom some issuer calls so.
+    if not identity.isprintable() or not re.fullmatch(r"https://[!-~]{1,500}", issuer) or not 0 < len(identity) < 1024:
+        raise ConfigurationError(
+            f"{text[:80]!r} is no identity with its issuer",
+            hint="sigstore:NAME@EXAMPLE.COM with --issuer https://…, as the certificate has them",
+        )
+    return Key(name, b"", scope, trusted=True, identity=identity, issuer=issuer)
+
+
 class Keys:
     """The directory of keys."""
 
@@ -87,11 +109,14 @@ class Keys:
         key = Key(name, _core.public_key(secret))
         return self.trust(key.text, name)
 
-    def trust(self, public: str, name: str, scope: str = "") -> Key:
-        """Believes what this key signs, in repositories that begin with `scope`."""
+    def trust(self, public: str, name: str, scope: str = "", issuer: str = "") -> Key:
+        """Believes what this key signs, in repositories that begin with `scope`.
+
+        Instead of one it may be ``sigstore:IDENTITY``, for which `issuer` vouches.
+        """
         if scope and not re.fullmatch(r"[A-Za-z0-9./:\[\]_-]{1,255}", scope):
             raise ConfigurationError(f"{scope[:80]!r} is no beginning of a repository's name")
-        key = Key(name, parse_public(public), scope, trusted=True)
+        key = _believed(name, f"{public.strip()} {issuer}".strip(), scope)
         self._write("trusted", name, f"{key.text} {scope}".rstrip() + "\n")
         return key
 
@@ -120,9 +145,21 @@ class Keys:
         """The keys that are believed, for this repository. Raises UntrustedSnapshot if others could have named them."""
         keys = []
         for name in self._names("trusted"):
-            public, _, scope = self._read("trusted", name).strip().partition(" ")
-            keys.append(Key(name, parse_public(public), scope.strip(), trusted=True))
+            text = self._read("trusted", name).strip()
+            words = text.split(" ", 2 if text.startswith(_IDENTITY_PREFIX) else 1)
+            scope = words.pop() if len(words) > 1 + text.startswith(_IDENTITY_PREFIX) else ""
+            keys.append(_believed(name, " ".join(words), scope.strip()))
         return [key for key in keys if repository is None or key.covers(repository)]
+
+    def root_of_identities(self) -> Path | None:
+        """The root of trust for identities, where this user has one. Raises UntrustedSnapshot as `trusted` does."""
+        path = self._directory / "sigstore" / "trusted_root.json"
+        if not path.exists():
+            return None
+        for place in (self._directory, path.parent, path):
+            if (why := directories.distrust(place)) is not None:
+                raise UntrustedSnapshot(f"{place} {why}, so it is not believed")
+        return path
 
     def signer(self, name: str) -> Signer:
         """What signs with a secret key. Raises ConfigurationError when there is none of that name."""
@@ -233,16 +270,25 @@ def check(repository: Repository, reference: RegistryReference, digest: str, key
         if reference.digest != digest:
             raise UntrustedSnapshot(f"{reference.familiar} is not what the registry gives for it")
         return None
-    trusted = (keys or Keys()).trusted(repository.name)
+    keys = keys or Keys()
+    trusted = keys.trusted(repository.name)
     pinned = f"{reference._replace(tag=None, digest=digest).familiar}"
     said = []
-    if trusted:
+    why = None
+    identities = [key for key in trusted if key.identity]
+    if len(trusted) > len(identities):
         for public, signature in _signatures(repository, digest):
             for key in trusted:
                 if key.public == public and _core.verify_signature(public, _message(digest), signature):
                     return key.name
             said.append(Key("", public).text)
-    who = f"it is signed by {', '.join(dict.fromkeys(said))}" if said else None
+    if identities:
+        from . import identities as sigstore
+
+        name, why = sigstore.signer(repository, digest, identities, keys.root_of_identities())
+        if name is not None:
+            return name
+    who = f"it is signed by {', '.join(dict.fromkeys(said))}" if said else why or None
     raise UntrustedSnapshot(
         f"the snapshot {reference.familiar} is not restored: it is code, and "
         + ("no key that is trusted here has signed it" if trusted else "no key is trusted here"),

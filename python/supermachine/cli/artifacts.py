@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import BadSnapshot, ConfigurationError
-from ..host.warnings import say, warn
+from ..host.warnings import say
 from .format import human
 
 if TYPE_CHECKING:
@@ -27,7 +28,14 @@ def pull(reference: str, output: str | None, insecure: bool, report: Reporter) -
     click.echo(found.digest)
 
 
-def push(what: str, reference: str | None, sign: str | None, settings: dict[str, Any], report: Reporter) -> None:
+def push(
+    what: str,
+    reference: str | None,
+    sign: str | None,
+    first: str | None,
+    settings: dict[str, Any],
+    report: Reporter,
+) -> None:
     """Pushes a snapshot file, or the baked snapshot of an image, which is baked for it if need be."""
     from ..artifacts import push as artifacts
 
@@ -35,18 +43,32 @@ def push(what: str, reference: str | None, sign: str | None, settings: dict[str,
     if _is_snapshot(what):
         if reference is None:
             raise ConfigurationError(f"{what} is a file, so a reference must say where it is to go")
+        if first is not None:
+            raise ConfigurationError(
+                f"{what} is a snapshot, and --first is for images",
+                hint="what the first command of a machine needs that goes on from it is recorded by itself",
+            )
         done = artifacts.push(Path(what), reference, sign=sign, insecure=insecure, progress=report)
     else:
         from ..machine.remote import push_baked
 
-        done = push_baked(what, reference, sign=sign, progress=report, **_machine(settings))
-    if done.environment:
-        warn(f"the snapshot holds these variables, for all who can read it: {', '.join(done.environment)}")
+        words = None if first is None else _words(first)
+        done = push_baked(what, reference, sign=sign, first=words, progress=report, **_machine(settings))
     if not done.linked:
         say("the image is not in that repository, so the snapshot is not found from it; copy the image there first")
     shared = f", the rest shared with {done.base}" if done.base is not None else ""
     say(f"{human(done.sent)} sent, {human(done.size)} in all{shared}")
     click.echo(done.reference)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigurationError(f"--first {command!r} cannot be read: {error}") from None
+    if not words:
+        raise ConfigurationError("--first names no command")
+    return words
 
 
 def _is_snapshot(what: str) -> bool:

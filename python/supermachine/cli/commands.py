@@ -134,10 +134,16 @@ def pull(image: str, platform: str | None, insecure: bool, output: str | None, q
 @cli.command()
 @_machine_options
 @click.option("--sign", metavar="KEY", help="Sign it with this key; `supermachine key generate` makes one.")
+@click.option(
+    "--first",
+    metavar="COMMAND",
+    help="Of an image: what guests are started for. The memory that it needs is what a start fetches first. "
+    "Without it the image's own command.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.argument("what", metavar="SNAPSHOT|IMAGE")
 @click.argument("reference", required=False)
-def push(what: str, reference: str | None, sign: str | None, quiet: bool, **settings: Any) -> None:
+def push(what: str, reference: str | None, sign: str | None, first: str | None, quiet: bool, **settings: Any) -> None:
     """Put a snapshot file, or an image's baked snapshot, into a registry, and print what it is pinned by.
 
     Without REFERENCE an image's snapshot is put beside the image, where `supermachine run IMAGE` finds it. The options
@@ -147,7 +153,7 @@ def push(what: str, reference: str | None, sign: str | None, quiet: bool, **sett
     from .progress import progress
 
     with progress(quiet) as report:
-        artifacts.push(what, reference, sign, settings, report)
+        artifacts.push(what, reference, sign, first, settings, report)
 
 
 @cli.group()
@@ -166,13 +172,14 @@ def key_generate(name: str) -> None:
 
 @key.command("trust")
 @click.option("--for", "scope", metavar="REPOSITORY", default="", help="Only in repositories that begin with this.")
+@click.option("--issuer", metavar="URL", default="", help="Who vouches for an identity of sigstore's.")
 @click.argument("name")
-@click.argument("public", metavar="ed25519:…")
-def key_trust(name: str, public: str, scope: str) -> None:
-    """Restore the snapshots that this key has signed: they are code that runs here."""
+@click.argument("public", metavar="ed25519:…|sigstore:IDENTITY")
+def key_trust(name: str, public: str, scope: str, issuer: str) -> None:
+    """Restore the snapshots that this key, or identity, has signed: they are code that runs here."""
     from ..artifacts.trust import Keys
 
-    Keys().trust(public, name, scope)
+    Keys().trust(public, name, scope, issuer)
 
 
 @key.command("ls")

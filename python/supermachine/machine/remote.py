@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+import select
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, ImageNotFound, SnapshotFailed, SupermachineError
@@ -20,8 +23,13 @@ if TYPE_CHECKING:
     from .vm import VM
 
 
-#: Seconds for the command of a machine that is started to see which pages it needs.
-_FIRST_COMMAND = 30.0
+#: Seconds for the command of a machine that is started to see which pages it needs: one that was named for that, and
+#: the image's own, which may never end.
+_FIRST_COMMAND = 60.0
+_OWN_COMMAND = 5.0
+#: Machines that are started for that, as far as it takes no more than so many seconds.
+_RECORDINGS = 3
+_RECORDING = 10.0
 #: Settings of a machine that a snapshot has said already.
 _SAID = ("memory", "disk", "vcpus", "engine", "platform", "warmup", "warmup_key")
 
@@ -31,11 +39,14 @@ def push_baked(
     reference: str | None = None,
     *,
     sign: str | None = None,
+    first: Sequence[str] | None = None,
     **machine: Unpack[MachineOptions],
 ) -> Pushed:
     """Pushes the baked snapshot of an image and these settings, which is baked for it if need be.
 
-    Without `reference` it goes to the repository of the image.
+    Without `reference` it goes to the repository of the image. What the command `first` needs until it ends is what
+    later starts fetch first; without it what the first command on this host needed, and if there was none what the
+    image's own needs until it writes something or ends.
     """
     from ..artifacts.push import push
     from ..images import RegistryReference, parse_reference
@@ -52,10 +63,8 @@ def push_baked(
     baked = VM(image, **options)._baked()
     if baked is None or not baked.exists():
         raise SnapshotFailed(f"the baked snapshot of {image} is gone; push it again")
-    if not baked.working_set.exists():
-        # The first clone records which pages are needed first; any command will do.
-        with contextlib.suppress(SupermachineError), VM(image, **options) as vm:
-            vm.run(["true"], timeout=_FIRST_COMMAND)
+    if first is not None or not baked.working_set.exists():
+        _record_anew(image, options, first, baked.working_set)
     return push(
         Path(baked.path),
         reference,
@@ -65,6 +74,54 @@ def push_baked(
         insecure=bool(machine.get("insecure")),
         progress=machine.get("progress"),
     )
+
+
+def _record_anew(
+    image: str | os.PathLike[str], options: MachineOptions, first: Sequence[str] | None, place: Path
+) -> None:
+    """Records what starts need: of several, as no two touch the same pages, and each that is missing is waited for."""
+    from ..images import Cache
+    from ..snapshots import working_set
+    from .vm import VM
+
+    recorded: list[working_set.Ranges] = []
+    began = time.monotonic()
+    while len(recorded) < _RECORDINGS and (not recorded or time.monotonic() - began < _RECORDING):
+        place.unlink(missing_ok=True)
+        with VM(image, **options) as vm:
+            _record(vm, first, place)
+        recorded.append(working_set.load(place))
+    with contextlib.suppress(ValueError, OSError):
+        working_set.keep(working_set.union(recorded), place, Cache())
+
+
+def _record(vm: VM, first: Sequence[str] | None, place: Path) -> None:
+    """Has the pages recorded that a command needs. Raises ConfigurationError for a `first` one that fails."""
+    from ..images import Cache
+    from ..snapshots import working_set
+
+    if first is not None:
+        try:
+            done = vm.run(list(first), stdin=DEVNULL, capture_output=True, timeout=_FIRST_COMMAND)
+        except TimeoutExpired:
+            raise ConfigurationError(
+                f"the first command, {first[0]}, has not ended after {_FIRST_COMMAND:g} seconds",
+                hint="name one that ends when it has what a start needs",
+            ) from None
+        if done.returncode:
+            tail = done.stderr[-500:].decode(errors="replace").strip()
+            raise ConfigurationError(f"the first command, {first[0]}, ended with {done.returncode}", cause=tail or None)
+    else:
+        # Whatever comes of it: it is how a guest is likely to be started.
+        with contextlib.suppress(SupermachineError, OSError):
+            words = ["true"]
+            with contextlib.suppress(ConfigurationError):  # the image names none
+                words = vm.command()
+            process = vm.popen(words, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
+            assert process.stdout is not None
+            select.select([process.stdout], [], [], _OWN_COMMAND)
+    if not place.exists():
+        working_set.record(vm._running(), place, Cache())
 
 
 def restored(reference: str, **machine: Unpack[MachineOptions]) -> VM:

@@ -76,15 +76,35 @@ def record(worker: Worker, path: Path, cache: Cache) -> None:
     import contextlib
 
     with contextlib.suppress(OSError, SupermachineError, ValueError, OverflowError):
-        ranges = worker.working_set(_TIMEOUT)
-        if not ranges or len(ranges) > MAX_WORKING_SET:
-            return
-        data = encode(ranges)
-        decode(data)
-        with cache.scratch() as place:
-            (place / "working-set").write_bytes(data)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            cache.publish(place / "working-set", path)
+        keep(worker.working_set(_TIMEOUT), path, cache)
+
+
+def keep(ranges: Ranges | None, path: Path, cache: Cache) -> None:
+    """Puts a working set at `path`, if it is one that can be used."""
+    if not ranges or len(ranges) > MAX_WORKING_SET:
+        return
+    data = encode(ranges)
+    decode(data)
+    with cache.scratch() as place:
+        (place / "working-set").write_bytes(data)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.publish(place / "working-set", path)
+
+
+def union(recorded: list[Ranges]) -> Ranges:
+    """The pages of several, each in the order in which the first that has it does."""
+    found: Ranges = []
+    seen: set[int] = set()
+    for start, count, written in (each for ranges in recorded for each in ranges):
+        for page in range(start, start + count):
+            if page in seen:
+                continue
+            seen.add(page)
+            if found and found[-1][0] + found[-1][1] == page and found[-1][2] == written:
+                found[-1] = (found[-1][0], found[-1][1] + 1, written)
+            else:
+                found.append((page, 1, written))
+    return found
 
 
 def beside(cache: Cache, snapshot_id: str) -> Path:
