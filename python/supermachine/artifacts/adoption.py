@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..images import Progress, RegistryReference, ResolvedImage
+    from ..oci.registry import Repository
     from ..snapshots.baking import Baked
     from .arrival import Arrival
     from .model import Config
@@ -40,15 +42,28 @@ def adopt(baked: Baked, image: ResolvedImage, *, insecure: bool, progress: Progr
     """
     from ..host.warnings import warn
     from ..images import RegistryReference, parse_reference
+    from ..oci.registry import Repository
+    from ..oci.transport import Limits, Transport
     from .trust import Keys
 
     try:
         parsed = parse_reference(image.reference)
         if not isinstance(parsed, RegistryReference) or not Keys().trusted(parsed.name):
             return None
-        if (digest := _find(baked, image, parsed, insecure)) is None:
+        # One that answers slowly is not waited for; what it has then may take its time, over the same connection.
+        quick = Limits(connect=_PATIENCE, read=_PATIENCE, attempts=1)
+        transport = Transport(insecure=insecure, limits=quick)
+        repository = Repository(parsed, transport=transport)
+        try:
+            digest = _find(baked, image, parsed, repository)
+        except BaseException:
+            transport.close()
+            raise
+        if digest is None:
+            transport.close()
             return None
-        return _begin(baked, partial(_fetch, baked, image, parsed, digest, insecure, progress))
+        transport.limits = Limits.from_environment()
+        return _begin(baked, partial(_fetch, baked, image, repository, digest, progress))
     except UntrustedSnapshot as error:
         warn(f"the guest boots: {error}")
     except (SupermachineError, OSError) as error:
@@ -56,28 +71,21 @@ def adopt(baked: Baked, image: ResolvedImage, *, insecure: bool, progress: Progr
     return None
 
 
-def _find(baked: Baked, image: ResolvedImage, parsed: RegistryReference, insecure: bool) -> str | None:
+def _find(baked: Baked, image: ResolvedImage, parsed: RegistryReference, repository: Repository) -> str | None:
     """The digest of one that is trusted. Raises UntrustedSnapshot where there are only others."""
     from ..oci import referrers
-    from ..oci.transport import Limits, Transport
     from . import model, trust
-    from .pull import opened
 
-    quick = Transport(insecure=insecure, limits=Limits(connect=_PATIENCE, read=_PATIENCE, attempts=1))
-    try:
-        with opened(parsed, insecure, quick) as repository:
-            found = referrers.find(repository, image.digest, model.ARTIFACT_TYPE)
-            wanted = [one for one in found if one.annotations.get(model.KEY) == baked.key][:_MAX_TRIED]
-            refusal: UntrustedSnapshot | None = None
-            for one in wanted:
-                try:
-                    trust.check(repository, parsed._replace(tag=None, digest=None), one.digest)
-                except UntrustedSnapshot as error:
-                    refusal = error
-                    continue
-                return one.digest
-    finally:
-        quick.close()
+    found = referrers.find(repository, image.digest, model.ARTIFACT_TYPE)
+    wanted = [one for one in found if one.annotations.get(model.KEY) == baked.key][:_MAX_TRIED]
+    refusal: UntrustedSnapshot | None = None
+    for one in wanted:
+        try:
+            trust.check(repository, parsed._replace(tag=None, digest=None), one.digest)
+        except UntrustedSnapshot as error:
+            refusal = error
+            continue
+        return one.digest
     if refusal is not None:
         raise refusal
     return None
@@ -96,20 +104,19 @@ def _begin(baked: Baked, fetch: Callable[[Arrival], None]) -> Arrival:
 def _fetch(
     baked: Baked,
     image: ResolvedImage,
-    parsed: RegistryReference,
+    repository: Repository,
     digest: str,
-    insecure: bool,
     progress: Progress | None,
     early: Arrival,
 ) -> None:
     from ..images import Cache
-    from .pull import Puller, opened
+    from .pull import Puller
 
     def is_wanted(config: Config) -> bool:
         return (config.key, config.image, config.parent) == (baked.key, image.digest, None)
 
     cache = Cache()
-    with opened(parsed, insecure, None) as repository, cache.scratch() as place:
+    with contextlib.closing(repository.transport), cache.scratch() as place:
         temporary = place / "snapshot"
         fd = descriptors.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:

@@ -145,6 +145,7 @@ class Transport:
         self.insecure = insecure
         #: The registry's host, as its origin has it; what is not this host is one that it names.
         self.registry = registry
+        #: May be changed: they are those of requests that begin after that.
         self.limits = limits or Limits.from_environment()
         #: By the name of a registry; they go before those of configuration files.
         self.credentials = credentials or {}
@@ -368,7 +369,7 @@ class Transport:
                     raise ConfigurationError(
                         f"the proxy for {netloc} cannot be used", cause=str(error), hint="write it as http://host:port"
                     ) from error
-            manager.pool_classes_by_scheme = _pools(self.limits)
+            manager.pool_classes_by_scheme = _pools(self)
             self._managers[key] = manager
         return manager
 
@@ -393,8 +394,8 @@ class _Unreachable(RegistryError):
         self.transient = transient
 
 
-def _pools(limits: Limits) -> dict[str, Any]:
-    """urllib3's pools, of connections whose handshakes and headers end in time.
+def _pools(transport: Transport) -> dict[str, Any]:
+    """urllib3's pools, of connections whose handshakes and headers end in the transport's time.
 
     A time limit of a socket is for each read of it, and a server that sends a byte now and then meets it for ever.
     """
@@ -402,11 +403,11 @@ def _pools(limits: Limits) -> dict[str, Any]:
 
     def hurried(base: Any) -> Any:
         def connect(self: Any) -> None:
-            with _deadline(self, limits.connect):
+            with _deadline(self, transport.limits.connect):
                 base.connect(self)
 
         def getresponse(self: Any) -> Any:
-            with _deadline(self, limits.read):
+            with _deadline(self, transport.limits.read):
                 return base.getresponse(self)
 
         return type(base.__name__, (base,), {"connect": connect, "getresponse": getresponse})
