@@ -2,8 +2,9 @@
 
 `python -m benches.fleet_simulation` prints JSON; `--plot FILE` draws queue, registry and losses over the day as SVG.
 The times of one machine are measured ones of this project; loads, popularity and hardware are assumptions, each an
-option. It says what the design's rules come to (the host with the most room, a cache of snapshots on each node, nothing
-repeated), and nothing of what this package's code would do with so many connections: see docs/how-to/fleet.md.
+option. It says what the design's rules come to (the host with the most room, one that has the snapshot ahead by half
+of its room, a cache of snapshots on each node, nothing repeated), and nothing of what this package's code would do with
+so many connections: see docs/how-to/fleet.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ DAY = 86_400.0
 RESTORE, PLACEMENT = 0.016, 0.005
 #: Bytes of a snapshot in a registry: of the demo's busybox, and of an image of fifteen times that.
 SMALL, LARGE = 6 << 20, 96 << 20
+#: Hosts with the snapshot that are looked at for one with room: enough to find nearly the best one.
+LOOKED_AT = 32
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Day:
         #: Nodes by how much room they have; entries that are out of date are skipped.
         self.room = [(-node.capacity, self.random.random(), n) for n, node in enumerate(self.nodes)]
         heapq.heapify(self.room)
+        #: Nodes that have had a snapshot, by its image.
+        self.having: list[list[int]] = [[] for _ in range(said.images)]
         weights = [1 / (n + 1) ** said.zipf for n in range(said.images)]
         self.weights, self.images = weights, list(range(said.images))
         self.sizes = [LARGE if n % 5 == 0 else SMALL for n in self.images]
@@ -115,29 +120,54 @@ class Day:
                 self.offer(number)
 
     def place(self, now: float) -> None:
-        while self.queue and (number := self.choose()) is not None:
+        while self.queue and (number := self.choose(self.queue[0][1])) is not None:
             asked, image = self.queue.popleft()
             node = self.nodes[number]
             node.used += 1
             self.offer(number)
-            ready = now + PLACEMENT + self.fetch(now, node, image) + RESTORE
+            ready = now + PLACEMENT + self.fetch(now, number, image) + RESTORE
             self.waits.append(ready - asked)
             held = self.random.lognormvariate(math.log(self.said.median_hold), 1.2)
             self.at(ready + held, "end", number, node.epoch)
 
-    def choose(self) -> int | None:
+    def choose(self, image: int) -> int | None:
+        """The host with the most room; before it one that has the snapshot, if it has not so much less."""
         while self.room:
-            room, _, number = heapq.heappop(self.room)
+            room, _, number = self.room[0]
             node = self.nodes[number]
             if node.alive and room == node.used - node.capacity:
-                if room < 0:
-                    return number
-                heapq.heappush(self.room, (room, 1.0, number))
-                return None
+                if room == 0:
+                    return None
+                holder = self.holder(image)
+                if holder is not None and self.share(holder) + self.said.ahead >= self.share(number):
+                    return holder
+                return number
+            heapq.heappop(self.room)
         return None
 
-    def fetch(self, now: float, node: Node, image: int) -> float:
+    def share(self, number: int) -> float:
+        node = self.nodes[number]
+        return (node.capacity - node.used) / node.capacity
+
+    def holder(self, image: int) -> int | None:
+        """Of some hosts with the snapshot the one with the most room, if any has room."""
+        having = self.having[image]
+        best = None
+        for _ in range(min(LOOKED_AT, len(having)) if self.said.ahead else 0):
+            at = self.random.randrange(len(having))
+            number = having[at]
+            if image not in self.nodes[number].cache:
+                having[at] = having[-1]
+                having.pop()
+                if not having:
+                    break
+            elif self.nodes[number].alive and (best is None or self.share(number) > self.share(best)):
+                best = number
+        return best if best is not None and self.share(best) > 0 else None
+
+    def fetch(self, now: float, number: int, image: int) -> float:
         """Seconds until the snapshot is on the node: its own line, and its turn at the registry's."""
+        node = self.nodes[number]
         if image in node.cache:
             node.cache.move_to_end(image)
             self.hits += 1
@@ -145,6 +175,7 @@ class Day:
         self.misses += 1
         size = self.sizes[image]
         node.cache[image] = size
+        self.having[image].append(number)
         node.cached += size
         while node.cached > self.said.node_cache and len(node.cache) > 1:
             node.cached -= node.cache.popitem(last=False)[1]
@@ -196,6 +227,9 @@ def main() -> None:
     parser.add_argument("--node-cache", type=float, default=4e9, help="bytes of snapshots on a node")
     parser.add_argument("--node-rate", type=float, default=125e6, help="bytes a second")
     parser.add_argument("--registry-rate", type=float, default=1.25e9, help="bytes a second")
+    parser.add_argument(
+        "--ahead", type=float, default=0.5, help="of a host that has the snapshot, as a share of its room"
+    )
     parser.add_argument("--round-trip", type=float, default=0.02)
     parser.add_argument("--no-rack", dest="lose_rack", action="store_false", help="lose no rack at noon")
     parser.add_argument("--seed", type=int, default=1)

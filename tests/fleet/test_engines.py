@@ -97,6 +97,20 @@ def test_a_node_that_is_lost_takes_its_machines_with_it(cluster: Any) -> None:
         assert fleet.acquire(timeout=60).run(["true"]).returncode == 0
 
 
+def test_nodes_with_the_resource_are_the_hosts_and_say_how_many_machines(cluster: Any) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=80 << 20, resources={"supermachine": 2})
+    try:
+        cluster.wait_for_nodes()
+        with Fleet(BUSYBOX, driver="ray", **SMALL) as fleet:
+            assert [(host.labels["node"], host.capacity) for host in fleet.hosts] == [(node.node_id, 2)]
+            held = [fleet.acquire(timeout=60) for _ in range(2)]
+            with pytest.raises(errors.FleetFull, match="2 of 2"):
+                fleet.acquire(timeout=0.1)
+            assert [vm.run(["echo", "x"], text=True).stdout for vm in held] == ["x\n"] * 2
+    finally:
+        cluster.remove_node(node, False)
+
+
 def test_a_thousand_forks_and_none_is_lost(cluster: Any) -> None:
     """Made, used and ended a few at a time, over all nodes."""
     with Fleet(BUSYBOX, driver="ray", per_host=12, ready=0, **SMALL) as fleet:

@@ -45,6 +45,8 @@ class HostConnection:
         self.in_use = 0
         #: Machines that are being asked for, or held.
         self.held = 0
+        #: Whether it has the fleet's snapshot already.
+        self.has_snapshot = False
         self._spec = spec
         self._changed = changed
         self._client = os.urandom(16).hex()
@@ -69,6 +71,7 @@ class HostConnection:
             raise
         self.capacity = int(said["capacity"])
         self.in_use = int(said["in_use"])
+        self.has_snapshot = bool(said["held"])
         from .. import _core
 
         if said["release"] != _core.VERSION:
@@ -106,6 +109,7 @@ class HostConnection:
         try:
             while (said := self._lease.receive(_SILENCE)) is not None:
                 self.in_use = int(said.get("in_use", self.in_use))
+                self.has_snapshot = bool(said.get("held", self.has_snapshot))
                 if "ended" in said:
                     self._ended(str(said["ended"]), said["reason"], said["message"], said["console_tail"])
                 self._changed()

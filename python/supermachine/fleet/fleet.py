@@ -27,6 +27,8 @@ Self = TypeVar("Self", bound="Fleet")
 #: Seconds between two looks for room that others may have left, and for hosts that have come back.
 _LOOK = 0.25
 _REFRESH = 2.0
+#: How much less room, as a share, a host may have that has the snapshot, to be chosen before one that must fetch it.
+_AHEAD = 0.5
 #: Threads that run functions at most.
 _MAX_THREADS = 256
 
@@ -188,6 +190,8 @@ class Fleet:
     def acquire(self, timeout: float | None = None, *, labels: Mapping[str, str] | None = None) -> FleetVM:
         """A machine that nobody has used, on the host with the most room; `labels` are what that host must have.
 
+        One that has the fleet's `snapshot` goes before others, until half of it more is in use.
+
         Raises `FleetFull` when there is none within `timeout` seconds or too many wait already, `HostLost` when the
         host goes while it starts one, and what is wrong with the image or the options.
         """
@@ -245,7 +249,7 @@ class Fleet:
                     raise FleetClosed("every host of the fleet is being drained")
                 free = [h for h in alive if h.free > 0 and h.address.name not in refused]
                 if free:
-                    host = max(free, key=lambda h: (h.free / h.capacity, h.free))
+                    host = max(free, key=_fitness)
                     host.held += 1
                     return host
                 left = None if deadline is None else deadline - time.monotonic()
@@ -354,6 +358,11 @@ class _Held(FleetVM):
         if told is not None:
             told(time.monotonic() - self._since)
         super().kill()
+
+
+def _fitness(host: HostConnection) -> tuple[float, int]:
+    """The most room first, as a share and then in machines; one that has the snapshot is ahead by a share."""
+    return host.free / host.capacity + _AHEAD * host.has_snapshot, host.free
 
 
 def _has(labels: Mapping[str, str], wanted: Mapping[str, str] | None) -> bool:

@@ -62,6 +62,17 @@ class _Machines:
         self._lock = threading.Lock()
         self.clients: set[str] = set()
 
+    def held(self) -> bool:
+        """Whether the snapshot of its machines is on this host, or on its way there."""
+        named = self._spec["snapshot"]
+        if named is None:
+            return False
+        if os.path.isabs(named):  # noqa: PTH117
+            return os.path.isfile(named)  # noqa: PTH113
+        from ..artifacts.pull import is_here
+
+        return self._path is not None or is_here(str(named))
+
     def take(self, timeout: float) -> VM:
         options = dict(self._spec["options"])
         if self._secrets:
@@ -263,9 +274,10 @@ class Host:
             kind.clients.add(client.name)
             self._clients[client.name] = client
         try:
-            channel.send({"ok": True, "capacity": self._capacity, "release": _core.VERSION, "in_use": self._in_use})
+            said = {"capacity": self._capacity, "release": _core.VERSION, "in_use": self._in_use, "held": kind.held()}
+            channel.send({"ok": True, **said})
             while (beat := channel.receive(SILENCE)) is not None:
-                channel.send({"beat": beat.get("beat"), "in_use": self._in_use})
+                channel.send({"beat": beat.get("beat"), "in_use": self._in_use, "held": kind.held()})
         finally:
             self._leave(client)
 
