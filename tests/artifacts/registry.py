@@ -26,8 +26,6 @@ class Registry:
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self.uploads: dict[str, bytearray] = {}
         self.requests: list[tuple[str, str]] = []
-        #: The other ends of all connections.
-        self.connections: set[tuple[str, int]] = set()
         self.sent, self.received = Counter[str](), 0
         #: Of manifests.
         self.told = 0
@@ -89,7 +87,6 @@ class Registry:
         query = dict(urllib.parse.parse_qsl(parts.query))
         with self._lock:
             self.requests.append((handler.command, handler.path))
-            self.connections.add(handler.client_address)
         if self.delay:
             time.sleep(self.delay)
         if parts.path == "/token":

@@ -101,6 +101,22 @@ def test_an_image_starts_from_the_snapshot_at_its_registry(
     assert len(baked()) == 1
 
 
+def test_a_baked_snapshot_is_found_and_fetched_with_one_login(
+    registry: Registry, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = Keys().generate("builder").text
+    push_baked(image, sign="builder", memory="128m", engine="soft")
+    another_machine(monkeypatch, tmp_path, "friend")
+    Keys().trust(public, "builder")
+    assert command("pull", "-q", image)[0] == 0
+    registry.token = "secret"
+    blobs = registry.count("GET", "/blobs/")
+    with VM(image, memory="128m", engine="soft") as vm:
+        assert vm.run(["echo", "hi"], text=True).stdout == "hi\n"
+        assert remote.arrival_of(vm) is not None
+    assert registry.count("GET", "/blobs/") > blobs and len(registry.scopes) == 1
+
+
 def test_a_snapshot_runs_on_another_machine(
     registry: Registry, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
