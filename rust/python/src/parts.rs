@@ -88,8 +88,7 @@ pub(crate) fn root_pages(
         let root = open(&root)?;
         let beside = base.as_ref().map(|(path, _)| open(path)).transpose()?;
         let base = beside.as_ref().zip(base.as_ref().map(|(_, origin)| *origin));
-        let [first, rest] =
-            parts::Same::find(&source, origin..origin + length, &root, &first, base, watch)?;
+        let [first, rest] = parts::Same::find(&source, origin..origin + length, &root, &first, base, watch)?;
         let said = |same: &parts::Same| -> Result<Same> {
             let pages = same.pages.iter().map(|run| (run.start, run.end)).collect();
             Ok((pages, same.describe(&source, origin)?))
