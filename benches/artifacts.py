@@ -82,6 +82,7 @@ def main() -> None:
         ask("shape", (DELAY, RATE))
         whole, fetched, asked, local = [], [], [], []
         first_output, fetched_first, all_there, fetched_early = [], [], [], []
+        asked_first, computed, waited_for = [], [], []
         for number in range(said.repeats):
             os.environ["SUPERMACHINE_CACHE"] = str(_cache(place / f"cache-{number}", images))
             before = ask("count")
@@ -97,11 +98,14 @@ def main() -> None:
             asked.append(after[1] - before[1])
             os.environ["SUPERMACHINE_CACHE"] = str(_cache(place / f"early-{number}", images))
             before = ask("count")
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             with remote.restored(early) as vm:
+                computed.append(time.process_time() - busy)
+                asked_first.append(ask("count")[1] - before[1])
                 vm.run(said.command, check=True)
                 first_output.append(time.perf_counter() - began)
                 fetched_first.append(ask("count")[0] - before[0])
+                waited_for.append(ask("count")[1] - before[1] - asked_first[-1])
                 arrival = remote.arrival_of(vm)
                 assert arrival is not None
                 arrival.wait()
@@ -123,6 +127,9 @@ def main() -> None:
         "early_first_output_s": round(statistics.median(first_output), 3),
         "early_fastest_s": round(min(first_output), 3),
         "early_fetched_before_output_bytes": statistics.median(fetched_first),
+        "early_requests_before_start": statistics.median(asked_first),
+        "early_requests_while_it_ran": statistics.median(waited_for),
+        "early_processor_s_before_start": round(min(computed), 3),
         "early_all_there_s": round(statistics.median(all_there), 3),
         "early_fetched_bytes": statistics.median(fetched_early),
         "load": os.getloadavg()[0],

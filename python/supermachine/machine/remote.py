@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _FIRST_COMMAND = 60.0
 _OWN_COMMAND = 5.0
 #: Machines that are started for that, as far as it takes no more than so many seconds.
-_RECORDINGS = 3
+_RECORDINGS = 5
 _RECORDING = 10.0
 #: Settings of a machine that a snapshot has said already.
 _SAID = ("memory", "disk", "vcpus", "engine", "platform", "warmup", "warmup_key")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from .. import descriptors, env
 from ..errors import ConfigurationError, RegistryError, RegistryRateLimited, RegistryTimeout
 
 if TYPE_CHECKING:
+    import ssl
+
     import urllib3
 
     from .credentials import Credentials
@@ -151,6 +154,7 @@ class Transport:
         self.credentials = credentials or {}
         self._sleep = sleep
         self._managers: dict[tuple[str, bool], Any] = {}
+        self._making = threading.Lock()
         self._schemes: dict[str, str] = {}
         self._open: WeakSet[Response] = WeakSet()
         self._aborted = False
@@ -345,32 +349,37 @@ class Transport:
 
     def _manager(self, scheme: str, netloc: str) -> Any:
         """A connection pool, through the proxy that the environment names for this host, if any."""
-        import urllib3
-
         verify = not self.lenient(netloc)
         proxy = _proxy(scheme, netloc)
         key = (proxy or "", verify)
-        manager = self._managers.get(key)
-        if manager is None:
-            options: dict[str, Any] = {"maxsize": 8, "block": False}
-            if not verify:
-                # Asked for (or loopback), so the warning that urllib3 prints on every request says nothing new.
-                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-                options |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
-            if proxy is None:
-                manager = urllib3.PoolManager(**options)
-            else:
-                parsed = urllib3.util.parse_url(proxy)
-                if parsed.auth:
-                    options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=parsed.auth)
-                try:
-                    manager = urllib3.ProxyManager(proxy, **options)
-                except (ValueError, urllib3.exceptions.HTTPError) as error:
-                    raise ConfigurationError(
-                        f"the proxy for {netloc} cannot be used", cause=str(error), hint="write it as http://host:port"
-                    ) from error
-            manager.pool_classes_by_scheme = _pools(self)
-            self._managers[key] = manager
+        with self._making:
+            if (manager := self._managers.get(key)) is None:
+                manager = self._managers[key] = self._made(netloc, proxy, verify)
+        return manager
+
+    def _made(self, netloc: str, proxy: str | None, verify: bool) -> Any:
+        """A pool for this host, `proxy` and whether certificates are looked at."""
+        import urllib3
+
+        # One for all connections: reading the host's authorities takes longer than a small answer.
+        options: dict[str, Any] = {"maxsize": 8, "block": False, "ssl_context": _tls(verify)}
+        if not verify:
+            # Asked for (or loopback), so the warning that urllib3 prints on every request says nothing new.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+            options |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
+        if proxy is None:
+            manager = urllib3.PoolManager(**options)
+        else:
+            parsed = urllib3.util.parse_url(proxy)
+            if parsed.auth:
+                options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=parsed.auth)
+            try:
+                manager = urllib3.ProxyManager(proxy, **options)
+            except (ValueError, urllib3.exceptions.HTTPError) as error:
+                raise ConfigurationError(
+                    f"the proxy for {netloc} cannot be used", cause=str(error), hint="write it as http://host:port"
+                ) from error
+        manager.pool_classes_by_scheme = _pools(self)
         return manager
 
     def abort(self) -> None:
@@ -392,6 +401,19 @@ class _Unreachable(RegistryError):
     ):
         super().__init__(message, cause=cause, hint=hint)
         self.transient = transient
+
+
+def _tls(verify: bool) -> ssl.SSLContext:
+    """What TLS is spoken by: with the authorities of this host, or without looking at certificates."""
+    import ssl
+
+    from urllib3.util import create_urllib3_context
+
+    if not verify:
+        return create_urllib3_context(cert_reqs=ssl.CERT_NONE)
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
+    context.load_default_certs()
+    return context
 
 
 def _pools(transport: Transport) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def decode(data: bytes) -> Ranges:
         raise ValueError("not a working set")
     if data[len(_MAGIC) : _HEAD] != sha256(body).encode():
         raise ValueError("a damaged working set")
-    words = memoryview(body).cast("I")
+    words = memoryview(body).cast("I").tolist()
     ranges = [(start, pages >> 1, bool(pages & 1)) for start, pages in zip(words[::2], words[1::2], strict=True)]
     end = 0
     for start, count, _ in sorted(ranges):

@@ -200,7 +200,14 @@ impl Unpacker {
 
     /// Takes the pages of a part from the root `image`, frame by frame, as far as they are what is `said` of them by
     /// `root_pages`; gives whether that is all of them.
-    fn from_root(&self, py: Python<'_>, part: usize, image: PathBuf, said: PyBackedBytes) -> PyResult<bool> {
+    #[pyo3(name = "from_root")]
+    fn take_from_root(
+        &self,
+        py: Python<'_>,
+        part: usize,
+        image: PathBuf,
+        said: PyBackedBytes,
+    ) -> PyResult<bool> {
         let take = || -> Result<bool> {
             let taken = self.inner.from_root(part, &open(&image)?, &said)?;
             Ok(self.inner.table().parts.get(part).is_some_and(|part| part.frames.len() == taken))
