@@ -1,8 +1,8 @@
 """A snapshot that a guest starts from while its memory is still on its way.
 
-What a guest needs first is there when it starts. It says which page it waits for, and the frame with that page is
-fetched before others; when nobody has waited for a moment, the rest is fetched in its order. Only the soft engine can
-wait for a page. What the worker and this end say to each other is in ``rust/proto/src/arrival.rs``.
+What a guest needs first comes while it is being started. It says which page it waits for, and the frame with that page
+is fetched before others; when nobody has waited for a moment, the rest is fetched in its order. Only the soft engine
+can wait for a page. What the worker and this end say to each other is in ``rust/proto/src/arrival.rs``.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class _Piece:
     group: Group
     #: First page of the file and end, of each run that is in it.
     pages: Sequence[tuple[int, int]]
+    #: Whether a start needs it: fetched at once, before all others.
+    first: bool = False
     taken: bool = False
     here: bool = False
     #: Whether it is among those that guests wait for.
@@ -91,6 +93,8 @@ class Arrival:
         self._awaited: deque[_Piece] = deque()
         #: All pieces before it are taken.
         self._cursor = 0
+        #: Pieces that a start needs and that are not here.
+        self._first_left = 0
         self._began = self._asked = 0.0
         self._guests: list[_Guest] = []
         self._failure: BaseException | None = None
@@ -156,6 +160,15 @@ class Arrival:
             self._asked = time.monotonic()
         return theirs.detach()
 
+    def wait_for_first(self) -> None:
+        """Waits until all that a start needs is here. Raises what went wrong.
+
+        Until then it is as if there were no guest: where not even that can be had, the image is booted instead.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or self._failure is not None or not self._first_left)
+        self._raise()
+
     def when_over(self, then: Callable[[], object]) -> None:
         """Calls it when nothing more comes, in the thread that fetches; at once when that is so already."""
         with self._changed:
@@ -210,22 +223,27 @@ class Arrival:
         config: Config,
         unpacker: Unpacker,
         download: Download,
-        wanted: Sequence[tuple[int, Descriptor, str]],
+        first: Sequence[tuple[int, Descriptor, str]],
+        rest: Sequence[tuple[int, Descriptor, str]],
         ram: int,
         local: Mapping[int, Callable[[], bool]],
     ) -> None:
         """All but these parts is in the file `fd`, whose RAM begins at `ram`; fetches them. It will be at `place`.
 
-        `local` are parts that may be had without a registry: they say whether that was so.
+        The `first` ones are needed by a start. `local` are parts that may be had without a registry: they say whether
+        that was so.
         """
         pieces = []
+        wanted = [*first, *rest]
         for part, blob, what in wanted:
             groups = unpacker.groups(part, _AWAITED_GROUP)
             for number, group in enumerate(groups):
                 end = groups[number + 1][0] if number + 1 < len(groups) else sys.maxsize
-                pieces.append(_Piece(part, blob, what, group, unpacker.pages(part, group[0], end)))
+                pages = unpacker.pages(part, group[0], end)
+                pieces.append(_Piece(part, blob, what, group, pages, first=(part, blob, what) in first))
         with self._changed:
             self._pieces, self._unpacker, self._ram = pieces, unpacker, ram // _PAGE
+            self._first_left = sum(piece.first for piece in pieces)
             self._first = {(piece.part, piece.group[0]): n for n, piece in enumerate(pieces)}
             self._starts = sorted(self._first)
             self._download, self.config = download, config
@@ -236,11 +254,6 @@ class Arrival:
         download.on_group = self._came
         # Whoever shows how it goes has the guest to show by now.
         download.silence()
-        for part, take in local.items():
-            if take():
-                for piece in pieces:
-                    if piece.part == part:
-                        self._came(part, piece.group)
         count = min(_PARALLEL, len(pieces))
         threads = [
             threading.Thread(
@@ -253,6 +266,14 @@ class Arrival:
         ]
         for thread in threads:
             thread.start()
+        try:
+            for part, take in local.items():
+                if take():
+                    for piece in pieces:
+                        if piece.part == part:
+                            self._came(part, piece.group)
+        except BaseException as error:
+            self._fail(error)
         for thread in threads:
             thread.join()
         self._raise()
@@ -267,17 +288,24 @@ class Arrival:
         assert download is not None
         while (pieces := self._next(rest)) is not None:
             first = pieces[0]
+            # All of a blob needs no ranges.
+            whole = first.group[1] == 0 and pieces[-1].group[2] == first.blob.size
             try:
-                download.take(first.part, first.blob, [piece.group for piece in pieces], first.what, False)
+                download.take(first.part, first.blob, [piece.group for piece in pieces], first.what, whole)
             except NoRangesError:
                 with self._changed:
                     self._sequential = True
                     self._changed.notify_all()
             except BaseException as error:
-                with self._changed:
-                    self._failure = self._failure or error
-                    self._changed.notify_all()
-                download.stop()
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+            download = self._download
+        assert download is not None
+        download.stop()
 
     def _next(self, rest: bool) -> list[_Piece] | None:
         """What to fetch now, adjacent pieces of one part; ``None`` when that is nothing any more."""
@@ -292,7 +320,9 @@ class Arrival:
                     if not piece.taken:
                         piece.taken = True
                         return [piece]
-                if not rest:
+                if self._pieces[self._cursor].first:
+                    return self._adjacent()
+                if not rest or self._first_left:
                     self._changed.wait()
                     continue
                 now = time.monotonic()
@@ -314,6 +344,10 @@ class Arrival:
     def _came(self, part: int, group: Group) -> None:
         with self._changed:
             piece = self._pieces[self._first[part, group[0]]]
+            if piece.first and not piece.here:
+                self._first_left -= 1
+                # Only now does the time begin in which a guest may wait for other pages.
+                self._began = self._asked = time.monotonic()
             piece.taken = piece.here = True
             if runs := self._in_ram(piece):
                 message = arrival_message("pages", runs)

@@ -27,7 +27,7 @@ from . import arrival, trust
 from .arrival import Arrival
 from .download import Download
 from .model import KERNEL_TYPE, MAX_KERNEL, PART_TYPE, Config, Manifest
-from .parts import RAM, ROOT, KernelFile
+from .parts import HOT, HOT_ROOT, RAM, ROOT, KernelFile
 
 #: Snapshots that one may build on, each on the next.
 _MAX_DEPTH = 64
@@ -232,14 +232,16 @@ class Puller:
                 else:
                     wanted.append((number, layer, f"the part {name} of {what}"))
         if self._early is not None and place is not None and arrival.possible(config):
-            later = [one for one in wanted if unpacker.parts()[one[0]][0] in (RAM, ROOT)]
-            early = [one for one in wanted if one not in later]
-            download.parts([one for one in early if not _from_root(unpacker, at_hand, one[0])])
+            names = [part[0] for part in unpacker.parts()]
+            later = [one for one in wanted if names[one[0]] in (RAM, ROOT)]
+            first = [one for one in wanted if names[one[0]] in (HOT, HOT_ROOT)]
+            download.parts([one for one in wanted if one not in later and one not in first])
             self._check(config, fd, what)
             self._keep_working_set(config)
+            first = [one for one in first if not _from_root(unpacker, at_hand, one[0])]
             offset = _core.read_snapshot(f"/dev/fd/{fd}")["ram_offset"]
             local = {n: partial(_from_root, unpacker, at_hand, n) for n, _, _ in later if n in at_hand}
-            self._early.begin(fd, place, config, unpacker, download, later, offset, local)
+            self._early.begin(fd, place, config, unpacker, download, first, later, offset, local)
         else:
             download.parts([one for one in wanted if not _from_root(unpacker, at_hand, one[0])])
         if unpacker.finish() != config.id:

@@ -96,10 +96,11 @@ class Starter:
             if not turn and (restored := self._from_arriving(baked, self._arriving(baked))) is not None:
                 return restored
             if turn and (arrival := self._adopted(baked, image)) is not None:
-                if not arrival.complete:
+                restored = self._from_arriving(baked, arrival)
+                if not arrival.complete and arrival.failure() is None:
                     # Nobody else is to put one there before.
                     arrival.when_over(turn.keep().release)
-                if (restored := self._from_arriving(baked, arrival)) is not None:
+                if restored is not None:
                     return restored
             mine = bool(turn)
             guest = self._boot(image)
@@ -187,11 +188,19 @@ class Starter:
         finally:
             os.close(descriptor)
         try:
-            return self._ready(worker, origin, disk=disk)
-        except VMExited as error:
-            if error.reason == "snapshot-incomplete" and (failure := arrival.failure()) is not None:
+            guest = self._ready(worker, origin, disk=disk)
+        except SupermachineError as error:
+            # Whatever a guest makes of memory that is not there. That it was killed is somebody's wish.
+            wished = isinstance(error, VMExited) and error.reason == "killed"
+            if not wished and (failure := arrival.failure()) is not None:
                 raise failure from error
             raise
+        try:
+            arrival.wait_for_first()
+        except BaseException:
+            guest.kill()
+            raise
+        return guest
 
     def fork(self, file: str, ranges: launch.PageRanges = (), shared: Disk | None = None) -> Callable[[], Guest]:
         """Starts a worker that restores `file`, and gives what waits for its guest. `ranges` are needed first.
