@@ -71,7 +71,7 @@ class HostConnection:
             raise
         self.capacity = int(said["capacity"])
         self.in_use = int(said["in_use"])
-        self.has_snapshot = bool(said["held"])
+        self.has_snapshot = bool(said.get("held"))
         from .. import _core
 
         if said["release"] != _core.VERSION:
