@@ -108,6 +108,18 @@ class Worker:
         volume_disks: Sequence[tuple[int, int | None, int]] = ...,
         arriving: int | None = None,
         note_order: bool = False,
+        template: Worker | None = None,
+    ) -> Worker: ...
+    @staticmethod
+    def template(
+        path: str,
+        *,
+        engine: str,
+        files: Sequence[str],
+        disks: Sequence[tuple[str, bool]],
+        scratch: Sequence[str] | None = None,
+        require_confinement: bool = False,
+        environment: Sequence[tuple[str, str]] = ...,
     ) -> Worker: ...
     def capture(
         self,
@@ -118,6 +130,7 @@ class Worker:
         image: str | None = None,
         api: bytes = ...,
         disk_elsewhere: bool = False,
+        code: bool = False,
         volume_mark: bytes = ...,
         timeout: float | None = None,
     ) -> tuple[bytes, int, int, list[tuple[str, int]]] | None: ...

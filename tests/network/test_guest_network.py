@@ -195,12 +195,16 @@ def test_names_come_from_the_name_servers_that_are_named() -> None:
             thread.join(60)
 
 
-def test_forks_have_the_network_and_not_their_parents_connections(port: int) -> None:
+@pytest.mark.parametrize("n", [1, 4], ids=["one", "of a template"])
+def test_forks_have_the_network_and_not_their_parents_connections(port: int, n: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, VM(BUSYBOX, network="none host", bake=False) as vm:
         place = f"host.docker.internal {server.getsockname()[1]}"
         held = vm.popen(["sh", "-c", f"sleep 600 | nc {place}"])
         connection, _ = server.accept()
-        (fork,) = vm.fork(1)
+        fork, *others = vm.fork(n)
+        for other in others:
+            with other:
+                assert fetch(other, port) == hashlib.sha256(DATA).hexdigest()
         with connection, fork:
             assert fetch(fork, port) == hashlib.sha256(DATA).hexdigest()
             # The source's connection is as it was.

@@ -150,12 +150,14 @@ def spawn_restored(
     require_confinement: bool | None = None,
     arriving: int | None = None,
     note_order: bool = False,
+    template: Worker | None = None,
 ) -> Worker:
     """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
 
     `scratch` is for a root on a disk: the descriptor of an empty file, and the files that have the snapshot's disk
     where that is not in the snapshot. `arriving` is the descriptor of `Arrival.attach`, for a file that is not
-    complete. `note_order` is for guests whose working set will be recorded.
+    complete. `note_order` is for guests whose working set will be recorded. A `template` of these files makes the
+    worker, where there is one.
 
     Without an agent that is at once, and the guest is not told that it is another one now.
     """
@@ -173,9 +175,34 @@ def spawn_restored(
                 scratch=scratch,
                 arriving=arriving,
                 note_order=note_order,
+                template=template,
                 **start.told(),
             )
         )
+
+
+def spawn_template(
+    engine: str,
+    disks: Sequence[str],
+    files: Sequence[str | os.PathLike[str]],
+    scratch: Sequence[str] | None,
+    require_confinement: bool | None,
+) -> Worker:
+    """What makes workers that restore these files, by copying itself; `wait_ready` tells when it can."""
+    from .._core import Worker
+
+    try:
+        return Worker.template(
+            bundle.worker(),
+            engine=engine,
+            files=[os.fspath(file) for file in files],
+            disks=[(disk, True) for disk in disks],
+            scratch=scratch,
+            require_confinement=confinement.required(require_confinement),
+            environment=_translation(),
+        )
+    except OSError as error:
+        raise _not_started(error) from error
 
 
 def _translation() -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from ..snapshots import capture, records
 from ..storage import volumes
 from .guest import Origin
 from .snapshot import Snapshot
-from .starts import Root, Starter
+from .starts import Root, Starter, template
 
 if TYPE_CHECKING:
     from .._core import _SnapshotV8
@@ -154,7 +154,14 @@ def captured(
         digest = image.digest if image is not None else None
         with guest.capturing:
             capture.write(
-                worker, fd, image=digest, api=api, disk_elsewhere=bool(shared), volume_mark=mark, timeout=timeout
+                worker,
+                fd,
+                image=digest,
+                api=api,
+                disk_elsewhere=bool(shared),
+                code=True,
+                volume_mark=mark,
+                timeout=timeout,
             )
         yield path
 
@@ -183,11 +190,12 @@ def _fork(guest: Guest, settings: MachineSettings, root: Root, n: int, timeout: 
         copied = volumes.copies(settings.volumes, mark, n) if mark else [None] * n
         starters += [Starter(settings, root, own) for own in copied]
         try:
-            # All start before the first is waited for.
-            waits = [starter.fork(path, shared=disk) for starter in starters]
-            for wait in waits:
-                clones.append(wait())
-                clones[-1].publish(settings.ports)
+            with template(settings, root, path, n, disk) as maker:
+                # All start before the first is waited for.
+                waits = [starter.fork(path, shared=disk, template=maker) for starter in starters]
+                for wait in waits:
+                    clones.append(wait())
+                    clones[-1].publish(settings.ports)
         except BaseException:
             for clone in clones:
                 clone.kill()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from . import launch
 from .guest import Guest, Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .._core import Worker
     from ..artifacts.arrival import Arrival
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from ..storage.shares import Mounted
     from ..storage.volume_directories import Held
     from ..storage.volumes import Opened
+
+
+#: Forks from which on a template takes less time than starting each worker does.
+_TEMPLATE_PAYS = 4
 
 
 class Root:
@@ -202,13 +208,19 @@ class Starter:
             raise
         return guest
 
-    def fork(self, file: str, ranges: launch.PageRanges = (), shared: Disk | None = None) -> Callable[[], Guest]:
+    def fork(
+        self,
+        file: str,
+        ranges: launch.PageRanges = (),
+        shared: Disk | None = None,
+        template: Worker | None = None,
+    ) -> Callable[[], Guest]:
         """Starts a worker that restores `file`, and gives what waits for its guest. `ranges` are needed first.
 
-        Where the disk is not in `file`, it is in the files of the one that is `shared`.
+        Where the disk is not in `file`, it is in the files of the one that is `shared`. A `template` is of that file.
         """
         disk = self._disk(shared or [file])
-        worker = self._restoring([file], disk, ranges, shared=shared)
+        worker = self._restoring([file], disk, ranges, shared=shared, template=template)
         self._pending = worker
         return lambda: self._attached(self._ready(worker, Origin(()), disk=disk))
 
@@ -259,6 +271,7 @@ class Starter:
         shared: Disk | None = None,
         arriving: int | None = None,
         note_order: bool = False,
+        template: Worker | None = None,
     ) -> Worker:
         settings, root = self._settings, self._root
         timeout = timeout or settings.boot_timeout
@@ -277,6 +290,7 @@ class Starter:
             settings.require_confinement,
             arriving,
             note_order,
+            template,
         )
 
     def _open_shares(self) -> Sequence[Mounted]:
@@ -367,6 +381,34 @@ class Starter:
             from ..images.progress import ProgressEvent
 
             report(ProgressEvent("wait", self._root.image.digest, 0, 0))
+
+
+@contextlib.contextmanager
+def template(settings: MachineSettings, root: Root, file: str, n: int, shared: Disk | None) -> Iterator[Worker | None]:
+    """What makes the workers of `n` guests that restore `file`, for `Starter.fork`; ``None`` where each is started.
+
+    It ends with the block; its guests go on.
+    """
+    found = start_template(settings, root, file, shared) if n >= _TEMPLATE_PAYS else None
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.kill()
+
+
+def start_template(settings: MachineSettings, root: Root, file: str, shared: Disk | None = None) -> Worker | None:
+    """What makes workers of guests that restore `file`, until it is killed; ``None`` where each is to be started."""
+    if settings.engine.name != "soft" or sys.platform != "linux" or settings.shares:
+        return None
+    scratch = None if not settings.disk else shared.paths() if shared else ()
+    made = launch.spawn_template(settings.engine.name, root.disks, [file], scratch, settings.require_confinement)
+    try:
+        launch.wait_ready(made, settings.boot_timeout)
+    except SupermachineError:
+        # A kernel that filters no calls, for one. What is wrong with the file is said by those who restore it.
+        return None
+    return made
 
 
 def baked_place(settings: MachineSettings, image: ResolvedImage) -> Baked | None:

@@ -38,11 +38,13 @@ def write(
     diff: bool = False,
     v8: bool = False,
     disk_elsewhere: bool = False,
+    code: bool = False,
     volume_mark: bytes = b"",
 ) -> Captured:
     """Has the worker write a snapshot to an empty file. The guest goes on, whatever comes of it.
 
     With `disk_elsewhere` the root's disk is not in it, and stays in the files that the guest's worker has it in.
+    With `code` it says which code the guest has run, for a template of workers.
     Volumes are known by `volume_mark` from then on, until they are written to.
     """
     try:
@@ -53,6 +55,7 @@ def write(
             image=image,
             api=api,
             disk_elsewhere=disk_elsewhere,
+            code=code,
             volume_mark=volume_mark or bytes(16),
             timeout=timeout,
         )

@@ -37,6 +37,10 @@ impl Vm for SoftVm {
         true
     }
 
+    fn decode_ahead(&self, places: &[u64]) {
+        self.0.decode_ahead(places);
+    }
+
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
         Ok(Box::new(SoftVcpu(self.0.create_vcpu(index)?)))
     }
@@ -79,6 +83,10 @@ impl Vcpu for SoftVcpu {
             soft::Exit::Hvc { immediate } => Exit::Hvc { immediate },
             soft::Exit::Smc { immediate } => Exit::Smc { immediate },
         })
+    }
+
+    fn decoded(&self) -> Vec<u64> {
+        self.0.decoded()
     }
 
     fn reg(&self, reg: Reg) -> Result<u64> {

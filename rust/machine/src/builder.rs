@@ -35,6 +35,11 @@ pub(crate) trait MachineBuilder {
     /// Puts into memory what the guest boots; where the first vCPU starts.
     fn load(&self, memory: &Memory, load: &Load) -> Result<EntryPoint, Error>;
 
+    /// Decodes the code at these guest physical addresses; for engines that decode any.
+    fn decode_ahead(&self, places: &[u64]) {
+        let _ = places;
+    }
+
     /// Starts the vCPU threads, all paused.
     fn start(self: Box<Self>, devices: Vec<SharedDevice>, tail: Tail) -> Result<Arc<dyn VcpuSet>, Error>;
 }

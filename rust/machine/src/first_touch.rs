@@ -16,13 +16,23 @@ pub struct FirstTouch {
     /// A bit for each page of RAM.
     seen: Box<[AtomicU64]>,
     order: Mutex<Vec<u64>>,
+    most: usize,
 }
 
 impl FirstTouch {
     /// Has seen no page of this much RAM.
     pub fn new(memory_bytes: u64) -> Self {
+        Self::with(memory_bytes, MOST)
+    }
+
+    /// The same, for who asks which pages were touched and not in which order.
+    pub fn unordered(memory_bytes: u64) -> Self {
+        Self::with(memory_bytes, 0)
+    }
+
+    fn with(memory_bytes: u64, most: usize) -> Self {
         let words = (memory_bytes / PAGE).div_ceil(64);
-        Self { seen: (0..words).map(|_| AtomicU64::new(0)).collect(), order: Mutex::default() }
+        Self { seen: (0..words).map(|_| AtomicU64::new(0)).collect(), order: Mutex::default(), most }
     }
 
     /// These bytes of RAM are touched.
@@ -31,13 +41,31 @@ impl FirstTouch {
             let (word, bit) = ((page / 64) as usize, 1 << (page % 64));
             if self.seen[word].load(Ordering::Relaxed) & bit == 0
                 && self.seen[word].fetch_or(bit, Ordering::Relaxed) & bit == 0
+                && self.most > 0
             {
                 let mut order = lock(&self.order);
-                if order.len() < MOST {
+                if order.len() < self.most {
                     order.push(page);
                 }
             }
         }
+    }
+
+    /// All that was noted, ascending; any of them may have been written to.
+    pub fn touched(&self) -> Vec<Touched> {
+        let words = self.seen.iter().zip(0_u64..);
+        let pages = words.flat_map(|(word, at)| {
+            let bits = word.load(Ordering::Relaxed);
+            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| 64 * at + bit)
+        });
+        let mut runs: Vec<Touched> = Vec::new();
+        for page in pages {
+            match runs.last_mut() {
+                Some(last) if last.pages.end == page => last.pages.end += 1,
+                _ => runs.push(Touched { pages: page..page + 1, written: true }),
+            }
+        }
+        runs
     }
 
     /// Those of `touched`, which is ascending, that were noted, in their order.
@@ -71,5 +99,10 @@ mod tests {
         let touched = [run(0..10, true), run(70..72, false), run(72..99, true)];
         let order = noted.order(&touched);
         assert_eq!(order, [run(70..72, false), run(3..4, true), run(72..73, true)]);
+        assert_eq!(noted.touched(), [run(3..4, true), run(70..73, true)]);
+        let unordered = FirstTouch::unordered(128 * PAGE);
+        unordered.note(63 * PAGE..65 * PAGE);
+        assert_eq!(unordered.touched(), [run(63..65, true)]);
+        assert_eq!(unordered.order(&touched), []);
     }
 }

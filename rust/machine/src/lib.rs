@@ -33,7 +33,7 @@ pub mod x86_64;
 pub use address_map::AddressMap;
 pub use architecture::Architecture;
 pub use assembly::Disk;
-pub use machine::{Config, Machine, Restore};
+pub use machine::{Config, Ground, Machine, Restore};
 pub use pause::Paused;
 pub use state::State;
 pub use supermachine_devices::blk::Backing as DiskBacking;

@@ -53,14 +53,54 @@ pub struct Machine {
     pub(crate) memory: Arc<Memory>,
 }
 
+/// What machines of one snapshot begin with: memory that is as the snapshot has it, and the engine's VM around it. No
+/// thread of it runs, so that a process may be copied that has one.
+pub struct Ground {
+    engine: Engine,
+    memory: Arc<Memory>,
+    builder: Box<dyn MachineBuilder>,
+}
+
+impl Ground {
+    /// Maps the RAM of so many bytes, for a machine with this state; told of each step as it is done.
+    pub fn new(
+        engine: Engine,
+        memory_bytes: u64,
+        memory: Backing,
+        state: &State,
+        step: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        Self::laid(engine, state.vcpus.len(), memory_bytes, memory, Some(&state.machine[..]), step)
+    }
+
+    /// `machine` is that part of a snapshot's state.
+    pub(crate) fn laid(
+        engine: Engine,
+        vcpus: usize,
+        memory_bytes: u64,
+        backing: Backing,
+        machine: Option<&[u8]>,
+        step: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        let vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
+        let architecture = Architecture::of(engine);
+        check(architecture, memory_bytes, vcpus, 0)?;
+        let memory = Arc::new(Memory::restored(architecture.map(), memory_bytes, backing)?);
+        step("ram_map");
+        let builder = builder(engine, vcpus, &memory, machine)?;
+        Ok(Self { engine, memory, builder })
+    }
+
+    /// Decodes the code at these guest physical addresses, which is likely to run.
+    pub fn decode_ahead(&self, places: &[u64]) {
+        self.builder.decode_ahead(places);
+    }
+}
+
 /// A machine that goes on where a snapshot was taken.
 pub struct Restore {
-    /// What runs the guest: the one that it was captured on.
-    pub engine: Engine,
-    /// As it was at the capture.
-    pub memory_bytes: u64,
-    /// The files that have it.
-    pub memory: Backing,
+    /// What it is made of.
+    pub ground: Ground,
     /// Of everything but memory.
     pub state: State,
     /// Those that the guest may rely on.
@@ -82,7 +122,10 @@ impl Machine {
         if config.engine == Engine::Kvm {
             memory.prefer_huge_pages();
         }
-        let parts = Parts::new(config.engine, config.vcpus, memory, Layout::NEWEST, config.disks, None)?;
+        let memory = Arc::new(memory);
+        let builder = self::builder(config.engine, config.vcpus, &memory, None)?;
+        let ground = Ground { engine: config.engine, memory, builder };
+        let parts = Parts::on(ground, Layout::NEWEST, config.disks)?;
 
         let mut rng_seed = [0; 32];
         entropy(&mut rng_seed)?;
@@ -98,7 +141,7 @@ impl Machine {
             rng_seed,
         };
         let entry = parts.builder.load(&parts.memory, &load)?;
-        let machine = parts.assemble(config.engine)?;
+        let machine = parts.assemble()?;
         machine.vcpus.power_on(0, entry);
         Ok(machine)
     }
@@ -106,11 +149,10 @@ impl Machine {
     /// Makes a machine as it was when its snapshot was taken; told of each step as it is done. Connections that were
     /// open are reset, and the guest's kernel is told that it is another machine.
     pub fn restore(restore: Restore, mut step: impl FnMut(&str)) -> Result<Self, Error> {
-        let Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation } = restore;
-        let (vcpus, machine) = (state.vcpus.len(), Some(&state.machine[..]));
+        let Restore { ground, state, cpu_features, disks, generation } = restore;
         let layout = assembly::layout_of(state.devices.len(), disks.len())?;
-        let parts = Parts::restored(engine, vcpus, memory_bytes, memory, layout, disks, machine, &mut step)?;
-        parts.finish_restore(engine, &state, &cpu_features, generation, step)
+        let parts = Parts::on(ground, layout, disks)?;
+        parts.finish_restore(&state, &cpu_features, generation, &mut step)
     }
 
     /// Lets the vCPUs run. A guest that was restored is told what has changed with its devices.
@@ -234,6 +276,7 @@ impl Drop for Machine {
 
 /// What a machine consists of before its vCPUs exist.
 pub(crate) struct Parts {
+    engine: Engine,
     builder: Box<dyn MachineBuilder>,
     memory: Arc<Memory>,
     pub devices: Devices,
@@ -241,53 +284,28 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    fn new(
-        engine: Engine,
-        vcpus: u32,
-        memory: Memory,
-        layout: Layout,
-        disks: Vec<Disk>,
-        machine: Option<&[u8]>,
-    ) -> Result<Self, Error> {
-        let memory = Arc::new(memory);
-        let builder = self::builder(engine, vcpus, &memory, machine)?;
+    pub(crate) fn on(ground: Ground, layout: Layout, disks: Vec<Disk>) -> Result<Self, Error> {
+        let Ground { engine, memory, builder } = ground;
+        let most = most_disks(Architecture::of(engine).map().virtio_max);
+        if disks.len() > most {
+            return Err(Error::TooManyDisks { disks: disks.len(), most });
+        }
         let tail = Tail::default();
         let devices = Devices::assemble(layout, &*builder, &memory, disks, &tail)?;
-        Ok(Self { builder, memory, devices, tail })
-    }
-
-    /// With RAM as a snapshot has it.
-    #[expect(clippy::too_many_arguments, reason = "what a machine is made of, once")]
-    pub(crate) fn restored(
-        engine: Engine,
-        vcpus: usize,
-        memory_bytes: u64,
-        backing: Backing,
-        layout: Layout,
-        disks: Vec<Disk>,
-        machine: Option<&[u8]>,
-        step: &mut impl FnMut(&str),
-    ) -> Result<Self, Error> {
-        let vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
-        let architecture = Architecture::of(engine);
-        check(architecture, memory_bytes, vcpus, disks.len())?;
-        let memory = Memory::restored(architecture.map(), memory_bytes, backing)?;
-        step("ram_map");
-        Self::new(engine, vcpus, memory, layout, disks, machine)
+        Ok(Self { engine, builder, memory, devices, tail })
     }
 
     /// Starts the vCPU threads and gives everything its snapshot's state.
     pub(crate) fn finish_restore(
         self,
-        engine: Engine,
         state: &State,
         cpu_features: &[String],
         generation: [u8; 16],
-        mut step: impl FnMut(&str),
+        step: &mut dyn FnMut(&str),
     ) -> Result<Machine, Error> {
         self.memory.set_generation(generation);
-        let machine = self.assemble(engine)?;
-        machine.restore_state(state, cpu_features, &mut step)?;
+        let machine = self.assemble()?;
+        machine.restore_state(state, cpu_features, step)?;
         machine.vcpus.announce_generation();
         machine.devices.vsock.reset_connections();
         step("devices");
@@ -295,8 +313,8 @@ impl Parts {
     }
 
     /// Starts the vCPU threads, all paused.
-    fn assemble(self, engine: Engine) -> Result<Machine, Error> {
-        let Self { builder, memory, devices, tail } = self;
+    fn assemble(self) -> Result<Machine, Error> {
+        let Self { engine, builder, memory, devices, tail } = self;
         let vcpus = builder.start(devices.in_bus_order.clone(), tail.clone())?;
         Ok(Machine { engine, vcpus, devices, tail, memory })
     }

@@ -9,6 +9,7 @@ use supermachine_devices::persist::DeviceState;
 use supermachine_engine::Engine;
 use supermachine_support::lock;
 
+use crate::first_touch::FirstTouch;
 use crate::state::{State, decode, encode};
 use crate::vcpus::DEADLINE;
 use crate::{Error, Machine};
@@ -36,7 +37,7 @@ impl Machine {
         &self,
         state: &State,
         cpu_features: &[String],
-        step: &mut impl FnMut(&str),
+        step: &mut dyn FnMut(&str),
     ) -> Result<(), Error> {
         // All vCPUs exist once their threads wait: the interrupt controller's state names each of them.
         if !self.vcpus.pause(DEADLINE) {
@@ -63,6 +64,12 @@ impl Paused<'_> {
         self.machine.vcpus.cpu_features()
     }
 
+    /// Where code begins that the engine has decoded, by guest physical addresses, what has run last in front; nothing where it
+    /// decodes none.
+    pub fn decoded(&self) -> Result<Vec<u64>, Error> {
+        self.machine.vcpus.decoded()
+    }
+
     /// Everything but the RAM.
     pub fn state(&self) -> Result<State, Error> {
         let devices = self.devices.iter().map(|device| encode("a device's state", &device.save()));
@@ -79,6 +86,11 @@ impl Paused<'_> {
     /// The engine that runs the machine.
     pub fn engine(&self) -> Engine {
         self.machine.engine
+    }
+
+    /// What has noted which pages of RAM were touched since the restore, where something has.
+    pub fn noted(&self) -> Option<&FirstTouch> {
+        self.machine.memory.noted()
     }
 
     /// The guest's RAM.

@@ -22,7 +22,7 @@ use counting::{COUNTER, HELD, SUMS};
 use supermachine_engine::arm64::state::VcpuState;
 use supermachine_engine::arm64::{Reg, SimdReg, SysReg};
 use supermachine_machine::snapshot::v9::{self, About, Opened, Scope};
-use supermachine_machine::{Config, Engine, Error, Machine, Restore, State};
+use supermachine_machine::{Config, Engine, Error, Ground, Machine, Restore, State};
 use supermachine_snapshot::export;
 use supermachine_snapshot::publish::Publication;
 use supermachine_snapshot::v9::{Identity, Metadata, Snapshot, Writer};
@@ -170,18 +170,11 @@ fn adapt(_: &mut State) {}
 /// The machine of a snapshot; `None`, with the reason, where this host's CPU is another one.
 fn restored(name: &str, opened: Opened) -> Option<Machine> {
     let engine = opened.engine;
-    let restored = Machine::restore(
-        Restore {
-            engine,
-            memory_bytes: opened.memory_bytes,
-            memory: opened.backing,
-            state: opened.state,
-            cpu_features: opened.cpu_features,
-            disks: vec![],
-            generation: [7; 16],
-        },
-        |_| {},
-    );
+    let Opened { memory_bytes, backing, state, cpu_features, .. } = opened;
+    let ground = Ground::new(engine, memory_bytes, backing, &state, &mut |_| {});
+    let restored = ground.and_then(|ground| {
+        Machine::restore(Restore { ground, state, cpu_features, disks: vec![], generation: [7; 16] }, |_| {})
+    });
     match restored {
         Ok(machine) => Some(machine),
         Err(error) if engine == Engine::Kvm && is_of_the_cpu(&error) => {

@@ -44,6 +44,14 @@ pub enum Command {
         /// What the disk has then; no less than it has now.
         bytes: u64,
     },
+    /// In place of a start: the worker becomes a template, which has opened and mapped what is to be restored, runs no
+    /// guest, and makes a copy of itself for each [`Command::Fork`]. Nothing comes along. Answered by [`Event::Ready`]
+    /// without steps. For the soft engine, on Linux; without shares, and with all of the memory there.
+    Template(Box<Start>),
+    /// To a template: one more machine, in a process of its own whose parent is the template's. What comes along: the
+    /// machine's end of its own control socket, on which [`Event::Forked`] is the first message; what it writes its standard
+    /// error to; and what comes along with a start. The files are those that the template has.
+    Fork(Box<Start>),
 }
 
 /// Everything a VM is made of.
@@ -167,6 +175,8 @@ pub struct Capture {
     pub v8: bool,
     /// The guest's disk stays where it is, in the files that its worker has it in: for clones that start at once.
     pub disk_elsewhere: bool,
+    /// Whether to say in the snapshot which code the guest has run, for who restores it many times.
+    pub code: bool,
     /// What the guest's volumes are known by from this moment on, for as long as nobody writes to them; zeros to leave them.
     pub volume_mark: [u8; 16],
 }
@@ -268,6 +278,9 @@ pub enum Event {
         /// A sentence with all three.
         message: String,
     },
+    /// The first word of a template's copy: the process that has written it is the machine's. The kernel tells the receiver
+    /// which that is (unix(7), SCM_CREDENTIALS).
+    Forked,
 }
 
 /// A snapshot that has been taken.

@@ -16,6 +16,7 @@ mod image;
 mod monitor;
 mod netd;
 mod parts;
+mod process;
 mod publication;
 mod pump;
 mod remote;

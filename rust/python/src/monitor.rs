@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::Shutdown;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use supermachine_proto::frame::{self, Decoder};
 use supermachine_proto::worker::{Command, Event, ExitReason};
 
 use crate::descriptors::{self, Unshared};
+use crate::process::Process;
 use crate::state::{Exit, Shared};
 use crate::sys::{self, Interest};
 
@@ -32,6 +35,7 @@ const ROOM: Duration = Duration::from_secs(30);
 pub(crate) struct Control {
     socket: Unshared<UnixStream>,
     sending: Mutex<()>,
+    process: Arc<Mutex<Process>>,
 }
 
 impl Control {
@@ -57,17 +61,22 @@ impl Control {
 
     /// Ends the VM, as the end of its owner does.
     pub(crate) fn hang_up(&self) {
-        let _ = self.socket.shutdown(Shutdown::Both);
+        // A process that is still to come would never be heard of, and not be reaped.
+        if !lock(&self.process).give_up() {
+            let _ = self.socket.shutdown(Shutdown::Both);
+        }
     }
 }
 
 /// A worker process that runs.
 pub(crate) struct Launched {
     pub control: Arc<Control>,
-    pub child: Arc<Mutex<Child>>,
-    pub pid: u32,
+    pub process: Arc<Mutex<Process>>,
     pub shared: Arc<Shared>,
 }
+
+/// The socket to a worker, its process, and where its standard error is read.
+type Born = (Unshared<UnixStream>, Process, Option<OwnedFd>);
 
 /// The name that Python sees for a reason.
 fn reason_name(reason: ExitReason) -> &'static str {
@@ -94,7 +103,6 @@ pub(crate) fn launch(
     start: &Command,
     fds: &[BorrowedFd],
 ) -> io::Result<Launched> {
-    let shared = Arc::new(Shared::new()?);
     let (socket, mut child) = descriptors::pair_for(|theirs| {
         let mut command = std::process::Command::new(path);
         // A process group of its own: Ctrl-C on the terminal is for the guest's process, not for the VM.
@@ -107,23 +115,8 @@ pub(crate) fn launch(
             .process_group(0);
         command.spawn() // and the worker's end of the socket goes with `command`
     })?;
-    socket.set_write_timeout(Some(ROOM))?;
-    let control = Arc::new(Control { socket, sending: Mutex::new(()) });
-    let pid = child.id();
-    let log = child.stderr.take();
-    let child = Arc::new(Mutex::new(child));
-    let launched = Launched { control: control.clone(), child: child.clone(), pid, shared: shared.clone() };
-    let spawned = thread::Builder::new()
-        .name("supermachine-vm".into())
-        .stack_size(128 * 1024)
-        .spawn(move || monitor(&control.socket, log, &child, &shared));
-    if let Err(error) = spawned {
-        // Nobody else will.
-        let mut child = lock(&launched.child);
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(error);
-    }
+    let log = child.stderr.take().map(OwnedFd::from);
+    let launched = follow((socket, Process::Started(child), log), None)?;
     // A worker that dies at once breaks the pipe; the monitor then tells why.
     match launched.control.send(start, fds) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
@@ -131,9 +124,51 @@ pub(crate) fn launch(
     }
 }
 
+/// The same by a template, which is told with the descriptors of a start and copies itself.
+#[cfg(target_os = "linux")]
+pub(crate) fn fork(template: &Launched, fork: &Command, fds: &[BorrowedFd]) -> io::Result<Launched> {
+    let (socket, theirs) = descriptors::pair()?;
+    sys::ask_for_credentials(&socket)?;
+    let (log, theirs_log) = descriptors::pipe()?;
+    let launched =
+        follow((socket, Process::Awaited, Some(log.release().into())), Some(template.shared.clone()))?;
+    let fds: Vec<_> = [theirs.as_fd(), theirs_log.as_fd()].into_iter().chain(fds.iter().copied()).collect();
+    // A template that is gone closes the socket; the monitor then tells why.
+    match template.control.send(fork, &fds) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(launched),
+    }
+}
+
+/// Has a thread follow a worker, be it one that a template is still to make.
+fn follow((socket, process, log): Born, template: Option<Arc<Shared>>) -> io::Result<Launched> {
+    socket.set_write_timeout(Some(ROOM))?;
+    let shared = Arc::new(Shared::new()?);
+    let process = Arc::new(Mutex::new(process));
+    let control = Arc::new(Control { socket, sending: Mutex::new(()), process: process.clone() });
+    let launched = Launched { control: control.clone(), process: process.clone(), shared: shared.clone() };
+    let spawned = thread::Builder::new()
+        .name("supermachine-vm".into())
+        .stack_size(128 * 1024)
+        .spawn(move || monitor(&control.socket, log, &process, &shared, template.as_deref()));
+    if let Err(error) = spawned {
+        // Nobody else will.
+        let mut process = lock(&launched.process);
+        let _ = process.kill();
+        let _ = process.wait();
+        return Err(error);
+    }
+    Ok(launched)
+}
+
 /// Follows the worker until it is gone and reaped.
-fn monitor(control: &UnixStream, log: Option<ChildStderr>, child: &Mutex<Child>, shared: &Shared) {
-    let mut log = log.map(OwnedFd::from);
+fn monitor(
+    control: &UnixStream,
+    mut log: Option<OwnedFd>,
+    process: &Mutex<Process>,
+    shared: &Shared,
+    template: Option<&Shared>,
+) {
     let mut tail = Vec::new();
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 64 * 1024];
@@ -153,7 +188,7 @@ fn monitor(control: &UnixStream, log: Option<ChildStderr>, child: &Mutex<Child>,
         if events == 0 {
             continue;
         }
-        match sys::read(control, &mut buffer) {
+        match first_or_next(control, process, &mut buffer) {
             Ok(0) | Err(_) => break,
             Ok(n) => decoder.push(&buffer[..n]),
         }
@@ -170,18 +205,36 @@ fn monitor(control: &UnixStream, log: Option<ChildStderr>, child: &Mutex<Child>,
         (false, true) => REAP_GRACE,
         (false, false) => Duration::from_millis(60),
     };
-    let status = reap(child, grace);
+    let status = reap(process, grace);
     if let Some(open) = &log
         && sys::set_nonblocking(open).is_ok()
     {
         while drain(open, &mut buffer, &mut tail) {}
     }
-    shared.end(|state| death(state.killed, trouble, status, &tail));
+    // Of one that was never made the template tells why, unless the system had no room for it.
+    let template = template.filter(|_| status.is_none() && tail.is_empty() && !killed && !already);
+    let of_template = template.and_then(|template| template.wait_exit(REAP_GRACE));
+    shared.end(|state| of_template.unwrap_or_else(|| death(state.killed, trouble, status, &tail)));
+}
+
+/// What there is to read; of a template's copy the first bytes, which tell whose they are.
+fn first_or_next(control: &UnixStream, process: &Mutex<Process>, buffer: &mut [u8]) -> io::Result<usize> {
+    #[cfg(target_os = "linux")]
+    if lock(process).is_awaited() {
+        let (count, pid) = sys::read_with_credentials(control, buffer)?;
+        if let Some(pid) = pid {
+            lock(process).came(pid)?;
+        }
+        return Ok(count);
+    }
+    let _ = process;
+    sys::read(control, buffer)
 }
 
 fn events_of(decoder: &mut Decoder, shared: &Shared) -> Result<(), frame::Error> {
     while let Some(event) = decoder.next::<Event>()? {
         match event {
+            Event::Forked => shared.update(|_| ()),
             Event::Exited { reason, message, console_tail } => {
                 shared.end(|_| Exit { reason: reason_name(reason), message, console_tail });
             }
@@ -217,20 +270,20 @@ fn drain(log: &OwnedFd, buffer: &mut [u8], tail: &mut Vec<u8>) -> bool {
 }
 
 /// Waits for the process, at first politely, then with SIGKILL.
-fn reap(child: &Mutex<Child>, grace: Duration) -> Option<ExitStatus> {
+fn reap(process: &Mutex<Process>, grace: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + grace;
     loop {
-        let mut child = lock(child);
-        match child.try_wait() {
+        let mut process = lock(process);
+        match process.try_wait() {
             Ok(Some(status)) => return Some(status),
             Ok(None) => {}
             Err(_) => return None,
         }
         if Instant::now() >= deadline {
-            let _ = child.kill();
-            return child.wait().ok();
+            let _ = process.kill();
+            return process.wait().ok();
         }
-        drop(child);
+        drop(process);
         thread::sleep(Duration::from_millis(1));
     }
 }

@@ -109,6 +109,63 @@ pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
+/// Has the kernel tell with what is read from a socket which process has written it (unix(7), SO_PASSCRED).
+#[cfg(target_os = "linux")]
+pub(crate) fn ask_for_credentials(socket: &impl AsRawFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&on)).expect("four bytes");
+    // SAFETY: pointer and length are those of `on`.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PASSCRED,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// read(2), and the process that has written it, where the kernel was asked to tell.
+#[cfg(target_os = "linux")]
+pub(crate) fn read_with_credentials(
+    socket: &impl AsRawFd,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<libc::pid_t>)> {
+    // Aligned as a header is, with room for one message of this kind and for no descriptors beside it.
+    let mut control = [0_u64; 4];
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all zeros is a message of nothing.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    let count = loop {
+        // SAFETY: the message is of one part, which is the buffer, and of the control data above; both outlive the call.
+        match unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) } {
+            -1 => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            count => break usize::try_from(count).unwrap_or_default(),
+        }
+    };
+    // SAFETY: the kernel has written the headers and their lengths, the first inside of `control`; a header of this kind
+    // is followed by a `ucred`.
+    let pid = unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        let told = !header.is_null()
+            && (*header).cmsg_level == libc::SOL_SOCKET
+            && (*header).cmsg_type == libc::SCM_CREDENTIALS;
+        told.then(|| libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned().pid)
+    };
+    Ok((count, pid))
+}
+
 /// Switches an open file description to non-blocking.
 pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = fcntl_getfl(&fd)?;

@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -27,6 +28,9 @@ use crate::sys;
 
 /// The guest's name for the first slot, which comes after the image's disk (`rust/machine/src/assembly.rs`).
 const FIRST_SLOT: &str = "/dev/vdb";
+
+/// How long a template may take to make a process; a few milliseconds, if nothing else runs.
+const PID: Duration = Duration::from_secs(30);
 
 /// The descriptor of a volume, that of an empty file where it is not to be changed, and the slot.
 type VolumeTuple = (i32, Option<i32>, u32);
@@ -139,6 +143,7 @@ impl Worker {
         start: Start,
         network: Option<netd::Settings>,
         own: Vec<i32>,
+        template: Option<&Self>,
     ) -> PyResult<Self> {
         descriptors::reserve_standard()?;
         let own = own.into_iter().map(sys::duplicate).collect::<io::Result<Vec<_>>>()?;
@@ -146,7 +151,7 @@ impl Worker {
             let link = network.as_ref().map(|_| descriptors::pair()).transpose()?;
             let theirs = link.as_ref().map(|(_, theirs)| theirs.as_fd());
             let fds: Vec<_> = own.iter().map(AsFd::as_fd).chain(theirs).collect();
-            let launched = monitor::launch(path, environment, &Command::Start(Box::new(start)), &fds)?;
+            let launched = Self::launched(path, environment, start, template, &fds)?;
             // Beside the worker, which is busy by now.
             let network = match (network, link) {
                 (Some(settings), Some((link, _))) => Some(Netd::new(settings, link)?),
@@ -154,6 +159,32 @@ impl Worker {
             };
             Ok(Self(launched, network))
         })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn launched(
+        path: PathBuf,
+        environment: Vec<(OsString, OsString)>,
+        start: Start,
+        template: Option<&Self>,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<Launched> {
+        match template {
+            Some(template) => monitor::fork(&template.0, &Command::Fork(Box::new(start)), fds),
+            None => monitor::launch(path, environment, &Command::Start(Box::new(start)), fds),
+        }
+    }
+
+    /// There are no templates.
+    #[cfg(not(target_os = "linux"))]
+    fn launched(
+        path: PathBuf,
+        environment: Vec<(OsString, OsString)>,
+        start: Start,
+        _: Option<&Self>,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<Launched> {
+        monitor::launch(path, environment, &Command::Start(Box::new(start)), fds)
     }
 
     /// Waits for the worker's answer; `None` at the time-out, an error when the VM has ended without one.
@@ -294,7 +325,50 @@ impl Worker {
             require_confinement,
         };
         let own = scratch.iter().map(|(own, _)| *own).chain(descriptors_of(&volume_disks)).collect();
-        Self::start(py, path, environment, start, network, own)
+        Self::start(py, path, environment, start, network, own, None)
+    }
+
+    /// Starts the executable `path` as a template of the VMs that go on where a snapshot was taken, for `restore`; it is
+    /// ready when it has opened the files. `scratch` is the paths of the files that have the disk where the snapshot does not. For the
+    /// soft engine on Linux.
+    #[staticmethod]
+    #[pyo3(signature = (path, *, engine, files, disks, scratch=None, require_confinement=false, environment=Vec::new()))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keywords in Python; a struct would only repeat their names"
+    )]
+    fn template(
+        py: Python<'_>,
+        path: PathBuf,
+        engine: &str,
+        files: Vec<PathBuf>,
+        disks: Vec<(PathBuf, bool)>,
+        scratch: Option<Vec<PathBuf>>,
+        require_confinement: bool,
+        environment: Vec<(OsString, OsString)>,
+    ) -> PyResult<Self> {
+        let restore = Restore {
+            files,
+            identity: identity(String::new(), [0; 16], Vec::new(), None),
+            working_set: Vec::new(),
+            arriving: false,
+            note_order: false,
+        };
+        let start = Start {
+            version: supermachine_proto::VERSION,
+            engine: engine_named(engine)?,
+            source: Source::Restore(Box::new(restore)),
+            disks: disks.into_iter().map(|(path, read_only)| Disk { path, read_only }).collect(),
+            shares: Vec::new(),
+            scratch: scratch.map(|files| Scratch { bytes: 0, files }),
+            volumes: Vec::new(),
+            boot_timeout_ms: 0,
+            agent: false,
+            require_confinement,
+        };
+        descriptors::reserve_standard()?;
+        let command = Command::Template(Box::new(start));
+        Ok(Self(py.detach(|| monitor::launch(path, environment, &command, &[]))?, None))
     }
 
     /// Starts the executable `path` and sends it the description of a VM that goes on where a snapshot was taken.
@@ -303,12 +377,13 @@ impl Worker {
     /// earlier clones touched. `scratch` is for a snapshot with a disk: the descriptor of an empty file that changes to it
     /// go to, and the paths of the files that have the disk where the snapshot does not. `arriving` is the descriptor of a
     /// socket that `arrival_message` is written to, for a snapshot whose memory is still on its way. With `note_order`
-    /// `working_set` is in the order in which the guest touched its pages first, where the engine sees that.
+    /// `working_set` is in the order in which the guest touched its pages first, where the engine sees that. With a
+    /// `template` it is that which makes the process, with the files that it has open: `path`, `files` and `disks` are not looked at.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
         boot_timeout_ms=60_000, agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(),
         network=None, scratch=None, volume_disks=Vec::new(), arriving=None,
-        note_order=false))]
+        note_order=false, template=None))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keywords in Python; a struct would only repeat their names"
@@ -333,6 +408,7 @@ impl Worker {
         volume_disks: Vec<VolumeTuple>,
         arriving: Option<i32>,
         note_order: bool,
+        template: Option<PyRef<'_, Self>>,
     ) -> PyResult<Self> {
         let network = network.map(netd::Settings::new).transpose()?;
         let (own, disk_files) = scratch.unzip();
@@ -360,13 +436,24 @@ impl Worker {
             require_confinement,
         };
         let own = own.into_iter().chain(descriptors_of(&volume_disks)).chain(arriving).collect();
-        Self::start(py, path, environment, start, network, own)
+        let template = template.as_deref();
+        if let Some(template) = template {
+            template.must_be_here(py)?;
+        }
+        Self::start(py, path, environment, start, network, own, template)
     }
 
-    /// Process id of the worker.
+    /// Process id of the worker; waits for one that a template is to make. 0 where there never was one.
     #[getter]
-    fn pid(&self) -> u32 {
-        self.0.pid
+    fn pid(&self, py: Python<'_>) -> u32 {
+        if self.0.shared.elsewhere().is_some() {
+            return lock(&self.0.process).pid().unwrap_or_default();
+        }
+        py.detach(|| {
+            let there = |ended| lock(&self.0.process).pid().or(ended);
+            let found = self.0.shared.wait(PID, |state| there(state.exit.as_ref().map(|_| 0)));
+            found.unwrap_or_default()
+        })
     }
 
     /// `(reason, message, console_tail)` once the VM has ended.
@@ -425,8 +512,7 @@ impl Worker {
         }
         py.detach(|| {
             self.0.shared.lock().killed = true;
-            let mut child = lock(&self.0.child);
-            child.kill()
+            lock(&self.0.process).kill()
         })
         .map_err(PyErr::from)
     }
@@ -445,10 +531,10 @@ impl Worker {
     /// Takes a snapshot into the file behind `fd`, which is empty and open for reading and writing; the guest goes on.
     /// `(id, bytes of RAM in the file, nanoseconds that the guest stood still, steps)`; `None` at the time-out
     /// (seconds). With `v8` it is of version 8, whose id is empty and which keeps neither `image` nor `api`. With
-    /// `disk_elsewhere` the disk is not in it but where it is. Volumes are known by `volume_mark` from then on, until somebody
+    /// `disk_elsewhere` the disk is not in it but where it is; with `code` it says which code the guest has run, for a template. Volumes are known by `volume_mark` from then on, until somebody
     /// writes to them. Raises OSError with what is wrong when no snapshot could be
     /// taken.
-    #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, volume_mark=[0; 16], timeout=None))]
+    #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, code=false, volume_mark=[0; 16], timeout=None))]
     #[allow(
         clippy::type_complexity,
         clippy::too_many_arguments,
@@ -463,6 +549,7 @@ impl Worker {
         image: Option<String>,
         api: Vec<u8>,
         disk_elsewhere: bool,
+        code: bool,
         volume_mark: [u8; 16],
         timeout: Option<f64>,
     ) -> PyResult<Option<(Vec<u8>, u64, u64, Vec<(String, u64)>)>> {
@@ -480,6 +567,7 @@ impl Worker {
             api: Chunk(api),
             v8,
             disk_elsewhere,
+            code,
             volume_mark,
         }));
         let sent = py.detach(|| self.0.control.send(&request, &[file.as_fd()]));
@@ -633,10 +721,10 @@ impl Worker {
         Ok(self.0.shared.ended_fd()?.into_raw_fd())
     }
 
-    fn __repr__(&self) -> String {
+    fn __repr__(&self, py: Python<'_>) -> String {
         match self.0.shared.exit() {
-            Some(exit) => format!("<Worker pid={} {}>", self.0.pid, exit.reason),
-            None => format!("<Worker pid={}>", self.0.pid),
+            Some(exit) => format!("<Worker pid={} {}>", self.pid(py), exit.reason),
+            None => format!("<Worker pid={}>", self.pid(py)),
         }
     }
 }

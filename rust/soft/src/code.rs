@@ -99,6 +99,9 @@ pub(crate) struct CodeCache {
     by_address: HashMap<u64, PageRef, BuildHasherDefault<PageHasher>>,
     pages: Slab<Page>,
     lines: Slab<Line>,
+    /// By page, when it was last looked at, as `clock` told.
+    looked: Vec<u32>,
+    clock: u32,
     block: Block,
     /// The instruction that runs by itself.
     single: Block,
@@ -117,6 +120,8 @@ impl CodeCache {
             by_address: HashMap::default(),
             pages: Slab::new(ROOM),
             lines: Slab::new(ROOM),
+            looked: Vec::new(),
+            clock: 0,
             block: Block::default(),
             single: Block::default(),
         }
@@ -126,6 +131,20 @@ impl CodeCache {
     pub(crate) fn page(&mut self, pa: u64) -> PageRef {
         let pages = &mut self.pages;
         *self.by_address.entry(pa >> 12).or_insert_with(|| PageRef(pages.add([0; 1024 / LINE])))
+    }
+
+    /// Guest code of this page is about to run.
+    pub(crate) fn look_at(&mut self, page: PageRef) {
+        let at = page.0 as usize;
+        if at >= self.looked.len() {
+            self.looked.resize(at + 1, 0);
+        }
+        self.looked[at] = self.clock;
+    }
+
+    /// From now on pages are looked at anew.
+    pub(crate) fn tick(&mut self) {
+        self.clock = self.clock.wrapping_add(1);
     }
 
     /// The block at this address in its page.
@@ -165,6 +184,51 @@ impl CodeCache {
         self.at(index)
     }
 
+    /// Where decoded blocks begin, by physical addresses: page by page, those that were looked at last come first.
+    pub(crate) fn places(&self) -> Vec<u64> {
+        let age = |page: &PageRef| {
+            self.looked.get(page.0 as usize).map_or(u32::MAX, |looked| self.clock.wrapping_sub(*looked))
+        };
+        let mut pages: Vec<_> = self.by_address.iter().collect();
+        pages.sort_unstable_by_key(|(number, page)| (age(page), **number));
+        let mut places = Vec::new();
+        for (number, page) in pages {
+            for (at, line) in self.pages.values[page.0 as usize].iter().enumerate() {
+                let Some(line) = line.checked_sub(1) else { continue };
+                let blocks =
+                    self.lines.values[line as usize].iter().enumerate().filter(|(_, block)| **block != 0);
+                places.extend(blocks.map(|(slot, _)| (number << 12) + 4 * (at * LINE + slot) as u64));
+            }
+        }
+        places
+    }
+
+    /// Decodes blocks that nothing has run yet, and has their branches go where they will: who copies this memory on
+    /// write then need not write to it for that. Of each the physical address and the memory of its page. Leaves room for
+    /// as much again.
+    pub(crate) fn decode_ahead(&mut self, places: impl Iterator<Item = (u64, *const u8)>) {
+        let mut branches = Vec::new();
+        self.block.notes_branches = true;
+        for (pa, host) in places {
+            if self.ops.len() >= self.capacity / 2 || self.pages.len() >= self.max_pages / 2 {
+                break;
+            }
+            let page = self.page(pa);
+            if self.get(page, pa).is_none() {
+                let first = self.ops.len();
+                self.decode(page, pa, host);
+                branches.extend(self.block.branches.iter().map(|at| (page, first + at)));
+            }
+        }
+        self.block.notes_branches = false;
+        for (page, at) in branches {
+            let branch = self.at(at);
+            if let Some(to) = self.get(page, branch.target()) {
+                branch.set_chain(to);
+            }
+        }
+    }
+
     /// Decodes the one instruction at this address in its page, whose memory is at `host`; gives the operation, which
     /// holds until the next call, and the instruction. Nothing is kept.
     pub(crate) fn decode_one(&mut self, address: u64, host: *const u8) -> (P, u32) {
@@ -190,5 +254,6 @@ impl CodeCache {
         self.by_address.clear();
         self.pages.clear();
         self.lines.clear();
+        self.looked.clear();
     }
 }

@@ -194,6 +194,20 @@ impl Cpu {
         cpu
     }
 
+    /// Has hot code be translated from now on, where something does: for one that was made ahead. Before the first run.
+    pub(crate) fn begin_translating(&mut self) {
+        self.jit = self.vm.jit(self.index);
+        self.code_entry = self.jit.as_ref().map_or(0, |jit| jit.entry());
+    }
+
+    /// Decodes the code at these guest physical addresses, as far as there is memory. Before the first run.
+    pub(crate) fn decode_ahead(&mut self, places: &[u64]) {
+        let memory = self.vm.memory();
+        let host = |pa: u64| memory.iter().find(|region| region.holds(pa))?.host(pa & !0xfff, false);
+        let aligned = places.iter().filter(|pa| **pa & 3 == 0);
+        self.code.decode_ahead(aligned.filter_map(|pa| Some((*pa, host(*pa)?.cast_const()))));
+    }
+
     /// Instructions run so far.
     pub(crate) fn instructions(&self) -> u64 {
         self.granted.wrapping_add_signed(-self.fuel)
@@ -353,6 +367,7 @@ impl Cpu {
         }
         let pc = self.state.pc;
         let fetch = self.fetchable()?;
+        self.code.look_at(fetch.page);
         let op = match self.code.get(fetch.page, pc) {
             Some(op) => op,
             None => self.code.decode(fetch.page, pc, fetch.host),
@@ -444,6 +459,7 @@ impl Cpu {
         self.jump_pages = [0; 64];
         self.fetches.fill(NO_FETCH);
         self.patch = P::NULL;
+        self.code.tick();
     }
 
     /// Forgets all decoded code.

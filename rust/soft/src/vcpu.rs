@@ -47,6 +47,19 @@ impl Vcpu {
         Self { cpu }
     }
 
+    pub(crate) fn index(&self) -> u32 {
+        self.cpu.index
+    }
+
+    pub(crate) fn begin_translating(&mut self) {
+        self.cpu.begin_translating();
+    }
+
+    /// Where the code begins that it has decoded, by guest physical addresses: what has run last comes first, more or less.
+    pub fn decoded(&self) -> Vec<u64> {
+        self.cpu.code.places()
+    }
+
     /// Runs the guest until something happens that the machine must handle. Sleeps while the guest waits for
     /// interrupts.
     pub fn run(&mut self) -> Result<Exit> {

@@ -171,8 +171,10 @@ pub(crate) struct Shared {
     start: Instant,
     base: u64,
     translation: Translation,
-    /// Memory for machine code.
-    code: Option<Arc<CodeMemory>>,
+    /// Whether vCPUs are being made ahead, which have no memory for machine code yet.
+    ahead: AtomicBool,
+    /// Memory for machine code, from the first vCPU on; `None` in it where there is none and the interpreter does everything.
+    code: OnceLock<Option<Arc<CodeMemory>>>,
     /// What a page is waited for with, where some may be missing.
     presence: OnceLock<Presence>,
 }
@@ -198,7 +200,14 @@ impl Shared {
 
     /// What translates vCPU `index`'s code, if something does.
     pub(crate) fn jit(&self, index: u32) -> Option<Box<Jit>> {
-        let share = self.code.as_ref()?.share(index as usize, self.vcpus.len());
+        if self.ahead.load(Ordering::Relaxed) {
+            return None;
+        }
+        let code = self.code.get_or_init(|| {
+            let translates = self.translation != Translation::Off && crate::jit::TRANSLATES;
+            translates.then(memory::take).and_then(std::io::Result::ok).map(Arc::new)
+        });
+        let share = code.as_ref()?.share(index as usize, self.vcpus.len());
         Jit::new(share, self.translation)
     }
 
@@ -223,6 +232,8 @@ fn ticks(d: Duration) -> u64 {
 /// A virtual machine.
 pub struct Vm {
     shared: Arc<Shared>,
+    /// vCPUs that were made before they are asked for.
+    made: Mutex<Vec<Vcpu>>,
 }
 
 impl Vm {
@@ -244,9 +255,6 @@ impl Vm {
                 }),
             );
         }
-        let translates = config.translation != Translation::Off && crate::jit::TRANSLATES;
-        // Where there is none the interpreter does everything.
-        let code = translates.then(memory::take).and_then(std::io::Result::ok);
         let shared = Arc::new(Shared {
             gic,
             vcpus,
@@ -254,10 +262,11 @@ impl Vm {
             start: Instant::now(),
             base: monotonic(),
             translation: config.translation,
-            code: code.map(Arc::new),
+            ahead: AtomicBool::new(false),
+            code: OnceLock::new(),
             presence: OnceLock::new(),
         });
-        Ok(Self { shared })
+        Ok(Self { shared, made: Mutex::default() })
     }
 
     /// Maps host memory at a guest physical address, before any vCPU runs.
@@ -302,7 +311,27 @@ impl Vm {
         if v.created.swap(true, Ordering::SeqCst) {
             return Err(Error::VcpuExists(index));
         }
-        Ok(Vcpu::new(Cpu::new(self.shared.clone(), index)))
+        let mut made = lock(&self.made);
+        let Some(at) = made.iter().position(|vcpu| vcpu.index() == index) else {
+            drop(made);
+            return Ok(Vcpu::new(Cpu::new(self.shared.clone(), index)));
+        };
+        let mut vcpu = made.swap_remove(at);
+        vcpu.begin_translating();
+        Ok(vcpu)
+    }
+
+    /// Decodes the code at these guest physical addresses for every vCPU, none of which has been created yet: for a
+    /// process that is copied afterwards, once for each machine. No memory becomes executable.
+    pub fn decode_ahead(&self, places: &[u64]) {
+        let mut made = lock(&self.made);
+        self.shared.ahead.store(true, Ordering::Relaxed);
+        for index in 0..self.shared.vcpus.len() as u32 {
+            let mut cpu = Cpu::new(self.shared.clone(), index);
+            cpu.decode_ahead(places);
+            made.push(Vcpu::new(cpu));
+        }
+        self.shared.ahead.store(false, Ordering::Relaxed);
     }
 
     /// The first vCPU as it is inside, for tests of single operations.

@@ -14,9 +14,9 @@ mod bare;
 use std::time::Duration;
 
 use supermachine_soft::id::{Reg, SysReg};
-use supermachine_soft::{DataAbort, Exit};
+use supermachine_soft::{DataAbort, Exit, Translation};
 
-use bare::{Machine, RAM, READ_ONLY, page};
+use bare::{Machine, RAM, READ_ONLY, SIZE, page};
 
 #[test]
 fn hvc_leaves_behind_itself() {
@@ -591,4 +591,62 @@ fn dc_zva_names_the_address_that_it_was_given() {
     let esr = 0x25 << 26 | 1 << 25 | 1 << 6 | 7;
     assert_eq!(fault(0xd50b_7422, 0x1000_8017, false), Some((esr, 0x1000_8017)));
     assert_eq!(fault(0xd50b_7422, 0x1000_1017, false), None);
+}
+
+/// Code that is decoded before any vCPU is there, with its branches: what memory holds afterwards is not looked at again.
+#[test]
+fn code_is_decoded_ahead_of_its_first_run() {
+    // movz x0, #0; 1: add x0, x0, #1; cmp x0, #10; b.ne 1b; bl f; hvc #0; f: add x0, x0, #100; ret
+    let program = [
+        0xd280_0000,
+        0x9100_0400,
+        0xf100_281f,
+        0x54ff_ffc1,
+        0x9400_0002,
+        0xd400_0002,
+        0x9101_9000,
+        0xd65f_03c0,
+    ];
+    let ran = |m: &Machine| {
+        let mut v = m.vcpu(0, 0, &[]);
+        assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+        (v.reg(Reg::x(0)).unwrap(), v.decoded())
+    };
+    let first = Machine::with(1, Translation::Off);
+    first.put(0, &program);
+    let (sum, places) = ran(&first);
+    assert_eq!(sum, 110);
+    assert!([0, 4, 20, 24].iter().all(|at| places.contains(&(RAM + at))), "{places:x?}");
+
+    let second = Machine::with(1, Translation::Off);
+    second.put(0, &program);
+    // Hints may be anything.
+    let wild = [RAM + 1, RAM + SIZE as u64, RAM - 4, u64::MAX - 3, 0];
+    second.vm.decode_ahead(&[&places[..], &wild].concat());
+    second.put(0, &[0xd420_0000; 8]);
+    assert_eq!(ran(&second).0, 110);
+
+    // Machine code is made of what memory holds when it is.
+    let third = Machine::with(2, Translation::Always);
+    third.put(0, &program);
+    third.vm.decode_ahead(&places);
+    assert_eq!(ran(&third).0, 110);
+    let mut other = third.vcpu(1, 0, &[]);
+    assert_eq!(other.run().unwrap(), Exit::Hvc { immediate: 0 });
+    assert_eq!(other.reg(Reg::x(0)).unwrap(), 110);
+}
+
+#[test]
+fn what_ran_last_is_named_first() {
+    let m = Machine::with(1, Translation::Off);
+    // Each page calls the next by a register, after a flush of the TLB: tlbi vmalle1; br x1; the last: hvc #0.
+    m.put(0x1000, &[0xd508_871f, 0xd61f_0020]);
+    m.put(0x2000, &[0xd508_871f, 0xd61f_0040]);
+    m.put(0x3000, &[0xd400_0002]);
+    let mut v = m.vcpu(0, 0x1000, &[(1, RAM + 0x2000), (2, RAM + 0x3000)]);
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+    let pages: Vec<_> = v.decoded().into_iter().map(|place| place & !0xfff).collect();
+    let first = |page: u64| pages.iter().position(|known| *known == RAM + page).unwrap();
+    // The second page is looked at again behind its flush, when the third is.
+    assert!(first(0x2000) < first(0x1000) && first(0x3000) < first(0x1000), "{pages:x?}");
 }

@@ -137,6 +137,7 @@ impl Subject {
             initramfs: self.initramfs,
             image: request.image,
             api: request.api.0,
+            code: request.code,
         };
         let paused = machine.pause()?;
         if request.volume_mark != [0; 16] {

@@ -12,8 +12,26 @@ use supermachine_support::{descriptors, lock};
 
 use crate::confine;
 
-/// A start, and the descriptors that came along.
-pub(crate) type Started = (Box<Start>, Vec<OwnedFd>);
+/// What a process is started for.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "templates are there on Linux alone"))]
+pub(crate) enum Opening {
+    /// A machine; the descriptors that came along.
+    Start(Box<Start>, Vec<OwnedFd>),
+    /// Copies of itself.
+    Template(Box<Start>),
+}
+
+/// A machine that a template is to make.
+#[cfg(target_os = "linux")]
+pub(crate) struct Forking {
+    pub start: Box<Start>,
+    /// The machine's own control socket.
+    pub control: OwnedFd,
+    /// What it says what goes wrong to.
+    pub log: OwnedFd,
+    /// What comes along with a start.
+    pub came: Vec<OwnedFd>,
+}
 
 /// Receives commands.
 pub(crate) struct Commands {
@@ -28,37 +46,63 @@ impl Commands {
         Self { stream, decoder: Decoder::default(), fds: VecDeque::new() }
     }
 
-    /// The start, and the descriptors that came along. `None` when the API has closed its end, and for another command.
-    pub(crate) fn start(&mut self) -> Result<Option<Started>, frame::Error> {
+    /// What the process is started for. `None` when the API has closed its end, and for another command.
+    pub(crate) fn opening(&mut self) -> Result<Option<Opening>, frame::Error> {
         match self.next()? {
             Some((Command::Start(start), first)) => {
-                let (link, arriving) = match &start.source {
-                    Source::Boot(boot) => (boot.configure.identity.network.is_some(), false),
-                    Source::Restore(restore) => (restore.identity.network.is_some(), restore.arriving),
-                };
-                let said = usize::from(start.scratch.is_some())
-                    + start.volume_files()
-                    + usize::from(arriving)
-                    + usize::from(link);
-                let more = said.saturating_sub(1).min(self.fds.len());
-                Ok(Some((start, first.into_iter().chain(self.fds.drain(..more).flatten()).collect())))
+                let more = self.take(said(&start).saturating_sub(1));
+                Ok(Some(Opening::Start(start, first.into_iter().chain(more).collect())))
             }
+            Some((Command::Template(start), None)) => Ok(Some(Opening::Template(start))),
             _ => Ok(None),
         }
+    }
+
+    /// The next machine that a template is to make; before it waits for bytes, `wait` does, which says whether any will
+    /// come. `None` when none will, and for another command.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn forking(
+        &mut self,
+        mut wait: impl FnMut() -> bool,
+    ) -> Result<Option<Forking>, frame::Error> {
+        loop {
+            let Some((Command::Fork(start), control)) = self.next_after(&mut wait)? else { return Ok(None) };
+            let log = self.fds.pop_front().flatten();
+            let came = self.take(said(&start));
+            if let (Some(control), Some(log)) = (control, log) {
+                return Ok(Some(Forking { start, control, log, came }));
+            }
+            // There was no room for its descriptors: who waits for the machine sees its socket closed.
+        }
+    }
+
+    fn take(&mut self, count: usize) -> Vec<OwnedFd> {
+        let count = count.min(self.fds.len());
+        self.fds.drain(..count).flatten().collect()
     }
 
     /// The next command, with the descriptor that came along when it is one that takes one. `None` when the API has
     /// closed its end.
     pub(crate) fn next(&mut self) -> Result<Option<(Command, Option<OwnedFd>)>, frame::Error> {
+        self.next_after(|| true)
+    }
+
+    fn next_after(
+        &mut self,
+        mut wait: impl FnMut() -> bool,
+    ) -> Result<Option<(Command, Option<OwnedFd>)>, frame::Error> {
         loop {
             if let Some(command) = self.decoder.next::<Command>()? {
                 let fd = match command {
-                    Command::Start(_) | Command::Connect { .. } | Command::Capture(_) => {
+                    Command::Start(_) | Command::Connect { .. } | Command::Capture(_) | Command::Fork(_) => {
                         self.fds.pop_front().flatten()
                     }
                     _ => None,
                 };
                 return Ok(Some((command, fd)));
+            }
+            if !wait() {
+                return Ok(None);
             }
             if self.receive()? == 0 {
                 return match self.decoder.pending() {
@@ -83,6 +127,15 @@ impl Commands {
         self.decoder.push(&bytes[..received]);
         Ok(received)
     }
+}
+
+/// How many descriptors come along with a start.
+fn said(start: &Start) -> usize {
+    let (link, arriving) = match &start.source {
+        Source::Boot(boot) => (boot.configure.identity.network.is_some(), false),
+        Source::Restore(restore) => (restore.identity.network.is_some(), restore.arriving),
+    };
+    usize::from(start.scratch.is_some()) + start.volume_files() + usize::from(arriving) + usize::from(link)
 }
 
 /// Why a descriptor did not come along with its command.

@@ -14,6 +14,7 @@
 )]
 
 mod arrival;
+mod begun;
 mod boot;
 mod capture;
 mod clock;
@@ -29,6 +30,8 @@ mod scratch;
 mod session;
 mod shares;
 mod start;
+#[cfg(target_os = "linux")]
+mod template;
 mod volumes;
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -24,6 +24,12 @@ impl Owner {
         Ok(Self { control: control.try_clone()?, process })
     }
 
+    /// The same process, for one that has another control socket.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn of_copy(self, control: &UnixStream) -> io::Result<Self> {
+        Ok(Self { control: control.try_clone()?, process: self.process })
+    }
+
     /// Waits until the owner has something to say; `false` when it is gone.
     pub(crate) fn wait_for_words(&self) -> bool {
         loop {

@@ -19,15 +19,18 @@ use supermachine_proto::worker::{
     Capture, Command, Event, ExitReason, PageRange, Source, Start, Stats, Timings, slot_device,
 };
 
+use crate::begun::Begun;
 use crate::boot::{AgentEvent, BootChannel, Greeting};
 use crate::capture::Subject;
 use crate::clock::{self, WallClock};
-use crate::control::{self, Commands, Events};
+use crate::control::{self, Commands, Events, Opening};
 use crate::ended::Ended;
 use crate::network::Cable;
 use crate::owner::{self, Owner};
 use crate::room::{self, Room};
-use crate::start::{self, Built};
+use crate::start::{self, Built, Came};
+#[cfg(target_os = "linux")]
+use crate::template;
 use crate::volumes::Volumes;
 
 /// How long a guest may take to power off beyond the grace that its processes get.
@@ -72,7 +75,7 @@ struct Session {
     steps: Mutex<Vec<(String, u64)>>,
 }
 
-/// Serves the control socket until the VM has ended.
+/// Serves the control socket until the VM has ended; a template's, and then that of each copy, which returns here as well.
 pub(crate) fn run(control: UnixStream) -> io::Result<()> {
     let started = Instant::now();
     let owner = Owner::of(&control)?;
@@ -81,23 +84,35 @@ pub(crate) fn run(control: UnixStream) -> io::Result<()> {
     }
     let events = Events::new(control.try_clone()?);
     let mut commands = Commands::new(control);
-    let (start, came) = match commands.start() {
-        Ok(Some(start)) => start,
-        Ok(None) => return Ok(()),
-        Err(error) => return Err(io::Error::other(error)),
-    };
-    let mut came = came.into_iter();
-    let own = start.scratch.as_ref().and_then(|_| came.next()).map(File::from);
-    let volumes = came.by_ref().take(start.volume_files()).map(File::from).collect();
-    let arriving = match &start.source {
-        Source::Restore(restore) if restore.arriving => came.next(),
-        _ => None,
-    };
-    let link = came.next();
+    match commands.opening() {
+        Ok(Some(Opening::Start(start, came))) => {
+            let begun = Begun { started, came: Came::with(&start, came), start, commands, events, owner };
+            live(begun, start::build)
+        }
+        #[cfg(target_os = "linux")]
+        Ok(Some(Opening::Template(start))) => match template::serve(&start, commands, events, owner)? {
+            None => Ok(()),
+            Some((begun, laid)) => live(begun, |start, came, step| laid.build(start, came, step)),
+        },
+        #[cfg(not(target_os = "linux"))]
+        Ok(Some(Opening::Template(_))) => {
+            let message = "templates are there on Linux alone".into();
+            let reason = ExitReason::BadConfiguration;
+            events.send(&Event::Exited { reason, message, console_tail: String::new() });
+            Ok(())
+        }
+        Ok(None) => Ok(()),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+/// From the machine's start to its end.
+fn live(
+    Begun { started, start, mut came, commands, events, owner }: Begun,
+    build: impl FnOnce(&Start, &mut Came, &mut dyn FnMut(&str)) -> Result<Built, Ended>,
+) -> io::Result<()> {
     let mut steps = Vec::new();
-    let built = start::build(&start, own, volumes, arriving, &mut |name| {
-        steps.push((name.to_owned(), elapsed_ns(started)))
-    });
+    let built = build(&start, &mut came, &mut |name| steps.push((name.to_owned(), elapsed_ns(started))));
     let Built {
         machine,
         page_map,
@@ -156,7 +171,7 @@ pub(crate) fn run(control: UnixStream) -> io::Result<()> {
     if let Some(arrival) = arrival {
         session.spawn("missing memory", move |session| session.end_without(&arrival));
     }
-    session.run(*start, commands, link);
+    session.run(*start, commands, came.link);
     drop(leases);
     Ok(())
 }
@@ -396,7 +411,10 @@ impl Session {
 
     fn serve(self: &Arc<Self>, command: Command, fd: Option<OwnedFd>) {
         match command {
-            Command::Start(_) => self.end(Ended::bad("a VM was asked to start twice")),
+            Command::Start(_) | Command::Template(_) => {
+                self.end(Ended::bad("a VM was asked to start twice"));
+            }
+            Command::Fork(_) => self.end(Ended::bad("a VM that runs was asked to copy itself")),
             Command::Connect { port } => match fd {
                 Some(fd) => self.connect(port, fd),
                 // Its other end has been closed, which the API sees; the VM goes on.

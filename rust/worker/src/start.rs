@@ -14,9 +14,9 @@ use supermachine_machine::first_touch::FirstTouch;
 use supermachine_machine::pages::PageMap;
 use supermachine_machine::snapshot::{
     v8,
-    v9::{self, Origin},
+    v9::{self, OpenedDisk, Origin},
 };
-use supermachine_machine::{Config, Disk, Engine, Machine, Restore, begin, prepare};
+use supermachine_machine::{Config, Disk, Engine, Ground, Machine, Restore, State, begin, prepare};
 use supermachine_proto::VERSION;
 use supermachine_proto::worker::{self, Boot, ExitReason, PageRange, Source, Start};
 use supermachine_snapshot::Digest32;
@@ -55,47 +55,78 @@ pub(crate) struct Built {
     pub waits: Option<Arc<Waits>>,
 }
 
-/// Makes the machine, saying after each step what has been done.
-///
-/// `own` is the file for what the guest writes to its root's disk; `volumes` are the files of those; `arriving` is where
-/// is said what comes of memory that is on its way.
-pub(crate) fn build(
-    start: &Start,
+/// What came along with a start.
+#[derive(Default)]
+pub(crate) struct Came {
+    /// The file for what the guest writes to its root's disk.
     own: Option<File>,
+    /// The files of the volumes.
     volumes: Vec<File>,
+    /// Where is said what comes of memory that is on its way.
     arriving: Option<OwnedFd>,
-    step: &mut impl FnMut(&str),
-) -> Result<Built, Ended> {
-    if start.version != VERSION {
-        let message = format!("the worker speaks version {VERSION} and the API {}", start.version);
-        return Err(Ended::bad(message));
+    /// The network's.
+    pub link: Option<OwnedFd>,
+}
+
+impl Came {
+    pub(crate) fn with(start: &Start, descriptors: Vec<OwnedFd>) -> Self {
+        let mut came = descriptors.into_iter();
+        let own = start.scratch.as_ref().and_then(|_| came.next()).map(File::from);
+        let volumes = came.by_ref().take(start.volume_files()).map(File::from).collect();
+        let arriving = match &start.source {
+            Source::Restore(restore) if restore.arriving => came.next(),
+            _ => None,
+        };
+        Self { own, volumes, arriving, link: came.next() }
     }
-    let mut disks = Vec::new();
-    for disk in &start.disks {
-        let file = File::options().read(true).write(!disk.read_only).open(&disk.path);
-        let file = file.map_err(|e| Ended::bad(format!("{} cannot be opened: {e}", disk.path.display())))?;
-        disks.push(Disk { file, read_only: disk.read_only });
-    }
+}
+
+/// Makes the machine, saying after each step what has been done; the `link` is left.
+pub(crate) fn build(start: &Start, came: &mut Came, step: &mut dyn FnMut(&str)) -> Result<Built, Ended> {
+    check_version(start)?;
+    let disks = open_disks(start)?;
     let shares = Shares::open(&start.shares)?;
     let page_map = PageMap::open();
     let engine = start.engine;
     let confine = || self::confine(engine, &shares, start.require_confinement);
     prepare(engine).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
-    let wanted = match (&start.scratch, own) {
-        (None, _) => None,
-        (Some(wanted), Some(own)) => Some((wanted, own)),
-        (Some(_), None) => return Err(Ended::bad("the file for the root's disk did not come along")),
-    };
-    let mut built = match &start.source {
-        Source::Boot(boot) => self::boot(engine, boot, disks, wanted, page_map, confine, step),
-        Source::Restore(restore) => {
-            self::restore(engine, restore, disks, wanted, arriving, page_map, confine, step)
+    let built = match &start.source {
+        Source::Boot(boot) => {
+            let wanted = start.scratch.as_ref().map(|scratch| own(came).map(|own| (scratch.bytes, own)));
+            self::boot(engine, boot, disks, wanted.transpose()?, page_map, confine, step)
         }
+        Source::Restore(restore) => self::restore(start, restore, disks, came, page_map, confine, step),
     }?;
+    furnish(built, start, came, shares)
+}
+
+fn check_version(start: &Start) -> Result<(), Ended> {
+    if start.version == VERSION {
+        return Ok(());
+    }
+    Err(Ended::bad(format!("the worker speaks version {VERSION} and the API {}", start.version)))
+}
+
+fn open_disks(start: &Start) -> Result<Vec<Disk>, Ended> {
+    let open = |disk: &worker::Disk| {
+        let file = File::options().read(true).write(!disk.read_only).open(&disk.path);
+        let file = file.map_err(|e| Ended::bad(format!("{} cannot be opened: {e}", disk.path.display())))?;
+        Ok(Disk { file, read_only: disk.read_only })
+    };
+    start.disks.iter().map(open).collect()
+}
+
+fn own(came: &mut Came) -> Result<File, Ended> {
+    came.own.take().ok_or_else(|| Ended::bad("the file for the root's disk did not come along"))
+}
+
+/// Gives the machine what stands behind its devices.
+fn furnish(mut built: Built, start: &Start, came: &mut Came, shares: Shares) -> Result<Built, Ended> {
     if let Some(scratch) = &built.scratch {
         scratch::insert(scratch, &built.machine, scratch::SLOT).map_err(|e| Ended::bad(e.to_string()))?;
         built.room.watch(scratch::SLOT, scratch.file(), scratch.bytes());
     }
+    let volumes = std::mem::take(&mut came.volumes);
     built.volumes = Volumes::insert(&built.machine, &start.volumes, volumes, &built.room)?;
     // Also without shares: what the guest and its server agree on when it boots is in every snapshot of it, and a guest
     // that is restored from one may have some. One of a version 8 file has no such device.
@@ -110,10 +141,10 @@ fn boot(
     engine: Engine,
     boot: &Boot,
     disks: Vec<Disk>,
-    wanted: Option<(&worker::Scratch, File)>,
+    wanted: Option<(u64, File)>,
     page_map: Option<PageMap>,
     confine: impl FnOnce() -> Result<(), Ended>,
-    step: &mut impl FnMut(&str),
+    step: &mut dyn FnMut(&str),
 ) -> Result<Built, Ended> {
     let read = |path: &Path| {
         let bytes = fs::read(path).map_err(|e| unreadable(path, e))?;
@@ -123,7 +154,7 @@ fn boot(
     let none = boot.initramfs.as_os_str().is_empty();
     let initramfs = if none { BootFile::default() } else { read(&boot.initramfs)? };
     confine()?;
-    let scratch = wanted.map(|(wanted, own)| scratch::make(own, wanted.bytes)).transpose()?;
+    let scratch = wanted.map(|(bytes, own)| scratch::make(own, bytes)).transpose()?;
     let (kernel, initramfs) =
         boot_files::contents(kernel, initramfs).map_err(|(path, e)| unreadable(&path, e))?;
     let machine = Machine::new(Config {
@@ -155,41 +186,64 @@ fn boot(
     })
 }
 
-#[expect(clippy::too_many_arguments, reason = "what a start is told, once")]
-fn restore(
-    engine: Engine,
-    restore: &worker::Restore,
-    disks: Vec<Disk>,
-    wanted: Option<(&worker::Scratch, File)>,
-    arriving: Option<OwnedFd>,
-    page_map: Option<PageMap>,
-    confine: impl FnOnce() -> Result<(), Ended>,
-    step: &mut impl FnMut(&str),
-) -> Result<Built, Ended> {
-    let leased = |path: &PathBuf| {
-        let file = File::open(path).map_err(|e| unreadable(path, e))?;
-        lease(&file).map_err(|e| unreadable(path, e))?;
-        Ok(file)
-    };
-    let mut files = restore.files.iter().map(leased).collect::<Result<Vec<_>, Ended>>()?;
-    let elsewhere = wanted.iter().flat_map(|(wanted, _)| &wanted.files).map(leased);
-    let elsewhere = elsewhere.collect::<Result<Vec<_>, Ended>>()?;
-    let leases = files.iter().chain(&elsewhere).map(File::try_clone).collect::<io::Result<_>>();
-    let leases = leases.map_err(|e| Ended::bad(format!("a snapshot cannot be kept open: {e}")))?;
-    confine()?;
-    step("open");
-    let refused = |e: supermachine_machine::Error| Ended::new(ExitReason::BadSnapshot, e.to_string());
+/// The files of a snapshot, each with a lock on it.
+struct Files {
+    /// The chain's.
+    chain: Vec<File>,
+    /// Those that have its disk, where the chain has not.
+    elsewhere: Vec<File>,
+    leases: Vec<File>,
+}
+
+impl Files {
+    fn open(start: &Start, restore: &worker::Restore) -> Result<Self, Ended> {
+        let leased = |path: &PathBuf| {
+            let file = File::open(path).map_err(|e| unreadable(path, e))?;
+            lease(&file).map_err(|e| unreadable(path, e))?;
+            Ok(file)
+        };
+        let chain = restore.files.iter().map(leased).collect::<Result<Vec<_>, Ended>>()?;
+        let elsewhere = start.scratch.iter().flat_map(|scratch| &scratch.files).map(leased);
+        let elsewhere = elsewhere.collect::<Result<Vec<_>, Ended>>()?;
+        let leases = chain.iter().chain(&elsewhere).map(File::try_clone).collect::<io::Result<_>>();
+        let leases = leases.map_err(|e| Ended::bad(format!("a snapshot cannot be kept open: {e}")))?;
+        Ok(Self { chain, elsewhere, leases })
+    }
+}
+
+fn refused(error: supermachine_machine::Error) -> Ended {
+    Ended::new(ExitReason::BadSnapshot, error.to_string())
+}
+
+/// A new VM generation id, of what is fresh.
+fn generation(restore: &worker::Restore) -> [u8; 16] {
     let mut generation = [0; 16];
     let entropy = &restore.identity.entropy.0;
     let fresh = entropy.get(entropy.len().saturating_sub(generation.len())..).unwrap_or_default();
     generation[..fresh.len()].copy_from_slice(fresh);
-    if let [file] = &files[..]
+    generation
+}
+
+fn restore(
+    start: &Start,
+    restore: &worker::Restore,
+    disks: Vec<Disk>,
+    came: &mut Came,
+    page_map: Option<PageMap>,
+    confine: impl FnOnce() -> Result<(), Ended>,
+    step: &mut dyn FnMut(&str),
+) -> Result<Built, Ended> {
+    let engine = start.engine;
+    let Files { mut chain, elsewhere, leases } = Files::open(start, restore)?;
+    confine()?;
+    step("open");
+    if let [file] = &chain[..]
         && is_v8(file)
     {
-        let opened = files.swap_remove(0);
+        let opened = chain.swap_remove(0);
         let opened = v8::open(opened).map_err(refused)?;
         let listeners = opened.listeners().to_vec();
-        let machine = v8::restore(engine, opened, disks, generation, &mut *step).map_err(refused)?;
+        let machine = v8::restore(engine, opened, disks, generation(restore), &mut *step).map_err(refused)?;
         // The format does not say what its guest booted, and no diff builds on it. What the guest has not touched is the
         // file's all the same, so that a later snapshot must look at all of RAM.
         let (kernel, initramfs) = (Digest32::default(), Digest32::default());
@@ -208,7 +262,29 @@ fn restore(
             waits: None,
         });
     }
-    let opened = v9::open(files, elsewhere).map_err(refused)?;
+    let mut opened = open_v9(engine, chain, elsewhere)?;
+    let memory = &mut opened.backing;
+    if restore.arriving {
+        if !memory.diffs.is_empty() {
+            return Err(Ended::bad(
+                "a snapshot that builds on others cannot be started before all of it is there",
+            ));
+        }
+        let socket =
+            came.arriving.take().ok_or_else(|| Ended::bad("nobody says what of the snapshot is there"))?;
+        let followed = arrival::follow(socket, opened.memory_bytes);
+        memory.arrival =
+            Some(followed.map_err(|e| Ended::new(ExitReason::SnapshotIncomplete, e.to_string()))?);
+    }
+    if restore.note_order && engine == Engine::Soft {
+        memory.noted = Some(Arc::new(FirstTouch::new(opened.memory_bytes)));
+    }
+    let laid = Laid::of(engine, opened, disks, leases, step)?;
+    laid.raise(restore, came, page_map, step)
+}
+
+fn open_v9(engine: Engine, chain: Vec<File>, elsewhere: Vec<File>) -> Result<v9::Opened, Ended> {
+    let opened = v9::open(chain, elsewhere).map_err(refused)?;
     if opened.engine != engine {
         let message = format!(
             "the snapshot was taken on the {} engine and cannot go on with {engine}; name its own engine",
@@ -216,49 +292,119 @@ fn restore(
         );
         return Err(Ended::new(ExitReason::BadSnapshot, message));
     }
-    let scratch = match (opened.disk, wanted) {
-        (None, _) => None,
-        (Some(disk), Some((_, own))) => Some(scratch::restored(own, disk)),
-        (Some(_), None) => {
-            return Err(Ended::bad("the snapshot has a disk, and no file came for what is written to it"));
-        }
-    };
-    let (memory_bytes, mut memory, state) = (opened.memory_bytes, opened.backing, opened.state);
-    if restore.arriving {
-        if !memory.diffs.is_empty() {
+    Ok(opened)
+}
+
+/// A snapshot that is open and mapped: all of a restore that is the same for every machine of it.
+pub(crate) struct Laid {
+    ground: Ground,
+    state: State,
+    cpu_features: Vec<String>,
+    disk: Option<OpenedDisk>,
+    origin: Origin,
+    disks: Vec<Disk>,
+    leases: Vec<File>,
+    arrival: Option<Arc<Arrival>>,
+}
+
+impl Laid {
+    fn of(
+        engine: Engine,
+        opened: v9::Opened,
+        disks: Vec<Disk>,
+        leases: Vec<File>,
+        step: &mut dyn FnMut(&str),
+    ) -> Result<Self, Ended> {
+        let v9::Opened { memory_bytes, backing, state, cpu_features, disk, origin, .. } = opened;
+        let arrival = backing.arrival.clone();
+        let ground = Ground::new(engine, memory_bytes, backing, &state, step).map_err(refused)?;
+        Ok(Self { ground, state, cpu_features, disk, origin, disks, leases, arrival })
+    }
+
+    /// For a template: confines the process, which runs no guest and starts no thread, and decodes the code that the
+    /// guest has run. A clone cannot look at its page tables, which are another process's; what it has touched is noted.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn for_clones(start: &Start) -> Result<Self, Ended> {
+        check_version(start)?;
+        let Source::Restore(restore) = &start.source else {
+            return Err(Ended::bad("a template is of a snapshot"));
+        };
+        if start.engine != Engine::Soft || !start.shares.is_empty() || restore.arriving {
             return Err(Ended::bad(
-                "a snapshot that builds on others cannot be started before all of it is there",
+                "a template is for the soft engine, without shares, and with all memory there",
             ));
         }
-        let socket = arriving.ok_or_else(|| Ended::bad("nobody says what of the snapshot is there"))?;
-        let followed = arrival::follow(socket, memory_bytes);
-        memory.arrival =
-            Some(followed.map_err(|e| Ended::new(ExitReason::SnapshotIncomplete, e.to_string()))?);
+        walls(start.require_confinement)?;
+        let disks = open_disks(start)?;
+        let Files { chain, elsewhere, leases } = Files::open(start, restore)?;
+        confine::confine_template().map_err(|e| Ended::new(ExitReason::Unconfined, e.to_string()))?;
+        let mut opened = open_v9(start.engine, chain, elsewhere)?;
+        opened.backing.noted = Some(Arc::new(FirstTouch::unordered(opened.memory_bytes)));
+        let code = std::mem::take(&mut opened.code);
+        let laid = Self::of(start.engine, opened, disks, leases, &mut |_| {})?;
+        laid.ground.decode_ahead(&code);
+        Ok(laid)
     }
-    let arrival = memory.arrival.clone();
-    if restore.note_order && engine == Engine::Soft {
-        memory.noted = Some(Arc::new(FirstTouch::new(memory_bytes)));
+
+    /// In a template's copy: makes the machine, after the process has been confined as a worker is.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn build(
+        self,
+        start: &Start,
+        came: &mut Came,
+        step: &mut dyn FnMut(&str),
+    ) -> Result<Built, Ended> {
+        check_version(start)?;
+        let Source::Restore(restore) = &start.source else {
+            return Err(Ended::bad("a template makes machines of its snapshot alone"));
+        };
+        if !start.shares.is_empty() || restore.arriving {
+            return Err(Ended::bad("a template's machine has no shares, and all of its memory"));
+        }
+        prepare(start.engine).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
+        let shares = Shares::open(&[])?;
+        confine::confine_clone().map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
+        step("open");
+        let built = self.raise(restore, came, None, step)?;
+        furnish(built, start, came, shares)
     }
-    let cpu_features = opened.cpu_features;
-    let made = Restore { engine, memory_bytes, memory, state, cpu_features, disks, generation };
-    let machine = Machine::restore(made, &mut *step).map_err(refused)?;
-    let origin = opened.origin;
-    let (kernel, initramfs) = (origin.kernel, origin.initramfs);
-    let listeners = Vec::new();
-    Ok(Built {
-        machine,
-        page_map,
-        kernel,
-        initramfs,
-        origin: Some(origin),
-        listeners,
-        scratch,
-        volumes: Volumes::default(),
-        room: Room::default(),
-        leases,
-        arrival,
-        waits: None,
-    })
+
+    /// Makes the machine.
+    fn raise(
+        self,
+        restore: &worker::Restore,
+        came: &mut Came,
+        page_map: Option<PageMap>,
+        step: &mut dyn FnMut(&str),
+    ) -> Result<Built, Ended> {
+        let Self { ground, state, cpu_features, disk, origin, disks, leases, arrival } = self;
+        let scratch = match (disk, came.own.take()) {
+            (None, _) => None,
+            (Some(disk), Some(own)) => Some(scratch::restored(own, disk)),
+            (Some(_), None) => {
+                return Err(Ended::bad(
+                    "the snapshot has a disk, and no file came for what is written to it",
+                ));
+            }
+        };
+        let made = Restore { ground, state, cpu_features, disks, generation: generation(restore) };
+        let machine = Machine::restore(made, &mut *step).map_err(refused)?;
+        let (kernel, initramfs) = (origin.kernel, origin.initramfs);
+        Ok(Built {
+            machine,
+            page_map,
+            kernel,
+            initramfs,
+            origin: Some(origin),
+            listeners: Vec::new(),
+            scratch,
+            volumes: Volumes::default(),
+            room: Room::default(),
+            leases,
+            arrival,
+            waits: None,
+        })
+    }
 }
 
 /// Whether a file is a version 8 snapshot, by how it begins.
@@ -273,13 +419,17 @@ fn lease(file: &File) -> io::Result<()> {
     Ok(rustix::fs::flock(file, FlockOperation::NonBlockingLockShared)?)
 }
 
+/// Refuses a system that has not everything to confine the process with, where that is `required`.
+fn walls(required: bool) -> Result<(), Ended> {
+    match confine::Walls::of_this_system().missing() {
+        Some(missing) if required => Err(Ended::new(ExitReason::Unconfined, missing)),
+        _ => Ok(()),
+    }
+}
+
 /// Confines the process; what the engine waits for goes on beside what comes next.
 fn confine(engine: Engine, shares: &Shares, required: bool) -> Result<(), Ended> {
-    if let Some(missing) = confine::Walls::of_this_system().missing()
-        && required
-    {
-        return Err(Ended::new(ExitReason::Unconfined, missing));
-    }
+    walls(required)?;
     confine::confine(engine, &shares.reached()).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
     begin(engine);
     Ok(())

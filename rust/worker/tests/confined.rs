@@ -22,7 +22,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Worker, read, start};
+use common::{Running, Worker, read, restoring, snapshot_of, start};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use supermachine_proto::worker::{self, Event, ExitReason, Share, ShareCache, ShareOwner, Start};
 
@@ -340,9 +340,17 @@ fn conditions(traced: &mut Traced) {
     for option in [libc::PR_SET_DUMPABLE, libc::PR_SET_PDEATHSIG, libc::PR_SET_MM, libc::PR_SET_PTRACER] {
         traced.refused("prctl", libc::SYS_prctl, &[option as u64, 1]);
     }
-    for flags in [libc::SIGCHLD, libc::CLONE_NEWUSER | libc::SIGCHLD, libc::CLONE_VM | libc::CLONE_VFORK] {
+    let processes = [
+        libc::SIGCHLD,
+        libc::CLONE_PARENT | libc::SIGCHLD,
+        libc::CLONE_NEWUSER | libc::SIGCHLD,
+        libc::CLONE_VM | libc::CLONE_VFORK,
+    ];
+    for flags in processes {
         traced.refused("clone", libc::SYS_clone, &[flags as u64]);
     }
+    traced.refused("a file in memory", libc::SYS_memfd_create, &[text, 0]);
+    traced.refused("another filter", libc::SYS_seccomp, &[libc::SECCOMP_SET_MODE_FILTER.into(), 0, room]);
     assert_eq!(traced.call(libc::SYS_clone3, &[room, 88]), Err(libc::ENOSYS));
 
     let (read, code) = (libc::PROT_READ as u64, (libc::PROT_READ | libc::PROT_EXEC) as u64);
@@ -396,6 +404,35 @@ fn a_worker_makes_the_calls_that_it_needs_and_no_others() {
     }
     traced.let_go();
     // It has not noticed.
+    assert!(read(&mut worker.files(), "/proc/version").starts_with(b"Linux"));
+}
+
+/// What a template may do for its copies is not theirs once they run a guest.
+#[test]
+fn a_templates_copy_makes_the_calls_of_a_worker_and_no_others() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("whole");
+    snapshot_of(&mut Worker::ready(start()), &path);
+    let template = Worker::template(restoring(std::slice::from_ref(&path), "template"));
+    let mut worker = Worker::fork(&template, restoring(&[], "copy"));
+    worker.wait_ready();
+    let Some(mut traced) = Traced::seize(&worker) else { return };
+    every_thread(traced.process);
+    every_call(&traced, false);
+    conditions(&mut traced);
+    let path = traced.path("/proc/self/status");
+    for number in [libc::SYS_openat, libc::SYS_statx, libc::SYS_readlinkat, libc::SYS_faccessat] {
+        traced.refused("a path", number, &[HERE, path, 0, 0]);
+    }
+    // Nothing that runs can be written to, and nothing of it is another process's too.
+    let maps = fs::read_to_string(format!("/proc/{}/maps", traced.process)).unwrap();
+    let code = |process: i32| {
+        let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+        maps.lines().any(|line| line.contains("memfd:code"))
+    };
+    assert!(!maps.lines().any(|line| line.contains("rwx")), "{maps}");
+    assert!(code(traced.process) && !code(template.process.id() as i32));
+    traced.let_go();
     assert!(read(&mut worker.files(), "/proc/version").starts_with(b"Linux"));
 }
 
@@ -544,7 +581,7 @@ fn a_kernel_without_a_wall_is_told_and_refused_where_it_is_required() {
             let (control, theirs) = UnixStream::pair().unwrap();
             control.set_read_timeout(Some(common::DEADLINE)).unwrap();
             let process = without(call).stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
-            let mut worker = Worker { process, control };
+            let mut worker = Worker { process: Running::Started(process), control };
             worker.send(&worker::Command::Start(Box::new(Start { require_confinement, ..start() })));
             worker.event()
         };

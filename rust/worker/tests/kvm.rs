@@ -83,6 +83,7 @@ fn capture(worker: &mut Worker, path: &Path) -> Captured {
         image: None,
         api: Chunk::from(vec![]),
         disk_elsewhere: false,
+        code: false,
         volume_mark: [0; 16],
     };
     frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();

@@ -133,6 +133,7 @@ fn what_a_guest_computes_does_not_depend_on_where_it_was_captured() {
                 api: Chunk::default(),
                 v8,
                 disk_elsewhere: false,
+                code: false,
                 volume_mark: [0; 16],
             };
             frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();

@@ -10,63 +10,20 @@
 
 mod common;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use common::{Worker, boot, files, identity, read, send_with_fd, start};
-use supermachine_proto::agent::{Chunk, FileCommand, FileReply, WriteMode};
+use common::{Worker, boot, captured, contents, restoring, start, whole, write};
+use supermachine_proto::agent::Chunk;
 use supermachine_proto::engine::Engine;
-use supermachine_proto::frame;
-use supermachine_proto::worker::{
-    Boot, Capture, Captured, Command, Event, ExitReason, Restore, Source, Start,
-};
+use supermachine_proto::worker::{Boot, Capture, Captured, Event, ExitReason, Source, Start};
 
 /// Takes a snapshot of a running guest into `path`.
 fn capture(worker: &mut Worker, path: &Path, diff: bool) -> Captured {
-    let request = Capture {
-        diff,
-        image: None,
-        api: Chunk::from(b"ours".to_vec()),
-        v8: false,
-        disk_elsewhere: false,
-        volume_mark: [0; 16],
-    };
+    let request = Capture { diff, ..whole() };
     match captured(worker, path, request) {
         Event::Captured(captured) => captured,
         other => panic!("{other:?}"),
     }
-}
-
-fn captured(worker: &mut Worker, path: &Path, request: Capture) -> Event {
-    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
-    let mut bytes = Vec::new();
-    frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
-    send_with_fd(&worker.control, &bytes, &file).unwrap();
-    worker.event()
-}
-
-fn restoring(files: &[PathBuf], hostname: &str) -> Start {
-    let restore = Restore {
-        files: files.into(),
-        identity: identity(hostname),
-        working_set: vec![],
-        arriving: false,
-        note_order: false,
-    };
-    Start { source: Source::Restore(Box::new(restore)), ..start() }
-}
-
-fn write(worker: &mut Worker, path: &str, text: &str) {
-    let mut stream = worker.files();
-    let path = Chunk::from(path.as_bytes().to_vec());
-    let open = FileCommand::Write { path, mode: 0o600, how: WriteMode::Truncate };
-    assert_eq!(files(&mut stream, &open), FileReply::Done);
-    frame::write(&mut stream, &FileCommand::WriteData(Chunk::from(text.as_bytes().to_vec()))).unwrap();
-    assert_eq!(files(&mut stream, &FileCommand::WriteEnd), FileReply::Done);
-}
-
-fn contents(worker: &mut Worker, path: &str) -> String {
-    String::from_utf8(read(&mut worker.files(), path)).unwrap()
 }
 
 fn captured_and_restored(engine: Engine, vcpus: u32) {
@@ -136,14 +93,7 @@ fn field_format(engine: Engine, vcpus: u32) {
     let source = Source::Boot(Box::new(Boot { vcpus, ..boot() }));
     let mut original = Worker::ready(Start { engine, source, ..start() });
     write(&mut original, "/state", "before");
-    let request = Capture {
-        diff: false,
-        image: None,
-        api: Chunk::default(),
-        v8: true,
-        disk_elsewhere: false,
-        volume_mark: [0; 16],
-    };
+    let request = Capture { api: Chunk::default(), v8: true, ..whole() };
     assert!(matches!(captured(&mut original, &ours, request.clone()), Event::Captured(_)));
     let refused = captured(&mut original, &place.path().join("diff"), Capture { diff: true, ..request });
     assert!(matches!(&refused, Event::CaptureFailed { .. }), "{refused:?}");

@@ -144,6 +144,12 @@ pub trait Vm: Send + Sync {
         false
     }
 
+    /// Decodes the code at these guest physical addresses, which the guest is likely to run: for a process that makes
+    /// copies of itself. Before any vCPU is created; engines that decode nothing have nothing to do.
+    fn decode_ahead(&self, places: &[u64]) {
+        let _ = places;
+    }
+
     /// Whether the engine serves PSCI: it then keeps every vCPU but the first out of the guest until that is asked for,
     /// and no PSCI call comes out as [`Exit::Hvc`].
     fn serves_psci(&self) -> bool {
@@ -164,6 +170,12 @@ pub trait Vcpu {
     /// What the guest reads, after [`Exit::Read`]. Engines that never come out with that have nothing to do.
     fn finish_read(&mut self, _value: u64) -> Result<()> {
         Ok(())
+    }
+
+    /// Where code begins that the engine has decoded, by guest physical addresses, what has run last in front; nothing where
+    /// it decodes none.
+    fn decoded(&self) -> Vec<u64> {
+        Vec::new()
     }
 
     /// A general register; an error for an id that there is not.

@@ -80,6 +80,10 @@ impl MachineBuilder for Arm64Builder {
         boot::load(&memory.ram, load.kernel, load.initramfs, description)
     }
 
+    fn decode_ahead(&self, places: &[u64]) {
+        self.vm.decode_ahead(places);
+    }
+
     fn start(self: Box<Self>, devices: Vec<SharedDevice>, tail: Tail) -> Result<Arc<dyn VcpuSet>, Error> {
         let bus = Bus::new(&layout::MAP, devices, Some(Arc::new(Mutex::new(Pl011(tail)))));
         // An engine that serves PSCI keeps those back itself that the guest has not started.

@@ -1,5 +1,6 @@
 //! vCPUs of the arm64 machine: their exits, served, and their state, saved and restored.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -129,6 +130,14 @@ impl VcpuBackend for Arm64 {
     fn cpu_features(vcpus: &Vcpus<Self>) -> Result<Vec<String>, Error> {
         let features = vcpus.on_each(DEADLINE, |_, vcpu| vcpu.features())?;
         Ok(features.into_iter().next().unwrap_or_default())
+    }
+
+    fn decoded(vcpus: &Vcpus<Self>) -> Result<Vec<u64>, Error> {
+        let of_each = vcpus.on_each(DEADLINE, |_, vcpu| vcpu.decoded())?;
+        let longest = of_each.iter().map(Vec::len).max().unwrap_or_default();
+        let by_age = (0..longest).flat_map(|age| of_each.iter().filter_map(move |one| one.get(age)));
+        let mut known = BTreeSet::new();
+        Ok(by_age.copied().filter(|place| known.insert(*place)).collect())
     }
 
     fn save(vcpus: &Vcpus<Self>) -> Result<State, Error> {

@@ -19,7 +19,7 @@ use crate::arm64::{Common, layout as map};
 use crate::assembly::Disk;
 use crate::assembly::layout_of;
 use crate::bus::SharedDevice;
-use crate::machine::Parts;
+use crate::machine::{Ground, Parts};
 use crate::memory::Backing;
 use crate::pause::Paused;
 use crate::power::Power;
@@ -76,10 +76,11 @@ pub fn restore(
         ));
     }
     let Opened { memory_bytes, backing, snapshot } = opened;
-    let (vcpus, layout) = (snapshot.vcpus.len(), layout(&snapshot, disks.len())?);
-    let parts = Parts::restored(engine, vcpus, memory_bytes, backing, layout, disks, None, &mut step)?;
+    let layout = layout(&snapshot, disks.len())?;
+    let ground = Ground::laid(engine, snapshot.vcpus.len(), memory_bytes, backing, None, &mut step)?;
+    let parts = Parts::on(ground, layout, disks)?;
     let state = state(&snapshot, &parts.devices.in_bus_order)?;
-    parts.finish_restore(engine, &state, &[], generation, step)
+    parts.finish_restore(&state, &[], generation, &mut step)
 }
 
 /// Writes a machine that stands still into `file`, which is empty; it need not stand still to finish it. `listeners` are

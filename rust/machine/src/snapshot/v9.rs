@@ -12,6 +12,7 @@ use supermachine_support::saved_structure;
 
 use crate::Error;
 use crate::architecture::Architecture;
+use crate::first_touch::FirstTouch;
 use crate::memory::{Backing, Diff};
 use crate::pages::{self, PAGE, PageMap};
 use crate::pause::Paused;
@@ -27,7 +28,11 @@ pub const API: &str = "api";
 const DISK_ELSEWHERE: &str = "disk-elsewhere";
 /// Optional: what stands behind the device of this index, where there is something to hold.
 const BACKEND: &str = "backend";
-const KNOWN: [&str; 7] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API, DISK_ELSEWHERE, BACKEND];
+/// Optional: where the code begins that its guest has run, for who decodes it ahead. A hint, by guest physical addresses.
+const CODE: &str = "code";
+const KNOWN: [&str; 8] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API, DISK_ELSEWHERE, BACKEND, CODE];
+/// Places in it at most.
+const MOST_CODE: usize = 1 << 16;
 /// Version of the sections' encodings.
 const VERSION: u32 = 1;
 
@@ -42,6 +47,8 @@ pub struct About {
     pub image: Option<String>,
     /// The API's own.
     pub api: Vec<u8>,
+    /// Whether to say which code the guest has run.
+    pub code: bool,
 }
 
 /// The disk that belongs to a machine, at the moment of a capture.
@@ -89,6 +96,8 @@ pub struct Opened {
     pub cpu_features: Vec<String>,
     /// Where it had one of its own.
     pub disk: Option<OpenedDisk>,
+    /// Where code begins that its guest has run, as far as it says, by guest physical addresses. Not checked.
+    pub code: Vec<u64>,
     /// What its own snapshots say and build on.
     pub origin: Origin,
 }
@@ -181,6 +190,10 @@ pub fn open(files: Vec<File>, disks: Vec<File>) -> Result<Opened, Error> {
     let origin =
         Origin { kernel: identity.kernel, initramfs: identity.initramfs, id: last.id(), files: kept };
     let (memory_bytes, cpu_features) = (identity.memory_bytes, identity.cpu_features.clone());
+    let code = match last.section(CODE, 0) {
+        Some(section) if section.version == VERSION => decode(CODE, &section.data).unwrap_or_default(),
+        _ => Vec::new(),
+    };
 
     let mut files = files.into_iter();
     let base = files.next().ok_or(Error::NoSnapshot)?;
@@ -195,7 +208,7 @@ pub fn open(files: Vec<File>, disks: Vec<File>) -> Result<Opened, Error> {
         arrival: None,
         noted: None,
     };
-    Ok(Opened { engine, memory_bytes, backing, state, cpu_features, disk, origin })
+    Ok(Opened { engine, memory_bytes, backing, state, cpu_features, disk, code, origin })
 }
 
 /// The disk that a chain holds.
@@ -323,6 +336,11 @@ pub fn write(
     let backends = state.backends.into_iter().enumerate().filter(|(_, data)| !data.is_empty());
     sections.extend(backends.map(|(n, data)| section(BACKEND, n, false, data)));
     sections.push(section(API, 0, false, about.api));
+    if about.code {
+        let mut places = paused.decoded()?;
+        places.truncate(MOST_CODE);
+        sections.push(section(CODE, 0, false, encode(CODE, &places)?));
+    }
     if let Some(Disk::Elsewhere(disk)) = &disk {
         sections.push(section(DISK_ELSEWHERE, 0, true, encode(DISK_ELSEWHERE, disk)?));
     }
@@ -331,8 +349,11 @@ pub fn write(
         writer.set_disk(contents).map_err(bad)?;
     }
 
-    let touched =
-        page_map.map(|map| map.touched(memory.as_ptr() as u64, memory.len() as u64 / PAGE)).transpose()?;
+    let touched = match page_map {
+        Some(map) => Some(map.touched(memory.as_ptr() as u64, memory.len() as u64 / PAGE)?),
+        // What vCPUs and devices have touched is all that can be other than in the files below.
+        None => paused.noted().map(FirstTouch::touched),
+    };
     let bytes = |pages: &Range<u64>| pages.start * PAGE..pages.end * PAGE;
     match (scope, touched) {
         (Scope::Whole { .. }, None) => writer.write_ram(memory),

@@ -18,6 +18,7 @@ pub(crate) trait VcpuSet: Send + Sync {
     /// Exits by cause, and guest instructions run by vCPUs that have stopped.
     fn stats(&self) -> (Vec<(String, u64)>, u64);
     fn cpu_features(&self) -> Result<Vec<String>, Error>;
+    fn decoded(&self) -> Result<Vec<u64>, Error>;
     fn save(&self) -> Result<State, Error>;
     fn restore(&self, state: &State, features: &[String], step: &mut dyn FnMut(&str)) -> Result<(), Error>;
     fn restore_time(&self, state: &State) -> Result<(), Error>;
@@ -53,6 +54,10 @@ impl<P: VcpuBackend> VcpuSet for Vcpus<P> {
 
     fn cpu_features(&self) -> Result<Vec<String>, Error> {
         P::cpu_features(self)
+    }
+
+    fn decoded(&self) -> Result<Vec<u64>, Error> {
+        P::decoded(self)
     }
 
     fn save(&self) -> Result<State, Error> {

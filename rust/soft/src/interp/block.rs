@@ -55,6 +55,10 @@ pub(crate) struct Block {
     /// Which operation checks that FP is enabled.
     pub check: Option<usize>,
     pub end: End,
+    /// Whether [`Block::branches`] is kept.
+    pub notes_branches: bool,
+    /// Which operations go on in the page at an offset, by themselves.
+    pub branches: Vec<usize>,
 }
 
 /// What a block ends with.
@@ -100,6 +104,7 @@ impl Block {
     /// The same for `most` instructions at most.
     pub(crate) fn decode_up_to(&mut self, most: usize, first: usize, mut fetch: impl FnMut(usize) -> u32) {
         self.ops.clear();
+        self.branches.clear();
         self.check = None;
         self.end = End::Instruction;
         self.last = Last::Other;
@@ -154,6 +159,7 @@ impl Block {
             if self.n as usize >= most || again {
                 self.end = End::Fall;
                 let (lo, hi) = (off as u8, (off >> 8) as u8);
+                self.note_branch();
                 self.op(sys::fall, [0, 0, lo, hi], 0);
                 if again {
                     self.around = self.ops.len();
@@ -165,6 +171,13 @@ impl Block {
 
     pub(super) fn op(&mut self, f: Handler, [a, b, c, d]: [u8; 4], imm: u64) {
         self.ops.push(Op { f, a, b, c, d, off: self.off, n: self.n, imm });
+    }
+
+    /// The next operation goes on in the page.
+    pub(super) fn note_branch(&mut self) {
+        if self.notes_branches {
+            self.branches.push(self.ops.len());
+        }
     }
 
     /// Adds an operation of this form.

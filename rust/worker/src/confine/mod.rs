@@ -65,6 +65,20 @@ pub(crate) fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Erro
     system::confine(engine, shares)
 }
 
+/// Confines a process that makes machines by copying itself ([`crate::template`]) and has one thread: as for the soft
+/// engine without shares, but that it may be copied, have memory made executable, and confine itself further. An error
+/// where calls cannot be filtered: its copies could then not be kept from copying themselves.
+#[cfg(target_os = "linux")]
+pub(crate) fn confine_template() -> Result<(), Error> {
+    system::confine_template()
+}
+
+/// Takes from a template's copy, which has one thread still, what a worker of the soft engine has not.
+#[cfg(target_os = "linux")]
+pub(crate) fn confine_clone() -> Result<(), Error> {
+    system::confine_clone()
+}
+
 /// How many files the process may have open; `None` for any number. A confined process cannot ask for it.
 pub(crate) fn open_files() -> Option<u64> {
     match OPEN_FILES.get() {

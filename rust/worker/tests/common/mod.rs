@@ -1,27 +1,67 @@
 //! A worker process with a real guest, as the API drives it.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::io::{self, IoSlice};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Stdio};
+use std::process::{Child, Command as Process, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use supermachine_proto::agent::{
-    Chunk, Configure, FileCommand, FileReply, Identity, REQUEST_PORT, Request, Root,
+    Chunk, Configure, FileCommand, FileReply, Identity, REQUEST_PORT, Request, Root, WriteMode,
 };
 use supermachine_proto::engine::Engine;
-use supermachine_proto::worker::{Boot, Command, Event, Source, Start};
+use supermachine_proto::worker::{Boot, Capture, Command, Event, Restore, Source, Start};
 use supermachine_proto::{VERSION, frame};
+use supermachine_support::descriptors;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Worker {
-    pub process: Child,
+    pub process: Running,
     pub control: UnixStream,
+}
+
+/// A process that this one waits for.
+pub(crate) enum Running {
+    Started(Child),
+    /// Made by a template.
+    Copy(Pid),
+}
+
+impl Running {
+    pub(crate) fn id(&self) -> u32 {
+        match self {
+            Self::Started(child) => child.id(),
+            Self::Copy(pid) => pid.as_raw_nonzero().get() as u32,
+        }
+    }
+
+    pub(crate) fn kill(&mut self) -> io::Result<()> {
+        match self {
+            Self::Started(child) => child.kill(),
+            Self::Copy(pid) => Ok(kill_process(*pid, Signal::KILL)?),
+        }
+    }
+
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
+        match self {
+            Self::Started(child) => child.wait(),
+            Self::Copy(pid) => {
+                let waited = waitpid(Some(*pid), WaitOptions::empty())?;
+                Ok(ExitStatus::from_raw(waited.map_or(0, |(_, status)| status.as_raw())))
+            }
+        }
+    }
 }
 
 impl Drop for Worker {
@@ -87,6 +127,39 @@ impl Worker {
 
     /// With these variables in the worker's environment.
     pub(crate) fn spawn_with(start: Start, environment: &[(&str, &Path)]) -> Self {
+        Self::told(&Command::Start(Box::new(start)), environment)
+    }
+
+    /// A template of what this start restores, when it is ready.
+    pub(crate) fn template(start: Start) -> Self {
+        let mut template = Self::told(&Command::Template(Box::new(start)), &[]);
+        template.wait_ready();
+        template
+    }
+
+    /// One of a template's copies.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn fork(template: &Self, start: Start) -> Self {
+        let (control, theirs) = UnixStream::pair().unwrap();
+        control.set_read_timeout(Some(DEADLINE)).unwrap();
+        rustix::net::sockopt::set_socket_passcred(&control, true).unwrap();
+        let mut bytes = Vec::new();
+        frame::encode(&Command::Fork(Box::new(start)), &mut bytes).unwrap();
+        let log = io::stderr();
+        descriptors::send(&template.control, &bytes, &[theirs.as_fd(), log.as_fd()]).unwrap();
+        drop(theirs);
+        let mut first = Vec::new();
+        frame::encode(&Event::Forked, &mut first).unwrap();
+        let mut room = vec![0; first.len()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+        let mut told = RecvAncillaryBuffer::new(&mut space);
+        recvmsg(&control, &mut [IoSliceMut::new(&mut room)], &mut told, RecvFlags::empty()).unwrap();
+        assert_eq!(room, first);
+        let Some(RecvAncillaryMessage::ScmCredentials(who)) = told.drain().next() else { panic!("nobody") };
+        Self { process: Running::Copy(who.pid), control }
+    }
+
+    fn told(command: &Command, environment: &[(&str, &Path)]) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
         control.set_read_timeout(Some(DEADLINE)).unwrap();
         let process = Process::new(env!("CARGO_BIN_EXE_supermachine-worker"))
@@ -94,8 +167,8 @@ impl Worker {
             .envs(environment.iter().copied())
             .spawn()
             .unwrap();
-        let mut worker = Self { process, control };
-        worker.send(&Command::Start(Box::new(start)));
+        let mut worker = Self { process: Running::Started(process), control };
+        worker.send(command);
         worker
     }
 
@@ -158,4 +231,56 @@ pub(crate) fn read(stream: &mut UnixStream, path: &str) -> Vec<u8> {
     let FileReply::Data(data) = reply else { panic!("{reply:?}") };
     assert_eq!(frame::read(stream).unwrap(), Some(FileReply::Done));
     data.0
+}
+
+/// A request for all of a guest.
+pub(crate) fn whole() -> Capture {
+    Capture {
+        diff: false,
+        image: None,
+        api: Chunk::from(b"ours".to_vec()),
+        v8: false,
+        disk_elsewhere: false,
+        code: true,
+        volume_mark: [0; 16],
+    }
+}
+
+/// What comes of a capture into a new file at `path`.
+pub(crate) fn captured(worker: &mut Worker, path: &Path, request: Capture) -> Event {
+    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    let mut bytes = Vec::new();
+    frame::encode(&Command::Capture(Box::new(request)), &mut bytes).unwrap();
+    send_with_fd(&worker.control, &bytes, &file).unwrap();
+    worker.event()
+}
+
+/// Takes a snapshot of a running guest into a new file at `path`.
+pub(crate) fn snapshot_of(worker: &mut Worker, path: &Path) {
+    assert!(matches!(captured(worker, path, whole()), Event::Captured(_)));
+}
+
+/// A guest that goes on from these files.
+pub(crate) fn restoring(files: &[PathBuf], hostname: &str) -> Start {
+    let restore = Restore {
+        files: files.into(),
+        identity: identity(hostname),
+        working_set: vec![],
+        arriving: false,
+        note_order: false,
+    };
+    Start { source: Source::Restore(Box::new(restore)), ..start() }
+}
+
+pub(crate) fn write(worker: &mut Worker, path: &str, text: &str) {
+    let mut stream = worker.files();
+    let path = Chunk::from(path.as_bytes().to_vec());
+    let open = FileCommand::Write { path, mode: 0o600, how: WriteMode::Truncate };
+    assert_eq!(files(&mut stream, &open), FileReply::Done);
+    frame::write(&mut stream, &FileCommand::WriteData(Chunk::from(text.as_bytes().to_vec()))).unwrap();
+    assert_eq!(files(&mut stream, &FileCommand::WriteEnd), FileReply::Done);
+}
+
+pub(crate) fn contents(worker: &mut Worker, path: &str) -> String {
+    String::from_utf8(read(&mut worker.files(), path)).unwrap()
 }

@@ -35,6 +35,7 @@ impl Block {
         if is_far(to) {
             self.op(far, [a, b, 0, 0], to as u64);
         } else {
+            self.note_branch();
             self.op(near, [a, b, to as u8, (to >> 8) as u8], 0);
         }
     }

@@ -28,6 +28,18 @@ pub(super) fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Erro
     if has_seccomp() { seccomp::apply(engine, filtered(shares)?) } else { Ok(()) }
 }
 
+/// Confines a template, which has one thread.
+pub(super) fn confine_template() -> Result<(), Error> {
+    privileges::drop()?;
+    landlock(&[])?;
+    seccomp::apply_to_template()
+}
+
+/// Confines its copy further, which has one thread.
+pub(super) fn confine_clone() -> Result<(), Error> {
+    seccomp::apply_to_clone()
+}
+
 /// What a filter has to know of shares.
 fn filtered(shares: &[Beneath<'_>]) -> Result<Option<seccomp::Shares>, Error> {
     if shares.is_empty() {

@@ -267,8 +267,13 @@ pub(super) fn program(
     engine: Engine,
     shares: Option<Shares>,
 ) -> Result<BpfProgram, seccompiler::BackendError> {
-    let arch: TargetArch = std::env::consts::ARCH.try_into()?;
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = FREE.iter().map(|number| (*number, vec![])).collect();
+    filter(rules(engine, shares)?)
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn rules(engine: Engine, shares: Option<Shares>) -> Result<Rules, seccompiler::BackendError> {
+    let mut rules: Rules = FREE.iter().map(|number| (*number, vec![])).collect();
     if let Some(shares) = shares {
         rules.extend(SHARES.iter().map(|number| (*number, vec![])));
         if shares.writable {
@@ -276,15 +281,95 @@ pub(super) fn program(
         }
     }
     for (number, alternatives) in conditional(engine, shares) {
-        let of = |arguments: &Vec<Argument>| {
-            SeccompRule::new(arguments.iter().map(condition).collect::<Result<_, _>>()?)
-        };
-        rules.insert(number, alternatives.iter().map(of).collect::<Result<_, _>>()?);
+        rules.insert(number, alternatives.iter().map(|arguments| rule(arguments)).collect::<Result<_, _>>()?);
     }
+    Ok(rules)
+}
+
+fn rule(arguments: &[Argument]) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(arguments.iter().map(condition).collect::<Result<_, _>>()?)
+}
+
+/// Lets the calls of `rules` through.
+fn filter(rules: Rules) -> Result<BpfProgram, seccompiler::BackendError> {
+    let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     // A call that is not listed fails as if it were not permitted, so that a library that merely asks goes on.
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let filter: BpfProgram = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)?.try_into()?;
     Ok(without_clone3().into_iter().chain(filter).collect())
+}
+
+/// How a template copies itself: its copies are its parent's children, as it is.
+pub(super) const COPY: u64 = (libc::CLONE_PARENT | libc::SIGCHLD) as u64;
+
+/// Calls of a template beside those of a worker of the soft engine without shares; its copies make them too, until
+/// [`clone_program`] takes them away.
+const TEMPLATE: &[(i64, &[Argument])] = &[
+    (libc::SYS_clone, &[Whole(0, 0, COPY)]),
+    // For the copy's own code memory.
+    (libc::SYS_memfd_create, &[]),
+    (libc::SYS_mmap, &[]),
+    (libc::SYS_seccomp, &[Is(0, libc::SECCOMP_SET_MODE_FILTER as u64)]),
+    // A copy has another number.
+    (libc::SYS_tgkill, &[]),
+    // Of the file server.
+    (libc::SYS_umask, &[]),
+];
+
+/// Filters the calls of this process and its copies.
+pub(super) fn apply_to_template() -> Result<(), Error> {
+    let failed = |e: &dyn std::error::Error| Error::Seccomp(e.to_string());
+    let program = template_program().map_err(|e| failed(&e))?;
+    seccompiler::apply_filter_all_threads(&program).map_err(|e| failed(&e))
+}
+
+pub(super) fn template_program() -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules = rules(Engine::Soft, None)?;
+    for (number, arguments) in TEMPLATE {
+        let alternatives = rules.entry(*number).or_default();
+        match arguments {
+            [] => alternatives.clear(),
+            arguments => alternatives.push(rule(arguments)?),
+        }
+    }
+    filter(rules)
+}
+
+/// Filters the calls of this process, a template's copy, beside what filters them already: both must let one through.
+pub(super) fn apply_to_clone() -> Result<(), Error> {
+    let program = clone_program(std::process::id()).map_err(|e| Error::Seccomp(e.to_string()))?;
+    let length = u16::try_from(program.len()).map_err(|e| Error::Seccomp(e.to_string()))?;
+    let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: the program is as long as is said and outlives the call; instructions have the layout of the kernel's.
+    let refused =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) };
+    match refused {
+        0 => Ok(()),
+        _ => Err(Error::Seccomp(std::io::Error::last_os_error().to_string())),
+    }
+}
+
+/// Refuses what a template may and a worker may not: the two let through together what a worker's filter does.
+fn clone_program(process: u32) -> Result<BpfProgram, seccompiler::BackendError> {
+    let other = |index, length, value| SeccompCondition::new(index, length, SeccompCmpOp::Ne, value);
+    let none_of_a_thread = vec![
+        other(0, SeccompCmpArgLen::Qword, THREAD)?,
+        other(0, SeccompCmpArgLen::Qword, THREAD | DETACHED)?,
+    ];
+    let executable = libc::PROT_EXEC as u64;
+    let of_another = other(0, SeccompCmpArgLen::Dword, process.into())?;
+    let rules: Rules = [
+        (libc::SYS_clone, vec![SeccompRule::new(none_of_a_thread)?]),
+        (libc::SYS_memfd_create, vec![]),
+        (libc::SYS_mmap, vec![rule(&[Masked(2, executable, executable)])?]),
+        (libc::SYS_seccomp, vec![]),
+        (libc::SYS_tgkill, vec![SeccompRule::new(vec![of_another])?]),
+        (libc::SYS_umask, vec![]),
+    ]
+    .into();
+    let arch: TargetArch = std::env::consts::ARCH.try_into()?;
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)?.try_into()
 }
 
 /// A C library takes `clone` when a kernel does not have `clone3`, whose flags are in memory; so this one has it not.

@@ -264,6 +264,38 @@ fn what_a_worker_has_no_use_for_is_refused() {
     });
 }
 
+/// A template has a few calls more, for its copies, which lose them with their own filter.
+#[test]
+fn a_templates_copy_has_what_a_worker_has() {
+    apart("a_templates_copy_has_what_a_worker_has", || {
+        let things = Things::new();
+        super::confine_template().unwrap();
+        let none = null::<libc::c_void>();
+        let copy = || call!(SYS_clone, seccomp::COPY, none, none, none, none);
+        // Its parent is not here to wait for it.
+        match copy() {
+            // SAFETY: ends the copy, which has run nothing else.
+            Ok(0) => unsafe { libc::_exit(0) },
+            outcome => assert!(outcome.is_ok(), "{outcome:?}"),
+        }
+        // Every other way to a process is closed already.
+        for flags in [libc::SIGCHLD, libc::CLONE_PARENT, libc::CLONE_PARENT | libc::CLONE_VM | libc::SIGCHLD]
+        {
+            assert_eq!(bury(call!(SYS_clone, flags, none, none, none, none)), Err(libc::EPERM));
+        }
+        assert!(call!(SYS_memfd_create, c"m".as_ptr(), 0).is_ok());
+        super::confine_clone().unwrap();
+        assert_eq!(bury(copy()), Err(libc::EPERM));
+        for (what, outcome) in things.refused() {
+            assert_eq!(outcome, Err(libc::EPERM), "{what}");
+        }
+        assert_eq!(call!(SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, none), Err(libc::EPERM));
+        for (what, outcome) in things.allowed() {
+            assert!(outcome.is_ok() || what == "ioctl KVM", "{what}: {outcome:?}");
+        }
+    });
+}
+
 #[test]
 fn kvm_is_for_its_engine_alone() {
     apart("kvm_is_for_its_engine_alone", || {
