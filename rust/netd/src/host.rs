@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 
 use crate::rules;
 
 /// Bytes of a file that are looked at, and name servers that are asked (resolv.conf(5), MAXNS).
 const MAX_BYTES: usize = 1 << 20;
 const MAX_SERVERS: usize = 3;
+
+/// Where macOS has name servers of single domains (resolver(5)), and how many domains are looked at.
+const SCOPED: &str = "/etc/resolver";
+const MAX_SCOPED: usize = 256;
 
 /// Domains that are searched, and bytes of them (resolv.conf(5)).
 const MAX_SEARCH: usize = 32;
@@ -36,6 +41,8 @@ impl Search {
 pub struct Host {
     /// Name servers of /etc/resolv.conf.
     pub servers: Vec<SocketAddr>,
+    /// Name servers of a domain and of all below it, by the domain in small letters, where the host has some.
+    pub scoped: BTreeMap<String, Vec<SocketAddr>>,
     /// Names, in small letters.
     pub names: BTreeMap<String, Vec<IpAddr>>,
     /// Certificates, in DER, of the authorities that it trusts: those of the system, or of SSL_CERT_FILE and SSL_CERT_DIR.
@@ -49,9 +56,22 @@ impl Host {
         let roots = if roots { rustls_native_certs::load_native_certs().certs } else { Vec::new() };
         Self {
             servers: servers(&read("/etc/resolv.conf")),
+            scoped: if cfg!(target_os = "macos") { scoped(Path::new(SCOPED)) } else { BTreeMap::new() },
             names: names(&read("/etc/hosts")),
             roots: roots.iter().map(|der| der.to_vec()).collect(),
         }
+    }
+
+    /// Who is asked for this name: those of the longest domain that it is in.
+    pub fn servers_of(&self, name: Option<&str>) -> &[SocketAddr] {
+        let mut rest = name;
+        while let (Some(domain), false) = (rest, self.scoped.is_empty()) {
+            if let Some(servers) = self.scoped.get(domain) {
+                return servers;
+            }
+            rest = domain.split_once('.').map(|(_, above)| above);
+        }
+        &self.servers
     }
 }
 
@@ -63,7 +83,7 @@ pub fn has_route_v6() -> bool {
     socket.is_ok_and(|socket| socket.connect(somebody).is_ok())
 }
 
-fn read(path: &str) -> String {
+fn read(path: impl AsRef<Path>) -> String {
     let mut bytes = fs::read(path).unwrap_or_default();
     bytes.truncate(MAX_BYTES);
     String::from_utf8_lossy(&bytes).into_owned()
@@ -113,6 +133,44 @@ fn servers(text: &str) -> Vec<SocketAddr> {
     found
 }
 
+/// Of a directory of resolver(5), macOS's, whose files have a domain's servers each. Those that programs alone tell its resolver
+/// of, as some VPNs do, are in no file.
+fn scoped(directory: &Path) -> BTreeMap<String, Vec<SocketAddr>> {
+    let mut found = BTreeMap::new();
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.take(MAX_SCOPED) {
+        let text = read(entry.path());
+        let lines = || text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let last = |key: &str| {
+            lines().filter_map(|words| (words.first() == Some(&key)).then_some(*words.get(1)?)).next_back()
+        };
+        let file = entry.file_name();
+        let domain = last("domain").or(file.to_str()).and_then(rules::normal);
+        let port = last("port").map_or(Some(53), |port| port.parse().ok());
+        let (Some(domain), Some(port)) = (domain, port) else { continue };
+        let servers: Vec<_> = lines()
+            .filter_map(|words| match words[..] {
+                ["nameserver", server, ..] => scoped_server(server, port),
+                _ => None,
+            })
+            .take(MAX_SERVERS)
+            .collect();
+        if !servers.is_empty() {
+            found.insert(domain, servers);
+        }
+    }
+    found
+}
+
+/// An address, which may have a port behind a dot.
+fn scoped_server(text: &str, port: u16) -> Option<SocketAddr> {
+    let whole = text.parse().map(|address| SocketAddr::new(address, port));
+    whole.ok().or_else(|| {
+        let (address, port) = text.rsplit_once('.')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    })
+}
+
 fn names(text: &str) -> BTreeMap<String, Vec<IpAddr>> {
     let mut found: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
     for line in text.lines() {
@@ -143,5 +201,37 @@ mod tests {
         let found = names("127.0.0.1 localhost\n192.0.2.9\tBox box.test # comment\n::1 localhost\n");
         assert_eq!(found["box"], ["192.0.2.9".parse::<IpAddr>().unwrap()]);
         assert_eq!(found["localhost"].len(), 2);
+    }
+
+    #[test]
+    fn a_domain_with_servers_of_its_own_is_asked_there() {
+        let place = std::env::temp_dir().join(format!("resolver-{}", std::process::id()));
+        fs::create_dir_all(&place).unwrap();
+        for (file, text) in [
+            ("corp.test", "# office\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nport 5300\n"),
+            ("lab", "domain Lab.corp.test.\nnameserver 127.0.0.1.5353\nnameserver fd00::1\nnameserver x\n"),
+            ("empty.test", "search_order 1\n"),
+            ("odd.test", "nameserver 192.0.2.3\nport many\n"),
+            ("no name", "nameserver 192.0.2.3\n"),
+        ] {
+            fs::write(place.join(file), text).unwrap();
+        }
+        let scoped = scoped(&place);
+        fs::remove_dir_all(&place).unwrap();
+        assert_eq!(scoped.keys().collect::<Vec<_>>(), ["corp.test", "lab.corp.test"]);
+        let host = Host { servers: servers("nameserver 192.0.2.9"), scoped, ..Host::default() };
+        for (name, expected) in [
+            ("corp.test", "192.0.2.1:5300 192.0.2.2:5300"),
+            ("a.b.corp.test", "192.0.2.1:5300 192.0.2.2:5300"),
+            ("lab.corp.test", "127.0.0.1:5353 [fd00::1]:53"),
+            ("x.lab.corp.test", "127.0.0.1:5353 [fd00::1]:53"),
+            ("notcorp.test", "192.0.2.9:53"),
+            ("test", "192.0.2.9:53"),
+        ] {
+            let found: Vec<_> = host.servers_of(Some(name)).iter().map(ToString::to_string).collect();
+            assert_eq!(found.join(" "), expected, "{name}");
+        }
+        assert_eq!(host.servers_of(None).len(), 1);
+        assert!(super::scoped(Path::new("/nonexistent")).is_empty());
     }
 }

@@ -226,8 +226,9 @@ impl Resolver {
 
     /// Asks the next server, or gives up.
     fn forward(&mut self, client: u64, query: Vec<u8>, question: Question, tried: usize, now: Instant) {
-        for tried in tried..self.host.servers.len() * ROUNDS {
-            let server = self.host.servers[tried % self.host.servers.len()];
+        let servers = self.host.servers_of(question.name.as_deref());
+        for tried in tried..servers.len() * ROUNDS {
+            let server = servers[tried % servers.len()];
             if let Ok(socket) = send(server, &query) {
                 let deadline = now + PATIENCE;
                 self.lookups.push(Lookup { client, query, question, tried, socket, deadline });
@@ -247,7 +248,8 @@ impl Resolver {
                 Ok(n) => (dns::answers(&buffer[..n], &lookup.question), n, false),
                 Err(error) => (None, 0, error.kind() != io::ErrorKind::WouldBlock),
             };
-            let last = lookup.tried + 1 >= self.host.servers.len() * ROUNDS;
+            let servers = self.host.servers_of(lookup.question.name.as_deref()).len();
+            let last = lookup.tried + 1 >= servers * ROUNDS;
             match code {
                 Some(dns::SERVER_FAILED | dns::REFUSED | dns::NOT_IMPLEMENTED) if !last => {
                     let Lookup { client, query, question, tried, .. } = self.lookups.swap_remove(at);
@@ -267,7 +269,7 @@ impl Resolver {
     }
 
     fn ask_by_tcp(&mut self, client: u64, query: Vec<u8>, question: Question) {
-        let servers = self.host.servers.clone();
+        let servers = self.host.servers_of(question.name.as_deref()).to_vec();
         let (sender, bell) = (self.answered.0.clone(), self.bell.0.try_clone());
         let kept = (query.clone(), question.clone());
         let spawned = match (self.by_tcp < BY_TCP, bell) {

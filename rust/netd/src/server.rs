@@ -100,6 +100,7 @@ impl Server {
         let policy = Policy::new(&start.policy).map_err(io::Error::other)?;
         if !start.dns.is_empty() {
             host.servers = start.dns;
+            host.scoped.clear();
         }
         let opening = start.secrets.map(|secrets| Opening::new(secrets, &host.roots)).transpose();
         let opening = opening.map_err(io::Error::other)?;

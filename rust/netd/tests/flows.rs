@@ -47,6 +47,10 @@ struct Netd {
 
 impl Netd {
     fn start(preset: Preset, allow: &[&str], deny: &[&str], dns: Vec<SocketAddr>) -> Self {
+        Self::on(Host::default(), preset, allow, deny, dns)
+    }
+
+    fn on(host: Host, preset: Preset, allow: &[&str], deny: &[&str], dns: Vec<SocketAddr>) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
         let (link, worker) = UnixStream::pair().unwrap();
         let start = Start {
@@ -62,7 +66,7 @@ impl Netd {
         thread::spawn(move || {
             confine::confine_thread().unwrap();
             let (control, link) = (Channel::new(theirs).unwrap(), Channel::new(link).unwrap());
-            Server::new(control, link, start, Host::default()).unwrap().dialing(dial).run()
+            Server::new(control, link, start, host).unwrap().dialing(dial).run()
         });
         Self { control: Channel::new(control).unwrap(), link: Channel::new(worker).unwrap(), next: 0 }
     }
@@ -312,6 +316,26 @@ fn no_lookup_opens_a_way() {
         let read = to.ends_with(":80") && matches!(reply, Reply::Judged { .. });
         assert!(read || matches!(reply, Reply::Refused { refusal: Refusal::Denied, .. }), "{to}: {reply:?}");
     }
+}
+
+#[test]
+fn a_domain_of_the_hosts_with_servers_of_its_own_is_asked_there_unless_others_are_named() {
+    let (server, nobody) = (name_server(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let unanswered = nobody.local_addr().unwrap();
+    let host = || Host {
+        servers: vec![unanswered],
+        scoped: [("allowed.test".to_owned(), vec![server])].into(),
+        ..Host::default()
+    };
+    let mut netd = Netd::on(host(), Preset::Public, &[], &[], vec![]);
+    assert_eq!(netd.look_up("x.allowed.test"), 0);
+    nobody.set_nonblocking(true).unwrap();
+    assert!(nobody.recv(&mut [0; 512]).is_err(), "the host's other server was asked");
+    let mut netd = Netd::on(host(), Preset::Public, &[], &[], vec![server]);
+    assert_eq!(netd.look_up("elsewhere.test"), 0);
+    let other = Host { scoped: [("test".to_owned(), vec![unanswered])].into(), ..host() };
+    let mut netd = Netd::on(other, Preset::Public, &[], &[], vec![server]);
+    assert_eq!(netd.look_up("allowed.test"), 0);
 }
 
 #[test]
