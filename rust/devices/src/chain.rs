@@ -127,6 +127,17 @@ pub(crate) fn told(bytes: usize) -> Result<u32, Broken> {
 /// Address and length of the buffers of a checked chain that the device writes.
 pub(crate) fn ranges(chain: DescriptorChain<&Memory>, memory: &Memory) -> Result<Vec<(u64, u64)>, Broken> {
     let mut all = Vec::new();
+    add_ranges(chain, memory, &mut all)?;
+    Ok(all)
+}
+
+/// Adds them to `all`; their bytes together.
+pub(crate) fn add_ranges(
+    chain: DescriptorChain<&Memory>,
+    memory: &Memory,
+    all: &mut Vec<(u64, u64)>,
+) -> Result<usize, Broken> {
+    let mut bytes = 0;
     for descriptor in chain.writable() {
         let (address, length) = (descriptor.addr(), descriptor.len());
         // Once more: the guest may have changed the chain since it was checked.
@@ -134,8 +145,9 @@ pub(crate) fn ranges(chain: DescriptorChain<&Memory>, memory: &Memory) -> Result
             return Err(Broken::Chain("a buffer lies outside guest memory".into()));
         }
         all.push((address.0, length.into()));
+        bytes += length as usize;
     }
-    Ok(all)
+    Ok(bytes)
 }
 
 /// Buffers that [`ranges`] gave, where they lie.

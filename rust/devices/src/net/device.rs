@@ -1,16 +1,16 @@
 //! The device's two queues.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
+use supermachine_support::to_usize;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
-use vm_memory::VolatileSlice;
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use super::backend::{Backend, Header, MAX_FRAME, Null, Offloads, Receiver, Segments};
 use super::header;
@@ -39,6 +39,7 @@ pub struct Net {
     /// The I/O thread's, while there is one; and when that wakes by itself.
     poller: Option<Arc<Poller>>,
     wakes_at: Option<Instant>,
+    taken: Taken,
 }
 
 impl Net {
@@ -48,7 +49,15 @@ impl Net {
         config[..6].copy_from_slice(&mac);
         config[8..10].copy_from_slice(&1_u16.to_le_bytes());
         config[10..].copy_from_slice(&mtu.to_le_bytes());
-        Self { config, backend: Box::new(Null), attached: false, features: 0, poller: None, wakes_at: None }
+        Self {
+            config,
+            backend: Box::new(Null),
+            attached: false,
+            features: 0,
+            poller: None,
+            wakes_at: None,
+            taken: Taken::default(),
+        }
     }
 
     /// Whether a cable is plugged in, as the guest is told (VIRTIO_NET_S_LINK_UP).
@@ -93,6 +102,11 @@ impl Net {
         self.wakes_at
     }
 
+    /// The I/O thread has woken: it asks for a deadline by itself before it waits again.
+    pub(super) fn wakes(&mut self) {
+        self.wakes_at = Some(Instant::now());
+    }
+
     /// Tells the backend that its deadline has come, if it has.
     pub(super) fn expire(&mut self, rings: &mut Rings) -> Result<(), Broken> {
         match self.backend.deadline() {
@@ -121,7 +135,7 @@ impl Net {
         work: impl FnOnce(&mut dyn Backend, &mut dyn Receiver) -> Result<(), Broken>,
     ) -> Result<(), Broken> {
         let (offloads, mergeable) = (self.offloads(), self.has(VIRTIO_NET_F_MRG_RXBUF));
-        let mut queue = ReceiveQueue { rings, offloads, mergeable };
+        let mut queue = ReceiveQueue { rings, offloads, mergeable, taken: &mut self.taken };
         work(&mut *self.backend, &mut queue)?;
         // The I/O thread sleeps until a deadline that was later, or none.
         if let (Some(deadline), Some(poller)) = (self.backend.deadline(), &self.poller)
@@ -225,6 +239,16 @@ struct ReceiveQueue<'a> {
     offloads: Offloads,
     /// A frame may lie in several buffers.
     mergeable: bool,
+    taken: &'a mut Taken,
+}
+
+/// The buffers of one frame. Kept from frame to frame for their memory alone.
+#[derive(Default)]
+struct Taken {
+    /// By their heads, each with a number of bytes.
+    chains: Vec<(u16, u32)>,
+    /// Addresses and lengths of all their parts.
+    ranges: Vec<(u64, u64)>,
 }
 
 impl Receiver for ReceiveQueue<'_> {
@@ -255,12 +279,15 @@ impl Receiver for ReceiveQueue<'_> {
             return Ok(true);
         }
         let memory = self.rings.memory();
-        let (mut buffers, mut room) = (Vec::new(), 0);
+        let Taken { chains, ranges } = &mut *self.taken;
+        chains.clear();
+        ranges.clear();
+        let mut room = 0;
         while room < header::BYTES + length {
-            let chain = if buffers.is_empty() || self.mergeable { self.rings.pop(RECEIVE)? } else { None };
+            let chain = if chains.is_empty() || self.mergeable { self.rings.pop(RECEIVE)? } else { None };
             let Some(chain) = chain else {
-                buffers.iter().for_each(|_| self.rings.put_back(RECEIVE));
-                if !buffers.is_empty() && !self.mergeable {
+                chains.iter().for_each(|_| self.rings.put_back(RECEIVE));
+                if !chains.is_empty() && !self.mergeable {
                     return Err(Broken::Chain(
                         "a buffer for frames is smaller than the frames it asks for".into(),
                     ));
@@ -269,32 +296,36 @@ impl Receiver for ReceiveQueue<'_> {
                 return Ok(false);
             };
             let head = chain.head_index();
-            let writer = chain.writer(&memory)?;
-            if buffers.is_empty() && writer.available_bytes() < header::BYTES {
+            let bytes = chain::add_ranges(chain, &memory, ranges)?;
+            if chains.is_empty() && bytes < header::BYTES {
                 return Err(Broken::Chain("a buffer for frames does not hold their header".into()));
             }
-            room += writer.available_bytes();
-            buffers.push((head, writer));
+            // What is in it lies in the frame from here on.
+            chains.push((head, chain::told(room)?));
+            room += bytes;
         }
-        let count = u16::try_from(buffers.len()).expect("a queue has fewer");
-        let header = header::encode(header, count);
-        let all: Vec<&[u8]> = std::iter::once(&header[..]).chain(pieces.iter().copied()).collect();
-        let mut rest = all.iter().copied().filter(|piece| !piece.is_empty());
-        let mut piece = rest.next().unwrap_or_default();
-        let mut written = Vec::with_capacity(buffers.len());
-        for (head, mut writer) in buffers {
-            let mut length = 0;
-            while writer.available_bytes() > 0 && !piece.is_empty() {
-                let n = writer.write(piece)?;
-                length += n;
-                piece = &piece[n..];
-                if piece.is_empty() {
-                    piece = rest.next().unwrap_or_default();
+        let end = chain::told(header::BYTES + length)?;
+        let header = header::encode(header, u16::try_from(chains.len()).expect("a queue has fewer"));
+        let mut places = ranges.iter().copied().filter(|(_, length)| *length > 0);
+        let mut place = (0, 0);
+        for mut piece in std::iter::once(&header[..]).chain(pieces.iter().copied()) {
+            while !piece.is_empty() {
+                if place.1 == 0 {
+                    place = places.next().expect("there is room for all of it");
                 }
+                let n = piece.len().min(to_usize(place.1));
+                let written = memory.write_slice(&piece[..n], GuestAddress(place.0));
+                written.map_err(|_| Broken::Chain("a buffer lies outside guest memory".into()))?;
+                piece = &piece[n..];
+                place = (place.0 + n as u64, place.1 - n as u64);
             }
-            written.push((head, chain::told(length)?));
         }
-        self.rings.push_all(RECEIVE, &written)?;
+        // From where each begins, how much is in each.
+        let mut next = end;
+        for (_, begin) in chains.iter_mut().rev() {
+            (*begin, next) = (next - *begin, *begin);
+        }
+        self.rings.push_all(RECEIVE, chains)?;
         Ok(true)
     }
 }
