@@ -12,6 +12,7 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -40,6 +41,8 @@ struct Told {
     later: Vec<(Header, Vec<u8>)>,
     /// Whether the guest was interrupted while the I/O thread was not done.
     interrupted_early: bool,
+    /// Sockets that were ready, and who said so.
+    ready: Vec<(u64, thread::ThreadId)>,
 }
 
 struct Recorder {
@@ -80,7 +83,8 @@ impl Backend for Recorder {
         Ok(())
     }
 
-    fn ready(&mut self, _: Event, _: &mut dyn Receiver) -> Result<(), Broken> {
+    fn ready(&mut self, event: Event, _: &mut dyn Receiver) -> Result<(), Broken> {
+        self.told.lock().unwrap().ready.push((event.token, thread::current().id()));
         Ok(())
     }
 
@@ -111,7 +115,7 @@ struct Card {
 /// A driver with these features, and the cable plugged in.
 fn card(features: u32) -> Card {
     let (memory, (line, level)) = (memory(), line());
-    let (host, transport) = Host::new([2, 0x53, 0x4d, 0, 0, 1], 1500, memory.clone(), line);
+    let (host, transport) = Host::new([2, 0x53, 0x4d, 0, 0, 1], 1500, memory.clone(), line, None);
     let mut driver = Driver::with(transport, memory, level.clone());
     driver.features = features;
     driver.initialise();
@@ -146,7 +150,7 @@ fn a_restored_guest_sees_its_link_go_down_only_if_nobody_plugs_it_in() {
     };
     for plugged in [true, false] {
         let (memory, (line, level)) = (memory(), line());
-        let (host, transport) = Host::new([2, 0x53, 0x4d, 0, 0, 1], 1500, memory.clone(), line);
+        let (host, transport) = Host::new([2, 0x53, 0x4d, 0, 0, 1], 1500, memory.clone(), line, None);
         let driver = Driver::with(transport, memory, level.clone());
         {
             let mut transport = driver.lock();
@@ -249,4 +253,45 @@ fn the_io_thread_interrupts_when_it_is_done_with_the_device() {
     assert!(!told.lock().unwrap().interrupted_early);
     assert_eq!(driver.take(RECEIVE), Some((0, 72)));
     drop(host);
+}
+
+/// What a vCPU without work does: it serves the sockets in place of the I/O thread.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_waits_beside_the_io_thread_serves_the_sockets() {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use supermachine_support::side_work::Slot;
+
+    let (memory, (line, level)) = (memory(), line());
+    let slot = Arc::new(Slot::default());
+    let (host, transport) =
+        Host::new([2, 0x53, 0x4d, 0, 0, 1], 1500, memory.clone(), line, Some(slot.clone()));
+    Driver::with(transport, memory, level.clone()).initialise();
+    assert!(slot.get().is_none());
+    let told = Arc::new(Mutex::new(Told::default()));
+    let (sender, _expired) = mpsc::channel();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    host.attach(|poller| {
+        poller.add(&ours, 7)?;
+        Ok(Box::new(Recorder { told: told.clone(), expired: sender, level }))
+    })
+    .unwrap();
+    let work = slot.get().unwrap();
+    // The I/O thread waits before.
+    thread::sleep(Duration::from_millis(50));
+    assert!(work.begin());
+    let writer = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(50));
+        theirs.write_all(b"x").unwrap();
+        theirs
+    });
+    assert_eq!(work.wait(None), Some(true));
+    work.work();
+    work.end();
+    work.let_go();
+    assert_eq!(told.lock().unwrap().ready, [(7, thread::current().id())]);
+    drop(writer.join().unwrap());
+    host.detach();
+    assert!(slot.get().is_none());
 }

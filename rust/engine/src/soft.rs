@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use supermachine_proto::limits::MAX_VCPUS_ARM64;
 use supermachine_soft as soft;
+use supermachine_support::side_work::Slot;
 
 use crate::arm64::{Canceller, DataAbort, Exit, IccReg, RedistReg, Reg, SimdReg, SysReg, Vcpu, Vm, VmConfig};
 use crate::{Protection, Result};
@@ -39,6 +40,10 @@ impl Vm for SoftVm {
 
     fn decode_ahead(&self, places: &[u64]) {
         self.0.decode_ahead(places);
+    }
+
+    fn side_work(&self) -> Option<Arc<Slot>> {
+        self.0.side_work()
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {

@@ -81,7 +81,7 @@ impl Devices {
                 Kind::Console => shared(Console(tail.clone()), ram(), line),
                 Kind::Rng => shared(Rng, ram(), line),
                 Kind::Net => {
-                    let (host, transport) = net::Host::new(MAC, MTU, ram(), line);
+                    let (host, transport) = net::Host::new(MAC, MTU, ram(), line, builder.side_work());
                     all.net = Some(host);
                     transport
                 }

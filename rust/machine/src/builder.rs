@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use supermachine_devices::IrqLine;
 use supermachine_devices::tail::Tail;
+use supermachine_support::side_work::Slot;
 
 use crate::Error;
 use crate::bus::SharedDevice;
@@ -31,6 +32,11 @@ pub(crate) struct Load<'a> {
 pub(crate) trait MachineBuilder {
     /// The interrupt of the virtio device in this place on the bus.
     fn irq_line(&self, place: usize) -> IrqLine;
+
+    /// Where vCPUs that sleep find work of other threads, if they can do any.
+    fn side_work(&self) -> Option<Arc<Slot>> {
+        None
+    }
 
     /// Puts into memory what the guest boots; where the first vCPU starts.
     fn load(&self, memory: &Memory, load: &Load) -> Result<EntryPoint, Error>;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use supermachine_support::side_work::SideWork;
+
 use crate::code::{CodeCache, PageRef};
 use crate::debug::Debug;
 use crate::interp::op::{self, FUEL, P};
@@ -130,6 +132,9 @@ pub(crate) struct Cpu {
     pub code_entry: u64,
     /// Whether the operation that machine code has called came to its end.
     pub resumed: bool,
+    /// What this vCPU does besides, and until which value of the counter it alone does.
+    pub held: Option<Arc<dyn SideWork>>,
+    pub held_until: u64,
     /// Looks of the run loop; instructions that handlers have done for machine code since the last, and at most between two.
     #[cfg(test)]
     pub looks: u64,
@@ -183,6 +188,8 @@ impl Cpu {
             code_entry: jit.as_ref().map_or(0, |jit| jit.entry()),
             jit,
             resumed: false,
+            held: None,
+            held_until: 0,
             #[cfg(test)]
             looks: 0,
             #[cfg(test)]
@@ -223,6 +230,10 @@ impl Cpu {
         self.me.enter();
         let exit = self.run_inner();
         self.me.leave();
+        // A device is served soon; of anything else it is not known when the vCPU comes back.
+        if !matches!(exit, Exit::DataAbort(_)) {
+            self.let_go();
+        }
         exit
     }
 

@@ -5,7 +5,11 @@ use std::sync::atomic::Ordering;
 use crate::cpu::Cpu;
 use crate::state::{DAIF_F, DAIF_I};
 use crate::vcpu::Exit;
-use crate::vm::Request;
+use crate::vm::{COUNTER_HZ, Request};
+
+/// How long a vCPU that has done side work goes on in the guest until the work's own thread is woken, in ticks: 200 us, as
+/// a program that has its answer asks the next question before.
+const HELD: u64 = COUNTER_HZ / 5_000;
 
 /// Work left for a vCPU by other threads: bits of [`VcpuShared::pending`].
 #[derive(Clone, Copy)]
@@ -130,8 +134,17 @@ impl Cpu {
             self.post(Pending::INTERRUPT);
             return;
         }
-        self.me.sleep(self.vm.instant(self.deadline));
+        let held = self.held.take();
+        self.held = self.me.sleep(self.vm.instant(self.deadline), &self.vm.side_work, held);
+        self.held_until = self.vm.counter() + HELD;
         self.look_at_deadline();
+    }
+
+    /// Another thread is to see to what this one has done beside its sleep.
+    pub(crate) fn let_go(&mut self) {
+        if let Some(work) = self.held.take() {
+            work.let_go();
+        }
     }
 
     /// WFE: gives way for a moment. Nothing here counts events, so it must come back by itself.

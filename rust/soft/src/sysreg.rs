@@ -498,10 +498,14 @@ impl Cpu {
         self.tell_overflow();
     }
 
-    /// Brings the timers up to date if one has become due.
+    /// Brings the timers up to date if one has become due, and lets go of what was held for long enough.
     pub(crate) fn look_at_deadline(&mut self) {
-        if self.vm.counter() >= self.deadline {
+        let now = self.vm.counter();
+        if now >= self.deadline {
             self.update_timers();
+        }
+        if now >= self.held_until {
+            self.let_go();
         }
     }
 

@@ -1,12 +1,13 @@
 //! The virtual machine: memory map, vCPUs' shared parts, timer thread.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use supermachine_support::lock;
+use supermachine_support::side_work::{SideWork, Slot};
 
 use crate::cpu::Cpu;
 use crate::gic::Gic;
@@ -68,6 +69,15 @@ pub(crate) enum Request {
 /// Requests that are kept one by one; more become one for everything.
 const MAX_REQUESTS: usize = 64;
 
+/// A vCPU that does not sleep,
+const AWAKE: u8 = 0;
+/// one that sleeps and does nothing else,
+const PARKED: u8 = 1;
+/// and one that waits for [`SideWork`] meanwhile.
+const BESIDE: u8 = 2;
+/// A sleep that is shorter is not worth any side work.
+const SHORT: Duration = Duration::from_micros(50);
+
 /// The part of a vCPU that other threads reach.
 #[derive(Default)]
 pub(crate) struct VcpuShared {
@@ -75,7 +85,10 @@ pub(crate) struct VcpuShared {
     pub pending: AtomicU32,
     /// Whether it may be using what it has cached.
     pub running: AtomicBool,
-    sleeping: AtomicBool,
+    /// One of [`AWAKE`] and what follows it.
+    sleep: AtomicU8,
+    /// What it does while it sleeps.
+    side_work: Mutex<Option<Arc<dyn SideWork>>>,
     requests: Mutex<Vec<Request>>,
     pub asked: AtomicU64,
     pub done: AtomicU64,
@@ -109,10 +122,18 @@ impl VcpuShared {
     /// Leaves work and wakes the vCPU when it sleeps.
     pub(crate) fn wake(&self, what: Pending) {
         self.pending.fetch_or(what.0, Ordering::SeqCst);
-        if self.sleeping.load(Ordering::SeqCst)
-            && let Some(t) = &*lock(&self.thread)
-        {
-            t.unpark();
+        match self.sleep.load(Ordering::SeqCst) {
+            PARKED => {
+                if let Some(thread) = &*lock(&self.thread) {
+                    thread.unpark();
+                }
+            }
+            BESIDE => {
+                if let Some(work) = &*lock(&self.side_work) {
+                    work.wake();
+                }
+            }
+            _ => {}
         }
     }
 
@@ -125,21 +146,76 @@ impl VcpuShared {
         self.running.store(false, Ordering::SeqCst);
     }
 
-    /// Sleeps until something other than a request is pending, or until this time. Requests wait: they are served before any
-    /// guest code.
-    pub(crate) fn sleep(&self, until: Option<Instant>) {
+    /// Sleeps until something other than a request is pending, or until this time, and does side work meanwhile. Requests
+    /// wait: they are served before any guest code. `held` is work that it has not let go of; what is so afterwards is
+    /// returned.
+    pub(crate) fn sleep(
+        &self,
+        until: Option<Instant>,
+        slot: &Slot,
+        mut held: Option<Arc<dyn SideWork>>,
+    ) -> Option<Arc<dyn SideWork>> {
         self.running.store(false, Ordering::SeqCst);
-        self.sleeping.store(true, Ordering::SeqCst);
-        while self.pending.load(Ordering::SeqCst) & !Pending::REQUEST.0 == 0 {
-            match until.map(|at| at.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => break,
+        let mut side_work = slot.get().filter(|work| Self::has_time(until) && work.begin());
+        if let Some(work) =
+            held.take_if(|held| !side_work.as_ref().is_some_and(|work| Arc::ptr_eq(work, held)))
+        {
+            work.let_go();
+        }
+        if let Some(work) = &side_work {
+            // Who wakes finds it here, as the slot may hold another by then.
+            *lock(&self.side_work) = Some(work.clone());
+        }
+        loop {
+            self.sleep.store(if side_work.is_some() { BESIDE } else { PARKED }, Ordering::SeqCst);
+            if self.pending.load(Ordering::SeqCst) & !Pending::REQUEST.0 != 0 {
+                break;
+            }
+            let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                break;
+            }
+            if let Some(work) = side_work.take_if(|_| left.is_some_and(|left| left < SHORT)) {
+                work.let_go();
+                work.end();
+                held = None;
+                continue;
+            }
+            if let Some(work) = &side_work {
+                held.get_or_insert_with(|| work.clone());
+                match work.wait(until) {
+                    Some(true) => {
+                        // What it brings for this vCPU itself needs no waking.
+                        self.sleep.store(AWAKE, Ordering::SeqCst);
+                        work.work();
+                    }
+                    Some(false) => {}
+                    None => {
+                        work.let_go();
+                        work.end();
+                        (side_work, held) = (None, None);
+                    }
+                }
+                continue;
+            }
+            match left {
                 Some(left) => std::thread::park_timeout(left),
                 None => std::thread::park(),
             }
         }
-        self.sleeping.store(false, Ordering::SeqCst);
+        self.sleep.store(AWAKE, Ordering::SeqCst);
+        if let Some(work) = side_work {
+            work.end();
+        }
+        // It may know this machine.
+        *lock(&self.side_work) = None;
         self.running.store(true, Ordering::SeqCst);
         // A request posted before `running` was seen is in `pending`, which the run loop looks at next.
+        held
+    }
+
+    fn has_time(until: Option<Instant>) -> bool {
+        until.is_none_or(|at| at.saturating_duration_since(Instant::now()) >= SHORT)
     }
 }
 
@@ -177,6 +253,8 @@ pub(crate) struct Shared {
     code: OnceLock<Option<Arc<CodeMemory>>>,
     /// What a page is waited for with, where some may be missing.
     presence: OnceLock<Presence>,
+    /// For vCPUs that sleep.
+    pub side_work: Arc<Slot>,
 }
 
 /// Waits until these bytes of guest memory, by address and length, are there; `false` when they will not be.
@@ -265,6 +343,7 @@ impl Vm {
             ahead: AtomicBool::new(false),
             code: OnceLock::new(),
             presence: OnceLock::new(),
+            side_work: Arc::default(),
         });
         Ok(Self { shared, made: Mutex::default() })
     }
@@ -291,6 +370,12 @@ impl Vm {
     /// Has vCPUs wait for pages before they enter a TLB, once. Before any vCPU runs.
     pub fn set_presence(&self, presence: Presence) {
         let _ = self.shared.presence.set(presence);
+    }
+
+    /// Where the vCPU of a machine that has one finds work of other threads while it sleeps. Of several, one that is busy with
+    /// a device could keep what the others wait for.
+    pub fn side_work(&self) -> Option<Arc<Slot>> {
+        (self.shared.vcpus.len() == 1).then(|| self.shared.side_work.clone())
     }
 
     /// Takes a region away again. No vCPU may be running.
@@ -391,5 +476,106 @@ impl Canceller {
     /// Asks it; the guest may run on for up to 1,024 instructions, or 4,096 of translated code.
     pub fn cancel(&self) {
         self.vcpu.wake(Pending::CANCEL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Work that is announced by a channel, as is what has been done.
+    struct Announced {
+        comes: Mutex<mpsc::Receiver<bool>>,
+        announce: mpsc::Sender<bool>,
+        done: mpsc::Sender<&'static str>,
+    }
+
+    impl SideWork for Announced {
+        fn begin(&self) -> bool {
+            self.done.send("begin").unwrap();
+            true
+        }
+
+        /// As early as it may be.
+        fn wait(&self, until: Option<Instant>) -> Option<bool> {
+            if let Some(until) = until {
+                thread::sleep((until - SHORT / 2).saturating_duration_since(Instant::now()));
+                return Some(false);
+            }
+            Some(lock(&self.comes).recv_timeout(PATIENCE).unwrap())
+        }
+
+        fn work(&self) {
+            self.done.send("work").unwrap();
+        }
+
+        fn let_go(&self) {
+            self.done.send("let go").unwrap();
+        }
+
+        fn wake(&self) {
+            self.announce.send(false).unwrap();
+        }
+
+        fn end(&self) {
+            self.done.send("end").unwrap();
+        }
+    }
+
+    fn announced() -> (Arc<Announced>, mpsc::Receiver<&'static str>) {
+        let ((announce, comes), (done, told)) = (mpsc::channel(), mpsc::channel());
+        (Arc::new(Announced { comes: Mutex::new(comes), announce, done }), told)
+    }
+
+    #[test]
+    fn a_vcpu_that_sleeps_does_side_work_until_it_is_woken() {
+        let (work, told) = announced();
+        let (vcpu, slot) = (Arc::new(VcpuShared::default()), Slot::default());
+        slot.set(Some(work.clone()));
+        let sleeper = thread::spawn({
+            let vcpu = vcpu.clone();
+            move || {
+                vcpu.enter();
+                vcpu.sleep(None, &slot, None).is_some()
+            }
+        });
+        work.announce.send(true).unwrap();
+        work.announce.send(true).unwrap();
+        for expected in ["begin", "work", "work"] {
+            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), expected);
+        }
+        assert!(!sleeper.is_finished());
+        // A request waits, and work of its own does not.
+        vcpu.ask(Request::TlbAll);
+        vcpu.wake(Pending::INTERRUPT);
+        assert!(sleeper.join().unwrap(), "what it has done work of is its own from then on");
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), ["end"]);
+        assert!(lock(&vcpu.side_work).is_none());
+    }
+
+    #[test]
+    fn a_short_sleep_has_no_side_work_and_a_long_one_ends_in_time() {
+        let (work, told) = announced();
+        let (vcpu, slot) = (VcpuShared::default(), Slot::default());
+        slot.set(Some(work.clone()));
+        vcpu.enter();
+        let soon = Instant::now() + SHORT / 2;
+        assert!(vcpu.sleep(Some(soon), &slot, None).is_none());
+        assert!(Instant::now() >= soon && told.try_recv().is_err());
+        let later = Instant::now() + 100 * SHORT;
+        let held = vcpu.sleep(Some(later), &slot, Some(work.clone())).is_some();
+        assert!(Instant::now() >= later);
+        // The last moments are another sleep, unless they were over by then.
+        let expected = if held { &["begin", "end"][..] } else { &["begin", "let go", "end"] };
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), expected);
+        // What it holds is let go of before a sleep without it.
+        let soon = Instant::now() + SHORT / 2;
+        assert!(vcpu.sleep(Some(soon), &slot, Some(work)).is_none());
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), ["let go"]);
     }
 }

@@ -1,9 +1,10 @@
 //! What several crates need and none owns: locks, entropy, page size, elapsed time, indices of 64 bits, descriptors over
-//! sockets, a tripwire for saved structures. It knows no other crate.
+//! sockets, work for threads that have none, a tripwire for saved structures. It knows no other crate.
 
 #![allow(unsafe_code, reason = "getrandom(2), getentropy(3) and sysconf(3) are C calls")]
 
 pub mod descriptors;
+pub mod side_work;
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};

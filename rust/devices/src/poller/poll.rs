@@ -45,6 +45,36 @@ impl Poller {
         Ok(Self { watched: Mutex::default(), wake, woken, stopped: AtomicBool::new(false) })
     }
 
+    /// The same: no second thread waits by poll(2), which would wake both.
+    #[cfg(not(target_os = "linux"))]
+    pub fn for_two() -> io::Result<Self> {
+        Self::new()
+    }
+
+    /// Whether the caller is the second thread from now on.
+    #[cfg(not(target_os = "linux"))]
+    pub fn begin_beside(&self) -> bool {
+        false
+    }
+
+    /// Nobody waits so.
+    #[cfg(not(target_os = "linux"))]
+    pub fn wait_beside(&self, _: Option<Instant>) -> Option<Vec<Event>> {
+        None
+    }
+
+    /// Nobody waits who could be woken.
+    #[cfg(not(target_os = "linux"))]
+    pub fn wake_beside(&self) {}
+
+    /// Nobody has had events.
+    #[cfg(not(target_os = "linux"))]
+    pub fn let_go(&self) {}
+
+    /// Nobody has begun.
+    #[cfg(not(target_os = "linux"))]
+    pub fn end_beside(&self) {}
+
     /// Watches a new socket for bytes to read.
     pub fn add(&self, socket: &impl AsFd, token: u64) -> io::Result<()> {
         self.rearm(socket, token, Interest { read: true, write: false });

@@ -38,7 +38,7 @@ pub(crate) fn to_every_device(acts: &[Act]) {
     perform(&mut slot, acts);
     let ram: Memory = memory();
     let (irq, level): (IrqLine, _) = line();
-    let (host, transport) = net::Host::new([2; 6], 1500, ram.clone(), irq);
+    let (host, transport) = net::Host::new([2; 6], 1500, ram.clone(), irq, None);
     host.attach(|_| Ok(Box::new(Loopback))).unwrap();
     perform(&mut Driver::with(transport, ram, level), acts);
     let ram: Memory = memory();

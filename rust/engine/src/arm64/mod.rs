@@ -9,6 +9,8 @@ use std::sync::Arc;
 pub use supermachine_soft::Presence;
 pub use supermachine_soft::id::{IccReg, RedistReg, Reg, SimdReg, SysReg};
 
+use supermachine_support::side_work::Slot;
+
 use crate::{Protection, Result};
 use state::{Clock, VcpuState};
 
@@ -148,6 +150,11 @@ pub trait Vm: Send + Sync {
     /// copies of itself. Before any vCPU is created; engines that decode nothing have nothing to do.
     fn decode_ahead(&self, places: &[u64]) {
         let _ = places;
+    }
+
+    /// Where a vCPU that sleeps finds work of other threads, on an engine whose vCPUs sleep as threads of this process.
+    fn side_work(&self) -> Option<Arc<Slot>> {
+        None
     }
 
     /// Whether the engine serves PSCI: it then keeps every vCPU but the first out of the guest until that is asked for,

@@ -15,6 +15,7 @@ use supermachine_devices::pl011::Pl011;
 use supermachine_devices::tail::Tail;
 use supermachine_engine::arm64::{Vm, VmConfig};
 use supermachine_engine::{Engine, Protection};
+use supermachine_support::side_work::Slot;
 
 use self::fdt::Description;
 use self::vcpu::Arm64;
@@ -64,6 +65,10 @@ impl MachineBuilder for Arm64Builder {
         let place = u32::try_from(place).expect("the address map has few places");
         let (vm, intid) = (self.vm.clone(), layout::spi_intid(layout::VIRTIO_SPI + place));
         Arc::new(move |level| vm.set_spi(intid, level))
+    }
+
+    fn side_work(&self) -> Option<Arc<Slot>> {
+        self.vm.side_work()
     }
 
     fn load(&self, memory: &Memory, load: &Load) -> Result<EntryPoint, Error> {
