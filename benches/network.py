@@ -39,6 +39,7 @@ BYTES = {"soft": 256 << 20, "qemu": 48 << 20, "passt": 48 << 20}
 #: Of an IP packet that fits passt's frames; the guest's card says so, as there is no other way to offload segments.
 PASST_MTU = 65520
 HELD = 10_000
+RESTORES = 20
 NAME = "there.test"
 _CHUNK = bytes(1 << 20)
 
@@ -283,6 +284,48 @@ def _held(guest: Guest, servers: Servers) -> dict[str, float]:
     return {f"{HELD} connections opened, s": took, "memory for each open connection, bytes": grown / (HELD - first)}
 
 
+#: What a snapshot's machine had, and what it has after the restore.
+_RESTORES = {
+    "without a network": ("none", "none"),
+    "with its first one": ("none", "public"),
+    "with the one that it had": ("public", "public"),
+}
+
+
+def restores(place: Path, repeats: int) -> dict[str, float]:
+    """What the network adds to a restore: by turns, and the medians of the differences within each turn."""
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in _RESTORES}
+    with ExitStack() as opened:
+        snapshots = {}
+        for network in ("none", "public"):
+            with VM(BUSYBOX, network=network, memory="256MiB", engine="soft", bake=False) as vm:
+                vm.run(["/bin/echo", "hello"], check=True, capture_output=True)
+                snapshots[network] = vm.snapshot(place / f"restored-{network}")
+                opened.callback(snapshots[network].path.unlink)
+        for number in range(repeats + 3):
+            order = list(_RESTORES)[:: 1 if number % 2 else -1]
+            for name in order:
+                had, has = _RESTORES[name]
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                began = time.perf_counter()
+                with snapshots[had].restore(network=has) as vm:
+                    ready = time.perf_counter() - began
+                    vm.run(["/bin/echo", "hello"], check=True, capture_output=True)
+                    output = time.perf_counter() - began
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                if number >= 3:  # The first ones are for the page cache and the working set.
+                    found[name].append((ready * 1e3, output * 1e3, used * 1e3))
+    rows = {}
+    bare, *others = _RESTORES
+    for index, what in enumerate(("ready", "first output", "processor time")):
+        rows[f"restore {bare}: {what}, ms"] = statistics.median(row[index] for row in found[bare])
+        for name in others:
+            differences = [b[index] - a[index] for a, b in zip(found[bare], found[name], strict=True)]
+            rows[f"restore {name}, beyond that: {what}, ms"] = statistics.median(differences)
+    return rows
+
+
 def measure(
     place: Path, repeats: int, held: bool, others: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, object]:
@@ -310,6 +353,7 @@ def measure(
                     rounds[guest.name].append(found)
         if held:
             results.update(_held(ours, servers))
+    results.update(restores(place, RESTORES))
     servers.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft_limit, hard_limit))
     for name in rounds["soft"][0]:
