@@ -13,13 +13,24 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
 use supermachine_storage::BLOCK;
-use supermachine_storage::ext4::{self, Error, Identity, MAX_BYTES, MIN_BYTES};
+use supermachine_storage::ext4::{self, Error, Identity, Life, MAX_BYTES, MIN_BYTES};
 
 const IDENTITY: Identity = Identity { uuid: *b"0123456789abcdef", created: 1_700_000_000 };
 
 fn made(bytes: u64) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     ext4::make(file.as_file(), bytes, &IDENTITY).unwrap();
+    file
+}
+
+/// That of a disk which ends with its machine.
+fn passing(bytes: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(bytes).unwrap();
+    ext4::write(bytes, &IDENTITY, Life::Passing, &mut |data, offset| {
+        file.as_file().write_all_at(data, offset)
+    })
+    .unwrap();
     file
 }
 
@@ -76,6 +87,7 @@ fn any_size_passes_e2fsck() {
         16 << 30,
     ] {
         check(&made(bytes));
+        check(&passing(bytes));
     }
 }
 
@@ -90,15 +102,32 @@ fn a_terabyte_costs_next_to_nothing() {
 }
 
 #[test]
+fn a_disk_that_ends_with_its_machine_has_no_checksums_but_of_descriptors() {
+    let said = debugfs(&passing(64 << 30), "stats");
+    let line = said.lines().find(|line| line.starts_with("Filesystem features:")).unwrap();
+    assert!(line.contains("uninit_bg") && !line.contains("metadata_csum"), "{line}");
+    assert!(
+        said.lines().any(|line| line.starts_with("Mount options:") && line.ends_with("dioread_lock")),
+        "{said}"
+    );
+    assert!(debugfs(&made(64 << 30), "stats").contains("metadata_csum"));
+}
+
+#[test]
 fn files_can_be_written_to_it() {
-    let file = made(1 << 30);
+    for file in [made(1 << 30), passing(1 << 30)] {
+        takes_files(&file);
+    }
+}
+
+fn takes_files(file: &tempfile::NamedTempFile) {
     let contents = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(contents.path(), vec![7; 3 << 20]).unwrap();
-    debugfs(&file, "mkdir directory");
-    debugfs(&file, &format!("write {} directory/file", contents.path().display()));
-    check(&file);
+    debugfs(file, "mkdir directory");
+    debugfs(file, &format!("write {} directory/file", contents.path().display()));
+    check(file);
     let copy = tempfile::NamedTempFile::new().unwrap();
-    debugfs(&file, &format!("dump directory/file {}", copy.path().display()));
+    debugfs(file, &format!("dump directory/file {}", copy.path().display()));
     assert_eq!(std::fs::read(copy.path()).unwrap(), vec![7; 3 << 20]);
 }
 

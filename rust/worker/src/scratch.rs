@@ -24,7 +24,7 @@ pub(crate) fn make(own: File, bytes: u64) -> Result<Scratch, Ended> {
     let created = crate::boot::now_ns() / 1_000_000_000;
     let identity = ext4::Identity { uuid, created: u32::try_from(created).unwrap_or(u32::MAX) };
     let scratch = Scratch::new(own, bytes, Below::default());
-    ext4::write(scratch.bytes(), &identity, ext4::Copies::None, &mut |data, offset| {
+    ext4::write(scratch.bytes(), &identity, ext4::Life::Passing, &mut |data, offset| {
         scratch.write(data, offset)
     })
     .map_err(|e| Ended::bad(format!("the root's disk cannot be made: {e}")))?;

@@ -7,7 +7,7 @@
 
 use supermachine_support::to_usize;
 
-use super::structures::{JOURNAL, LOST_FOUND, ROOT, checksum, put16, put32};
+use super::structures::{JOURNAL, LOST_FOUND, ROOT, Sums, put16, put32};
 use super::{BLOCK, INODE_SIZE, Identity, Layout};
 
 const EXTENTS: u32 = 0x8_0000;
@@ -19,7 +19,7 @@ const TAIL: usize = 12;
 pub(super) struct Contents<'a> {
     pub layout: &'a Layout,
     pub identity: &'a Identity,
-    pub seed: u32,
+    pub sums: Sums<'a>,
 }
 
 impl Contents<'_> {
@@ -63,15 +63,15 @@ impl Contents<'_> {
         put16(&mut inode, 58, (start >> 32) as u16);
         put32(&mut inode, 60, start as u32);
         put16(&mut inode, 128, EXTRA);
-        let sum = checksum(self.inode_seed(number), &inode);
+        let sum = self.sum(number, &inode);
         put16(&mut inode, 124, sum as u16);
         put16(&mut inode, 130, (sum >> 16) as u16);
         inode
     }
 
-    /// What checksums of an inode's own begin with: its number and generation.
-    fn inode_seed(&self, number: u32) -> u32 {
-        checksum(checksum(self.seed, &number.to_le_bytes()), &[0; 4])
+    /// The checksum of something of an inode's, which begins with its number and generation.
+    fn sum(&self, number: u32, bytes: &[u8]) -> u32 {
+        self.sums.of(&[&number.to_le_bytes(), &[0; 4], bytes])
     }
 
     pub(super) fn root(&self) -> Vec<u8> {
@@ -82,10 +82,10 @@ impl Contents<'_> {
         self.directory(LOST_FOUND, &[(LOST_FOUND, "."), (ROOT, "..")])
     }
 
-    /// A directory of directories in one block; the last entry reaches to the tail.
+    /// A directory of directories in one block; the last entry reaches to the tail, or to the end where there is none.
     fn directory(&self, number: u32, entries: &[(u32, &str)]) -> Vec<u8> {
         let mut block = vec![0; to_usize(BLOCK)];
-        let end = block.len() - TAIL;
+        let end = if self.sums.are_kept() { block.len() - TAIL } else { block.len() };
         let mut at = 0;
         for (index, (inode, name)) in entries.iter().enumerate() {
             let last = index + 1 == entries.len();
@@ -98,10 +98,12 @@ impl Contents<'_> {
             block[at + 8..at + 8 + name.len()].copy_from_slice(name.as_bytes());
             at += length;
         }
-        put16(&mut block, end + 4, TAIL as u16);
-        block[end + 7] = 0xde;
-        let sum = checksum(self.inode_seed(number), &block[..end]);
-        put32(&mut block, end + 8, sum);
+        if self.sums.are_kept() {
+            put16(&mut block, end + 4, TAIL as u16);
+            block[end + 7] = 0xde;
+            let sum = self.sum(number, &block[..end]);
+            put32(&mut block, end + 8, sum);
+        }
         block
     }
 }

@@ -17,7 +17,7 @@ use supermachine_support::to_usize;
 
 use crate::BLOCK;
 use inodes::Contents;
-use structures::{Descriptor, Superblock};
+use structures::{Descriptor, Sums, Superblock};
 
 /// Blocks of a group: as many as a block has bits.
 const GROUP: u64 = 8 * BLOCK;
@@ -61,14 +61,17 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// Whether there are copies of the superblock and of descriptors, which `e2fsck` goes by when the first are damaged.
+/// Whom a file system is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Copies {
-    /// Of the superblock in all groups that are to have one (`sparse_super`), of the descriptors in [`COPIED`]: as many as
-    /// would be in the others are megabytes. The kernel writes there what it changes.
-    Written,
-    /// And no places for them (`sparse_super2`), so that the file system cannot grow: for a disk that ends with its machine.
-    None,
+pub enum Life {
+    /// A disk of its own. It has checksums, and copies by which `e2fsck` goes when the first are damaged: of the superblock in
+    /// all groups that are to have one (`sparse_super`), of the descriptors in [`COPIED`], as those in the others would be
+    /// megabytes. The kernel writes there what it changes, and can make it larger.
+    Lasting,
+    /// A disk that ends with its machine. It has neither, nor places for copies (`sparse_super2`), so that it cannot grow:
+    /// what a checksum of each block that is changed would find, snapshots' own find, and of what unpacking a tree takes
+    /// the guest's processor a tenth are checksums.
+    Passing,
 }
 
 /// Groups with copies of the descriptors.
@@ -87,7 +90,9 @@ pub struct Identity {
 struct Layout {
     blocks: u64,
     groups: u64,
-    copies: Copies,
+    life: Life,
+    /// Groups that begin with a copy of the superblock and room for descriptors, in ascending order.
+    copied: Vec<u64>,
     /// Blocks of descriptors, after a superblock.
     descriptor_blocks: u64,
     journal: (u64, u64),
@@ -96,7 +101,7 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(bytes: u64, copies: Copies) -> Result<Self, Error> {
+    fn new(bytes: u64, life: Life) -> Result<Self, Error> {
         if !(MIN_BYTES..=MAX_BYTES).contains(&bytes) {
             return Err(Error::Size { bytes });
         }
@@ -114,10 +119,12 @@ impl Layout {
             0x1000_0000..0x4000_0000 => 4096,
             _ => 16384,
         };
+        let copied = if life == Life::Lasting { groups_with_copies(groups) } else { Vec::new() };
         Ok(Self {
             blocks,
             groups,
-            copies,
+            life,
+            copied,
             descriptor_blocks,
             root,
             lost_found: root + 1,
@@ -127,11 +134,7 @@ impl Layout {
 
     /// Whether a group begins with the superblock, or a copy of it, and descriptors.
     fn has_superblock(&self, group: u64) -> bool {
-        let power_of = |base: u64| {
-            let powers = std::iter::successors(Some(base), |power| power.checked_mul(base));
-            powers.take_while(|power| *power <= group).any(|power| power == group)
-        };
-        group == 0 || self.copies == Copies::Written && (group == 1 || [3, 5, 7].into_iter().any(power_of))
+        group == 0 || self.copied.binary_search(&group).is_ok()
     }
 
     /// The first block of a group's own: the bitmap of its blocks, that of its inodes, its inodes.
@@ -153,7 +156,9 @@ impl Layout {
     }
 
     fn free_blocks(&self) -> u64 {
-        self.blocks - (0..self.groups).map(|group| self.used(group)).sum::<u64>()
+        // Each superblock has this asked for: not by going through all groups.
+        let copies = self.copied.len() as u64 * (1 + self.descriptor_blocks);
+        self.blocks - self.used(0) - (self.groups - 1) * OVERHEAD - copies
     }
 
     /// Blocks that are the file system's own, those of two directories left out.
@@ -162,25 +167,36 @@ impl Layout {
     }
 }
 
+/// The first group after the first, and those whose numbers are powers of 3, 5 and 7, in ascending order (`sparse_super`).
+fn groups_with_copies(groups: u64) -> Vec<u64> {
+    let powers = |base: u64| std::iter::successors(Some(base), move |power| power.checked_mul(base));
+    let mut found = vec![1];
+    [3, 5, 7].into_iter().for_each(|base| found.extend(powers(base).take_while(|power| *power < groups)));
+    found.retain(|group| *group < groups);
+    found.sort_unstable();
+    found
+}
+
 /// Makes an empty file system of `bytes` in a file, whose contents it takes the place of; all that is not written is a
 /// hole. The caller syncs the file.
 pub fn make(file: &File, bytes: u64, identity: &Identity) -> Result<(), Error> {
-    Layout::new(bytes, Copies::Written)?;
+    Layout::new(bytes, Life::Lasting)?;
     file.set_len(0)?;
     file.set_len(bytes)?;
-    write(bytes, identity, Copies::Written, &mut |data, offset| file.write_all_at(data, offset))
+    write(bytes, identity, Life::Lasting, &mut |data, offset| file.write_all_at(data, offset))
 }
 
 /// As [`make`], on a disk of zeros that `write_at` writes to.
 pub fn write(
     bytes: u64,
     identity: &Identity,
-    copies: Copies,
+    life: Life,
     write_at: &mut dyn FnMut(&[u8], u64) -> io::Result<()>,
 ) -> Result<(), Error> {
-    let layout = Layout::new(bytes, copies)?;
+    let layout = Layout::new(bytes, life)?;
     let seed = structures::checksum(!0, &identity.uuid);
-    let contents = Contents { layout: &layout, identity, seed };
+    let sums = Sums { life, seed, uuid: &identity.uuid };
+    let contents = Contents { layout: &layout, identity, sums };
     let superblock = Superblock { layout: &layout, identity, journal_inode: contents.journal() };
 
     let inode_bitmap = inode_bitmap();
@@ -191,15 +207,14 @@ pub fn write(
         let descriptor = Descriptor {
             own: layout.own(group),
             free_blocks: layout.group_blocks(group) - layout.used(group),
-            block_bitmap: written.then(|| structures::checksum(seed, &block_bitmap(&layout, group))),
-            inode_bitmap: (group == 0)
-                .then(|| structures::checksum(seed, &inode_bitmap[..to_usize(INODES) / 8])),
+            block_bitmap: written.then(|| sums.of(&[&block_bitmap(&layout, group)])),
+            inode_bitmap: (group == 0).then(|| sums.of(&[&inode_bitmap[..to_usize(INODES) / 8]])),
         };
         let at = to_usize(group) * 64;
         let number = u32::try_from(group).expect("MAX_BYTES has 2^18 groups");
-        descriptor.write(number, seed, &mut descriptors[at..at + 64]);
+        descriptor.write(number, &sums, &mut descriptors[at..at + 64]);
     }
-    for group in (1..layout.groups).filter(|group| layout.has_superblock(*group)) {
+    for &group in &layout.copied {
         #[expect(clippy::cast_possible_truncation, reason = "the field has the lower half, also of mke2fs")]
         let mut copy = superblock.copy(group as u16);
         if COPIED.contains(&group) {

@@ -7,12 +7,18 @@
 
 use supermachine_support::to_usize;
 
-use super::{BLOCK, Copies, GROUP, INODE_SIZE, INODES, Identity, Layout};
+use super::{BLOCK, GROUP, INODE_SIZE, INODES, Identity, Layout, Life};
 
 /// Features that a system need not know; that it must know to write; that it must know at all.
 const COMPATIBLE: u32 = 0x4 | 0x8 | 0x20; // journal, extended attributes, indexed directories
 pub(super) const SPARSE_SUPER2: u32 = 0x200;
-const READ_ONLY: u32 = 0x2 | 0x8 | 0x20 | 0x40 | 0x400; // large and huge files, many links, large inodes, checksums
+const READ_ONLY: u32 = 0x2 | 0x8 | 0x20 | 0x40; // large and huge files, many links, large inodes
+/// Checksums of everything; and those of descriptors alone, without which groups could not be left to the kernel to make.
+const METADATA_CSUM: u32 = 0x400;
+const GDT_CSUM: u32 = 0x10;
+/// What a file system of a disk that ends with its machine is mounted with in any case: blocks of files are not marked as
+/// unwritten first, and as written when they are, which is for crashes, and another transaction for each file.
+const MOUNT_OPTIONS: &[u8] = b"dioread_lock";
 const SPARSE_SUPER: u32 = 0x1;
 const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x80; // file types, extents, 64 bits
 const META_BG: u32 = 0x10;
@@ -44,6 +50,60 @@ pub(super) fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
 
+/// CRC16 (ANSI), reflected, as descriptors have it.
+fn crc16(mut sum: u16, bytes: &[u8]) -> u16 {
+    const TABLE: [u16; 256] = {
+        let mut table = [0; 256];
+        let mut index = 0;
+        while index < table.len() {
+            let (mut sum, mut bit) = (index as u16, 0);
+            while bit < 8 {
+                sum = sum >> 1 ^ if sum & 1 == 0 { 0 } else { 0xa001 };
+                bit += 1;
+            }
+            table[index] = sum;
+            index += 1;
+        }
+        table
+    };
+    for byte in bytes {
+        sum = sum >> 8 ^ TABLE[usize::from(sum as u8 ^ byte)];
+    }
+    sum
+}
+
+/// How checksums are made.
+#[derive(Clone, Copy)]
+pub(super) struct Sums<'a> {
+    pub life: Life,
+    pub seed: u32,
+    pub uuid: &'a [u8; 16],
+}
+
+impl Sums<'_> {
+    pub(super) fn are_kept(&self) -> bool {
+        self.life == Life::Lasting
+    }
+
+    /// Of what lies in these parts; 0 where none are kept.
+    pub(super) fn of(&self, parts: &[&[u8]]) -> u32 {
+        let sum = |before, part: &&[u8]| checksum(before, part);
+        if self.are_kept() { parts.iter().fold(self.seed, sum) } else { 0 }
+    }
+
+    /// Of a group's descriptor, in which it is zeros yet.
+    fn of_descriptor(&self, group: u32, descriptor: &[u8]) -> u16 {
+        let group = group.to_le_bytes();
+        match self.life {
+            Life::Lasting => self.of(&[&group, descriptor]) as u16,
+            // All but the checksum itself.
+            Life::Passing => {
+                [self.uuid, &group[..], &descriptor[..30], &descriptor[32..]].into_iter().fold(!0, crc16)
+            }
+        }
+    }
+}
+
 pub(super) struct Descriptor {
     /// The first block of the group's own.
     pub own: u64,
@@ -54,7 +114,7 @@ pub(super) struct Descriptor {
 }
 
 impl Descriptor {
-    pub(super) fn write(&self, group: u32, seed: u32, to: &mut [u8]) {
+    pub(super) fn write(&self, group: u32, sums: &Sums<'_>, to: &mut [u8]) {
         for (index, block) in [self.own, self.own + 1, self.own + 2].into_iter().enumerate() {
             put32(to, 4 * index, block as u32);
             put32(to, 32 + 4 * index, (block >> 32) as u32);
@@ -80,8 +140,8 @@ impl Descriptor {
             }
         }
         put16(to, 18, flags);
-        let sum = checksum(checksum(seed, &group.to_le_bytes()), to);
-        put16(to, 30, sum as u16);
+        let sum = sums.of_descriptor(group, to);
+        put16(to, 30, sum);
     }
 }
 
@@ -119,9 +179,9 @@ impl Superblock<'_> {
         put(76, 1);
         put(84, LOST_FOUND.into());
         put(88, INODE_SIZE);
-        let (compatible, incompatible, read_only) = match layout.copies {
-            Copies::Written => (0, META_BG | FLEX_BG, SPARSE_SUPER),
-            Copies::None => (SPARSE_SUPER2, 0, 0),
+        let (compatible, incompatible, read_only) = match layout.life {
+            Life::Lasting => (0, META_BG | FLEX_BG, SPARSE_SUPER | METADATA_CSUM),
+            Life::Passing => (SPARSE_SUPER2, 0, GDT_CSUM),
         };
         put(92, (COMPATIBLE | compatible).into());
         put(96, (INCOMPATIBLE | incompatible).into());
@@ -132,7 +192,7 @@ impl Superblock<'_> {
         // Mounted with extended attributes and access control lists.
         put(256, 0xc);
         // Descriptors of groups from here on would lie in them.
-        put(260, if layout.copies == Copies::Written { layout.descriptor_blocks } else { 0 });
+        put(260, if layout.life == Life::Lasting { layout.descriptor_blocks } else { 0 });
         put(264, self.identity.created.into());
         put(336, layout.blocks >> 32);
         put(344, layout.free_blocks() >> 32);
@@ -147,11 +207,16 @@ impl Superblock<'_> {
         bytes[268..328].copy_from_slice(&self.journal_inode[40..100]);
         put32(&mut bytes, 332, (layout.journal.1 * BLOCK) as u32);
         put16(&mut bytes, 90, group);
-        bytes[372] = if layout.copies == Copies::Written { FLEX } else { 0 };
-        // Checksums are CRC32C.
-        bytes[373] = 1;
-        let sum = checksum(!0, &bytes[..1020]);
-        put32(&mut bytes, 1020, sum);
+        bytes[372] = if layout.life == Life::Lasting { FLEX } else { 0 };
+        match layout.life {
+            Life::Lasting => {
+                // Checksums are CRC32C.
+                bytes[373] = 1;
+                let sum = checksum(!0, &bytes[..1020]);
+                put32(&mut bytes, 1020, sum);
+            }
+            Life::Passing => bytes[512..512 + MOUNT_OPTIONS.len()].copy_from_slice(MOUNT_OPTIONS),
+        }
         bytes
     }
 

@@ -150,7 +150,7 @@ fn a_terabyte_takes_no_memory_and_its_ext4_next_to_no_room() {
     let own = file();
     let disk = Scratch::new(own.try_clone().unwrap(), 1 << 40, Below::default());
     let identity = crate::ext4::Identity { uuid: [7; 16], created: 1 };
-    crate::ext4::write(1 << 40, &identity, crate::ext4::Copies::Written, &mut |data, offset| {
+    crate::ext4::write(1 << 40, &identity, crate::ext4::Life::Lasting, &mut |data, offset| {
         disk.write(data, offset)
     })
     .unwrap();
