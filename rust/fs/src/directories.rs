@@ -3,14 +3,16 @@
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, RawDir, SeekFrom};
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use crate::Session;
 use crate::abi::ROOT_ID;
+use crate::abi::opened::{CACHE_DIR, KEEP_CACHE};
 use crate::attributes::ENTRY;
 use crate::host;
 use crate::nodes::FIRST_SHARE;
+use crate::share::Cache;
 use crate::wire::Args;
 
 /// Bytes of an entry before its name (`fuse_dirent`).
@@ -30,10 +32,20 @@ impl Session {
             return Ok(());
         }
         self.handles.room()?;
-        let file = Arc::new(self.open_beside(node, true)?);
+        let fd = self.nodes.fd(node)?;
+        let stat = host::stat(&fd)?;
+        if u32::from(stat.stx_mode) & libc::S_IFMT != libc::S_IFDIR {
+            return Err(Errno::NOTDIR);
+        }
+        let file = Arc::new(self.descriptors()?.reopen(&fd, OFlags::RDONLY | OFlags::DIRECTORY)?);
+        let mut flags = self.cache_flags(node, true);
+        if self.nodes.share(node)?.cache == Cache::Auto {
+            // Which names there are the guest need not ask again while it goes by what they stand for; after that it is
+            // to ask for all of it at once.
+            flags |= if self.nodes.is_listed(node, &stat) { CACHE_DIR | KEEP_CACHE } else { CACHE_DIR };
+        }
         self.nodes.opened(node, &file);
         let handle = self.handles.insert(file, node);
-        let flags = self.cache_flags(node, true);
         self.out.u64(handle).u32(flags).u32(0);
         Ok(())
     }

@@ -42,6 +42,7 @@ use locks::Locks;
 pub use nodes::MAX_SHARES;
 use nodes::Nodes;
 pub use owners::Owner;
+pub use saved::{Stale, Why};
 pub use sealed::{FCHMODAT2, Sealed};
 pub use share::{Cache, Share};
 use wire::{Args, Out};
@@ -93,6 +94,8 @@ pub struct Session {
     echoes: Echoes,
     /// What the guest knew when it was captured, until it first uses a share.
     saved: Option<Vec<u8>>,
+    /// What of that is stale, until somebody asks.
+    stale: Vec<Stale>,
     arguments: Vec<u8>,
     out: Out,
 }
@@ -161,6 +164,7 @@ impl Session {
             watched,
             echoes: Echoes::default(),
             saved: None,
+            stale: Vec::new(),
             arguments: Vec::new(),
             out: Out::default(),
         })
@@ -320,7 +324,6 @@ impl Session {
             | init::BIG_WRITES
             | init::AUTO_INVAL_DATA
             | init::DO_READDIRPLUS
-            | init::READDIRPLUS_AUTO
             | init::ASYNC_DIO
             | init::PARALLEL_DIROPS
             | init::POSIX_ACL

@@ -10,6 +10,9 @@ use crate::host::{self, Identity};
 use crate::wire::Args;
 use crate::{Header, Session, quota};
 
+/// A mode with its kind has 16 bits.
+pub(crate) const MAX_MODE: u32 = 0o177_777;
+
 /// The bits of a mode that the guest may set; it has applied its umask.
 pub(crate) fn permissions(mode: u32) -> Mode {
     Mode::from_raw_mode(mode & 0o7777)
@@ -62,6 +65,9 @@ impl Session {
         self.wants_room(parent)?;
         let directory = self.nodes.fd(parent)?;
         let mode = if mode & libc::S_IFMT == 0 { mode | libc::S_IFREG } else { mode };
+        if mode > MAX_MODE {
+            return Err(Errno::INVAL);
+        }
         let special = matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
         // A device's number as the kernel packs it (new_decode_dev).
         let device = if special { (rdev >> 8 & 0xfff, rdev & 0xff | rdev >> 12 & 0xf_ff00) } else { (0, 0) };
@@ -122,6 +128,10 @@ impl Session {
 
     /// Before a name goes: a file that has others is kept in reach.
     fn pin_other_names(&mut self, parent: u64, name: &CStr) -> Option<u64> {
+        // What removes a tree asks for little else: of what the guest knows by one name each, nothing is looked at.
+        if !self.watched && !self.nodes.any_has_names() {
+            return None;
+        }
         let fd = self.nodes.fd(parent).ok()?;
         let stat = host::stat_name(fd, name).ok()?;
         if stat.stx_nlink < 2 || u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR {

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Statx;
 use rustix::io::Errno;
@@ -49,12 +49,16 @@ struct Node {
     used: bool,
     /// Whether the name was taken away while the guest may still know another: `fd` stays until the node is forgotten.
     pinned: bool,
+    /// Whether the guest may know it by several names.
+    has_names: bool,
     /// Whether the guest has removed it while it was open, so that its room is not given back yet.
     orphan: bool,
     /// What the guest has open of it, for a file that has no name any more.
     open: Vec<Weak<OwnedFd>>,
     /// As it was when the guest last opened it, if a later change cannot look the same.
     seen: Option<Stamp>,
+    /// Of a directory: since when the guest has gone by one listing of it.
+    listed: Option<Instant>,
 }
 
 impl Node {
@@ -70,9 +74,11 @@ impl Node {
             fd: None,
             used: false,
             pinned: false,
+            has_names: false,
             orphan: false,
             open: Vec::new(),
             seen: None,
+            listed: None,
         }
     }
 }
@@ -136,6 +142,8 @@ pub(crate) struct Nodes {
     cached: VecDeque<u64>,
     max_cached: usize,
     pinned: usize,
+    /// How many nodes the guest may know by several names.
+    with_names: usize,
     next: u64,
     /// Devices that files of the shares have been seen on; the index is part of the inode number that the guest sees.
     devices: Vec<u64>,
@@ -153,6 +161,7 @@ impl Nodes {
             cached: VecDeque::new(),
             max_cached: max_cached.max(16),
             pinned: 0,
+            with_names: 0,
             next: next.max(FIRST_NODE),
             devices,
         }
@@ -213,8 +222,8 @@ impl Nodes {
     }
 
     /// A node that the guest has known since before it was restored.
-    pub(crate) fn take_up(&mut self, saved: Known, name: CString) {
-        let Known { id, share, identity, parent, lookups, kind, .. } = saved;
+    pub(crate) fn take_up(&mut self, saved: &Known, name: CString) {
+        let Known { id, share, identity, parent, lookups, kind, .. } = *saved;
         // Of one that is known twice it is not said which is which.
         if self.nodes.contains_key(&id) || self.ids.contains_key(&(share, identity)) {
             return;
@@ -224,6 +233,25 @@ impl Nodes {
             names.insert((parent, name.clone()), id);
         }
         self.nodes.insert(id, Node { lookups, ..Node::new(share, identity, parent, name, kind) });
+        // It is not said whether it was known by others.
+        if kind != libc::S_IFDIR {
+            self.has_names(id);
+        }
+    }
+
+    /// The guest may know this one by several names.
+    fn has_names(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id)
+            && !node.has_names
+        {
+            node.has_names = true;
+            self.with_names += 1;
+        }
+    }
+
+    /// Whether there is any that the guest may know by several names.
+    pub(crate) fn any_has_names(&self) -> bool {
+        self.with_names > 0
     }
 
     /// Has every node that lies in a directory of another share, which none does by requests, be forgotten: it would be
@@ -245,7 +273,7 @@ impl Nodes {
         self.ids.clear();
         self.names.iter_mut().for_each(HashMap::clear);
         self.cached.clear();
-        self.pinned = 0;
+        (self.pinned, self.with_names) = (0, 0);
     }
 
     /// Notes that the guest has been told of a file under this name; its id.
@@ -255,12 +283,18 @@ impl Nodes {
             None => self.nodes.get(&parent).ok_or(Errno::STALE)?.share,
         };
         let identity = Identity::of(stat);
+        let kind = u32::from(stat.stx_mode) & libc::S_IFMT;
+        let linked = kind != libc::S_IFDIR && stat.stx_nlink > 1;
         if let Some(id) = self.ids.get(&(share, identity)) {
             let node = self.nodes.get_mut(id).ok_or(Errno::STALE)?;
             node.lookups = node.lookups.saturating_add(1);
             let id = *id;
-            if (node.parent, node.name.as_c_str()) != (parent, name) {
+            let another = (node.parent, node.name.as_c_str()) != (parent, name);
+            if another {
                 self.renamed(id, parent, name);
+            }
+            if linked || another && kind != libc::S_IFDIR {
+                self.has_names(id);
             }
             return Ok(id);
         }
@@ -269,8 +303,10 @@ impl Nodes {
         }
         let id = self.next;
         self.next += 1;
-        let kind = u32::from(stat.stx_mode) & libc::S_IFMT;
         self.nodes.insert(id, Node::new(share, identity, parent, name.into(), kind));
+        if linked {
+            self.has_names(id);
+        }
         self.ids.insert((share, identity), id);
         if let Some(names) = &mut self.names {
             names.insert((parent, name.into()), id);
@@ -290,6 +326,7 @@ impl Nodes {
             }
             self.unname(id, node.parent, node.name);
             self.pinned -= usize::from(node.pinned);
+            self.with_names -= usize::from(node.has_names);
         }
     }
 
@@ -365,6 +402,19 @@ impl Nodes {
             node.seen = stamp.is_settled().then_some(stamp);
         }
         unchanged
+    }
+
+    /// Whether the guest has listed the directory within the time for which names hold, and its names are those of then.
+    pub(crate) fn is_listed(&mut self, id: u64, stat: &Statx) -> bool {
+        let is_unchanged = self.is_unchanged(id, stat);
+        let seconds = self.share(id).map_or(0, |share| share.cache.seconds());
+        let Some(node) = self.nodes.get_mut(&id) else { return false };
+        let holds = |listed: &Instant| listed.elapsed() < Duration::from_secs(seconds);
+        let is_listed = is_unchanged && node.listed.as_ref().is_some_and(holds);
+        if !is_listed {
+            node.listed = Some(Instant::now());
+        }
+        is_listed
     }
 
     /// The id under which the guest knows a file of the same share as `near`.

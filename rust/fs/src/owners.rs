@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, Statx, XattrFlags};
 use rustix::io::Errno;
 
 use crate::abi::set;
+use crate::names::MAX_MODE;
 use crate::{Header, Session};
 
 /// What all such attributes begin with: they are this server's own.
@@ -65,7 +66,7 @@ impl Kept {
         let (kind, host) = (kept.mode & libc::S_IFMT, u32::from(host.stx_mode) & libc::S_IFMT);
         let special = matches!(kind, libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK);
         let possible = kind == host || host == libc::S_IFREG && special;
-        (fields.next().is_none() && possible && kept.mode <= 0o177_777).then_some(kept)
+        (fields.next().is_none() && possible && kept.mode <= MAX_MODE).then_some(kept)
     }
 
     /// The attributes as the guest is to see them.

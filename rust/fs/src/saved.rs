@@ -6,11 +6,13 @@
 //!
 //! A snapshot may be anybody's: what is in it is held to what a guest could have come to by requests.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use supermachine_support::saved_structure;
 
@@ -21,6 +23,33 @@ use crate::wire::is_component;
 
 /// Nodes at most; of a guest that knows more, those of directories and of what is open are kept.
 const MAX_NODES: usize = 1 << 16;
+/// What is stale that is told of, at most, and bytes of a path (PATH_MAX).
+const MAX_TOLD: usize = 1024;
+const MAX_PATH: usize = 4096;
+
+/// Why something that the guest had open is stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It has no name any more, or another one, or its name stands for another file.
+    Changed,
+    /// It was open for writing, and the share may only be read now.
+    ReadOnly,
+    /// There is no such share, or it is another directory.
+    OtherShare,
+    /// The host does not let it be opened.
+    Refused,
+}
+
+/// Something that the guest had open when it was captured, and has not any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// The number of its share, as it was.
+    pub share: u16,
+    /// Beneath the share, as it was called; empty for the share itself.
+    pub path: Vec<u8>,
+    /// What is wrong with it.
+    pub why: Why,
+}
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Saved {
@@ -83,27 +112,51 @@ impl Session {
 
     /// Has a guest go on with what [`Session::save`] gave; before it asks for anything.
     pub fn restore(&mut self, saved: Vec<u8>) {
-        self.saved = Some(saved).filter(|saved| !saved.is_empty() && !self.nodes.shares.is_empty());
+        if self.nodes.shares.is_empty() {
+            // All of it is stale, and nothing will be looked for.
+            let saved: Saved = postcard::from_bytes(&saved).unwrap_or_default();
+            let stale: Vec<_> = saved.handles.iter().map(|handle| (handle, Why::OtherShare)).collect();
+            return self.tell_of_stale(&saved, &[], &stale);
+        }
+        self.saved = Some(saved).filter(|saved| !saved.is_empty());
+    }
+
+    /// What is stale of all that the guest had open; each once, when it is known.
+    pub fn stale(&mut self) -> Vec<Stale> {
+        std::mem::take(&mut self.stale)
+    }
+
+    /// Notes what is stale; `same` are the shares that are what they were.
+    fn tell_of_stale(&mut self, saved: &Saved, same: &[bool], stale: &[(&Handle, Why)]) {
+        if stale.is_empty() {
+            return;
+        }
+        let nodes: HashMap<u64, &Known> = saved.nodes.iter().map(|node| (node.id, node)).collect();
+        for (handle, why) in stale.iter().take(MAX_TOLD) {
+            // Of what is in no share nothing can be said.
+            let Some((share, path)) = place(&nodes, handle.node) else { continue };
+            let is_same = same.get(usize::from(share)) == Some(&true);
+            self.stale.push(Stale { share, path, why: if is_same { *why } else { Why::OtherShare } });
+        }
     }
 
     /// The guest uses a share for the first time since it was restored.
     pub(crate) fn take_up(&mut self) {
         let Some(saved) = self.saved.take() else { return };
         // Of another release, say. Then all of it is stale.
-        let Ok(Saved { shares, nodes, handles }) = postcard::from_bytes(&saved) else { return };
+        let Ok(saved) = postcard::from_bytes::<Saved>(&saved) else { return };
         let same: Vec<bool> =
-            self.nodes.shares.iter().zip(&shares).map(|(share, top)| share.identity == *top).collect();
-        for node in nodes.into_iter().take(MAX_NODES) {
+            self.nodes.shares.iter().zip(&saved.shares).map(|(share, top)| share.identity == *top).collect();
+        for node in saved.nodes.iter().take(MAX_NODES) {
             let is_same = same.get(usize::from(node.share)) == Some(&true);
             let is_placed = match share_index(node.parent) {
                 Some(index) => index == node.share,
                 None => node.parent >= FIRST_NODE,
             };
-            let (id, lookups) = (node.id, node.lookups);
             if is_same
                 && is_placed
-                && id >= FIRST_NODE
-                && lookups > 0
+                && node.id >= FIRST_NODE
+                && node.lookups > 0
                 && is_component(&node.name)
                 && let Ok(name) = CString::new(node.name.clone())
             {
@@ -111,35 +164,65 @@ impl Session {
             }
         }
         self.nodes.part_shares();
-        for handle in handles {
-            if let Some(file) = self.reopened(&handle) {
-                self.nodes.opened(handle.node, &file);
-                self.handles.take_up(handle.number, file, handle.node);
+        let mut stale = Vec::new();
+        for handle in &saved.handles {
+            match self.reopened(handle) {
+                Ok(file) => {
+                    self.nodes.opened(handle.node, &file);
+                    self.handles.take_up(handle.number, file, handle.node);
+                }
+                Err(why) => stale.push((handle, why)),
             }
         }
+        self.tell_of_stale(&saved, &same, &stale);
     }
 
-    fn reopened(&mut self, handle: &Handle) -> Option<Arc<OwnedFd>> {
-        self.handles.room().ok()?;
+    fn reopened(&mut self, handle: &Handle) -> Result<Arc<OwnedFd>, Why> {
+        let refused = |error| if error == Errno::STALE { Why::Changed } else { Why::Refused };
+        self.handles.room().map_err(refused)?;
         let node = handle.node;
-        if let Some(index) = share_index(node) {
+        match share_index(node) {
             // The top of a share that is another one now.
-            self.nodes.shares.get(usize::from(index))?;
-        }
-        let fd = self.nodes.fd(node).ok()?;
-        let stat = crate::host::stat(&fd).ok()?;
-        let file = match u32::from(stat.stx_mode) & libc::S_IFMT {
-            libc::S_IFDIR => self.open_beside(node, true).ok()?,
-            libc::S_IFREG => {
-                let flags = flags(handle.access, handle.sync)?;
-                if flags & OFlags::RWMODE != OFlags::RDONLY {
-                    self.nodes.share(node).and_then(|share| share.writable()).ok()?;
-                }
-                self.descriptors().ok()?.reopen(&fd, flags).ok()?
+            Some(index) if self.nodes.shares.get(usize::from(index)).is_none() => {
+                return Err(Why::OtherShare);
             }
-            _ => return None,
+            _ => {}
+        }
+        let fd = self.nodes.fd(node).map_err(refused)?;
+        let stat = crate::host::stat(&fd).map_err(refused)?;
+        let file = match u32::from(stat.stx_mode) & libc::S_IFMT {
+            libc::S_IFDIR => self.open_beside(node, true).map_err(refused)?,
+            libc::S_IFREG => {
+                let flags = flags(handle.access, handle.sync).ok_or(Why::Refused)?;
+                if flags & OFlags::RWMODE != OFlags::RDONLY {
+                    self.nodes.share(node).and_then(|share| share.writable()).map_err(|_| Why::ReadOnly)?;
+                }
+                let descriptors = self.descriptors().map_err(refused)?;
+                descriptors.reopen(&fd, flags).map_err(refused)?
+            }
+            _ => return Err(Why::Changed),
         };
-        Some(Arc::new(file))
+        Ok(Arc::new(file))
+    }
+}
+
+/// The share that a node was in, and its path there.
+fn place(nodes: &HashMap<u64, &Known>, mut node: u64) -> Option<(u16, Vec<u8>)> {
+    let mut names: Vec<&[u8]> = Vec::new();
+    let mut length = 0;
+    loop {
+        if let Some(index) = share_index(node) {
+            names.reverse();
+            return Some((index, names.join(&b'/')));
+        }
+        let known = nodes.get(&node)?;
+        length += known.name.len() + 1;
+        // A forged one may lie within itself, and be called anything.
+        if length > MAX_PATH || !known.name.is_empty() && !is_component(&known.name) {
+            return None;
+        }
+        names.push(&known.name);
+        node = known.parent;
     }
 }
 

@@ -655,3 +655,18 @@ fn a_file_is_known_by_its_other_name() {
     client.write(node, handle, 0, b"data").unwrap();
     assert_eq!(fs::read(place.path().join("moved")).unwrap(), b"data");
 }
+
+/// Also one that the host has made.
+#[test]
+fn a_name_of_the_hosts_stays_when_the_other_goes() {
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("first"), "data").unwrap();
+    let mut client = Client::new(vec![share(place.path(), false)]);
+    let node = client.lookup(SHARE, b"first").unwrap().0;
+    fs::hard_link(place.path().join("first"), place.path().join("second")).unwrap();
+    assert_eq!(client.lookup(SHARE, b"second").unwrap().0, node);
+    // What the guest knows by both names was seen last by the one that goes.
+    client.unlink(SHARE, b"second").unwrap();
+    let handle = client.open(node, 0).unwrap();
+    assert_eq!(client.read(node, handle, 0, 10).unwrap(), b"data");
+}

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use common::{Client, SHARE, share};
 use supermachine_fs::abi::{guest_open, op};
-use supermachine_fs::{Session, Share};
+use supermachine_fs::{Session, Share, Stale, Why};
 
 /// The first number of a session that comes after another.
 const AGAIN: u64 = 1 << 40;
@@ -33,6 +33,11 @@ fn place() -> tempfile::TempDir {
 fn restored(client: &mut Client, saved: Vec<u8>, shares: Vec<Share>) {
     client.session = Session::new(shares, 4096, AGAIN).unwrap();
     client.session.restore(saved);
+}
+
+/// One that is told of.
+fn stale(path: &str, why: Why) -> Stale {
+    Stale { share: 0, path: path.into(), why }
 }
 
 fn shared(place: &Path) -> Vec<Share> {
@@ -84,9 +89,13 @@ fn what_is_another_file_by_now_is_stale_and_nothing_else_is() {
     fs::write(top.join("new"), "another").unwrap();
     fs::rename(top.join("new"), top.join("directory/file")).unwrap();
     restored(&mut client, saved.clone(), shared(place.path()));
+    assert_eq!(client.session.stale(), []);
     assert_eq!(client.read(file, handles.0, 0, 100), Err(libc::ESTALE));
     assert_eq!(client.getattr(file), Err(libc::ESTALE));
     assert_eq!(client.read(other, handles.1, 0, 100).unwrap(), b"other");
+    // It is told of that, and once.
+    assert_eq!(client.session.stale(), [stale("directory/file", Why::Changed)]);
+    assert_eq!(client.session.stale(), []);
     // A link has taken the place of a directory.
     fs::rename(top.join("directory"), place.path().join("moved")).unwrap();
     std::os::unix::fs::symlink(place.path().join("moved"), top.join("directory")).unwrap();
@@ -97,7 +106,14 @@ fn what_is_another_file_by_now_is_stale_and_nothing_else_is() {
     fs::hard_link(top.join("other"), place.path().join("second/other")).unwrap();
     restored(&mut client, saved.clone(), vec![share(&place.path().join("second"), false)]);
     assert_eq!(client.read(other, handles.1, 0, 100), Err(libc::ESTALE));
+    let both = |client: &mut Client| {
+        let mut found = client.session.stale();
+        found.sort_by(|one, other| one.path.cmp(&other.path));
+        assert_eq!(found, [stale("directory/file", Why::OtherShare), stale("other", Why::OtherShare)]);
+    };
+    both(&mut client);
     restored(&mut client, saved.clone(), vec![]);
+    both(&mut client);
     assert_eq!(client.getattr(other), Err(libc::ESTALE));
     let mut client = Client::new(shared(place.path()));
     let other = client.lookup(SHARE, b"other").unwrap().0;
@@ -106,6 +122,7 @@ fn what_is_another_file_by_now_is_stale_and_nothing_else_is() {
     restored(&mut client, saved, vec![share(&top, true)]);
     assert_eq!(client.read(other, handles.0, 0, 100), Err(libc::ESTALE));
     assert_eq!(client.read(other, handles.1, 0, 100).unwrap(), b"other");
+    assert_eq!(client.session.stale(), [stale("other", Why::ReadOnly)]);
 }
 
 /// A snapshot is anybody's.

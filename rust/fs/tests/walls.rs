@@ -250,6 +250,17 @@ fn a_quota_holds_whatever_is_asked() {
 }
 
 #[test]
+fn a_mode_has_sixteen_bits_however_it_is_asked_for() {
+    let place = tempfile::tempdir().unwrap();
+    let Ok(owned) = share(place.path(), false).with_owners_of_its_own() else { return };
+    let mut client = Client::new(vec![owned]);
+    assert_eq!(client.mknod(SHARE, b"pipe", 0x10000 | libc::S_IFIFO | 0o600), Err(libc::EINVAL));
+    assert!(std::fs::read_dir(place.path()).unwrap().next().is_none());
+    let pipe = client.mknod(SHARE, b"pipe", libc::S_IFIFO | 0o600).unwrap();
+    assert_eq!(client.getattr(pipe).unwrap().mode, libc::S_IFIFO | 0o600);
+}
+
+#[test]
 fn a_share_without_attributes_keeps_no_owners() {
     let share = Share::open("/proc/self".as_ref(), true, Cache::Auto).unwrap();
     assert!(matches!(share.with_owners_of_its_own(), Err(Error::Owners(_))));
