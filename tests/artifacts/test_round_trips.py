@@ -231,3 +231,16 @@ def test_what_is_small_comes_with_the_manifest(
             with pytest.raises(errors.BadSnapshot):
                 pull(f"{registry.host}/bb@{other}", tmp_path / "wrong", cache=elsewhere)
         del entry["data"]
+
+
+def test_working_sets_of_several_starts_are_one() -> None:
+    """In the order of the first; around pages that some have touched and others have not, all are in it."""
+    always = [(500, 3, True), (10, 2, False)]
+    found = working_set.union([[*always, (200, 1, False)], always, [(12, 1, False), *always]])
+    assert found[:3] == [(500, 3, True), (10, 2, False), (200, 1, False)]
+    working_set.decode(working_set.encode(found))
+    pages = [page for start, count, _ in found for page in range(start, start + count)]
+    around = {*range(64), *range(192, 256)}
+    assert len(pages) == len(set(pages)) and set(pages) == around | {500, 501, 502}
+    assert working_set.union([always]) == working_set.union([always, always]) == always
+    assert working_set.union([]) == []

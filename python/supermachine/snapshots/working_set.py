@@ -28,6 +28,8 @@ _MAGIC = b"SMWSET\x02\0"
 _HEAD = len(_MAGIC) + 64
 #: Pages of 4 KiB that are recorded at most. More is no help.
 _MAX_PAGES = 16_384
+#: Pages, of which all may be needed where one is now and then. A divisor of what RAM comes in multiples of.
+_AROUND = 64
 #: Seconds that the worker may take to tell.
 _TIMEOUT = 5.0
 
@@ -92,18 +94,33 @@ def keep(ranges: Ranges | None, path: Path, cache: Cache) -> None:
 
 
 def union(recorded: list[Ranges]) -> Ranges:
-    """The pages of several, each in the order in which the first that has it does."""
+    """The pages of several, each in the order in which the first that has it does.
+
+    Then what lies around pages that some have and others have not: memory that is free, of which a guest takes now this
+    page and now that one.
+    """
     found: Ranges = []
     seen: set[int] = set()
+
+    def add(page: int, written: bool) -> None:
+        if page in seen:
+            return
+        seen.add(page)
+        if found and found[-1][0] + found[-1][1] == page and found[-1][2] == written:
+            found[-1] = (found[-1][0], found[-1][1] + 1, written)
+        else:
+            found.append((page, 1, written))
+
     for start, count, written in (each for ranges in recorded for each in ranges):
         for page in range(start, start + count):
-            if page in seen:
-                continue
-            seen.add(page)
-            if found and found[-1][0] + found[-1][1] == page and found[-1][2] == written:
-                found[-1] = (found[-1][0], found[-1][1] + 1, written)
-            else:
-                found.append((page, 1, written))
+            add(page, written)
+    now_and_then: set[int] = set()
+    for ranges in recorded:
+        now_and_then |= seen.difference(page for start, count, _ in ranges for page in range(start, start + count))
+    for block in sorted({page // _AROUND for page in now_and_then}):
+        for page in range(block * _AROUND, (block + 1) * _AROUND):
+            if len(seen) < _MAX_PAGES:
+                add(page, False)
     return found
 
 
