@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .network.policy import Network
     from .network.secrets import Secret
     from .storage.shares import Share
+    from .storage.stale import StaleFile
     from .storage.volumes import Volume
 
 _HOMES = {
@@ -52,6 +53,7 @@ _HOMES = {
     "STDOUT": "guest.processes",
     "Share": "storage.shares",
     "Snapshot": "machine.snapshot",
+    "StaleFile": "storage.stale",
     "SupermachineError": "errors",
     "TimeoutExpired": "guest.processes",
     "attach": "named.client",
@@ -86,6 +88,7 @@ __all__ = [
     "Secret",
     "Share",
     "Snapshot",
+    "StaleFile",
     "SupermachineError",
     "TimeoutExpired",
     "VMExited",

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from supermachine import VM, Share
+from supermachine import VM, Share, StaleFile, Volume
 from supermachine.errors import AgentError
 from supermachine.snapshots.records import Head
 
@@ -128,8 +128,22 @@ def test_a_restored_guest_has_open_what_it_had_where_that_is_the_same_file(src: 
     (src / "new").write_text("another\n")
     (src / "new").replace(src / "file")
     with VM.restore(tmp_path / "snapshot", mounts={"/work": src}) as vm:
+        assert vm.shares.stale() == []
         assert output(vm, _IS_TOLD).splitlines() == ["cat: read error: Stale file handle", "inner"]
         assert output(vm, "cat /work/file") == "another\n"
+        # Which is told.
+        stale = StaleFile("/work", "file", "changed")
+        assert next(vm.shares.events(60)) == stale and vm.shares.stale() == [stale]
+        assert list(vm.shares.events(0)) == [stale]
+        assert str(stale) == "/work/file is stale: it has been removed, moved, or replaced by another file"
+    # Neither is there without a share, or with another one.
+    (src.parent / "other").mkdir()
+    mounts: dict[str, str | os.PathLike[str] | Share | Volume]
+    for mounts in ({}, {"/else": src.parent / "other"}):
+        with VM.restore(tmp_path / "snapshot", mounts=mounts) as vm:
+            vm.run("ls /work/ /else/", shell=True)
+            stale = StaleFile(None, "file", "other-share")
+            assert next(vm.shares.events(60)) == stale and vm.shares.stale() == [stale]
 
 
 def test_a_restored_guest_has_the_shares_that_it_is_given(src: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..machine.timings import Timings
     from ..network.denials import GuestNetwork
     from ..settings.machine import MachineOptions
+    from ..storage.stale import GuestShares
 
 
 def _kill_all(vms: Iterable[_vm.VM]) -> None:
@@ -63,6 +64,11 @@ class VM:
     def network(self) -> GuestNetwork:
         """Its network; what waits there blocks."""
         return self._vm.network
+
+    @property
+    def shares(self) -> GuestShares:
+        """Its shares; what waits there blocks."""
+        return self._vm.shares
 
     @property
     def timings(self) -> Timings:

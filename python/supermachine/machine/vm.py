@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..settings.parsing import Environment
     from ..snapshots.baking import Baked
     from ..storage.shares import Mounts, Volumes
+    from ..storage.stale import GuestShares
     from ..storage.tmpfs import Tmpfs
     from .snapshot import Snapshot
     from .starts import Root, Starter
@@ -186,6 +187,13 @@ class VM:
         from ..network.denials import GuestNetwork
 
         return GuestNetwork(self._running, lambda: self._settings.network, self._set_network)
+
+    @property
+    def shares(self) -> GuestShares:
+        """Its shares: what was open in them and is stale. Methods raise VMExited when it does not run."""
+        from ..storage.stale import GuestShares
+
+        return GuestShares(self._running, lambda: self._settings.shares)
 
     def _set_network(self, network: Network) -> None:
         self._settings = self._settings._replace(network=network)

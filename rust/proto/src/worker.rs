@@ -272,6 +272,16 @@ pub enum Event {
         /// `None` when it has become larger.
         error: Option<String>,
     },
+    /// What the guest had open in a share when it was captured and has not any more: programs have ESTALE of it.
+    Stale {
+        /// The number of the share, as it was.
+        share: u32,
+        /// Beneath the share; empty for the share itself.
+        #[serde(with = "crate::path_bytes")]
+        path: PathBuf,
+        /// What is wrong with it.
+        why: StaleReason,
+    },
     /// A command could not be served for want of something; the VM goes on. What is short, whose limit it is, and how it
     /// is raised.
     Shortage {
@@ -281,6 +291,19 @@ pub enum Event {
     /// The first word of a template's copy: the process that has written it is the machine's. The kernel tells the receiver
     /// which that is (unix(7), SCM_CREDENTIALS).
     Forked,
+}
+
+/// Why something that was open is stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StaleReason {
+    /// It has no name any more, or another one, or its name stands for another file.
+    Changed,
+    /// It was open for writing, and the share may only be read now.
+    ReadOnly,
+    /// There is no such share, or it is another directory.
+    OtherShare,
+    /// The host does not let it be opened.
+    Refused,
 }
 
 /// A snapshot that has been taken.

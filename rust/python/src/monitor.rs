@@ -21,7 +21,7 @@ use supermachine_proto::worker::{Command, Event, ExitReason};
 
 use crate::descriptors::{self, Unshared};
 use crate::process::Process;
-use crate::state::{Exit, Shared};
+use crate::state::{Exit, MAX_STALE, Shared};
 use crate::sys::{self, Interest};
 
 /// Bytes of the worker's own stderr that are kept, from the end.
@@ -247,6 +247,11 @@ fn events_of(decoder: &mut Decoder, shared: &Shared) -> Result<(), frame::Error>
                 (state.capturing, state.captured) = (false, Some(Err(message)));
             }),
             Event::Shortage { message } => shared.update(|state| state.shortage = Some(message)),
+            Event::Stale { share, path, why } => shared.update(|state| {
+                if state.stale.len() < MAX_STALE {
+                    state.stale.push((share, path, why));
+                }
+            }),
             Event::WorkingSet(ranges) => shared.update(|state| state.working_set = Some(ranges)),
             Event::VolumeGrown { error } => {
                 shared.update(|state| state.volume_grown = Some(error.map_or(Ok(()), Err)));

@@ -3,17 +3,21 @@
 use std::io;
 use std::io::{PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use supermachine_support::lock;
 
-use supermachine_proto::worker::{Captured, PageRange, Stats, Timings};
+use supermachine_proto::worker::{Captured, PageRange, StaleReason, Stats, Timings};
 
 use crate::descriptors::{self, Owner, Unshared};
 
 /// How long the VM may take to say why it ended once a connection has.
 const EXIT_GRACE: Duration = Duration::from_millis(300);
+
+/// What is stale of one VM, at most; a worker tells of as many.
+pub(crate) const MAX_STALE: usize = 1024;
 
 /// How a VM ended.
 #[derive(Clone, Debug)]
@@ -34,6 +38,9 @@ pub struct State {
     pub capturing: bool,
     pub working_set: Option<Vec<PageRange>>,
     pub(crate) volume_grown: Option<Result<(), String>>,
+    /// What the guest had open in shares when it was captured and has not any more, at most [`MAX_STALE`]: the number of its
+    /// share, its path there, and why.
+    pub stale: Vec<(u32, PathBuf, StaleReason)>,
     /// What the worker lacked to serve a command, for the error of the connection that came to nothing.
     pub shortage: Option<String>,
     /// Whether `Worker.kill` asked for the end.

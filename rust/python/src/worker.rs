@@ -14,8 +14,8 @@ use supermachine_netd::host::Search;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
 use supermachine_proto::engine::Engine;
 use supermachine_proto::worker::{
-    Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, ShareOwner, Source, Start,
-    VolumeSlot,
+    Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, ShareOwner, Source,
+    StaleReason, Start, VolumeSlot,
 };
 use supermachine_support::lock;
 
@@ -34,6 +34,9 @@ const PID: Duration = Duration::from_secs(30);
 
 /// The descriptor of a volume, that of an empty file where it is not to be changed, and the slot.
 type VolumeTuple = (i32, Option<i32>, u32);
+
+/// Number of a share, path there, reason.
+type StaleTuple = (u32, OsString, &'static str);
 
 fn slots_of(volumes: &[VolumeTuple]) -> Vec<VolumeSlot> {
     volumes
@@ -605,6 +608,28 @@ impl Worker {
             Some(Err(message)) => Err(PyOSError::new_err(message)),
             done => Ok(done.is_some()),
         }
+    }
+
+    /// What the guest had open in shares when it was captured and has not any more, from the one with this number on:
+    /// `(share, path, reason)`. Empty at the time-out (seconds), and when there is no more and the VM has ended.
+    #[pyo3(signature = (start=0, timeout=None))]
+    fn stale(&self, py: Python<'_>, start: usize, timeout: Option<f64>) -> PyResult<Vec<StaleTuple>> {
+        self.must_be_here(py)?;
+        let name = |why: StaleReason| match why {
+            StaleReason::Changed => "changed",
+            StaleReason::ReadOnly => "read-only",
+            StaleReason::OtherShare => "other-share",
+            StaleReason::Refused => "refused",
+        };
+        let found = sys::wait_for(py, sys::deadline(timeout), |slice| {
+            self.0.shared.wait(slice, |state| match state.stale.get(start..) {
+                Some([]) | None => state.exit.is_some().then(Vec::new),
+                Some(more) => {
+                    Some(more.iter().map(|(share, path, why)| (*share, path.into(), name(*why))).collect())
+                }
+            })
+        })?;
+        Ok(found.unwrap_or_default())
     }
 
     /// Process id of the network's policy process; `None` without a network, and before the guest's first flow.

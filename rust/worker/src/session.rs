@@ -166,7 +166,9 @@ fn live(
     });
     session.spawn("connect", move |session| session.connect_those_that_wait(&to_connect));
     if let Some(waits) = waits {
-        session.spawn("locks", move |session| waits.serve(&session.machine));
+        session.spawn("files", move |session| {
+            waits.serve(&session.machine, |event| session.events.send(event));
+        });
     }
     if let Some(arrival) = arrival {
         session.spawn("missing memory", move |session| session.end_without(&arrival));

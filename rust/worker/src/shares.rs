@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use supermachine_machine::{Machine, Server};
-use supermachine_proto::worker::Share;
+use supermachine_proto::worker::{Event, Share};
 use supermachine_support::lock;
 
 use crate::confine::Beneath;
@@ -23,25 +23,52 @@ pub(crate) struct Shares {
 /// Between two attempts at a lock that somebody else has: the host tells of none that is given up. The first, and the longest.
 const ATTEMPTS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
-/// Whether a process of the guest's waits for a lock that another guest or the host has.
+/// What is to be done beside the vCPU that asks for a file.
 #[derive(Default)]
 pub(crate) struct Waits {
-    somebody: Mutex<bool>,
+    due: Mutex<Due>,
     told: Condvar,
+}
+
+#[derive(Default)]
+struct Due {
+    /// Whether a process of the guest's waits for a lock that another guest or the host has.
+    somebody: bool,
+    /// What the API is to hear of: it may not be listening at the moment.
+    events: Vec<Event>,
+    /// Whether there may be something later.
+    later: bool,
 }
 
 impl Waits {
     #[cfg(target_os = "linux")]
-    fn tell(&self) {
-        *lock(&self.somebody) = true;
+    fn tell(&self, change: impl FnOnce(&mut Due)) {
+        change(&mut lock(&self.due));
         self.told.notify_one();
     }
 
-    /// Has locks that are waited for be tried again, as long as the process lives.
-    pub(crate) fn serve(&self, machine: &Machine) {
+    /// Whether nothing is to be done, now or later.
+    pub(crate) fn is_idle(&self) -> bool {
+        let due = lock(&self.due);
+        !due.later && due.events.is_empty()
+    }
+
+    /// Has locks that are waited for be tried again, and says what is to be said, as long as the process lives.
+    pub(crate) fn serve(&self, machine: &Machine, say: impl Fn(&Event)) {
         loop {
-            let waiting = self.told.wait_while(lock(&self.somebody), |somebody| !*somebody);
-            *waiting.unwrap_or_else(PoisonError::into_inner) = false;
+            let nothing = |due: &mut Due| !due.somebody && due.events.is_empty();
+            let due = self.told.wait_while(lock(&self.due), nothing);
+            let mut due = due.unwrap_or_else(PoisonError::into_inner);
+            let (somebody, later) = (std::mem::take(&mut due.somebody), due.later);
+            let events = std::mem::take(&mut due.events);
+            drop(due);
+            events.iter().for_each(&say);
+            if !later {
+                return;
+            }
+            if !somebody {
+                continue;
+            }
             let mut pause = ATTEMPTS.0;
             while machine.retry_files() {
                 thread::sleep(pause);
@@ -53,11 +80,13 @@ impl Waits {
 
 #[cfg(target_os = "linux")]
 mod system {
+    use std::ffi::OsString;
     use std::os::fd::AsFd;
+    use std::os::unix::ffi::OsStringExt;
 
-    use supermachine_fs::{Cache, Session, Share as Open};
+    use supermachine_fs::{Cache, Session, Share as Open, Stale, Why};
     use supermachine_machine::Served;
-    use supermachine_proto::worker::{ShareCache, ShareOwner};
+    use supermachine_proto::worker::{ShareCache, ShareOwner, StaleReason};
     use supermachine_support::entropy;
     use vm_memory::VolatileSlice;
 
@@ -95,9 +124,19 @@ mod system {
             Ok(Self { session, waits: Arc::default() })
         }
 
-        /// Who waits, where there are shares to wait in.
+        /// Where there is something to be done beside: at any time where there are shares, else at once or never.
         pub(crate) fn waits(&self) -> Option<Arc<Waits>> {
-            (!self.session.shares().is_empty()).then(|| self.waits.clone())
+            let waits = self.waits.clone();
+            lock(&waits.due).later = !self.session.shares().is_empty();
+            Some(waits)
+        }
+
+        /// Has the API be told of what is stale.
+        fn tell_of_stale(&mut self) {
+            let stale = self.session.stale();
+            if !stale.is_empty() {
+                self.waits.tell(|due| due.events.extend(stale.into_iter().map(said)));
+            }
         }
 
         /// What the process needs to reach of the file system when it is confined.
@@ -116,13 +155,25 @@ mod system {
         }
     }
 
+    fn said(Stale { share, path, why }: Stale) -> Event {
+        let why = match why {
+            Why::Changed => StaleReason::Changed,
+            Why::ReadOnly => StaleReason::ReadOnly,
+            Why::OtherShare => StaleReason::OtherShare,
+            Why::Refused => StaleReason::Refused,
+        };
+        Event::Stale { share: share.into(), path: OsString::from_vec(path).into(), why }
+    }
+
     impl Server for Shares {
         fn serve(&mut self, request: &[VolatileSlice<'_>], answer: &[VolatileSlice<'_>]) -> Served {
-            match self.session.serve(request, answer) {
+            let served = self.session.serve(request, answer);
+            self.tell_of_stale();
+            match served {
                 supermachine_fs::Served::Answered(written) => Served::Answered(written),
                 supermachine_fs::Served::Unawaited => Served::Unawaited,
                 supermachine_fs::Served::Later => {
-                    self.waits.tell();
+                    self.waits.tell(|due| due.somebody = true);
                     Served::Later
                 }
             }
@@ -138,6 +189,7 @@ mod system {
 
         fn restore(&mut self, saved: Vec<u8>) {
             self.session.restore(saved);
+            self.tell_of_stale();
         }
 
         fn reset(&mut self) {

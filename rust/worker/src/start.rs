@@ -51,7 +51,7 @@ pub(crate) struct Built {
     pub leases: Vec<File>,
     /// Memory that is still on its way.
     pub arrival: Option<Arc<Arrival>>,
-    /// Who waits for a lock in a share.
+    /// What shares have to be done beside, if anything.
     pub waits: Option<Arc<Waits>>,
 }
 
@@ -130,10 +130,11 @@ fn furnish(mut built: Built, start: &Start, came: &mut Came, shares: Shares) -> 
     built.volumes = Volumes::insert(&built.machine, &start.volumes, volumes, &built.room)?;
     // Also without shares: what the guest and its server agree on when it boots is in every snapshot of it, and a guest
     // that is restored from one may have some. One of a version 8 file has no such device.
-    built.waits = shares.waits();
+    let waits = shares.waits();
     if let Some(server) = shares.server() {
         let _ = built.machine.set_file_server(server);
     }
+    built.waits = waits.filter(|waits| !waits.is_idle());
     Ok(built)
 }
 
