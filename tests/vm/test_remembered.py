@@ -321,6 +321,26 @@ def test_a_damaged_snapshot_is_made_anew(image: Path, own_cache: Path) -> None:
     learn(str(image))
 
 
+def test_input_is_there_for_the_whole_way(image: Path, own_cache: Path) -> None:
+    """A command is on its way to a guest before that is known to start; nothing is read for it until it runs."""
+    with open(known(own_cache).snapshot, "r+b") as file:
+        file.write(b"no snapshot at all")
+    command = [sys.executable, "-m", "supermachine", "run", "--engine", "soft", "-q", str(image), "cat"]
+    done = subprocess.run(command, input=b"all of it", capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, b"all of it")
+    assert starts(own_cache) == []
+
+
+def test_no_input_is_lost_to_a_program_that_is_not_there(image: Path) -> None:
+    """As with a shell, what comes next has it."""
+    words = [sys.executable, "-m", "supermachine", "run", "--engine", "soft", "-q", str(image), "no-such-program"]
+    script = '"$@"; echo "$?"; cat'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "x", *words], input=b"left", capture_output=True, timeout=120, check=False
+    )
+    assert done.stdout == b"127\nleft"
+
+
 def test_a_damaged_file_counts_as_none(image: Path, own_cache: Path) -> None:
     (start,) = starts(own_cache)
     data = bytearray(start.read_bytes())

@@ -1,7 +1,7 @@
 //! From the kernel's first process to a guest that serves requests, and the boot connection after that.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader};
 use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::{
@@ -10,12 +10,14 @@ use supermachine_proto::agent::{
 use supermachine_proto::{VERSION, frame};
 
 use crate::{
-    attach, authority, connections, freeze, identity, init, limits, mounts, network, reaper, room, root,
-    server, sys, volumes,
+    attach, authority, connections, exec, freeze, identity, init, limits, mounts, network, reaper, room,
+    root, server, sys, volumes,
 };
 
 /// Between two attempts to reach a host that has just been restored.
 const RETRY: Duration = Duration::from_millis(5);
+/// Bytes that most commands have at most.
+const COMMAND: usize = 1 << 10;
 
 /// Why the guest cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +46,12 @@ pub(crate) fn run() -> Error {
             }
             Err(error) => return step("reaching the host")(error),
         };
-        if let Err(error) = converse(&mut host, &mut configured) {
-            // The host's other end is told, if it is there; without a root nothing else can be done.
-            let _ = frame::write(&mut host, &BootEvent::Failed { message: error.to_string() });
+        if let Err(error) = converse(&host, &mut configured) {
+            // The host's other end is told, if it is there; without a root nothing else can be done. A guest that was
+            // restored has lost it, and would only take time to find words.
+            if !matches!(error, Error::Connection(frame::Error::Io(_))) {
+                let _ = frame::write(&mut host, &BootEvent::Failed { message: error.to_string() });
+            }
             if !configured {
                 return error;
             }
@@ -55,24 +60,27 @@ pub(crate) fn run() -> Error {
 }
 
 /// One boot connection, to its end.
-fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
-    frame::write(host, &BootEvent::Hello { version: VERSION, kernel: kernel_release() })?;
-    while let Some(command) = frame::read::<BootCommand>(host)? {
+fn converse(host: &File, configured: &mut bool) -> Result<(), Error> {
+    frame::write(&mut &*host, &BootEvent::Hello { version: VERSION, kernel: kernel_release() })?;
+    // One call reads a command, its length included.
+    let mut commands = BufReader::with_capacity(COMMAND, host);
+    while let Some(command) = frame::read::<BootCommand>(&mut commands)? {
         match command {
             BootCommand::Configure(configure) => {
                 prepare(&configure)?;
                 *configured = true;
-                frame::write(host, &BootEvent::Ready)?;
+                frame::write(&mut &*host, &BootEvent::Ready)?;
             }
             BootCommand::Freeze => {
+                exec::prepare();
                 freeze::freeze().map_err(step("stopping the guest's processes"))?;
                 volumes::freeze();
-                frame::write(host, &BootEvent::Frozen)?;
+                frame::write(&mut &*host, &BootEvent::Frozen)?;
             }
             BootCommand::Thaw => {
                 volumes::thaw();
                 freeze::thaw().map_err(step("letting the guest's processes go on"))?;
-                frame::write(host, &BootEvent::Thawed)?;
+                frame::write(&mut &*host, &BootEvent::Thawed)?;
             }
             BootCommand::Renew(new) => {
                 sys::set_clock(new.wall_clock_ns).map_err(step("setting the guest's clock"))?;
@@ -80,20 +88,20 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 room::lift();
                 volumes::thaw();
                 freeze::thaw_renewed().map_err(step("letting the guest's processes go on"))?;
-                frame::write(host, &BootEvent::Renewed)?;
+                frame::write(&mut &*host, &BootEvent::Renewed)?;
             }
             BootCommand::Clock { wall_clock_ns } => {
                 sys::set_clock(wall_clock_ns).map_err(step("setting the guest's clock"))?;
-                frame::write(host, &BootEvent::ClockSet)?;
+                frame::write(&mut &*host, &BootEvent::ClockSet)?;
             }
             BootCommand::Room { device, bytes } => {
                 // A disk without such a file system (its user made another) has its limits elsewhere.
                 let _ = room::set(&device, bytes);
-                frame::write(host, &BootEvent::RoomSet)?;
+                frame::write(&mut &*host, &BootEvent::RoomSet)?;
             }
             BootCommand::Grow { device, bytes } => {
                 let done = matches!(attach::grow(&device, bytes), AttachReply::Done);
-                frame::write(host, &BootEvent::Grown { done })?;
+                frame::write(&mut &*host, &BootEvent::Grown { done })?;
             }
             BootCommand::Shutdown { grace_ms } => {
                 let end = Instant::now() + Duration::from_millis(grace_ms.into());
@@ -101,7 +109,7 @@ fn converse(host: &mut File, configured: &mut bool) -> Result<(), Error> {
                 reaper::end_all(end.saturating_duration_since(Instant::now()));
                 attach::end();
                 sys::sync();
-                let _ = frame::write(host, &BootEvent::Stopping);
+                let _ = frame::write(&mut &*host, &BootEvent::Stopping);
                 sys::power_off();
             }
         }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use crate::sys;
@@ -28,7 +29,7 @@ const COUNTS: [(i32, &str, &str); 2] = [
 ];
 /// The same, open: to find them takes a restored guest longer than to read them.
 static FILES: OnceLock<[Option<File>; 2]> = OnceLock::new();
-const MAX_COUNTS: u64 = 4096;
+const MAX_COUNTS: usize = 4096;
 
 /// Opens what the connections are counted by.
 pub(crate) fn prepare() {
@@ -43,8 +44,10 @@ pub(crate) fn prepare() {
 pub(crate) fn end_all() -> io::Result<()> {
     let mut diagnosis = None;
     for ((family, _, line), file) in COUNTS.iter().zip(FILES.get().unwrap_or(&[None, None])) {
-        let (family, read) = (*family, |file: &File| sys::read_up_to(file, 0, MAX_COUNTS).ok());
-        let count = file.as_ref().and_then(read).and_then(|counts| number(&counts, line));
+        let (family, mut text) = (*family, [0; MAX_COUNTS]);
+        // The kernel writes such a file whole where there is room for it.
+        let length = file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
+        let count = number(&text[..length], line);
         if count == Some(0) {
             continue;
         }

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::{Chunk, Exec, ExecInput, ExecOutput, ExitStatus, STDIN_WINDOW, WindowSize};
@@ -14,7 +14,7 @@ use supermachine_proto::frame::{self, Decoder, MAX_DATA};
 
 use crate::reaper::Exit;
 use crate::spawn::{self, Failure};
-use crate::{drain, freeze, sys};
+use crate::{drain, freeze, sys, user};
 
 /// Output that waits for the host; beyond it the process waits.
 const MAX_WAITING: usize = 256 * 1024;
@@ -84,11 +84,15 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
         (stdout, stderr) = (Some(ours), None);
     } else {
         let (theirs, ours) = match request.stdin {
-            true => sys::pipe().map(|(theirs, ours)| (theirs, Some(ours)))?,
-            false => (File::open("/dev/null")?.into(), None),
+            true => sys::pipe().map(|(theirs, ours)| (Some(theirs), Some(ours)))?,
+            false => (None, None),
         };
         let (output, errors) = (sys::pipe()?, sys::pipe()?);
-        (pid, exit) = spawn::spawn(request, [&theirs, &output.1, &errors.1])?;
+        let input = match &theirs {
+            Some(theirs) => theirs,
+            None => nothing()?,
+        };
+        (pid, exit) = spawn::spawn(request, [input, &output.1, &errors.1])?;
         stdin = ours.map(File::from);
         (stdout, stderr) = (Some(output.0.into()), Some(errors.0.into()));
     }
@@ -119,6 +123,22 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
     Ok(session)
 }
 
+/// Does what a restored guest's first command would have to do otherwise.
+pub(crate) fn prepare() {
+    user::prepare();
+    let _ = nothing();
+}
+
+/// What a process without input reads; it stays open.
+fn nothing() -> io::Result<&'static OwnedFd> {
+    static NOTHING: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(nothing) = NOTHING.get() {
+        return Ok(nothing);
+    }
+    let opened = File::open("/dev/null")?.into();
+    Ok(NOTHING.get_or_init(|| opened))
+}
+
 /// A new pseudo-terminal: our end and the process's.
 fn terminal(size: WindowSize) -> io::Result<(File, OwnedFd)> {
     let ours = File::options().read(true).write(true).open("/dev/ptmx")?;
@@ -141,6 +161,7 @@ fn resize(terminal: &File, size: WindowSize) {
 
 impl Session {
     fn run(&mut self) -> Result<(), frame::Error> {
+        self.flush()?;
         while !self.is_over() {
             let can_take = self.out.len() < MAX_WAITING;
             let wanted = |file: &Option<File>, events: i16, when: bool| match file {

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use supermachine_proto::agent::{HOST_NAMES, Identity, Network};
 
@@ -21,6 +21,9 @@ struct PoolInfo {
     bytes: i32,
     buffer: [u8; MAX_ENTROPY],
 }
+
+/// The kernel's generator, open: to find it takes a restored guest longer than to feed it.
+static RANDOM: OnceLock<File> = OnceLock::new();
 
 /// Takes on the identity but for its time; every step must have worked before anything of the user's runs.
 pub(crate) fn assume(identity: &Identity) -> io::Result<()> {
@@ -40,7 +43,13 @@ fn add_entropy(entropy: &[u8]) -> io::Result<()> {
     let Some(bytes) = bytes else { return Err(io::Error::from_raw_os_error(libc::EINVAL)) };
     let mut info = PoolInfo { bits: 8 * bytes, bytes, buffer: [0; MAX_ENTROPY] };
     info.buffer[..entropy.len()].copy_from_slice(entropy);
-    let device = File::open("/dev/urandom")?;
+    let device = match RANDOM.get() {
+        Some(device) => device,
+        None => {
+            let opened = File::open("/dev/urandom")?;
+            RANDOM.get_or_init(|| opened)
+        }
+    };
     // SAFETY: RNDADDENTROPY reads the structure, whose `bytes` do not exceed its buffer; RNDRESEEDCRNG takes nothing.
     unsafe {
         sys::check(libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info))?;
@@ -48,17 +57,16 @@ fn add_entropy(entropy: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The files with the guest's host name in them that this agent has written, and the name.
-static NAMED: Mutex<(Vec<&str>, String)> = Mutex::new((Vec::new(), String::new()));
+/// The files with the guest's host name in them that this agent has written, and with what.
+static NAMED: Mutex<Vec<(&str, String)>> = Mutex::new(Vec::new());
 
 /// Writes the files that name hosts, where the image leaves them empty or out. An image in which that cannot be done (a
 /// link to nowhere stands there, say) goes without.
 pub(crate) fn write_hosts(hostname: &str) {
     let mut named = sys::lock(&NAMED);
-    named.1 = hostname.into();
     for (path, contents) in naming(hostname) {
         if write_where_empty(path, &contents).unwrap_or(false) {
-            named.0.push(path);
+            named.push((path, contents));
         }
     }
 }
@@ -66,10 +74,10 @@ pub(crate) fn write_hosts(hostname: &str) {
 /// Puts a new host name into the files that hold the one before, where they are still as this agent wrote them.
 pub(crate) fn rename_hosts(hostname: &str) -> io::Result<()> {
     let mut named = sys::lock(&NAMED);
-    let before = std::mem::replace(&mut named.1, hostname.into());
-    for ((path, old), (_, new)) in naming(&before).into_iter().zip(naming(hostname)) {
-        if named.0.contains(&path) {
+    for (path, new) in naming(hostname) {
+        if let Some((_, old)) = named.iter_mut().find(|(found, _)| *found == path) {
             sys::exchange(path, old.as_bytes(), new.as_bytes())?;
+            *old = new;
         }
     }
     Ok(())

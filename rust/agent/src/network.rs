@@ -5,7 +5,7 @@ use std::io;
 use std::mem::zeroed;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::{INTERFACE, Network};
@@ -17,36 +17,45 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_micros(200);
 
+/// What the kernel is asked by.
+static SOCKET: OnceLock<OwnedFd> = OnceLock::new();
+
 /// Takes the place that the host says, or none; after a restore `anew`.
 pub(crate) fn assume(network: Option<&Network>, anew: bool) -> io::Result<()> {
-    let socket = datagram_socket()?;
+    let socket = match SOCKET.get() {
+        Some(socket) => socket,
+        None => {
+            let made = datagram_socket()?;
+            SOCKET.get_or_init(|| made)
+        }
+    };
     let Some(network) = network else {
         // A guest of a machine without the device has nothing to take down.
-        if let Ok(flags) = flags(&socket)
+        if let Ok(flags) = flags(socket)
             && flags & libc::IFF_UP != 0
         {
-            set_address(&socket, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED)?;
-            set_flags(&socket, flags & !libc::IFF_UP)?;
-            network_v6::assume(None, true, || index(&socket));
+            set_address(socket, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED)?;
+            set_flags(socket, flags & !libc::IFF_UP)?;
+            network_v6::assume(None, true, || index(socket));
         }
         return name_server(None, anew);
     };
     // The place from before a restore is the same.
-    let flags_before = flags(&socket)?;
+    let flags_before = flags(socket)?;
     let up = flags_before & libc::IFF_UP != 0;
-    if !up || own_address(&socket) != Some(network.address) {
-        set_address(&socket, libc::SIOCSIFADDR, network.address)?;
+    if !up || own_address(socket) != Some(network.address) {
+        set_address(socket, libc::SIOCSIFADDR, network.address)?;
         let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix)).unwrap_or(0);
-        set_address(&socket, libc::SIOCSIFNETMASK, Ipv4Addr::from_bits(mask))?;
+        set_address(socket, libc::SIOCSIFNETMASK, Ipv4Addr::from_bits(mask))?;
         // The call sets all of them: without those that are there the interface would lose MULTICAST.
-        set_flags(&socket, flags_before | libc::IFF_UP)?;
+        set_flags(socket, flags_before | libc::IFF_UP)?;
     }
-    add_default_route(&socket, network.gateway)?;
+    add_default_route(socket, network.gateway)?;
     let end = Instant::now() + PATIENCE;
-    while flags(&socket)? & libc::IFF_RUNNING == 0 && Instant::now() < end {
+    while flags(socket)? & libc::IFF_RUNNING == 0 && Instant::now() < end {
         std::thread::sleep(LOOK);
     }
-    network_v6::assume(network.v6.as_ref(), !up, || index(&socket));
+    network_v6::assume(network.v6.as_ref(), !up, || index(socket));
     name_server(Some(network), anew)
 }
 

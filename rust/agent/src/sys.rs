@@ -79,8 +79,8 @@ pub(crate) fn read_file(path: &str, limit: u64) -> io::Result<Vec<u8>> {
     read_up_to(&file, length, limit)
 }
 
-/// What a file has from its begin on, `limit` bytes at most, where it says that it has `length`. With room for all of it and one
-/// byte more, a second call finds nothing; the kernel's own files say that they have nothing.
+/// What a file has from its begin on, `limit` bytes at most, where it says that it has `length`. There is room for all of it and
+/// one byte more, so that one call tells that it ends there; the kernel's own files say that they have nothing.
 pub(crate) fn read_up_to(file: &File, length: u64, limit: u64) -> io::Result<Vec<u8>> {
     let index = |n| usize::try_from(n).unwrap_or(usize::MAX);
     let (length, limit) = (index(length), index(limit));
@@ -91,6 +91,9 @@ pub(crate) fn read_up_to(file: &File, length: u64, limit: u64) -> io::Result<Vec
             Ok(n) => have += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
+        }
+        if have > 0 && have == length {
+            break;
         }
         if have == contents.len() {
             contents.resize((2 * have).min(limit), 0);
@@ -104,12 +107,11 @@ pub(crate) fn read_up_to(file: &File, length: u64, limit: u64) -> io::Result<Vec
 pub(crate) fn write_file(path: &str, contents: &[u8]) -> io::Result<()> {
     let mut options = File::options();
     let file = options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK).open(path)?;
-    replace(&file, contents)
+    replace(&file, regular(&file)?, contents)
 }
 
-/// Gives a regular file that is open these contents.
-fn replace(file: &File, contents: &[u8]) -> io::Result<()> {
-    let before = regular(file)?;
+/// Gives a regular file that is open, and has so many bytes, these contents.
+fn replace(file: &File, before: u64, contents: &[u8]) -> io::Result<()> {
     // In place: to give a file's blocks up and to find it others is most of the work.
     file.write_all_at(contents, 0)?;
     if before > contents.len() as u64 { file.set_len(contents.len() as u64) } else { Ok(()) }
@@ -125,7 +127,7 @@ pub(crate) fn exchange(path: &str, before: &[u8], after: &[u8]) -> io::Result<()
     };
     let Ok(length) = regular(&file) else { return Ok(()) };
     if length == before.len() as u64 && read_up_to(&file, length, length)? == before {
-        replace(&file, after)?;
+        replace(&file, length, after)?;
     }
     Ok(())
 }

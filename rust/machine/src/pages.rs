@@ -105,12 +105,14 @@ pub fn joined(ranges: impl Iterator<Item = Range<u64>>, gap: u64) -> Vec<Range<u
 
 /// What to bring in for these runs, and whether to write to it, in the order in which that takes the least time. Reading
 /// a page maps its neighbours too, each of which would then be mapped a second time to be written: those that are
-/// written come first. Of those that are only read, gaps of up to `gap` are filled.
+/// written come first. Of those that are only read, gaps of up to `gap` are filled. Neighbours are brought in at once, for a
+/// call takes longer than a page.
 pub fn prefaults(runs: &[Touched], gap: u64) -> Vec<(Range<u64>, bool)> {
-    let (written, read): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.written);
-    let written = written.into_iter().map(|run| (run.pages.clone(), true));
-    let read = joined(read.into_iter().map(|run| run.pages.clone()), gap);
-    written.chain(read.into_iter().map(|pages| (pages, false))).collect()
+    let of = |written, gap| {
+        let runs = runs.iter().filter(move |run| run.written == written);
+        joined(runs.map(|run| run.pages.clone()), gap).into_iter().map(move |pages| (pages, written))
+    };
+    of(true, 0).chain(of(false, gap)).collect()
 }
 
 #[cfg(test)]
@@ -136,8 +138,17 @@ mod tests {
     #[test]
     fn what_is_written_is_brought_in_first_and_page_by_page() {
         let run = |pages, written| Touched { pages, written };
-        let runs = [run(0..1, false), run(1..2, true), run(3..4, true), run(4..6, false), run(40..41, false)];
-        assert_eq!(prefaults(&runs, 4), [(1..2, true), (3..4, true), (0..6, false), (40..41, false)]);
+        let runs = [
+            run(0..1, false),
+            run(8..9, true),
+            run(1..2, true),
+            run(3..4, true),
+            run(4..6, false),
+            run(40..41, false),
+            run(7..8, true),
+        ];
+        let found = [(1..2, true), (3..4, true), (7..9, true), (0..6, false), (40..41, false)];
+        assert_eq!(prefaults(&runs, 4), found);
     }
 
     #[cfg(target_os = "linux")]

@@ -266,6 +266,9 @@ pub(crate) struct Pump {
     stderr: Out,
     ended: Option<Outcome>,
     closing: bool,
+    /// Whether the process runs. Before it does, nothing is taken from a descriptor of the caller's: who has no process for it
+    /// would have lost it.
+    started: bool,
 }
 
 impl Pump {
@@ -302,6 +305,7 @@ impl Pump {
             stderr: Out::new(stderr, true),
             ended: None,
             closing: false,
+            started: false,
         };
         Ok((pump, handle))
     }
@@ -328,7 +332,7 @@ impl Pump {
                 Interest::when(stream_events != 0, &*self.stream, stream_events),
                 Interest::when(true, &self.wake, libc::POLLIN),
                 match &self.source {
-                    Source::Fd(fd) => Interest::when(self.may_send(), fd, libc::POLLIN),
+                    Source::Fd(fd) => Interest::when(self.started && self.may_send(), fd, libc::POLLIN),
                     Source::Pipe(pipe) => Interest::when(self.may_send(), pipe, libc::POLLIN),
                     Source::None | Source::Bytes(_) => Interest::none(),
                 },
@@ -467,7 +471,10 @@ impl Pump {
 
     fn handle_message(&mut self, message: ExecOutput) {
         match message {
-            ExecOutput::Started { pid } => self.handle.update(|p| p.pid = Some(pid)),
+            ExecOutput::Started { pid } => {
+                self.started = true;
+                self.handle.update(|p| p.pid = Some(pid));
+            }
             ExecOutput::Stdout(chunk) => self.output(false, &chunk.0),
             ExecOutput::Stderr(chunk) => self.output(true, &chunk.0),
             ExecOutput::StdinConsumed(n) => {

@@ -71,6 +71,9 @@ struct Session {
     ending: AtomicBool,
     /// To the thread that makes connections that have to wait.
     waiting: mpsc::SyncSender<(u32, OwnedFd)>,
+    /// Connections that were asked for before the guest was ready; none any more once it is. So what a guest is started for
+    /// is at its door when it opens.
+    early: Mutex<Option<Vec<(u32, OwnedFd)>>>,
     started: Instant,
     steps: Mutex<Vec<(String, u64)>>,
 }
@@ -161,6 +164,7 @@ fn live(
         said: AtomicBool::new(false),
         ending: AtomicBool::new(false),
         waiting,
+        early: Mutex::new(Some(Vec::new())),
         started,
         steps: Mutex::new(steps),
     });
@@ -216,6 +220,7 @@ impl Session {
         let stop = self.watch(boot_deadline, timeout);
         self.bound_the_end();
         // Every connection ends, so that whoever waits on one wakes, before the last word is said.
+        drop(lock(&self.early).take());
         self.machine.close();
         if !self.ready.load(Ordering::Acquire) {
             self.hear_out();
@@ -258,6 +263,18 @@ impl Session {
             self.wall_clock.follow(&self.boot);
             self.machine.vsock().connect(port, fd);
         }
+    }
+
+    /// Makes a connection once the guest is ready.
+    fn connect_when_ready(&self, port: u32, fd: OwnedFd) {
+        if let Some(early) = &mut *lock(&self.early) {
+            // Beyond what may wait it closes, which its other end sees.
+            if early.len() < MAX_WAITING {
+                early.push((port, fd));
+            }
+            return;
+        }
+        self.connect(port, fd);
     }
 
     /// Makes a connection, without waiting for the guest or for what it keeps busy.
@@ -387,6 +404,8 @@ impl Session {
             AgentEvent::Ready if self.ready.swap(true, Ordering::AcqRel) => {}
             AgentEvent::Ready => {
                 self.step("ready");
+                let early = lock(&self.early).take();
+                early.into_iter().flatten().for_each(|(port, fd)| self.connect(port, fd));
                 let steps = lock(&self.steps).clone();
                 self.events.send(&Event::Ready(Timings { steps }));
                 self.look_at_room(room::URGENT);
@@ -418,7 +437,7 @@ impl Session {
             }
             Command::Fork(_) => self.end(Ended::bad("a VM that runs was asked to copy itself")),
             Command::Connect { port } => match fd {
-                Some(fd) => self.connect(port, fd),
+                Some(fd) => self.connect_when_ready(port, fd),
                 // Its other end has been closed, which the API sees; the VM goes on.
                 None => self.events.send(&Event::Shortage { message: control::out_of_files() }),
             },

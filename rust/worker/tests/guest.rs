@@ -61,6 +61,24 @@ fn boots_serves_and_shuts_down(engine: Engine, vcpus: u32) {
 }
 
 #[test]
+fn what_is_asked_of_a_guest_that_is_not_ready_is_asked_when_it_is() {
+    let mut worker = Worker::spawn(start());
+    let mut streams = [worker.files(), worker.files()];
+    let command = FileCommand::Stat { path: Chunk::from(b"/".to_vec()), follow: true };
+    for stream in &mut streams {
+        assert!(matches!(files(stream, &command), FileReply::Stat(_)));
+    }
+    worker.wait_ready();
+    assert!(matches!(files(&mut worker.files(), &command), FileReply::Stat(_)));
+
+    let mut worker = Worker::spawn(Start { boot_timeout_ms: 1, ..start() });
+    let mut stream = worker.files();
+    assert!(frame::read::<FileReply>(&mut stream).unwrap().is_none());
+    let event = worker.event();
+    assert!(matches!(event, Event::Exited { reason: ExitReason::AgentTimeout, .. }), "{event:?}");
+}
+
+#[test]
 fn every_waiter_sees_its_stream_end_when_the_worker_is_killed() {
     let mut worker = Worker::ready(start());
     let mut stream = worker.files();

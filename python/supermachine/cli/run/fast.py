@@ -133,16 +133,15 @@ class Start:
         named = (cache, f"{cache}/snapshots", baked, self.snapshot, self.rootfs)
         return all(path == place for path, place in expected) and not any(map(directories.distrust, named))
 
-    def worker(self, boot_timeout: float, network: Network) -> tuple[Worker, launch.Timings] | None:
-        """A worker whose guest is ready, and the steps of its start; ``None`` when that fails."""
-        timeout = min(boot_timeout, launch.RESTORE_TIMEOUT)
+    def worker(self, timeout: float, network: Network) -> Worker:
+        """A worker whose guest is getting ready. Raises `_Fails`."""
         ranges = working_set.load(self.working_set) if self.working_set else ()
-        try:
+        with _Failing():
             _used(self.image_record)
             # Whether it is needed is for the snapshot to say.
             own = directories.nameless_file()
             try:
-                worker = launch.spawn_restored(
+                return launch.spawn_restored(
                     self.engine,
                     [self.rootfs],
                     [self.snapshot],
@@ -154,11 +153,22 @@ class Start:
                 )
             finally:
                 os.close(own)
-            return worker, launch.wait_ready(worker, timeout)
-        except HostShortage:
-            raise  # the whole way would fail as well
-        except (SupermachineError, OSError):
-            return None
+
+
+class _Fails(Exception):
+    """The start from there fails, so that the whole way has to be gone."""
+
+
+class _Failing:
+    """Within the block, what a start fails of is `_Fails`."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, HostShortage):
+            return  # the whole way would fail as well
+        if isinstance(error, (SupermachineError, OSError)):
+            raise _Fails from error
 
 
 def _name(path: str) -> str:
@@ -264,13 +274,14 @@ def attempt(said: Arguments) -> int | None:
     try:
         with foreground.Signals() as signals:
             steps("image")
-            started = start.worker(settings["boot_timeout"], reach)
-            if started is None:
-                _forget(file)
-                return None
-            worker, timings = started
-            steps.add(timings)
-            steps("started")
+            timeout = min(settings["boot_timeout"], launch.RESTORE_TIMEOUT)
+            worker = start.worker(timeout, reach)
+
+            def wait_ready() -> None:
+                with _Failing():
+                    steps.add(launch.wait_ready(worker, timeout))
+                steps("started")
+
             try:
                 if start.warning and not said["quiet"]:
                     from ...host import boots
@@ -287,6 +298,7 @@ def attempt(said: Arguments) -> int | None:
                     terminal=terminal,
                     no_stdin=said["no_stdin"],
                     timeout=said["timeout"],
+                    wait_ready=wait_ready,
                 )
                 steps("command")
                 foreground.explain(worker, code)
@@ -296,6 +308,9 @@ def attempt(said: Arguments) -> int | None:
             steps("end")
     except foreground.Signalled as signalled:
         return 128 + signalled.number
+    except _Fails:
+        _forget(file)
+        return None
     if said["timings"]:
         steps.report(said["timings"], f"supermachine run {said['image']}")
     return code

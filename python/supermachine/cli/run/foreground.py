@@ -10,13 +10,14 @@ import gc
 import os
 import sys
 
-from ...errors import CommandNotExecutable, CommandTimeout
+from ...errors import CommandNotExecutable, CommandTimeout, SupermachineError
 from ...guest.process_context import linux_signal, wait_started
 from ...settings.parsing import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable
     from typing import Any
 
     from ..._core import Exec, Remote, Worker
@@ -115,8 +116,14 @@ def execute(
     terminal: bool,
     no_stdin: bool,
     timeout: float | None,
+    wait_ready: Callable[[], None] | None = None,
 ) -> int:
-    """Runs a command to its end; gives its return code as `subprocess` has it, or raises `CommandTimeout`."""
+    """Runs a command to its end; gives its return code as `subprocess` has it, or raises `CommandTimeout`.
+
+    `wait_ready` waits for a guest that is still being started, and raises what that fails of. The command is on its
+    way to it meanwhile; nothing has been read of stdin then, and signals are not the command's yet. A terminal stays as
+    it is until the guest is ready: keys that end commands end this one.
+    """
     # What has been made so far is needed until the end.
     gc.freeze()
     gc.enable()
@@ -125,9 +132,12 @@ def execute(
         variables["TERM"] = os.environ["TERM"]
     raw = Terminal()
     if terminal:
+        if wait_ready is not None:
+            wait_ready()
+            wait_ready = None
         raw.make_raw()
     try:
-        command = _start(worker, context, argv, signals, variables, terminal, no_stdin)
+        command = _start(worker, context, argv, signals, variables, terminal, no_stdin, wait_ready)
         if terminal:
             signals.follow_size(command)
         code = command.wait(timeout)
@@ -151,22 +161,31 @@ def _start(
     variables: dict[str, str],
     terminal: bool,
     no_stdin: bool,
+    wait_ready: Callable[[], None] | None,
 ) -> Exec:
     from ..._core import Exec
 
-    signals.hold()
-    command = Exec.start(
-        worker,
-        [encode(word) for word in argv],
-        env=[encode(f"{name}={value}") for name, value in variables.items()],
-        cwd=encode(context.cwd),
-        user=context.user,
-        tty=terminal_size() if terminal else None,
-        stdin="null" if no_stdin else 0,
-        stdout=1,
-        stderr="null" if terminal else 2,
-    )
+    if wait_ready is None:
+        signals.hold()
     try:
+        command = Exec.start(
+            worker,
+            [encode(word) for word in argv],
+            env=[encode(f"{name}={value}") for name, value in variables.items()],
+            cwd=encode(context.cwd),
+            user=context.user,
+            tty=terminal_size() if terminal else None,
+            stdin="null" if no_stdin else 0,
+            stdout=1,
+            stderr="null" if terminal else 2,
+        )
+    except SupermachineError:
+        if wait_ready is not None:
+            wait_ready()  # says so, where that is why
+        raise
+    try:
+        if wait_ready is not None:
+            wait_ready()
         signals.pass_to(command)
         wait_started(command, argv)
     except BaseException as error:
