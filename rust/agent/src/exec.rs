@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use supermachine_proto::agent::{Chunk, Exec, ExecInput, ExecOutput, ExitStatus, STDIN_WINDOW, WindowSize};
 use supermachine_proto::frame::{self, Decoder, MAX_DATA};
 
+use crate::init::Place;
 use crate::reaper::Exit;
-use crate::spawn::{self, Failure};
-use crate::{drain, freeze, sys, user};
+use crate::spawn::{self, Failure, Origin};
+use crate::{drain, freeze, spare, sys, user};
 
 /// Output that waits for the host; beyond it the process waits.
 const MAX_WAITING: usize = 256 * 1024;
@@ -77,11 +78,24 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
     let kill_at =
         (request.timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(request.timeout_ms));
     let (stdin, stdout, stderr, pid, exit);
+    let place = spawn::place(request)?;
+    let can_wait = request.tty.is_none() && matches!(place, Place::Plain);
     if let Some(size) = request.tty {
         let (ours, theirs) = terminal(size)?;
-        (pid, exit) = spawn::spawn(request, [&theirs; 3])?;
+        (pid, exit) = spawn::spawn(request, place, &Origin::New([&theirs; 3]))?;
         stdin = Some(ours.try_clone()?);
         (stdout, stderr) = (Some(ours), None);
+    } else if let Some(spare) = can_wait.then(spare::take).flatten() {
+        match spawn::spawn(request, place, &Origin::Waiting(&spare)) {
+            Ok(started) => (pid, exit) = started,
+            Err(failure) => {
+                spare::give_back(spare);
+                return Err(failure);
+            }
+        }
+        let [input, output, errors] = spare.ours;
+        stdin = request.stdin.then(|| input.into());
+        (stdout, stderr) = (Some(output.into()), Some(errors.into()));
     } else {
         let (theirs, ours) = match request.stdin {
             true => sys::pipe().map(|(theirs, ours)| (Some(theirs), Some(ours)))?,
@@ -92,7 +106,7 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
             Some(theirs) => theirs,
             None => nothing()?,
         };
-        (pid, exit) = spawn::spawn(request, [input, &output.1, &errors.1])?;
+        (pid, exit) = spawn::spawn(request, place, &Origin::New([input, &output.1, &errors.1]))?;
         stdin = ours.map(File::from);
         (stdout, stderr) = (Some(output.0.into()), Some(errors.0.into()));
     }
@@ -126,11 +140,11 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
 /// Does what a restored guest's first command would have to do otherwise.
 pub(crate) fn prepare() {
     user::prepare();
-    let _ = nothing();
+    spare::prepare();
 }
 
 /// What a process without input reads; it stays open.
-fn nothing() -> io::Result<&'static OwnedFd> {
+pub(crate) fn nothing() -> io::Result<&'static OwnedFd> {
     static NOTHING: OnceLock<OwnedFd> = OnceLock::new();
     if let Some(nothing) = NOTHING.get() {
         return Ok(nothing);

@@ -23,6 +23,7 @@ mod room;
 mod root;
 mod server;
 mod shares;
+mod spare;
 mod spawn;
 mod sys;
 mod threads;
