@@ -93,7 +93,9 @@ impl Commands {
     ) -> Result<Option<(Command, Option<OwnedFd>)>, frame::Error> {
         loop {
             if let Some(command) = self.decoder.next::<Command>()? {
-                let fd = match command {
+                let fd = match &command {
+                    // What came is the next command's.
+                    Command::Start(start) if said(start) == 0 => None,
                     Command::Start(_) | Command::Connect { .. } | Command::Capture(_) | Command::Fork(_) => {
                         self.fds.pop_front().flatten()
                     }
