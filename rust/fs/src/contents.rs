@@ -15,6 +15,7 @@ use crate::abi::{
 };
 use crate::names::permissions;
 use crate::share::Cache;
+use crate::users::Place;
 use crate::wire::Args;
 use crate::{Header, Session, guest, host};
 
@@ -47,16 +48,17 @@ fn writes(guest: u32) -> bool {
 }
 
 impl Session {
-    pub(crate) fn open(&mut self, node: u64, args: &mut Args<'_>) -> Result<(), Errno> {
+    pub(crate) fn open(&mut self, header: &Header, args: &mut Args<'_>) -> Result<(), Errno> {
+        let node = header.node;
+        let place = self.handles.place(header.uid)?;
         let (flags, open_flags) = (args.u32()?, args.u32()?);
         let (file, how) = self.open_node(node, flags, open_flags & OPEN_KILL_SUIDGID != 0)?;
-        self.opened(node, file, how);
+        self.opened(node, file, how, place);
         Ok(())
     }
 
     /// Opens a file, and says how the guest has it open (`FOPEN_*`).
     fn open_node(&mut self, node: u64, flags: u32, kill: bool) -> Result<(Arc<OwnedFd>, u32), Errno> {
-        self.handles.room()?;
         if writes(flags) {
             self.nodes.share(node)?.writable()?;
         }
@@ -89,9 +91,9 @@ impl Session {
     }
 
     /// Answers with `fuse_open_out`.
-    fn opened(&mut self, node: u64, file: Arc<OwnedFd>, how: u32) {
+    fn opened(&mut self, node: u64, file: Arc<OwnedFd>, how: u32, place: Place) {
         self.nodes.opened(node, &file);
-        let handle = self.handles.insert(file, node);
+        let handle = self.handles.insert(file, node, place);
         let flags = self.cache_flags(node, false) | how;
         self.out.u64(handle).u32(flags).u32(0);
     }
@@ -102,7 +104,7 @@ impl Session {
         let (flags, mode, _umask, kill) = (args.u32()?, args.u32()?, args.u32()?, args.u32()?);
         let name = args.name()?;
         self.writable_directory(parent)?;
-        self.handles.room()?;
+        let place = self.handles.place(header.uid)?;
         let directory = self.nodes.fd(parent)?;
         let how = open_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOCTTY;
         let kept = self.made(parent, header, libc::S_IFREG | mode & 0o7777, (0, 0))?;
@@ -124,7 +126,7 @@ impl Session {
                 self.own_stamp(id, &stat);
                 self.entry(id, &stat);
                 // A request less for each file that is made: its locks hold until it is closed for good.
-                self.opened(id, Arc::new(file), opened::NOFLUSH);
+                self.opened(id, Arc::new(file), opened::NOFLUSH, place);
             }
             Err(Errno::EXIST) if flags & guest_open::EXCL == 0 => {
                 let stat = host::stat_name(&directory, name)?;
@@ -134,7 +136,7 @@ impl Session {
                 let stat = host::stat(&file);
                 let stat = stat.inspect_err(|_| self.nodes.forget(id, 1))?;
                 self.entry(id, &stat);
-                self.opened(id, file, how);
+                self.opened(id, file, how, place);
             }
             Err(error) => return Err(error),
         }
@@ -146,7 +148,7 @@ impl Session {
         let parent = header.node;
         let (flags, mode) = (args.u32()?, args.u32()?);
         self.writable_directory(parent)?;
-        self.handles.room()?;
+        let place = self.handles.place(header.uid)?;
         let directory = self.nodes.fd(parent)?;
         let mut how = open_flags(flags) | OFlags::TMPFILE;
         if flags & guest_open::EXCL != 0 {
@@ -163,7 +165,7 @@ impl Session {
         self.nodes.opened(id, &file);
         self.nodes.orphaned(id);
         self.entry(id, &stat);
-        self.opened(id, file, 0);
+        self.opened(id, file, 0, place);
         Ok(())
     }
 

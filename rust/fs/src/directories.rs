@@ -6,7 +6,6 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
-use crate::Session;
 use crate::abi::ROOT_ID;
 use crate::abi::opened::{CACHE_DIR, KEEP_CACHE};
 use crate::attributes::ENTRY;
@@ -14,6 +13,7 @@ use crate::host;
 use crate::nodes::FIRST_SHARE;
 use crate::share::Cache;
 use crate::wire::Args;
+use crate::{Header, Session};
 
 /// Bytes of an entry before its name (`fuse_dirent`).
 const ENTRY_HEAD: usize = 24;
@@ -26,12 +26,13 @@ const MAX_ANSWER: usize = 128 * 1024;
 const ROOT_HANDLE: u64 = 0;
 
 impl Session {
-    pub(crate) fn opendir(&mut self, node: u64) -> Result<(), Errno> {
+    pub(crate) fn opendir(&mut self, header: &Header) -> Result<(), Errno> {
+        let node = header.node;
         if node == ROOT_ID {
             self.out.u64(ROOT_HANDLE).u32(0).u32(0);
             return Ok(());
         }
-        self.handles.room()?;
+        let place = self.handles.place(header.uid)?;
         let fd = self.nodes.fd(node)?;
         let stat = host::stat(&fd)?;
         if u32::from(stat.stx_mode) & libc::S_IFMT != libc::S_IFDIR {
@@ -45,7 +46,7 @@ impl Session {
             flags |= if self.nodes.is_listed(node, &stat) { CACHE_DIR | KEEP_CACHE } else { CACHE_DIR };
         }
         self.nodes.opened(node, &file);
-        let handle = self.handles.insert(file, node);
+        let handle = self.handles.insert(file, node, place);
         self.out.u64(handle).u32(flags).u32(0);
         Ok(())
     }

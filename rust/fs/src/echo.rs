@@ -356,10 +356,10 @@ impl Session {
                 self.attr_out(node, &stat);
             }
             (op::OPEN, Step::Written) => {
-                self.handles.room()?;
+                let place = self.handles.place(header.uid)?;
                 // It stands for the file, and cannot read or write it.
                 let file = self.nodes.fd(node)?;
-                let handle = self.handles.insert(file, node);
+                let handle = self.handles.insert(file, node, place);
                 let flags = self.cache_flags(node, false) | opened::NOFLUSH;
                 self.out.u64(handle).u32(flags).u32(0);
             }

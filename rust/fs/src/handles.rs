@@ -7,6 +7,8 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::users::{Place, Places};
+
 /// One open file.
 pub(crate) struct Handle {
     pub file: Arc<OwnedFd>,
@@ -15,6 +17,7 @@ pub(crate) struct Handle {
     appends: bool,
     /// Of a directory: where the next listing starts, when the descriptor stands there already.
     pub position: Option<u64>,
+    _place: Place,
 }
 
 impl Handle {
@@ -33,28 +36,23 @@ impl Handle {
 pub(crate) struct Handles {
     open: HashMap<u64, Handle>,
     next: u64,
-    most: usize,
+    places: Places,
 }
 
 impl Handles {
-    pub(crate) fn new(most: usize, next: u64) -> Self {
-        Self { open: HashMap::new(), next: next.max(1), most }
+    pub(crate) fn new(places: Places, next: u64) -> Self {
+        Self { open: HashMap::new(), next: next.max(1), places }
     }
 
-    /// Fails when the guest has too much open, before anything is opened for it.
-    pub(crate) fn room(&self) -> Result<(), Errno> {
-        if self.has_room_for(1) { Ok(()) } else { Err(Errno::NFILE) }
+    /// For one more of this user's, before anything is opened for it; fails when the guest or that user has too much open.
+    pub(crate) fn place(&self, user: u32) -> Result<Place, Errno> {
+        self.places.take(user).ok_or(Errno::NFILE)
     }
 
-    /// Whether there may be so many descriptors beside.
-    pub(crate) fn has_room_for(&self, more: usize) -> bool {
-        self.open.len().saturating_add(more) <= self.most
-    }
-
-    pub(crate) fn insert(&mut self, file: Arc<OwnedFd>, node: u64) -> u64 {
+    pub(crate) fn insert(&mut self, file: Arc<OwnedFd>, node: u64, place: Place) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.open.insert(number, Handle { file, node, appends: false, position: Some(0) });
+        self.open.insert(number, Handle { file, node, appends: false, position: Some(0), _place: place });
         number
     }
 
@@ -64,8 +62,8 @@ impl Handles {
     }
 
     /// What the guest has had open since before it was restored.
-    pub(crate) fn take_up(&mut self, number: u64, file: Arc<OwnedFd>, node: u64) {
-        let handle = Handle { file, node, appends: false, position: Some(0) };
+    pub(crate) fn take_up(&mut self, number: u64, file: Arc<OwnedFd>, node: u64, place: Place) {
+        let handle = Handle { file, node, appends: false, position: Some(0), _place: place };
         self.open.entry(number).or_insert(handle);
     }
 

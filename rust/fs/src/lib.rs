@@ -28,6 +28,7 @@ mod quota;
 mod saved;
 mod sealed;
 mod share;
+mod users;
 mod wire;
 
 use rustix::io::Errno;
@@ -45,6 +46,7 @@ pub use owners::Owner;
 pub use saved::{Stale, Why};
 pub use sealed::{FCHMODAT2, Sealed};
 pub use share::{Cache, Share};
+use users::Places;
 use wire::{Args, Out};
 
 /// Bytes of arguments at most, file contents aside: two names, or the value of an extended attribute.
@@ -156,10 +158,10 @@ impl Session {
             if shares.is_empty() { None } else { Some(Descriptors::new().map_err(Error::Descriptors)?) };
         let watched = shares.iter().any(|share| share.watch);
         Ok(Self {
-            // Half for what is open; as pinned nodes are bounded like cached ones, a quarter each for those.
+            // Half for what is open or locked; as pinned nodes are bounded like cached ones, a quarter each for those.
             nodes: Nodes::new(shares, descriptors / 4, first),
-            handles: Handles::new(descriptors / 2, first),
-            locks: Locks::default(),
+            handles: Handles::new(Places::new(descriptors / 2), first),
+            locks: Locks::new(),
             descriptors: reopening,
             watched,
             echoes: Echoes::default(),
@@ -269,7 +271,7 @@ impl Session {
             op::RENAME => self.rename(node, &mut args, false)?,
             op::RENAME2 => self.rename(node, &mut args, true)?,
             op::LINK => self.link(node, &mut args)?,
-            op::OPEN => self.open(node, &mut args)?,
+            op::OPEN => self.open(header, &mut args)?,
             op::CREATE => self.create(header, &mut args)?,
             op::TMPFILE => self.tmpfile(header, &mut args)?,
             op::READ => return self.read(node, &mut args, answer, room).map(Reply::Contents),
@@ -280,7 +282,7 @@ impl Session {
             op::GETLK => self.getlk(node, &mut args)?,
             op::SETLK | op::SETLKW => {
                 let waits = header.opcode == op::SETLKW;
-                if !self.setlk(header.unique, node, &mut args, waits)? {
+                if !self.setlk(header, &mut args, waits)? {
                     return Ok(Reply::Later);
                 }
             }
@@ -290,7 +292,7 @@ impl Session {
             op::GETXATTR => self.getxattr(node, &mut args)?,
             op::LISTXATTR => self.listxattr(node, &mut args)?,
             op::REMOVEXATTR => self.removexattr(node, &mut args)?,
-            op::OPENDIR => self.opendir(node)?,
+            op::OPENDIR => self.opendir(header)?,
             op::READDIR => self.readdir(node, &mut args, room, false)?,
             op::READDIRPLUS => self.readdir(node, &mut args, room, true)?,
             op::FALLOCATE => self.fallocate(node, &mut args)?,
@@ -347,7 +349,7 @@ impl Session {
     /// Forgets what the guest knew: its driver starts over.
     pub fn clear(&mut self) {
         self.saved = None;
-        self.locks.clear();
+        self.locks = Locks::new();
         self.echoes = Echoes::default();
         self.nodes.clear();
         self.handles.clear();

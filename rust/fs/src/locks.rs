@@ -10,10 +10,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use crate::Session;
 use crate::abi::LK_FLOCK;
 use crate::ofd::{self, Range};
+use crate::users::{Place, Places};
 use crate::wire::Args;
+use crate::{Header, Session};
 
 /// Requests that wait at most; a device has no room for more.
 const MAX_WAITING: usize = 512;
@@ -27,6 +28,7 @@ struct Held {
     handle: u64,
     pid: u32,
     ranges: Vec<Range>,
+    _place: Place,
 }
 
 /// A request that waits.
@@ -36,13 +38,15 @@ struct Waiting {
     /// `None` for flock(2).
     range: Option<Range>,
     interrupted: bool,
+    _place: Place,
 }
 
 /// All locks of a session, by file and owner, and who waits, by request.
-#[derive(Default)]
 pub(crate) struct Locks {
     held: HashMap<(u64, u64), Held>,
     waiting: HashMap<u64, Waiting>,
+    /// For those that wait.
+    places: Places,
     /// Whether a lock was given up, or a wait interrupted, since somebody asked.
     news: bool,
 }
@@ -73,13 +77,9 @@ fn overlap(one: &Range, other: &Range) -> bool {
 }
 
 impl Locks {
-    /// Descriptors that locks have.
-    pub(crate) fn len(&self) -> usize {
-        self.held.len()
-    }
-
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
+    pub(crate) fn new() -> Self {
+        let (held, waiting) = (HashMap::new(), HashMap::new());
+        Self { held, waiting, places: Places::new(MAX_WAITING), news: false }
     }
 
     /// Who has locked what is in the way.
@@ -190,17 +190,12 @@ impl Session {
     }
 
     /// Locks or unlocks; whether that is done, or who asks is to wait.
-    pub(crate) fn setlk(
-        &mut self,
-        unique: u64,
-        node: u64,
-        args: &mut Args<'_>,
-        waits: bool,
-    ) -> Result<bool, Errno> {
+    pub(crate) fn setlk(&mut self, header: &Header, args: &mut Args<'_>, waits: bool) -> Result<bool, Errno> {
+        let &Header { unique, node, uid, .. } = header;
         let wanted = Wanted::read(args)?;
         let before = self.locks.waiting.remove(&unique);
         let whole = wanted.flags & LK_FLOCK != 0;
-        let done = if whole { self.flock(node, &wanted) } else { self.lock_range(node, &wanted) };
+        let done = if whole { self.flock(node, &wanted) } else { self.lock_range(node, uid, &wanted) };
         if done != Err(Errno::AGAIN) || !waits {
             return done.map(|()| true);
         }
@@ -210,11 +205,9 @@ impl Session {
         if !whole && self.locks.deadlocks(node, wanted.owner, &wanted.range) {
             return Err(Errno::DEADLK);
         }
-        if self.locks.waiting.len() >= MAX_WAITING {
-            return Err(Errno::NOLCK);
-        }
+        let place = self.locks.places.take(uid).ok_or(Errno::NOLCK)?;
         let range = (!whole).then_some(wanted.range);
-        let waiting = Waiting { node, owner: wanted.owner, range, interrupted: false };
+        let waiting = Waiting { node, owner: wanted.owner, range, interrupted: false, _place: place };
         self.locks.waiting.insert(unique, waiting);
         Ok(false)
     }
@@ -230,7 +223,7 @@ impl Session {
         Ok(())
     }
 
-    fn lock_range(&mut self, node: u64, wanted: &Wanted) -> Result<(), Errno> {
+    fn lock_range(&mut self, node: u64, user: u32, wanted: &Wanted) -> Result<(), Errno> {
         let unlocks = wanted.range.kind == libc::F_UNLCK;
         let key = (node, wanted.owner);
         // What is open may be closed and its number be another's.
@@ -239,9 +232,11 @@ impl Session {
             if unlocks {
                 return Ok(());
             }
+            let place = self.handles.place(user).map_err(|_| Errno::NOLCK)?;
             let file = self.lockable(node, wanted.handle)?;
             ofd::set(file.as_fd(), wanted.range)?;
-            let held = Held { file, handle: wanted.handle, pid: wanted.pid, ranges: vec![wanted.range] };
+            let ranges = vec![wanted.range];
+            let held = Held { file, handle: wanted.handle, pid: wanted.pid, ranges, _place: place };
             self.locks.held.insert(key, held);
             return Ok(());
         }
@@ -262,9 +257,6 @@ impl Session {
 
     /// A descriptor of a file, with a description of its own.
     fn lockable(&self, node: u64, handle: u64) -> Result<OwnedFd, Errno> {
-        if !self.handles.has_room_for(1 + self.locks.len()) {
-            return Err(Errno::NOLCK);
-        }
         let file = &self.handles.peek(handle, node)?.file;
         // A lock for writing needs a descriptor for that, and one for reading the other.
         let writes = self.nodes.share(node)?.writable().is_ok();

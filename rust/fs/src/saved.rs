@@ -19,6 +19,7 @@ use supermachine_support::saved_structure;
 use crate::Session;
 use crate::host::Identity;
 use crate::nodes::{FIRST_NODE, Known, MAX_SHARES, share_index};
+use crate::users::Place;
 use crate::wire::is_component;
 
 /// Nodes at most; of a guest that knows more, those of directories and of what is open are kept.
@@ -167,9 +168,9 @@ impl Session {
         let mut stale = Vec::new();
         for handle in &saved.handles {
             match self.reopened(handle) {
-                Ok(file) => {
+                Ok((file, place)) => {
                     self.nodes.opened(handle.node, &file);
-                    self.handles.take_up(handle.number, file, handle.node);
+                    self.handles.take_up(handle.number, file, handle.node, place);
                 }
                 Err(why) => stale.push((handle, why)),
             }
@@ -177,9 +178,10 @@ impl Session {
         self.tell_of_stale(&saved, &same, &stale);
     }
 
-    fn reopened(&mut self, handle: &Handle) -> Result<Arc<OwnedFd>, Why> {
+    fn reopened(&mut self, handle: &Handle) -> Result<(Arc<OwnedFd>, Place), Why> {
         let refused = |error| if error == Errno::STALE { Why::Changed } else { Why::Refused };
-        self.handles.room().map_err(refused)?;
+        // Whose it is was not kept, and root is nobody's neighbour.
+        let place = self.handles.place(0).map_err(refused)?;
         let node = handle.node;
         match share_index(node) {
             // The top of a share that is another one now.
@@ -202,7 +204,7 @@ impl Session {
             }
             _ => return Err(Why::Changed),
         };
-        Ok(Arc::new(file))
+        Ok((Arc::new(file), place))
     }
 }
 

@@ -214,3 +214,27 @@ fn locks_are_counted() {
     let request = one.request(1, (5, 4), WRITE, 0);
     assert_eq!(one.client.call(op::SETLK, one.node, &request), Err(libc::EINVAL));
 }
+
+/// One user's locks, and its processes that wait for some, leave the others as many.
+#[test]
+fn one_user_does_not_take_the_locks_of_all() {
+    let place = place();
+    let mut one = Guest::new(&place);
+    one.client.user = 1000;
+    let taken =
+        (0..10_000).take_while(|owner| one.set(*owner, (*owner, *owner), WRITE).is_ok()).count() as u64;
+    assert_eq!(one.set(20_000, (20_000, 20_000), WRITE), Err(libc::ENOLCK));
+    one.client.user = 1001;
+    assert_eq!(one.set(20_000, (20_000, 20_000), WRITE), Ok(()));
+    // What is given up can be had again.
+    one.client.user = 1000;
+    one.flush(taken - 1);
+    assert_eq!(one.set(20_001, (30_000, 30_000), WRITE), Ok(()));
+    one.flush(taken - 2);
+    let mut waits = |n: u64| one.wait(2 * n, 30_000 + n, (0, 0), WRITE);
+    let waiting = (100..10_000).take_while(|n| waits(*n).is_none()).count();
+    assert!(waiting >= 100, "{waiting}");
+    assert_eq!(waits(20_000), Some(Err(libc::ENOLCK)));
+    one.client.user = 1001;
+    assert_eq!(one.wait(60_000, 60_000, (0, 0), WRITE), None);
+}

@@ -378,6 +378,30 @@ fn descriptors_are_bounded() {
     assert!(client.lookup(SHARE, b"1").is_ok());
 }
 
+/// What one user of the guest's has open leaves the others as much, and what is closed can be had again.
+#[test]
+fn one_user_does_not_take_what_all_may_have_open() {
+    let place = place();
+    let mut client = Client::new(vec![share(&place.path().join("share"), false)]);
+    let (file, _) = client.create(SHARE, b"file", 0o2, 0o644).unwrap();
+    client.user = 1000;
+    let held: Vec<u64> = std::iter::from_fn(|| client.open(file, 0).ok()).collect();
+    assert!(held.len() >= 512, "{}", held.len());
+    assert_eq!(client.open(file, 0), Err(libc::ENFILE));
+    assert_eq!(client.call(op::OPENDIR, SHARE, &args!(0_u32, 0_u32)), Err(libc::ENFILE));
+    assert_eq!(client.create(SHARE, b"other", 0o2, 0o644), Err(libc::ENFILE));
+    assert!(!place.path().join("share/other").exists());
+    client.user = 1001;
+    let others: Vec<u64> = (0..held.len() / 2).map(|_| client.open(file, 0).unwrap()).collect();
+    client.user = 1000;
+    client.release(file, held[0]);
+    assert!(client.open(file, 0).is_ok());
+    assert_eq!(client.open(file, 0), Err(libc::ENFILE));
+    // Root can end whom it likes, and has what is left.
+    client.user = 0;
+    assert!((0..others.len() / 2).all(|_| client.open(file, 0).is_ok()));
+}
+
 /// A guest that was restored keeps numbers that the new session has never given.
 #[test]
 fn numbers_of_before_a_restore_are_stale() {

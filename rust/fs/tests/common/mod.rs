@@ -13,8 +13,9 @@ pub(crate) type Answer = Result<Vec<u8>, i32>;
 pub(crate) struct Client {
     pub session: Session,
     pub unique: u64,
-    /// Which of the guest's asks.
+    /// Which of the guest's asks, and whose it is.
     pub thread: u32,
+    pub user: u32,
     /// What became of the last request.
     pub served: Served,
 }
@@ -76,6 +77,7 @@ impl Client {
             session: Session::new(shares, 4096, 0).unwrap(),
             unique: 0,
             thread: 0,
+            user: 0,
             served: Served::Later,
         };
         client.init().unwrap();
@@ -104,7 +106,7 @@ impl Client {
     pub(crate) fn call_with_room(&mut self, opcode: u32, node: u64, args: &[u8], room: usize) -> Answer {
         self.unique += 2;
         let mut request = args!((IN_HEADER + args.len()) as u32, opcode, self.unique, node);
-        request.extend_from_slice(&args!(0_u64, self.thread));
+        request.extend_from_slice(&args!(self.user, 0_u32, self.thread));
         request.resize(IN_HEADER, 0);
         request.extend_from_slice(args);
         let answer = self.raw(request, OUT_HEADER + room);
