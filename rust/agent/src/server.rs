@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use supermachine_proto::agent::{AttachReply, ExecError, ExecOutput, FileReply, HOST_CID, Request};
@@ -23,28 +24,52 @@ pub(crate) fn start(listener: OwnedFd) -> io::Result<()> {
     sys::raise_file_limit()?;
     drain::start()?;
     std::thread::Builder::new().name("requests".into()).stack_size(STACK).spawn(move || {
+        let mut spare = sys::spare();
         loop {
             match sys::accept_vsock(&listener) {
                 // Nobody in the guest has any business here.
                 Ok((_, peer)) if peer != HOST_CID => {}
                 Ok((connection, _)) => take(connection),
-                // Out of descriptors or memory: others must end first.
-                Err(_) => std::thread::sleep(RETRY),
+                // The connection waits until there is a descriptor for it, which this one is.
+                Err(error) if lacks_descriptors(&error) && spare.take().is_some() => {
+                    if let Ok((connection, HOST_CID)) = sys::accept_vsock(&listener) {
+                        refuse(connection, &error);
+                    }
+                    spare = sys::spare();
+                }
+                // Others must end first.
+                Err(_) => {
+                    std::thread::sleep(RETRY);
+                    spare = spare.or_else(sys::spare);
+                }
             }
         }
     })?;
     Ok(())
 }
 
+fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// Has a thread serve a connection; where none can be made, the host is told.
 fn take(connection: File) {
     let Some(connection) = threads::give(connection) else { return };
-    let Ok(kept) = connection.try_clone() else { return };
+    // What a thread that does not begin was to have is lost otherwise, and a second descriptor may not be had.
+    let place = Arc::new(Mutex::new(Some(connection)));
+    let taken = place.clone();
     let builder = std::thread::Builder::new().stack_size(STACK);
-    if let Err(error) = builder.spawn(move || threads::run(connection, serve)) {
-        drop(
-            sys::set_read_timeout(&kept, WORDS).map_err(frame::Error::Io).and_then(|()| refuse(kept, &error)),
-        );
+    let began = builder.spawn(move || {
+        let connection = sys::lock(&taken).take();
+        if let Some(connection) = connection {
+            threads::run(connection, serve);
+        }
+    });
+    let left = || sys::lock(&place).take();
+    if let Err(error) = began
+        && let Some(connection) = left()
+    {
+        refuse(connection, &error);
     }
 }
 
@@ -63,11 +88,16 @@ fn serve(mut connection: File) {
     }
 }
 
-/// Answers a request with what the guest has no more of.
-fn refuse(mut connection: File, error: &io::Error) -> Result<(), frame::Error> {
+/// Answers a request with what the guest has no more of, if it comes soon.
+fn refuse(connection: File, error: &io::Error) {
+    let words = sys::set_read_timeout(&connection, WORDS).map_err(frame::Error::Io);
+    drop(words.and_then(|()| refuse_request(connection, error)));
+}
+
+fn refuse_request(mut connection: File, error: &io::Error) -> Result<(), frame::Error> {
     match frame::read(&mut connection)? {
         Some(Request::Exec(_)) => {
-            let message = format!("the guest's agent cannot start a thread for it: {}", shortage(error));
+            let message = format!("the guest's agent cannot serve it: {}", shortage(error));
             frame::write(&mut connection, &ExecOutput::Failed { kind: ExecError::Other, message })
         }
         Some(Request::Files | Request::Forward { .. }) => {
@@ -75,7 +105,7 @@ fn refuse(mut connection: File, error: &io::Error) -> Result<(), frame::Error> {
             frame::write(&mut connection, &FileReply::Failed { errno })
         }
         Some(Request::Attach(_) | Request::Grow { .. } | Request::Watch) => {
-            let message = format!("the guest's agent cannot start a thread for it: {}", shortage(error));
+            let message = format!("the guest's agent cannot serve it: {}", shortage(error));
             frame::write(&mut connection, &AttachReply::Failed { message })
         }
         None => Ok(()),

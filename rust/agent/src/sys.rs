@@ -285,6 +285,11 @@ pub(crate) fn accept_vsock(listener: &OwnedFd) -> io::Result<(File, u32)> {
     Ok((unsafe { File::from_raw_fd(fd) }, peer.svm_cid))
 }
 
+/// A descriptor that stands for nothing, to be closed when there are no others; `None` where there are none now.
+pub(crate) fn spare() -> Option<OwnedFd> {
+    File::open("/dev/null").ok().map(OwnedFd::from)
+}
+
 /// Has reads of a socket give up after this long.
 pub(crate) fn set_read_timeout(socket: &impl AsRawFd, timeout: Duration) -> io::Result<()> {
     let time =

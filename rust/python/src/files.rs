@@ -59,6 +59,15 @@ fn unexpected(py: Python<'_>) -> PyErr {
     errors::agent(py, "the agent gave an answer that does not fit the file command")
 }
 
+/// Whether there is too little of something in the guest; numbers of Linux's, which Macs have others for.
+fn is_shortage(errno: i32) -> bool {
+    const ENOMEM: i32 = 12;
+    const EAGAIN: i32 = 11;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(errno, EAGAIN | ENOMEM | ENFILE | EMFILE)
+}
+
 /// Whether a directory can have an entry of this name.
 fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..")
@@ -112,7 +121,8 @@ impl Inner {
     fn answer(&mut self, py: Python<'_>, path: &[u8]) -> PyResult<FileReply> {
         self.spoilt = true;
         let reply = self.connection.receive(py)?;
-        self.spoilt = false;
+        // An agent that could start no thread for this connection says so and closes it.
+        self.spoilt = matches!(reply, FileReply::Failed { errno } if is_shortage(errno));
         match reply {
             // Linux's errors are 1 to 4095 (MAX_ERRNO in include/linux/err.h).
             FileReply::Failed { errno: errno @ 1..=4095 } => Err(errors::os_error(errno, path)),
