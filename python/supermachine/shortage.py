@@ -22,28 +22,34 @@ _NEARLY = 32 << 20
 
 def named(error: OSError, failed: str) -> HostShortage | None:
     """The error that names the shortage; ``None`` for errors that are none. `failed` is what could not be done."""
-    if error.errno == errno.EMFILE:
+    # The extension's errors have it in their words alone.
+    number = _number(str(error)) if error.errno is None else error.errno
+    if number == errno.EMFILE:
         what, hint = _descriptors()
-    elif error.errno == errno.ENFILE:
+    elif number == errno.ENFILE:
         what, hint = "the system has no more open files to give", "raise it: sysctl fs.file-max"
-    elif error.errno == errno.ENOMEM:
+    elif number == errno.ENOMEM:
         what, hint = _memory()
-    elif error.errno == errno.EAGAIN:
+    elif number == errno.EAGAIN:
         what, hint = _processes()
     else:
         return None
     lacking = HostShortage(f"{failed}: {what}", cause=str(error), hint=hint)
-    lacking.errno = error.errno
+    lacking.errno = number
     return lacking
 
 
 def in_words(message: str, failed: str = "the virtual machine did not start") -> HostShortage | None:
-    """Of what a worker, or the extension, said: Rust ends the text of a system error with its number."""
+    """Of what a worker, or the extension, said."""
+    number = _number(message)
+    return None if number is None else named(OSError(number, message), failed)
+
+
+def _number(message: str) -> int | None:
+    """Rust ends the text of a system error with its number."""
     _, found, rest = message.rpartition("(os error ")
     number = rest.partition(")")[0]
-    if not found or not number.isdecimal():
-        return None
-    return named(OSError(int(number), message), failed)
+    return int(number) if found and number.isdecimal() else None
 
 
 class Told:
@@ -57,8 +63,7 @@ class Told:
 
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, HostShortage):
-            number = error.errno
-            lacking = in_words(str(error), self._failed) if number is None else named(error, self._failed)
+            lacking = named(error, self._failed)
             if lacking is not None:
                 raise lacking from None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import supermachine
-from supermachine import PIPE, aio
+from supermachine import PIPE, aio, errors
 
 #: Seconds that a call has for coming back, whatever with.
 PATIENCE = 30
@@ -166,7 +166,7 @@ def test_a_thread_that_does_not_start_is_an_error_and_no_wait(guest, short_of_th
     short_of_threads(number)
     outcome = comes_back(lambda: guest.run(["cat"], input=b"x"))
     monkeypatch.undo()
-    assert isinstance(outcome, RuntimeError) or outcome.stdout == b"x"
+    assert isinstance(outcome, errors.HostShortage) or outcome.stdout == b"x"
     assert guest.run(["cat"], input=b"y").stdout == b"y"
 
 
@@ -177,14 +177,14 @@ def test_the_same_of_coroutines(stand_in, short_of_threads, monkeypatch, number)
             short_of_threads(number)
             try:
                 return await asyncio.wait_for(vm.run(["cat"], input=b"x"), PATIENCE)
-            except RuntimeError as error:
+            except errors.HostShortage as error:
                 return error
             finally:
                 monkeypatch.setattr(threading.Thread, "start", start)
 
     start = threading.Thread.start
     outcome = asyncio.run(work())
-    assert isinstance(outcome, RuntimeError) or outcome.stdout == b"x"
+    assert isinstance(outcome, errors.HostShortage) or outcome.stdout == b"x"
 
 
 def test_a_refill_that_has_no_thread_is_told_to_who_waits(stand_in, monkeypatch):

@@ -71,9 +71,11 @@ class User:
             "SUPERMACHINE_RUNTIME": str(runtime),
         }
 
-    def __call__(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *words: str, check: bool = True, within: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [self.interpreter, "-m", "supermachine", *words],
+            [*within, self.interpreter, "-m", "supermachine", *words],
             env=self.environment, user=self.uid, group=self.uid, extra_groups=[], cwd=self.shared,
             capture_output=True, text=True, input="", timeout=120, check=False,
         )  # fmt: skip
@@ -110,3 +112,24 @@ def test_a_directory_that_others_can_write_to_is_refused(interpreter: str, share
     done = User(interpreter, shared, ONE, shared / "open")("run", "-d", "image.oci.tar", "true", check=False)
     assert done.returncode == 125
     assert "open can be written by other users" in done.stderr
+
+
+def test_a_limit_of_processes_is_named_wherever_it_is_met(interpreter: str, shared: Path) -> None:
+    """Of a user's processes and threads each number is one too few at another step of a start."""
+    user = User(interpreter, shared, ONE, shared / f"run-{ONE}")
+    assert user("run", "-q", "image.oci.tar", "echo", "hi").stdout == "hi\n"
+    refused = 0
+    for number in range(1, 40):
+        within = ("prlimit", f"--nproc={number}")
+        done = user("run", "-q", "image.oci.tar", "echo", "hi", check=False, within=within)
+        if done.returncode == 0:
+            assert done.stdout == "hi\n"
+            break
+        assert done.returncode == 125, (number, done)
+        assert f"this user may have {number} processes and threads" in done.stderr, (number, done.stderr)
+        assert "ulimit -u" in done.stderr
+        refused += 1
+    assert done.returncode == 0
+    assert refused > 0
+    # Nothing is left that the next start would meet.
+    assert user("run", "-q", "image.oci.tar", "echo", "hi").stdout == "hi\n"

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from .. import shortage
+
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ async def call(
             if not post(loop, succeed, value) and abandon is not None:
                 abandon(value)
 
-    threading.Thread(target=body, name="supermachine-aio", daemon=True).start()
+    shortage.start(threading.Thread(target=body, name="supermachine-aio", daemon=True), "the call cannot be made")
     try:
         return await future
     except asyncio.CancelledError:

@@ -121,7 +121,7 @@ class Popen:
         self.errors = errors
         self.text_mode = bool(encoding or errors or text or universal_newlines)
         self._buffers: tuple[list[bytes], list[bytes]] = ([], [])
-        self._readers: list[threading.Thread] = []
+        self._readers: dict[object, threading.Thread] = {}
         self._writer: threading.Thread | None = None
         #: What went wrong in one of the threads, for `communicate` to raise.
         self._trouble: BaseException | None = None
@@ -254,23 +254,23 @@ class Popen:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.stdin is not None and self._writer is None:
             data = _input_bytes(input, self.text_mode, self.encoding, self.errors)
-            self._writer = threading.Thread(target=self._feed, args=(data,), daemon=True)
-            self._writer.start()
+            writer = threading.Thread(target=self._feed, args=(data,), daemon=True)
+            shortage.start(writer, "the process cannot be written to")
+            self._writer = writer
         elif input is not None and self.stdin is None:
             raise ValueError("Cannot send input when stdin is not a pipe")
-        if not self._readers:
-            for stream, parts in ((self.stdout, self._buffers[0]), (self.stderr, self._buffers[1])):
-                if stream is not None:
-                    thread = threading.Thread(target=self._drain, args=(stream, parts), daemon=True)
-                    thread.start()
-                    self._readers.append(thread)
+        for stream, parts in ((self.stdout, self._buffers[0]), (self.stderr, self._buffers[1])):
+            if stream is not None and stream not in self._readers:
+                thread = threading.Thread(target=self._drain, args=(stream, parts), daemon=True)
+                shortage.start(thread, "the process cannot be read from")
+                self._readers[stream] = thread
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             self.wait(left)
         except TimeoutExpired:
             out, err = self._partial()
             raise TimeoutExpired(self.args, timeout or 0.0, output=out, stderr=err) from None
-        for thread in self._readers:
+        for thread in self._readers.values():
             thread.join()
         if self._trouble is not None:
             raise self._trouble
@@ -462,7 +462,8 @@ def run(
     process = _Captured(context, args, input, **options) if captured else Popen(context, args, **options)
     try:
         if stop is not None:
-            threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
+            watcher = threading.Thread(target=_kill_when, args=(stop, process), daemon=True)
+            shortage.start(watcher, "the process cannot be watched")
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         out, err = process.communicate(input, timeout=left)
     except TimeoutExpired as expired:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .. import shortage
 from ..errors import ConfigurationError, PoolClosed, PoolTimeout, VMExited
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Pool:
         self._owner = os.getpid()
         self._new()  # options that make no sense are the caller's to hear of
         self._thread = threading.Thread(target=self._refill, name="supermachine-pool", daemon=True)
-        self._thread.start()
+        shortage.start(self._thread, "the pool cannot be filled")
 
     def _new(self) -> VM:
         from .vm import VM

@@ -18,10 +18,10 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import descriptors, directories, local_sockets
+from .. import descriptors, directories, local_sockets, shortage
 from .._core import VERSION
 from ..cache import locks
-from ..errors import NotSupported, VMTimeout
+from ..errors import HostShortage, NotSupported, VMTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -226,7 +226,13 @@ def _serve(address: str, machine: _Machine) -> None:
     machine.listener.setblocking(False)
     _selector.register(machine.listener, selectors.EVENT_READ, address)
     if begins:
-        threading.Thread(target=_answer_all, args=(_selector,), name="supermachine-segments", daemon=True).start()
+        thread = threading.Thread(target=_answer_all, args=(_selector,), name="supermachine-segments", daemon=True)
+        try:
+            shortage.start(thread, "others on the segment cannot be answered")
+        except HostShortage:
+            _selector.close()
+            _selector = None
+            raise
 
 
 def _answer_all(selector: selectors.BaseSelector) -> None:

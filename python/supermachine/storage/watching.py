@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .. import shortage
 from ..errors import ConfigurationError, SupermachineError
 from ..host.warnings import warn
 
@@ -43,7 +44,8 @@ def follow(worker: Worker, shares: Sequence[tuple[int, str]]) -> None:
                 hint="raise fs.inotify.max_user_watches, up to 65536 are used; or share fewer with watch",
             ) from None
     for watch, path in watches:
-        threading.Thread(target=_tell, args=(watch, path), name="supermachine-watch", daemon=True).start()
+        thread = threading.Thread(target=_tell, args=(watch, path), name="supermachine-watch", daemon=True)
+        shortage.start(thread, f"{path} cannot be watched")
 
 
 def _tell(watch: Watch, path: str) -> None:

@@ -244,17 +244,22 @@ impl Session {
         if self.ending.swap(true, Ordering::AcqRel) {
             return;
         }
-        let session = self.clone();
-        let spawned = thread::Builder::new().name("end".into()).spawn(move || {
+        let bounded = self.try_spawn("end", |session| {
             thread::sleep(END);
-            let verdict = lock(&session.verdict).take();
-            let ended = verdict.unwrap_or_else(|| Ended::new(ExitReason::Shutdown, ASKED));
-            session.say_last(ended, session.machine.console_tail());
-            owner::exit(0)
+            session.end_now();
         });
-        if spawned.is_err() {
-            owner::exit(1);
+        if bounded.is_err() {
+            // Nobody would see to it that it ends.
+            self.end_now();
         }
+    }
+
+    /// Says the last word, whatever the machine's threads are at.
+    fn end_now(&self) -> ! {
+        let verdict = lock(&self.verdict).take();
+        let ended = verdict.unwrap_or_else(|| Ended::new(ExitReason::Shutdown, ASKED));
+        self.say_last(ended, self.machine.console_tail());
+        owner::exit(0)
     }
 
     /// Makes the connections that could not be made at once.
@@ -324,7 +329,7 @@ impl Session {
                 return stop;
             }
             if self.wall_clock.has_moved() {
-                self.spawn("clock", |session| session.wall_clock.follow(&session.boot));
+                let _ = self.try_spawn("clock", |session| session.wall_clock.follow(&session.boot));
             }
             if ready {
                 self.look_at_room(room::ANY);
@@ -333,10 +338,10 @@ impl Session {
         }
     }
 
-    /// Tells the guest what room there is, where that is less than `near`.
+    /// Tells the guest what room there is, where that is less than `near`. What cannot be done now is done at the next look.
     fn look_at_room(self: &Arc<Self>, near: u64) {
         if self.room.has_changed(near) {
-            self.spawn("room", |session| session.room.tell(&session.boot));
+            let _ = self.try_spawn("room", |session| session.room.tell(&session.boot));
         }
     }
 
@@ -346,21 +351,35 @@ impl Session {
         if self.growing.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.spawn("wish", move |session| {
+        let granted = self.try_spawn("wish", move |session| {
             let grown = lock(&session.subject).volumes.grow(&session.machine, &session.room, slot, bytes);
             let command = BootCommand::Grow { device: slot_device(slot), bytes };
             let done = grown.is_ok() && session.boot.ask(&command, &BootEvent::Grown { done: true }, GROWN);
             session.volumes.answer(slot, done);
             session.growing.store(false, Ordering::Release);
         });
+        if granted.is_err() {
+            self.volumes.answer(slot, false);
+            self.growing.store(false, Ordering::Release);
+        }
     }
 
+    /// Starts a thread of what no VM goes without: it ends where there is none to be had.
     fn spawn(self: &Arc<Self>, name: &str, body: impl FnOnce(Arc<Self>) + Send + 'static) {
+        if let Err(message) = self.try_spawn(name, body) {
+            self.end(Ended::new(ExitReason::Engine, message));
+        }
+    }
+
+    /// Starts a thread of what can be refused, or left for later; the error says why there is none.
+    fn try_spawn(
+        self: &Arc<Self>,
+        name: &str,
+        body: impl FnOnce(Arc<Self>) + Send + 'static,
+    ) -> Result<(), String> {
         let session = self.clone();
         let spawned = thread::Builder::new().name(name.into()).spawn(move || body(session));
-        if let Err(error) = spawned {
-            self.end(Ended::new(ExitReason::Engine, format!("a thread cannot be started: {error}")));
-        }
+        spawned.map(drop).map_err(|error| format!("a thread cannot be started: {error}"))
     }
 
     /// Ends the VM; the first verdict stands.
@@ -446,31 +465,51 @@ impl Session {
                 let asked = self.boot.send(&BootCommand::Shutdown { grace_ms });
                 let grace =
                     if asked { Duration::from_millis(grace_ms.into()) + POWER_OFF } else { Duration::ZERO };
-                self.spawn("shutdown", move |session| {
+                let waits = self.try_spawn("shutdown", move |session| {
                     if session.machine.wait(Some(grace)).is_none() {
                         session.end(Ended::new(ExitReason::Shutdown, ASKED));
                     }
                 });
+                if waits.is_err() {
+                    self.end(Ended::new(ExitReason::Shutdown, ASKED));
+                }
             }
             Command::Stats => {
                 let (exits, instructions) = self.machine.stats();
                 self.events.send(&Event::Stats(Stats { exits, instructions }));
             }
             Command::Capture(request) => match fd {
-                Some(fd) => self.spawn("capture", move |session| session.capture(*request, &fd.into())),
+                Some(fd) => {
+                    let begun =
+                        self.try_spawn("capture", move |session| session.capture(*request, &fd.into()));
+                    if let Err(message) = begun {
+                        self.events.send(&Event::CaptureFailed { message });
+                    }
+                }
                 None => self.events.send(&Event::CaptureFailed { message: control::out_of_files() }),
             },
             // It waits for a capture that is under way, which waits for the guest.
-            Command::WorkingSet => self.spawn("working set", |session| {
-                let ranges = session.working_set();
-                session.events.send(&Event::WorkingSet(ranges));
-            }),
+            Command::WorkingSet => {
+                let looks = self.try_spawn("working set", |session| {
+                    let ranges = session.working_set();
+                    session.events.send(&Event::WorkingSet(ranges));
+                });
+                if looks.is_err() {
+                    self.events.send(&Event::WorkingSet(Vec::new()));
+                }
+            }
             // As does this, for a volume is not marked and grown at once.
-            Command::GrowVolume { slot, bytes } => self.spawn("volume", move |session| {
-                let grown = lock(&session.subject).volumes.grow(&session.machine, &session.room, slot, bytes);
-                let error = grown.err().map(|error| error.to_string());
-                session.events.send(&Event::VolumeGrown { error });
-            }),
+            Command::GrowVolume { slot, bytes } => {
+                let grows = self.try_spawn("volume", move |session| {
+                    let grown =
+                        lock(&session.subject).volumes.grow(&session.machine, &session.room, slot, bytes);
+                    let error = grown.err().map(|error| error.to_string());
+                    session.events.send(&Event::VolumeGrown { error });
+                });
+                if let Err(message) = grows {
+                    self.events.send(&Event::VolumeGrown { error: Some(message) });
+                }
+            }
         }
     }
 
@@ -502,7 +541,8 @@ impl Session {
         let runs = start::page_ranges(working_set);
         self.machine.read_ahead(&runs);
         if self.machine.prefaults_beside_the_guest() {
-            self.spawn("prefault", move |session| session.machine.prefault(&runs));
+            // Without it the guest brings in what it needs itself.
+            let _ = self.try_spawn("prefault", move |session| session.machine.prefault(&runs));
         } else {
             self.machine.prefault(&runs);
             self.step("prefault");
