@@ -67,6 +67,12 @@ def test_it_becomes_whom_it_should(clone: VM) -> None:
     assert first.stderr == second.stderr == ""
 
 
+def test_one_that_was_stopped_goes_on(clone: VM) -> None:
+    (pid,) = waiting(clone)
+    in_terminal(clone, f"kill -STOP {pid}")
+    assert output(clone, "echo $$") == str(pid)
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_it_has_three_files_open(clone: VM, number: int) -> None:
     """Both commands have, the one that waited and the one that did not."""

@@ -18,6 +18,8 @@ use crate::{exec, sys};
 const STACK: usize = 8 << 10;
 /// How long a snapshot waits for it to come to where it waits; else it does the rest of its work in every clone.
 const PATIENCE: Duration = Duration::from_millis(10);
+/// After how long one that was told to go, and has not, is looked after.
+static STOPPED: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// Where it has /dev/null until it executes.
 const NOTHING: i32 = 3;
 
@@ -164,11 +166,16 @@ impl Spare {
             if here == 0 {
                 return (self.process.pid, self.exit.clone());
             }
-            // SAFETY: as above. The kernel wakes it as a word that processes share.
+            // SAFETY: as above, and the time outlives the call. The kernel wakes it as a word that processes share.
             unsafe {
-                let value = usize::try_from(here).unwrap_or_default();
-                call(libc::SYS_futex, [shared.here.as_ptr() as usize, FUTEX_WAIT, value, 0, 0, 0])
+                let (value, soon) =
+                    (usize::try_from(here).unwrap_or_default(), (&raw const STOPPED) as usize);
+                call(libc::SYS_futex, [shared.here.as_ptr() as usize, FUTEX_WAIT, value, soon, 0, 0])
             };
+            if shared.here.load(Ordering::Acquire) != 0 {
+                // A root of the guest's may have stopped it while it waited.
+                sys::kill(self.process.pid, libc::SIGCONT);
+            }
         }
     }
 }
