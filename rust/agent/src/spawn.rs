@@ -229,6 +229,8 @@ unsafe fn clone(
             "test rax, rax",
             "jnz 2f",
             "mov rdi, {argument}",
+            // The compiler may make the frame, and with it the alignment, after this block.
+            "and rsp, -16",
             "call {main}",
             "ud2",
             "2:",
