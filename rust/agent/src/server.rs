@@ -32,10 +32,14 @@ pub(crate) fn start(listener: OwnedFd) -> io::Result<()> {
                 Ok((connection, _)) => take(connection),
                 // The connection waits until there is a descriptor for it, which this one is.
                 Err(error) if lacks_descriptors(&error) && spare.take().is_some() => {
-                    if let Ok((connection, HOST_CID)) = sys::accept_vsock(&listener) {
-                        refuse(connection, &error);
-                    }
+                    // One may come much later, when there are others again.
+                    let next = sys::accept_vsock(&listener);
                     spare = sys::spare();
+                    match next {
+                        Ok((connection, HOST_CID)) if spare.is_some() => take(connection),
+                        Ok((connection, HOST_CID)) => refuse(connection, &error),
+                        _ => {}
+                    }
                 }
                 // Others must end first.
                 Err(_) => {
