@@ -148,8 +148,8 @@ class Transport:
         self.insecure = insecure
         #: The registry's host, as its origin has it; what is not this host is one that it names.
         self.registry = registry
-        #: May be changed: they are those of requests that begin after that.
-        self.limits = limits or Limits.from_environment()
+        # In a place of its own: a connection that knew its transport would keep it, and all others, after its use.
+        self._times = [limits or Limits.from_environment()]
         #: By the name of a registry; they go before those of configuration files.
         self.credentials = credentials or {}
         self._sleep = sleep
@@ -158,6 +158,15 @@ class Transport:
         self._schemes: dict[str, str] = {}
         self._open: WeakSet[Response] = WeakSet()
         self._aborted = False
+
+    @property
+    def limits(self) -> Limits:
+        """May be changed: they are those of requests that begin after that."""
+        return self._times[0]
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._times[0] = limits
 
     def lenient(self, host: str) -> bool:
         """Whether `host` (with or without port) may be spoken to over plain HTTP or unverified TLS."""
@@ -379,7 +388,7 @@ class Transport:
                 raise ConfigurationError(
                     f"the proxy for {netloc} cannot be used", cause=str(error), hint="write it as http://host:port"
                 ) from error
-        manager.pool_classes_by_scheme = _pools(self)
+        manager.pool_classes_by_scheme = _pools(self._times)
         return manager
 
     def abort(self) -> None:
@@ -416,8 +425,8 @@ def _tls(verify: bool) -> ssl.SSLContext:
     return context
 
 
-def _pools(transport: Transport) -> dict[str, Any]:
-    """urllib3's pools, of connections whose handshakes and headers end in the transport's time.
+def _pools(times: list[Limits]) -> dict[str, Any]:
+    """urllib3's pools, of connections whose handshakes and headers end in these times.
 
     A time limit of a socket is for each read of it, and a server that sends a byte now and then meets it for ever.
     """
@@ -425,11 +434,11 @@ def _pools(transport: Transport) -> dict[str, Any]:
 
     def hurried(base: Any) -> Any:
         def connect(self: Any) -> None:
-            with _deadline(self, transport.limits.connect):
+            with _deadline(self, times[0].connect):
                 base.connect(self)
 
         def getresponse(self: Any) -> Any:
-            with _deadline(self, transport.limits.read):
+            with _deadline(self, times[0].read):
                 return base.getresponse(self)
 
         return type(base.__name__, (base,), {"connect": connect, "getresponse": getresponse})
