@@ -10,7 +10,6 @@ import gc
 import os
 import sys
 
-from ... import shortage
 from ...errors import CommandNotExecutable, CommandTimeout, SupermachineError
 from ...guest.process_context import linux_signal, wait_started
 from ...settings.parsing import encode
@@ -169,22 +168,25 @@ def _start(
     if wait_ready is None:
         signals.hold()
     try:
-        with shortage.Told("the process cannot be started"):
-            command = Exec.start(
-                worker,
-                [encode(word) for word in argv],
-                env=[encode(f"{name}={value}") for name, value in variables.items()],
-                cwd=encode(context.cwd),
-                user=context.user,
-                tty=terminal_size() if terminal else None,
-                stdin="null" if no_stdin else 0,
-                stdout=1,
-                stderr="null" if terminal else 2,
-            )
+        command = Exec.start(
+            worker,
+            [encode(word) for word in argv],
+            env=[encode(f"{name}={value}") for name, value in variables.items()],
+            cwd=encode(context.cwd),
+            user=context.user,
+            tty=terminal_size() if terminal else None,
+            stdin="null" if no_stdin else 0,
+            stdout=1,
+            stderr="null" if terminal else 2,
+        )
     except SupermachineError:
         if wait_ready is not None:
             wait_ready()  # says so, where that is why
         raise
+    except OSError as error:
+        from ... import shortage
+
+        raise shortage.named(error, "the process cannot be started") or error from None
     try:
         if wait_ready is not None:
             wait_ready()
