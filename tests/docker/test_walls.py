@@ -189,3 +189,22 @@ def test_many_connections_at_once(session: Session, client: DockerClient) -> Non
     for thread in threads:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_who_reads_late_reads_the_head_alone(session: Session, client: DockerClient) -> None:
+    """docker-py reads what comes after it from the socket, and not what it has read together with the head."""
+    container = client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+    try:
+        execution = client.api.exec_create(container.id, ["sh", "-c", "echo one; sleep 0.1; echo two"])["Id"]
+        asked = b'{"Detach": false, "Tty": true}'
+        head = f"POST /exec/{execution}/start HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(asked)}\r\n\r\n"
+        with _connected(session) as connection:
+            connection.sendall(head.encode() + asked)
+            time.sleep(0.4)
+            first = connection.recv(65536)
+            assert first.startswith(b"HTTP/1.1 101 ")
+            assert first.endswith(b"\r\n\r\n")
+            assert b"one" in _rest(connection)
+    finally:
+        container.remove(force=True)

@@ -6,9 +6,14 @@ both, a body that is passed on may not stall, and a connection that asks for not
 
 from __future__ import annotations
 
+import array
 import asyncio
+import contextlib
+import fcntl
 import json
 import math
+import termios
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -19,6 +24,8 @@ from .errors import ApiError, BadRequest
 
 #: Bytes of a request's first line and headers.
 MAX_HEAD = 64 << 10
+#: Seconds that are waited for a client to read the head of an answer before what follows it is sent.
+_TAKEN = 1.0
 #: Seconds from the first byte of a head to its last.
 HEAD_TIMEOUT = 20.0
 #: Seconds that a connection may be idle between two requests.
@@ -291,6 +298,24 @@ async def send(writer: asyncio.StreamWriter, data: bytes, timeout: float = math.
         await asyncio.wait_for(writer.drain(), None if timeout == math.inf else timeout)
     except (ConnectionError, asyncio.TimeoutError) as error:
         raise Disconnected from error
+
+
+async def taken(writer: asyncio.StreamWriter) -> None:
+    """Waits until the client has read all that was sent, a second at most.
+
+    docker-py reads the head of an answer into a buffer, and what follows it from the socket: what came together with
+    the head would be lost.
+    """
+    unread, pause = array.array("i", [0]), 0.0002
+    deadline = time.monotonic() + _TAKEN
+    with contextlib.suppress(OSError):
+        while time.monotonic() < deadline:
+            # unix(7), SIOCOUTQ: what the other end has not read.
+            fcntl.ioctl(writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unread)
+            if unread[0] == 0:
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.01)
 
 
 async def read_request(reader: Reader, writer: asyncio.StreamWriter) -> Request | None:

@@ -27,6 +27,7 @@ from .http import (
     failure,
     read_request,
     send,
+    taken,
 )
 from .routing import API_VERSION
 
@@ -101,6 +102,7 @@ class Server:
             # What is left of the body would be taken for what the client says next.
             await request.body.skip()
             await send(writer, _hijacked_head(request, answer))
+            await taken(writer)
             await answer.talk(Duplex(reader, writer))
             return False
         keep = await request.body.skip() and request.keep_alive
