@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from supermachine import VM, VMExited, errors
-from supermachine.machine import launch, starts
+import supermachine
+from supermachine import VM, Pool, VMExited, errors
+from supermachine.machine import launch, makers, starts
 from supermachine.machine.template import Template
 
 from .guests import output, wait_for
@@ -156,8 +159,8 @@ def test_few_forks_are_started_one_by_one(vm: VM, templates: list[Any]) -> None:
 def test_other_engines_and_shares_have_none(vm: VM) -> None:
     engine = vm._settings.engine._replace(name="kvm")
     root, file = vm._disks(), "/nowhere"
-    assert starts.start_template(vm._settings._replace(engine=engine), root, file) is None
-    assert starts.start_template(vm._settings._replace(shares=("one",)), root, file) is None
+    assert makers.begin(vm._settings._replace(engine=engine), root, file) is None
+    assert makers.begin(vm._settings._replace(shares=("one",)), root, file) is None
 
 
 def test_what_is_forked_again_and_again_has_one_that_stays(vm: VM, templates: list[Any]) -> None:
@@ -178,6 +181,69 @@ def test_what_is_forked_again_and_again_has_one_that_stays(vm: VM, templates: li
     with left:
         wait_for(lambda: gone(*(made.pid for made in templates)), "the end of the templates")
         assert output(left, "cat /tmp/state") == "before\n"
+
+
+def test_a_fork_whose_template_ends_meanwhile_is_started_by_itself(
+    vm: VM, templates: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = launch.wait_ready
+
+    def killed(worker: Any, timeout: float) -> Any:
+        found = ready(worker, timeout)
+        if worker in templates:
+            os.kill(worker.pid, 9)
+            wait_for(lambda: worker.exit is not None, "the end of the template")
+        return found
+
+    monkeypatch.setattr(launch, "wait_ready", killed)
+    with Template(vm) as template:
+        for _ in range(2):
+            with template.fork() as fork:
+                assert output(fork, "cat /tmp/state") == "before\n"
+    # The first fork tells which pages are needed first.
+    assert len(templates) == 1
+
+
+def test_a_pool_has_one_from_the_third_machine_on(busybox: str, templates: list[Any]) -> None:
+    supermachine.bake(busybox, memory="128m", engine="soft")
+    with Pool(busybox, min=0, max=2, memory="128m", engine="soft") as pool:
+        names = set()
+        for number in range(5):
+            with pool.acquire(timeout=60) as vm:
+                names.add(output(vm, "hostname; echo used >> /root/used; cat /root/used"))
+            # A machine more learns which pages are needed first, where nobody has.
+            assert len(templates) <= (number >= 2)
+        assert len(names) == 5
+        (made,) = templates
+        os.kill(made.pid, 9)
+        wait_for(lambda: made.exit is not None, "the end of the template")
+        with pool.acquire(timeout=60) as vm:
+            assert output(vm, "echo lives") == "lives\n"
+            assert made.pid not in children()
+            assert len(templates) == 2
+            assert vm.pid in children()
+    wait_for(lambda: gone(*(made.pid for made in templates)), "the end of the templates")
+
+
+def test_a_pool_that_closes_does_not_wait_for_one(
+    busybox: str, templates: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supermachine.bake(busybox, memory="128m", engine="soft")
+    ready = launch.wait_ready
+
+    def stopped(worker: Any, timeout: float) -> Any:
+        if worker in templates:
+            os.kill(worker.pid, signal.SIGSTOP)
+        return ready(worker, timeout)
+
+    monkeypatch.setattr(launch, "wait_ready", stopped)
+    with Pool(busybox, min=3, max=4, memory="128m", engine="soft") as pool:
+        wait_for(lambda: bool(templates), "a template")
+        closing = threading.Thread(target=pool.close)
+        closing.start()
+        closing.join(30)
+        assert not closing.is_alive()
+    wait_for(lambda: gone(*(made.pid for made in templates)), "the end of the template")
 
 
 def test_a_fork_that_is_killed_before_it_is_there_is_reaped(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:

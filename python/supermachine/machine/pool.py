@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .. import shortage
 from ..errors import ConfigurationError, PoolClosed, PoolTimeout, VMExited
+from .makers import Maker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: Seconds before a refill that failed is tried again while nobody waits, doubled each time up to the most.
 _BACKOFF = 0.5
 _MAX_BACKOFF = 30.0
+#: Machines that are started each by itself before a template of theirs is made: they may be all.
+_WITHOUT_TEMPLATE = 2
 #: Seconds between two attempts to end a machine that is being started while the pool closes.
 _CLOSING = 0.05
 
@@ -33,6 +36,9 @@ class Pool:
     ``with pool.acquire() as vm:`` gives a machine that nobody has used before, and ends it afterwards. One thread
     refills the pool; what goes wrong there is raised by the `acquire` that would have got the machine. Ready ones
     beyond `min` are ended after `idle_timeout` seconds. `machine` are keywords of :class:`VM`.
+
+    From the third machine on, those of a baked image on the soft engine are copies of one process, a template, which
+    has restored the image's snapshot and ends with the pool.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class Pool:
         self._machine = machine
         #: The image as the first machine found it; all others are of the same.
         self._resolved: Root | None = None
+        self._maker = Maker(after=_WITHOUT_TEMPLATE)
         self._min, self._max, self._idle_timeout = min, max, idle_timeout
         self._changed = threading.Condition()
         #: Ready machines and since when, the longest ready first.
@@ -75,7 +82,7 @@ class Pool:
         from .vm import VM
 
         vm = VM(self._image, **self._machine)
-        vm._root = self._resolved
+        vm._root, vm._maker = self._resolved, self._maker
         return vm
 
     @property
@@ -240,6 +247,7 @@ class Pool:
             self._changed.notify_all()
         for vm in ready:
             vm.kill()
+        self._maker.close()
         while self._thread.is_alive():
             with self._changed:
                 starting = self._starting

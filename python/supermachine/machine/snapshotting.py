@@ -13,9 +13,10 @@ from ..network import ports
 from ..settings.machine import MachineSettings
 from ..snapshots import capture, records
 from ..storage import volumes
+from . import makers
 from .guest import Origin
 from .snapshot import Snapshot
-from .starts import Root, Starter, template
+from .starts import Root, Starter
 
 if TYPE_CHECKING:
     from .._core import _SnapshotV8
@@ -190,9 +191,9 @@ def _fork(guest: Guest, settings: MachineSettings, root: Root, n: int, timeout: 
         copied = volumes.copies(settings.volumes, mark, n) if mark else [None] * n
         starters += [Starter(settings, root, own) for own in copied]
         try:
-            with template(settings, root, path, n, disk) as maker:
+            with makers.for_forks(settings, root, path, n, disk) as template:
                 # All start before the first is waited for.
-                waits = [starter.fork(path, shared=disk, template=maker) for starter in starters]
+                waits = [starter.fork(path, shared=disk, template=template) for starter in starters]
                 for wait in waits:
                     clones.append(wait())
                     clones[-1].publish(settings.ports)

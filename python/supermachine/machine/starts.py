@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,7 +12,7 @@ from . import launch
 from .guest import Guest, Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from .._core import Worker
     from ..artifacts.arrival import Arrival
@@ -24,10 +22,7 @@ if TYPE_CHECKING:
     from ..storage.shares import Mounted
     from ..storage.volume_directories import Held
     from ..storage.volumes import Opened
-
-
-#: Forks from which on a template takes less time than starting each worker does.
-_TEMPLATE_PAYS = 4
+    from .makers import Maker
 
 
 class Root:
@@ -56,14 +51,21 @@ class Root:
 class Starter:
     """Starts a guest, once; `kill` ends a start from another thread."""
 
-    def __init__(self, settings: MachineSettings, root: Root, volumes: Sequence[Opened] | None = None) -> None:
-        """`volumes` are those of the settings, where they are open already."""
+    def __init__(
+        self,
+        settings: MachineSettings,
+        root: Root,
+        volumes: Sequence[Opened] | None = None,
+        maker: Maker | None = None,
+    ) -> None:
+        """`volumes` are those of the settings, where they are open already; `maker` makes more than this guest."""
         self._settings = settings
         self._root = root
         #: A worker whose guest is not ready yet.
         self._pending: Worker | None = None
         #: Open until the guest is ready, whose worker has them then.
         self._volumes = volumes
+        self._maker = maker
         #: The locks on those that are directories, which are the guest's once it has them mounted.
         self._directories: Held | None = None
 
@@ -238,9 +240,18 @@ class Starter:
             if not there:
                 return None
             timeout = min(self._settings.boot_timeout, launch.RESTORE_TIMEOUT)
-            disk = self._disk([baked.path])
-            worker = self._restoring([baked.path], disk, ranges, timeout, note_order=prefault and not ranges)
-            guest = self._ready(worker, Origin([baked.path], baked=True), timeout, disk=disk)
+            learns = prefault and not ranges
+
+            def start(template: Worker | None) -> Guest:
+                disk = self._disk([baked.path])
+                worker = self._restoring([baked.path], disk, ranges, timeout, note_order=learns, template=template)
+                return self._ready(worker, Origin([baked.path], baked=True), timeout, disk=disk)
+
+            # One that learns starts by itself: a copy of a process cannot see its own page tables.
+            if self._maker is None or learns:
+                guest = start(None)
+            else:
+                guest = self._maker.make(self._settings, self._root, str(baked.path), start)
         if guest is not None and prefault and not ranges:
             guest.record_until_answer(baked.working_set)
         return guest
@@ -381,34 +392,6 @@ class Starter:
             from ..images.progress import ProgressEvent
 
             report(ProgressEvent("wait", self._root.image.digest, 0, 0))
-
-
-@contextlib.contextmanager
-def template(settings: MachineSettings, root: Root, file: str, n: int, shared: Disk | None) -> Iterator[Worker | None]:
-    """What makes the workers of `n` guests that restore `file`, for `Starter.fork`; ``None`` where each is started.
-
-    It ends with the block; its guests go on.
-    """
-    found = start_template(settings, root, file, shared) if n >= _TEMPLATE_PAYS else None
-    try:
-        yield found
-    finally:
-        if found is not None:
-            found.kill()
-
-
-def start_template(settings: MachineSettings, root: Root, file: str, shared: Disk | None = None) -> Worker | None:
-    """What makes workers of guests that restore `file`, until it is killed; ``None`` where each is to be started."""
-    if settings.engine.name != "soft" or sys.platform != "linux" or settings.shares:
-        return None
-    scratch = None if not settings.disk else shared.paths() if shared else ()
-    made = launch.spawn_template(settings.engine.name, root.disks, [file], scratch, settings.require_confinement)
-    try:
-        launch.wait_ready(made, settings.boot_timeout)
-    except SupermachineError:
-        # A kernel that filters no calls, for one. What is wrong with the file is said by those who restore it.
-        return None
-    return made
 
 
 def baked_place(settings: MachineSettings, image: ResolvedImage) -> Baked | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import TYPE_CHECKING
 
 from ..images import Cache
 from ..snapshots import working_set
 from . import snapshotting
-from .guest import Origin
-from .starts import Starter, start_template
+from .guest import Guest, Origin
+from .makers import Maker
+from .starts import Starter
 from .vm import SNAPSHOT_TIMEOUT, VM
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ class Template:
         self._root = vm._disks()
         self._settings = snapshotting.of_fork(vm._settings)
         self._held = contextlib.ExitStack()
-        self._making = threading.Lock()
-        #: What makes the workers; `None` before it is wanted, and where it cannot be.
-        self._template: Worker | None = None
-        self._has_template = True
+        self._maker = Maker()
         try:
             # In the cache: the working set is moved to it from there.
             self._pages = self._held.enter_context(Cache().scratch()) / "working-set"
@@ -50,9 +47,14 @@ class Template:
         """A running machine that goes on from that moment, with an identity and ports of its own."""
         prefault = working_set.enabled(None)
         ranges = working_set.load(self._pages) if prefault else ()
+
+        def start(template: Worker | None) -> Guest:
+            return Starter(self._settings, self._root).fork(self._path, ranges, template=template)()
+
         # One that learns starts by itself: a copy of a process cannot see its own page tables.
-        maker = self._maker() if ranges or not prefault else None
-        guest = Starter(self._settings, self._root).fork(self._path, ranges, template=maker)()
+        guest = (
+            self._maker.make(self._settings, self._root, self._path, start) if ranges or not prefault else start(None)
+        )
         try:
             guest.publish(self._settings.ports)
         except BaseException:
@@ -64,20 +66,9 @@ class Template:
         vm._guest = guest
         return vm
 
-    def _maker(self) -> Worker | None:
-        with self._making:
-            # Another one for a process that was forked from this one's, and where the last was killed.
-            if self._has_template and (self._template is None or self._template.exit is not None):
-                self._template = start_template(self._settings, self._root, self._path)
-                self._has_template = self._template is not None
-            return self._template if self._has_template else None
-
     def close(self) -> None:
         """Gives the captured state back. Forks that run are not touched."""
-        with self._making:
-            self._has_template = False
-            if self._template is not None:
-                self._template.kill()
+        self._maker.close()
         self._held.close()
 
     def __enter__(self) -> Template:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..storage.shares import Mounts, Volumes
     from ..storage.stale import GuestShares
     from ..storage.tmpfs import Tmpfs
+    from .makers import Maker
     from .snapshot import Snapshot
     from .starts import Root, Starter
     from .timings import Timings
@@ -103,6 +104,8 @@ class VM:
         self._guest: Guest | None = None
         #: A start that is under way; `kill` ends that too.
         self._starter: Starter | None = None
+        #: What makes this and others of the same snapshot; of a pool's.
+        self._maker: Maker | None = None
         # A warm-up may use the machine that is being started.
         self._lock = threading.RLock()
         #: Where to start from: a chain of snapshot files, or nowhere that lasts.
@@ -229,7 +232,7 @@ class VM:
             # An image that cannot be had is said before anything of the engine.
             root = self._disks()
             engines.warn_once(self._settings.engine)
-            self._starter = starter = Starter(self._settings, root)
+            self._starter = starter = Starter(self._settings, root, maker=self._maker)
             try:
                 if self._source is not None:
                     self._guest = starter.restore(self._source)
