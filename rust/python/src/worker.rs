@@ -259,9 +259,10 @@ fn shares(shares: Vec<ShareArguments>) -> PyResult<Vec<Share>> {
 
 #[pymethods]
 impl Worker {
-    /// Starts the executable `path` and sends it the description of a VM that boots. `shares` are directories and files of the host that the guest may mount (`attach_shares`). `scratch` is for a root on
-    /// a disk: the descriptor of an empty file that its changes go to, and the disk's bytes. `volume_disks` are `(descriptor, that of
-    /// an empty file or None, slot)`: a volume that has the latter is not changed, and what is written goes there.
+    /// Starts the executable `path` and sends it the description of a VM that boots. `shares` are directories and files
+    /// of the host that the guest may mount (`attach_shares`). `scratch` is for a root on a disk: the descriptor of an
+    /// empty file that its changes go to, and the disk's bytes. `volume_disks` are `(descriptor, that of an empty file
+    /// or None, slot)`: a volume that has the latter is not changed, and what is written goes there.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, kernel, initramfs, disks, memory_bytes, vcpus, hostname, machine_id, entropy,
         root_fs, volumes=Vec::new(), upper_bytes=0, cmdline=String::new(), boot_timeout_ms=60_000,
@@ -331,9 +332,9 @@ impl Worker {
         Self::start(py, path, environment, start, network, own, None)
     }
 
-    /// Starts the executable `path` as a template of the VMs that go on where a snapshot was taken, for `restore`; it is
-    /// ready when it has opened the files. `scratch` is the paths of the files that have the disk where the snapshot does not. For the
-    /// soft engine on Linux.
+    /// Starts the executable `path` as a template of the VMs that go on where a snapshot was taken, for `restore`; it
+    /// is ready when it has opened the files. `scratch` is the paths of the files that have the disk where the snapshot
+    /// does not. For the soft engine on Linux.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, scratch=None, require_confinement=false, environment=Vec::new()))]
     #[allow(
@@ -377,11 +378,12 @@ impl Worker {
     /// Starts the executable `path` and sends it the description of a VM that goes on where a snapshot was taken.
     ///
     /// `files` are a whole snapshot and the diffs after it; `working_set` is `(first page, pages, written)` of what
-    /// earlier clones touched. `scratch` is for a snapshot with a disk: the descriptor of an empty file that changes to it
-    /// go to, and the paths of the files that have the disk where the snapshot does not. `arriving` is the descriptor of a
-    /// socket that `arrival_message` is written to, for a snapshot whose memory is still on its way. With `note_order`
-    /// `working_set` is in the order in which the guest touched its pages first, where the engine sees that. With a
-    /// `template` it is that which makes the process, with the files that it has open: `path`, `files` and `disks` are not looked at.
+    /// earlier clones touched. `scratch` is for a snapshot with a disk: the descriptor of an empty file that changes to
+    /// it go to, and the paths of the files that have the disk where the snapshot does not. `arriving` is the
+    /// descriptor of a socket that `arrival_message` is written to, for a snapshot whose memory is still on its way.
+    /// With `note_order` `working_set` is in the order in which the guest touched its pages first, where the engine
+    /// sees that. With a `template` it is that which makes the process, with the files that it has open: `path`,
+    /// `files` and `disks` are not looked at.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
         boot_timeout_ms=60_000, agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(),
@@ -534,9 +536,9 @@ impl Worker {
     /// Takes a snapshot into the file behind `fd`, which is empty and open for reading and writing; the guest goes on.
     /// `(id, bytes of RAM in the file, nanoseconds that the guest stood still, steps)`; `None` at the time-out
     /// (seconds). With `v8` it is of version 8, whose id is empty and which keeps neither `image` nor `api`. With
-    /// `disk_elsewhere` the disk is not in it but where it is; with `code` it says which code the guest has run, for a template. Volumes are known by `volume_mark` from then on, until somebody
-    /// writes to them. Raises OSError with what is wrong when no snapshot could be
-    /// taken.
+    /// `disk_elsewhere` the disk is not in it but where it is; with `code` it says which code the guest has run, for a
+    /// template. Volumes are known by `volume_mark` from then on, until somebody writes to them. Raises OSError with
+    /// what is wrong when no snapshot could be taken.
     #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, code=false, volume_mark=[0; 16], timeout=None))]
     #[allow(
         clippy::type_complexity,
@@ -596,8 +598,8 @@ impl Worker {
         Ok(ranges.map(|ranges| ranges.iter().map(|r| (r.start, r.count, r.written)).collect()))
     }
 
-    /// Makes the volume in a slot, which is open for writing, larger; the guest's kernel hears of it. False at the time-out
-    /// (seconds). Raises OSError with the reason when it stays as it is.
+    /// Makes the volume in a slot, which is open for writing, larger; the guest's kernel hears of it. False at the
+    /// time-out (seconds). Raises OSError with the reason when it stays as it is.
     #[pyo3(signature = (slot, size, timeout=None))]
     fn grow_volume(&self, py: Python<'_>, slot: u32, size: u64, timeout: Option<f64>) -> PyResult<bool> {
         self.must_be_here(py)?;
@@ -656,15 +658,16 @@ impl Worker {
         Some(self.1.as_ref()?.address_v6()?.to_string())
     }
 
-    /// The guest is on a private segment, under these names, which lead to addresses of IPv6 as well where `v6` says so.
+    /// The guest is on a private segment, under these names, which lead to addresses of IPv6 as well where `v6` says
+    /// so.
     fn join_segment(&self, py: Python<'_>, segment: u64, names: Vec<String>, v6: bool) -> PyResult<()> {
         let network = self.network()?;
         let join = supermachine_proto::netd::Command::Join(network.member(segment, names, v6));
         Ok(py.detach(|| network.command(join, None))?)
     }
 
-    /// Has this guest know one of another process on the segment, whose policy process has the other end of `link`; which
-    /// stays the caller's to close. Raises ValueError for what is no address.
+    /// Has this guest know one of another process on the segment, whose policy process has the other end of `link`;
+    /// which stays the caller's to close. Raises ValueError for what is no address.
     fn meet_remote(
         &self,
         py: Python<'_>,
@@ -704,8 +707,8 @@ impl Worker {
         Ok(py.detach(|| own.meet(members.0, other, members.1))?)
     }
 
-    /// What the network's policy has denied, from number `start` on, and the number of the next one. Waits up to `timeout`
-    /// seconds for what is on its way. Empty without a network.
+    /// What the network's policy has denied, from number `start` on, and the number of the next one. Waits up to
+    /// `timeout` seconds for what is on its way. Empty without a network.
     #[pyo3(signature = (start=0, timeout=None))]
     fn denials(&self, py: Python<'_>, start: u64, timeout: Option<f64>) -> PyResult<(Vec<netd::Told>, u64)> {
         let Some(network) = &self.1 else { return Ok((Vec::new(), start)) };

@@ -391,17 +391,21 @@ fn every_thread(process: i32) {
     assert!(files[0] == files[1] && files[0].parse::<u64>().unwrap() <= 24 * 1024, "{files:?}");
 }
 
-#[test]
-fn a_worker_makes_the_calls_that_it_needs_and_no_others() {
-    let mut worker = Worker::ready(start());
-    let Some(mut traced) = Traced::seize(&worker) else { return };
+fn confined_without_shares(traced: &mut Traced) {
     every_thread(traced.process);
-    every_call(&traced, false);
-    conditions(&mut traced);
+    every_call(traced, false);
+    conditions(traced);
     let path = traced.path("/proc/self/status");
     for number in [libc::SYS_openat, libc::SYS_statx, libc::SYS_readlinkat, libc::SYS_faccessat] {
         traced.refused("a path", number, &[HERE, path, 0, 0]);
     }
+}
+
+#[test]
+fn a_worker_makes_the_calls_that_it_needs_and_no_others() {
+    let mut worker = Worker::ready(start());
+    let Some(mut traced) = Traced::seize(&worker) else { return };
+    confined_without_shares(&mut traced);
     traced.let_go();
     // It has not noticed.
     assert!(read(&mut worker.files(), "/proc/version").starts_with(b"Linux"));
@@ -417,13 +421,7 @@ fn a_templates_copy_makes_the_calls_of_a_worker_and_no_others() {
     let mut worker = Worker::fork(&template, restoring(&[], "copy"));
     worker.wait_ready();
     let Some(mut traced) = Traced::seize(&worker) else { return };
-    every_thread(traced.process);
-    every_call(&traced, false);
-    conditions(&mut traced);
-    let path = traced.path("/proc/self/status");
-    for number in [libc::SYS_openat, libc::SYS_statx, libc::SYS_readlinkat, libc::SYS_faccessat] {
-        traced.refused("a path", number, &[HERE, path, 0, 0]);
-    }
+    confined_without_shares(&mut traced);
     // Nothing that runs can be written to, and nothing of it is another process's too.
     let maps = fs::read_to_string(format!("/proc/{}/maps", traced.process)).unwrap();
     let code = |process: i32| {

@@ -13,14 +13,12 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use common::{Worker, boot, contents, restoring, snapshot_of, start, write};
+use common::{Worker, boot, contents, end_soon, lives, restoring, snapshot_of, start, write};
 use supermachine_proto::agent::Chunk;
 use supermachine_proto::worker::{Boot, Command, Event, ExitReason, Source, Start};
 
@@ -46,12 +44,6 @@ fn forking(hostname: &str) -> Start {
 fn status(process: u32, field: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned()
-}
-
-fn lives(process: &str) -> bool {
-    let stat = fs::read_to_string(PathBuf::from("/proc").join(process).join("stat")).unwrap_or_default();
-    // What nobody has waited for is still listed.
-    !stat.is_empty() && !stat.contains(") Z ")
 }
 
 /// What a process's descriptors are of.
@@ -152,23 +144,11 @@ fn template_and_copies_end_with_their_owner() {
     if std::env::var_os(OWNER).is_some() {
         return own();
     }
-    let mut owner = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "template_and_copies_end_with_their_owner", "--nocapture"])
-        .env(OWNER, "1")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let said = lines.map_while(Result::ok).find(|line| line.starts_with("owns ")).unwrap();
-    let all = said.split(' ').skip(1).collect::<Vec<_>>();
-    assert!(all.len() == 3 && all.iter().all(|process| lives(process)));
+    let (mut owner, owned) = common::owner("template_and_copies_end_with_their_owner", OWNER);
+    assert!(owned.len() == 3 && owned.iter().all(|process| lives(process)));
     owner.kill().unwrap();
     owner.wait().unwrap();
-    let end = Instant::now() + Duration::from_secs(10);
-    while all.iter().any(|process| lives(process)) && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(!all.iter().any(|process| lives(process)), "{said}");
+    assert!(end_soon(&owned), "{owned:?}");
 }
 
 #[test]

@@ -1,15 +1,15 @@
 //! A worker process with a real guest, as the API drives it.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -283,4 +283,33 @@ pub(crate) fn write(worker: &mut Worker, path: &str, text: &str) {
 
 pub(crate) fn contents(worker: &mut Worker, path: &str) -> String {
     String::from_utf8(read(&mut worker.files(), path)).unwrap()
+}
+
+/// Starts a test of this program again, with the variable set: a process that owns others, and what it says behind "owns".
+pub(crate) fn owner(test: &str, variable: &str) -> (Child, Vec<String>) {
+    let mut owner = Process::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(variable, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+    let said = lines.map_while(Result::ok).find(|line| line.starts_with("owns ")).unwrap();
+    (owner, said.split(' ').skip(1).map(str::to_owned).collect())
+}
+
+/// Whether a process runs.
+pub(crate) fn lives(process: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // What nobody has waited for is still listed.
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// Waits until none of them runs; whether that is soon.
+pub(crate) fn end_soon(processes: &[String]) -> bool {
+    let end = Instant::now() + Duration::from_secs(10);
+    while processes.iter().any(|process| lives(process)) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    !processes.iter().any(|process| lives(process))
 }
