@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-from . import guests, machines, report
+from . import guests, machines, report, sides
 from .guests import Member
 from .machines import Times
+from .sides import Start
 
 #: Bytes of RAM: both the archive and its files are in it.
 MEMORY = 2 << 30
@@ -194,48 +193,31 @@ def _initramfs(place: Path, case: Case) -> Path:
     return out
 
 
-Start = Callable[..., list[str]]
-
-
-def _take(start: Start, place: Path, kernel: Path, initramfs: Path) -> Times:
-    run = machines.run(start(place, kernel, initramfs, "-- /case", memory=MEMORY))
-    return run.command()
-
-
-def measure(place: Path, repeats: int, only: str, say: Callable[[str], None]) -> list[dict[str, object]]:
-    """Runs the cases whose name contains `only`, both sides by turns."""
+def measure(
+    place: Path, repeats: int, only: str, say: Callable[[str], None], newer: str | None = None
+) -> list[dict[str, object]]:
+    """Runs the cases whose name contains `only`, all sides by turns."""
     kernel = place / "Image"
     guests.unpack(guests.ROOT / "guest" / "aarch64" / "Image.zst", kernel)
     rows: list[dict[str, object]] = []
+    parties = sides.of(place, newer)
     for case in CASES:
-        if only not in case.name:
-            continue
-        initramfs = _initramfs(place, case)
-        runs: list[tuple[Times, Times]] = []
-        for n in range(repeats):
-            pair = (
-                _take(machines.soft, place, kernel, initramfs),
-                _take(machines.qemu, place, kernel, initramfs),
-            )
-            runs.append(pair)
-            say(f"{case.name} {n + 1}/{repeats}: {pair[0].cpu:.2f} s of processor time, QEMU {pair[1].cpu:.2f} s")
-        rows.append(
-            {
-                "name": case.name,
-                "soft_s": median(here.wall for here, _ in runs),
-                "soft_cpu_s": median(here.cpu for here, _ in runs),
-                "qemu_s": median(there.wall for _, there in runs),
-                "qemu_cpu_s": median(there.cpu for _, there in runs),
-                "ratio": median(there.wall / here.wall for here, there in runs),
-                "cpu_ratio": median(there.cpu / here.cpu for here, there in runs),
-            }
-        )
+        if only in case.name:
+            initramfs = _initramfs(place, case)
+
+            def take(start: Start, initramfs: Path = initramfs) -> Times:
+                return machines.run(start(place, kernel, initramfs, "-- /case", memory=MEMORY)).command()
+
+            rows.append(sides.by_turns(case.name, parties, take, repeats, say))
     return rows
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
-    lines = ["| | soft, s | QEMU TCG, s | times QEMU's speed |", "|---|---:|---:|---:|"]
-    lines += [f"| {r['name']} | {r['soft_cpu_s']:.2f} | {r['qemu_cpu_s']:.2f} | {r['cpu_ratio']:.2f} |" for r in rows]
+    lines = ["| | soft, s | QEMU TCG, s | times QEMU's speed | a newer QEMU's |", "|---|---:|---:|---:|---:|"]
+    for r in rows:
+        newer = f"{r['newer_cpu_ratio']:.2f}" if "newer_cpu_ratio" in r else ""
+        cells = f"{r['soft_cpu_s']:.2f} | {r['qemu_cpu_s']:.2f} | {r['cpu_ratio']:.2f} | {newer}"
+        lines.append(f"| {r['name']} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -243,13 +225,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benches.debian", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default %(default)s)")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--newer", metavar="SUITE", help="beside it, QEMU of this suite of Debian's")
     parser.add_argument("--place", type=Path, default=guests.ROOT / "target" / "bench", help="for guests and results")
     args = parser.parse_args()
     args.place.mkdir(parents=True, exist_ok=True)
-    build = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "supermachine-soft", "--example", "boot"]
-    subprocess.run(build, check=True, cwd=guests.ROOT)
-    rows = measure(args.place, args.repeats, args.only, lambda line: print(line, file=sys.stderr, flush=True))
-    results = {"environment": {**report.environment(args.repeats), "guest_memory_mib": MEMORY >> 20}, "cases": rows}
+    sides.build_soft(guests.ROOT)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    rows = measure(args.place, args.repeats, args.only, say, args.newer)
+    environment = report.environment(args.repeats, args.place, args.newer)
+    results = {"environment": {**environment, "guest_memory_mib": MEMORY >> 20}, "cases": rows}
     (args.place / "debian.json").write_text(json.dumps(results, indent=2) + "\n")
     print(markdown(rows), end="")
 

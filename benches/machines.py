@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -72,15 +74,37 @@ def soft(
     return command if initramfs is None else [*command, str(initramfs)]
 
 
-def qemu(
-    place: Path, kernel: Path, initramfs: Path | None, arguments: str, vcpus: int = 1, memory: int = MEMORY
-) -> list[str]:
+@dataclass(frozen=True)
+class Qemu:
     """The same machine in QEMU, every instruction translated (TCG)."""
-    tree = _tree(place, "", None, vcpus, memory)
-    command = [QEMU, "-M", "virt,gic-version=3", "-cpu", "cortex-a72", "-accel", "tcg", "-smp", str(vcpus)]
-    command += ["-m", str(memory >> 20), "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio"]
-    command += ["-no-reboot", "-kernel", str(kernel), "-dtb", str(tree), "-append", f"{COMMAND_LINE} {arguments}"]
-    return command if initramfs is None else [*command, "-initrd", str(initramfs)]
+
+    program: tuple[str, ...] = (QEMU,)
+
+    def __call__(
+        self, place: Path, kernel: Path, initramfs: Path | None, arguments: str, vcpus: int = 1, memory: int = MEMORY
+    ) -> list[str]:
+        tree = _tree(place, "", None, vcpus, memory)
+        command = [*self.program, "-M", "virt,gic-version=3", "-cpu", "cortex-a72", "-accel", "tcg"]
+        command += ["-smp", str(vcpus), "-m", str(memory >> 20), "-nodefaults", "-display", "none"]
+        command += ["-monitor", "none", "-serial", "stdio", "-no-reboot", "-kernel", str(kernel)]
+        command += ["-dtb", str(tree), "-append", f"{COMMAND_LINE} {arguments}"]
+        return command if initramfs is None else [*command, "-initrd", str(initramfs)]
+
+
+def of_suite(place: Path, suite: str) -> tuple[str, ...]:
+    """QEMU of another suite of Debian's, with the libraries that it is built for; fetched when it is not there."""
+    root = place / suite
+    if not root.exists():
+        partial = place / f"{suite}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        include = ["--quiet", "--variant=essential", "--include=qemu-system-arm"]
+        subprocess.run(["mmdebstrap", *include, suite, str(partial)], check=True)
+        partial.rename(root)
+    (loader,) = root.glob("lib64/ld-linux*")
+    libraries = [root / "usr/lib" / f"{platform.machine()}-linux-gnu"]
+    libraries.append(libraries[0] / "pulseaudio")
+    path = ":".join(map(str, libraries))
+    return (str(loader), "--library-path", path, str(root / "usr/bin" / QEMU))
 
 
 def cpu_seconds(pid: int) -> float:
