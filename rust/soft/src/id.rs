@@ -121,6 +121,11 @@ impl SysReg {
         all
     };
 
+    /// What DC ZVA zeroes.
+    pub const DCZID_EL0: Self = Self::new(3, 3, 0, 0, 7);
+    /// The exception mask, in bits 9 to 6.
+    pub const DAIF: Self = Self::new(3, 3, 4, 2, 1);
+
     /// The performance monitor's control register.
     pub const PMCR_EL0: Self = Self::new(3, 3, 9, 12, 0);
 

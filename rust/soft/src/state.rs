@@ -17,6 +17,9 @@ pub(crate) struct Monitor {
     pub value: [u64; 2],
 }
 
+/// The monitor's size where two registers of 4 bytes were loaded, which no store of 8 bytes follows.
+pub(crate) const PAIR_OF_WORDS: u64 = 8 | 1;
+
 /// Registers, PSTATE and system registers.
 ///
 /// Machine code knows where these are (`jit/*/layout.rs`). The debug registers are in [`crate::debug::Debug`], those

@@ -72,7 +72,7 @@ fn has(insn: u32) -> u64 {
 }
 
 /// ID registers and others that never change.
-fn constant(r: u16) -> Option<u64> {
+pub(crate) fn constant(r: u16) -> Option<u64> {
     // Half precision: FADD Hd, Hn, Hm.
     let half = has(0x1ee2_2820);
     Some(match r {

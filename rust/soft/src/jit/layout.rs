@@ -18,11 +18,11 @@ macro_rules! offsets {
             FLAGS = state.flags;
             PC = state.pc;
             EL = state.el;
+            DAIF = state.daif;
             SPSEL = state.spsel;
             /// SP_EL0, while another is in use.
             SP_EL0 = state.sp;
             TPIDR_EL0 = state.sys.tpidr_el0;
-            TPIDR_EL1 = state.sys.tpidr_el1;
             PAGE = page;
             KEY = key;
             TLB = tlb;
@@ -34,6 +34,9 @@ macro_rules! offsets {
             FP_TRAP = fp_trap;
             PATCH = patch;
             JUMPS = jumps;
+            /// What an exclusive load has noted.
+            MONITOR_SIZE = state.monitor.size;
+            MONITOR_VA = state.monitor.va;
             JUMP_OPS = ops;
         }
         /// The two numbers whose comparison the flags are, where they are one's.
@@ -41,6 +44,37 @@ macro_rules! offsets {
             $cpu(std::mem::offset_of!(crate::cpu::Cpu, state.compared)),
             $cpu(std::mem::offset_of!(crate::cpu::Cpu, state.compared) + 8),
         ];
+
+        /// The lower and the upper 8 bytes of what it has loaded.
+        pub(super) const MONITOR_VALUE: [$field; 2] = [
+            $cpu(std::mem::offset_of!(crate::cpu::Cpu, state.monitor.value)),
+            $cpu(std::mem::offset_of!(crate::cpu::Cpu, state.monitor.value) + 8),
+        ];
+
+        /// What EL1 reads from this system register, where it is kept for nothing else.
+        pub(super) fn system(register: u16) -> Option<$field> {
+            use crate::id::SysReg;
+            let offset = offsets! { @system SysReg(register),
+                MPIDR_EL1 = mpidr;
+                SCTLR_EL1 = sctlr;
+                CPACR_EL1 = cpacr;
+                TCR_EL1 = tcr;
+                TTBR0_EL1 = ttbr0;
+                TTBR1_EL1 = ttbr1;
+                MAIR_EL1 = mair;
+                VBAR_EL1 = vbar;
+                CONTEXTIDR_EL1 = contextidr;
+                TPIDR_EL1 = tpidr_el1;
+                SPSR_EL1 = spsr;
+                ELR_EL1 = elr;
+                ESR_EL1 = esr;
+                FAR_EL1 = far;
+                PAR_EL1 = par;
+                TPIDRRO_EL0 = tpidrro_el0;
+                CNTKCTL_EL1 = cntkctl;
+            };
+            Some($cpu(offset))
+        }
 
         /// A general register.
         pub(super) fn x(g: u8) -> $field {
@@ -66,6 +100,12 @@ macro_rules! offsets {
     };
     (@cpu $cpu:ident, $form:ty, $($(#[$doc:meta])* $name:ident = $($field:ident).+;)*) => {
         $($(#[$doc])* pub(super) const $name: $form = $cpu(std::mem::offset_of!(crate::cpu::Cpu, $($field).+));)*
+    };
+    (@system $register:expr, $($name:ident = $field:ident;)*) => {
+        match $register {
+            $(SysReg::$name => std::mem::offset_of!(crate::cpu::Cpu, state.sys.$field),)*
+            _ => return None,
+        }
     };
     (@other $form:ty, $($(#[$doc:meta])* $name:ident = $type:ty, $field:ident;)*) => {
         $($(#[$doc])* pub(super) const $name: $form = std::mem::offset_of!($type, $field) as $form;)*

@@ -487,7 +487,18 @@ impl Writer<'_> {
         let [d, n, m] = [0; 3].map(|_| self.r.below(6) as u32);
         let registers = m << 16 | n << 5 | d;
         let (x, sf) = (self.free(), (self.r.next() as u32 & 1) << 31);
-        let i = match self.r.below(12) {
+        let i = match self.r.below(14) {
+            12 => {
+                // FJCVTZS.
+                self.code.push(0x1e7e_0000 | n << 5 | x);
+                return;
+            }
+            // FCVT to halves and from them.
+            13 => {
+                self.code
+                    .push(self.r.pick(&[0x1e23_c000, 0x1e63_c000, 0x1ee2_4000, 0x1ee2_c000]) | n << 5 | d);
+                return;
+            }
             0..=3 => 0x1e20_0800 | (self.r.below(9) as u32) << 12 | registers,
             4 => 0x1e20_4000 | self.r.pick(&[1, 2, 3, 8, 9, 10, 11, 14, 15]) << 15 | n << 5 | d,
             5 => 0x1e22_4000 | (1 - (ftype >> 22)) << 15 | n << 5 | d,

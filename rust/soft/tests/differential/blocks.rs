@@ -1,6 +1,7 @@
 //! Programs of several blocks and pages, translated and interpreted: loops, calls, faults in the middle, code that
 //! changes. Whatever ends them, both must have come to the same state by the same number of instructions.
 
+use supermachine_soft::id::SysReg;
 use supermachine_soft::{Exit, Translation};
 
 use crate::base::{Writer, state, told};
@@ -25,6 +26,43 @@ fn constant(code: &mut Vec<u32>, rd: u32, v: u64) {
     }
 }
 
+/// What the oracle has not: registers of EL1, those that do not change here or as exceptions left them, and masks of
+/// interrupts, of which there are none.
+fn system(w: &mut Writer) {
+    let rt = w.r.below(20) as u32;
+    let mask = 0xd503_40df | (w.r.below(16) as u32) << 8;
+    let register = w.r.pick(&[
+        SysReg::DAIF,
+        SysReg::DAIF,
+        SysReg::SP_EL0,
+        SysReg::TPIDR_EL0,
+        SysReg::TPIDR_EL1,
+        SysReg::TPIDRRO_EL0,
+        SysReg::DCZID_EL0,
+        SysReg::MPIDR_EL1,
+        SysReg::SCTLR_EL1,
+        SysReg::TCR_EL1,
+        SysReg::TTBR0_EL1,
+        SysReg::VBAR_EL1,
+        SysReg::SPSR_EL1,
+        SysReg::ELR_EL1,
+        SysReg::ESR_EL1,
+        SysReg::FAR_EL1,
+        SysReg::PAR_EL1,
+        SysReg::CNTKCTL_EL1,
+        // MIDR_EL1, ID_AA64ISAR0_EL1, CTR_EL0.
+        SysReg::new(3, 0, 0, 0, 0),
+        SysReg::new(3, 0, 0, 6, 0),
+        SysReg::new(3, 3, 0, 0, 1),
+    ]);
+    w.code.push(match w.r.below(4) {
+        // MSR DAIFSet and DAIFClr.
+        0 => mask,
+        1 => mask | 1 << 5,
+        _ => 0xd530_0000 | (u32::from(register.0) & 0x7fff) << 5 | rt,
+    });
+}
+
 /// Some straight code with forward branches; the registers with addresses are where `pointer` says before it.
 fn body(r: &mut Random, pointer: [u64; 32], length: usize) -> Vec<u32> {
     let mut w = Writer { r, pointer, code: Vec::new() };
@@ -46,6 +84,7 @@ fn body(r: &mut Random, pointer: [u64; 32], length: usize) -> Vec<u32> {
                 let address = w.r.pick(&[20, 21, 22, 23, 24]);
                 w.code.push(0xd50b_7420 | address);
             }
+            12 if w.r.one_in(2) => system(&mut w),
             12 => w.flags(),
             13..=15 => w.frequent(),
             _ => w.data_processing(),

@@ -6,7 +6,7 @@ use super::memory::{OFFSET, address};
 use crate::cpu::Cpu;
 use crate::interp::op::{P, next};
 use crate::mem::{As, Kind, Scalar};
-use crate::state::Monitor;
+use crate::state::{Monitor, PAIR_OF_WORDS};
 
 /// An integer that the host can change atomically.
 pub(crate) trait Atomic: Scalar + PartialEq {
@@ -259,7 +259,7 @@ pub(crate) fn load_exclusive_pair<const WIDE: bool>(c: &mut Cpu, o: P) {
         let v = unsafe { u64::load(p) };
         [v & 0xffff_ffff, v >> 32]
     };
-    c.state.monitor = Monitor { size: if WIDE { 16 } else { 8 | 1 }, va, value };
+    c.state.monitor = Monitor { size: if WIDE { 16 } else { PAIR_OF_WORDS }, va, value };
     c.set_x(o.a(), value[0]);
     c.set_x(o.d(), value[1]);
     next(c, o);
@@ -269,7 +269,7 @@ pub(crate) fn store_exclusive_pair<const WIDE: bool>(c: &mut Cpu, o: P) {
     let va = c.x(o.b());
     let m = std::mem::take(&mut c.state.monitor);
     let mut failed = 1;
-    if m.va == va && m.size == if WIDE { 16 } else { 8 | 1 } {
+    if m.va == va && m.size == if WIDE { 16 } else { PAIR_OF_WORDS } {
         let (x, y) = (c.x(o.a()), c.x(o.d()));
         if WIDE {
             let Some(p) = place::<u128>(c, o, va, Kind::Store) else { return };

@@ -47,7 +47,7 @@ const OPTIONS: [&str; 16] = [
 /// Registers that guests name and snapshots do not hold.
 const REGISTERS: [(SysReg, &str); 32] = [
     (SysReg::new(3, 3, 4, 2, 0), "nzcv"),
-    (SysReg::new(3, 3, 4, 2, 1), "daif"),
+    (SysReg::DAIF, "daif"),
     (SysReg::new(3, 3, 4, 4, 0), "fpcr"),
     (SysReg::new(3, 3, 4, 4, 1), "fpsr"),
     (SysReg::new(3, 0, 4, 2, 0), "spsel"),

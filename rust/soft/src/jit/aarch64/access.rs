@@ -236,8 +236,8 @@ impl Translator<'_> {
         } else {
             a.load(size, OTHER, ADDRESS, 0);
         }
-        a.store(3, OTHER, CPU, layout::MONITOR_VALUE);
-        a.store(3, ZR, CPU, layout::MONITOR_VALUE + 8);
+        a.store(3, OTHER, CPU, layout::MONITOR_VALUE[0]);
+        a.store(3, ZR, CPU, layout::MONITOR_VALUE[1]);
         let r = self.write(t);
         self.asm.mov(r, OTHER);
         self.slow(aside, before, [t, NO_REG, NO_REG]);
@@ -262,7 +262,7 @@ impl Translator<'_> {
         let missing = self.translate_whole(true, 1 << size);
         let a = &mut self.asm;
         a.store(3, ZR, CPU, layout::MONITOR_SIZE);
-        a.load(3, OTHER, CPU, layout::MONITOR_VALUE);
+        a.load(3, OTHER, CPU, layout::MONITOR_VALUE[0]);
         a.mov(TEMP, OTHER);
         a.compare_and_swap(size, release, OTHER, value, ADDRESS);
         a.eor(TEMP, TEMP, OTHER);
@@ -272,6 +272,11 @@ impl Translator<'_> {
         let r = self.write(s);
         self.asm.mov(r, TEMP);
         self.slow([Some(other), Some(elsewhere), Some(missing)], before, [s, NO_REG, NO_REG]);
+        true
+    }
+
+    pub(super) fn clear_exclusive(&mut self) -> bool {
+        self.asm.store(3, ZR, CPU, layout::MONITOR_SIZE);
         true
     }
 

@@ -142,6 +142,11 @@ impl Asm {
         self.word(0xd340_fc00 | u32::from(by) << 16 | n.n() | d.d());
     }
 
+    pub(super) fn lsl_i(&mut self, d: R, n: R, by: u8) {
+        let (rotate, last) = (u32::from(64 - by), u32::from(63 - by));
+        self.word(0xd340_0000 | rotate << 16 | last << 10 | n.n() | d.d());
+    }
+
     /// `width` bits from bit `from` on.
     pub(super) fn ubfx(&mut self, d: R, n: R, from: u8, width: u8) {
         self.word(0xd340_0000 | u32::from(from) << 16 | u32::from(from + width - 1) << 10 | n.n() | d.d());
@@ -347,6 +352,7 @@ mod tests {
         a.low_bits(R(8), R(25), 12);
         a.low_bits(R(8), R(25), 1);
         a.lsr_i(R(9), R(26), 2);
+        a.lsl_i(R(9), R(26), 6);
         a.without_implied(R(8), R(25));
         a.ubfx(R(9), R(26), 12, 10);
         a.ubfx(R(9), R(26), 63, 1);
@@ -409,7 +415,7 @@ mod tests {
         movk x14, #0xcba9, lsl #16|movk x14, #0xffed, lsl #32|add x5, x22, x14|add x6, x23, x9, lsl #5|\
         add x6, x23, w9, uxtw #3|add x6, x23, w9, sxtw|add x6, x23, xzr, uxtx #2|orr x7, x24, x10|\
         eor x7, x24, x10|eor x7, x24, x10, lsr #12|and x8, x25, #0xfff|and x8, x25, #0x1|\
-        lsr x9, x26, #2|and x8, x25, #0xfffffffffffff003|ubfx x9, x26, #12, #10|\
+        lsr x9, x26, #2|lsl x9, x26, #6|and x8, x25, #0xfffffffffffff003|ubfx x9, x26, #12, #10|\
         lsr x9, x26, #63|bfxil x9, x26, #0, #12|sxtb w10, w27|sxtw x10, w27|cmp w11, w28|cmp x11, x28|\
         ldrb w12, [x28, #504]|strb w12, [x28, #504]|strb w13, [x16, x15]|ldrb w13, [x16, x15]|\
         ldarb w14, [x16]|stlrb w14, [x16]|caslb w14, w7, [x16]|ldrh w12, [x28, #504]|strh w12, [x28, #504]|\

@@ -257,6 +257,8 @@ impl Translator<'_> {
                     Insn::Rmw { size, s, t, n, .. } => self.read_modify_write(size, s, t, n),
                     Insn::Barrier { kind, option } => self.barrier(kind, option),
                     Insn::Mrs { t, register } => self.mrs(t, register),
+                    Insn::MsrImm { field, imm } => self.msr_imm(field, imm),
+                    Insn::Clrex { .. } => self.clear_exclusive(),
                     Insn::Simd => return self.simd(),
                     _ => self.compute(insn),
                 };

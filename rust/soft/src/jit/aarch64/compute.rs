@@ -1,10 +1,11 @@
 //! Integer data processing: the guest's own instructions.
 
-use super::asm::with;
+use super::asm::{ZR, with};
 use super::block::Translator;
-use super::{CPU, TEMP, layout};
+use super::{CPU, OTHER, TEMP, layout};
 use crate::id::SysReg;
-use crate::isa::insn::{FlagOp, Insn, Operand, Reg};
+use crate::isa::insn::{FlagOp, Insn, Operand, Pstate, Reg};
+use crate::sysreg::constant;
 
 /// Which registers an instruction has in its fields. What is 31 in a field stays so.
 #[derive(Clone, Copy, Default)]
@@ -116,27 +117,58 @@ impl Translator<'_> {
         true
     }
 
-    /// MRS of what is read often. False when the interpreter must do it.
+    /// MRS of what is there to be read. False when the interpreter must do it.
     pub(super) fn mrs(&mut self, t: Reg, register: u16) -> bool {
+        let known = constant(register);
         let place = match SysReg(register) {
             SysReg::TPIDR_EL0 => layout::TPIDR_EL0,
-            SysReg::TPIDR_EL1 | SysReg::SP_EL0 => {
-                // At EL0 both are undefined, and SP_EL0 where it is in use.
-                let mut nonzero = vec![layout::EL];
-                if SysReg(register) == SysReg::SP_EL0 {
-                    nonzero.push(layout::SPSEL);
-                }
-                for place in nonzero {
-                    self.asm.load(0, TEMP, CPU, place);
-                    let zero = self.asm.cbz(false, false, TEMP);
-                    self.exit_by(zero);
-                }
-                if SysReg(register) == SysReg::SP_EL0 { layout::SP_EL0 } else { layout::TPIDR_EL1 }
-            }
-            _ => return false,
+            SysReg::SP_EL0 => layout::SP_EL0,
+            SysReg::DAIF => layout::DAIF,
+            _ => match layout::system(register) {
+                Some(place) => place,
+                None if known.is_some() => layout::PC,
+                None => return false,
+            },
         };
+        // At EL0 most are undefined, and DAIF may be; SP_EL0 is where it is in use.
+        let mut nonzero = Vec::new();
+        if !matches!(SysReg(register), SysReg::TPIDR_EL0 | SysReg::DCZID_EL0) {
+            nonzero.push(layout::EL);
+        }
+        if SysReg(register) == SysReg::SP_EL0 {
+            nonzero.push(layout::SPSEL);
+        }
+        for place in nonzero {
+            self.asm.load(0, TEMP, CPU, place);
+            let zero = self.asm.cbz(false, false, TEMP);
+            self.exit_by(zero);
+        }
         let r = self.write(t);
-        self.asm.load(3, r, CPU, place);
+        match (SysReg(register), known) {
+            _ if r == ZR => {}
+            (SysReg::DAIF, _) => {
+                self.asm.load(0, r, CPU, place);
+                self.asm.lsl_i(r, r, 6);
+            }
+            (_, Some(value)) => self.asm.mov_i(r, value),
+            _ => self.asm.load(3, r, CPU, place),
+        }
+        true
+    }
+
+    /// MSR DAIFSet: masking more lets nothing in that would need a look. False when the interpreter must do it.
+    pub(super) fn msr_imm(&mut self, field: Pstate, imm: u8) -> bool {
+        if field != Pstate::DaifSet {
+            return false;
+        }
+        // At EL0 it may be refused.
+        self.asm.load(0, TEMP, CPU, layout::EL);
+        let zero = self.asm.cbz(false, false, TEMP);
+        self.exit_by(zero);
+        self.asm.load(0, TEMP, CPU, layout::DAIF);
+        self.asm.mov_i(OTHER, imm.into());
+        self.asm.orr(TEMP, TEMP, OTHER);
+        self.asm.store(0, TEMP, CPU, layout::DAIF);
         true
     }
 }

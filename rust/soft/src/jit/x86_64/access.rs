@@ -5,7 +5,7 @@ use super::block::{NO_REG, Run, Translator};
 use super::cache::Cache;
 use super::layout;
 use super::sse;
-use crate::isa::insn::{Access, Address, Barrier, Insn, Reg, Rmw};
+use crate::isa::insn::{Access, Address, Insn, Reg};
 use crate::mem::TLB_SIZE;
 use crate::sysreg::ZVA_BYTES;
 
@@ -166,7 +166,7 @@ impl Translator<'_> {
     }
 
     /// The address that the access is at into RAX.
-    fn address(&mut self, address: Address) {
+    pub(super) fn address(&mut self, address: Address) {
         match address {
             Address::Offset(n, by) | Address::Unscaled(n, by) | Address::Pre(n, by) => {
                 let base = self.read(n);
@@ -204,11 +204,11 @@ impl Translator<'_> {
     }
 
     /// Looks `bytes` at RAX up in the TLB: RAX becomes the host's address; what is not there goes aside by the jump.
-    fn translate(&mut self, store: bool, bytes: i32) -> super::asm::Jump {
+    pub(super) fn translate(&mut self, store: bool, bytes: i32) -> Jump {
         self.translate_by(layout::TLB, layout::TAG, store, bytes)
     }
 
-    fn translate_by(&mut self, tlb: M, by: M, store: bool, bytes: i32) -> super::asm::Jump {
+    fn translate_by(&mut self, tlb: M, by: M, store: bool, bytes: i32) -> Jump {
         let a = &mut self.asm;
         // The page's number is at bit 12, and an entry has 32 bytes.
         a.shifted_right(self.features.bmi2, RCX, RAX, 7);
@@ -294,168 +294,6 @@ impl Translator<'_> {
         self.slow([Some(missing), None, None], before, [changed, NO_REG, NO_REG]);
     }
 
-    /// Looks up where `1 << size` bytes at a register and an offset are, as `translate`, but for what is aligned.
-    fn aligned(&mut self, n: Reg, offset: i64, size: u8, store: bool) -> [Option<super::asm::Jump>; 3] {
-        self.address(Address::Unscaled(n, offset));
-        let odd = (size > 0).then(|| {
-            self.asm.test_i(false, RAX, (1 << size) - 1);
-            self.asm.jcc(Cc::NE)
-        });
-        [odd, Some(self.translate(store, 1 << size)), None]
-    }
-
-    /// LDAR and its kind: the host's loads are in order with what comes later.
-    pub(super) fn load_acquire(&mut self, access: Access, t: Reg, n: Reg, offset: i64) {
-        self.will_write(t);
-        self.read(n);
-        let before = self.cache;
-        let aside = self.aligned(n, offset, access.size, false);
-        let to = self.write_over(t);
-        self.asm.load(access.size, access.signed, access.wide, to, at(RAX, 0));
-        self.slow(aside, before, [t, NO_REG, NO_REG]);
-    }
-
-    /// STLR and its kind: an exchange is before any load behind it.
-    pub(super) fn store_release(&mut self, access: Access, t: Reg, n: Reg, offset: i64) {
-        let value = self.read(t);
-        self.read(n);
-        let before = self.cache;
-        let aside = self.aligned(n, offset, access.size, true);
-        self.asm.mov(true, RCX, value);
-        self.asm.exchange(access.size, at(RAX, 0), RCX);
-        self.slow(aside, before, [NO_REG; 3]);
-    }
-
-    /// CAS. A place that may be written may be read.
-    pub(super) fn compare_and_swap(&mut self, size: u8, s: Reg, to: Reg, t: Reg, n: Reg) {
-        self.will_write(to);
-        let (old, new) = (self.read(s), self.read(t));
-        self.read(n);
-        let before = self.cache;
-        let aside = self.aligned(n, 0, size, true);
-        self.asm.mov(true, RDX, RAX);
-        self.asm.mov(true, RAX, old);
-        self.asm.mov(true, RCX, new);
-        self.asm.compare_exchange(size, at(RDX, 0), RCX);
-        self.found(size, to);
-        self.slow(aside, before, [to, NO_REG, NO_REG]);
-    }
-
-    /// LDADD and its kind, and SWP. False when the interpreter must do it.
-    pub(super) fn read_modify_write(&mut self, op: Rmw, size: u8, s: Reg, t: Reg, n: Reg) -> bool {
-        let code = match op {
-            Rmw::Clr => Some(Arith::And),
-            Rmw::Eor => Some(Arith::Xor),
-            Rmw::Set => Some(Arith::Or),
-            Rmw::Add | Rmw::Swp => None,
-            _ => return false,
-        };
-        self.will_write(t);
-        let operand = self.read(s);
-        self.read(n);
-        let before = self.cache;
-        let aside = self.aligned(n, 0, size, true);
-        let a = &mut self.asm;
-        a.mov(true, RDX, RAX);
-        if let Some(code) = code {
-            a.load(size, false, false, RAX, at(RDX, 0));
-            let again = a.here();
-            a.mov(true, RCX, operand);
-            if op == Rmw::Clr {
-                a.not(true, RCX);
-            }
-            a.arith(code, true, RCX, RAX);
-            a.compare_exchange(size, at(RDX, 0), RCX);
-            a.jcc_to(Cc::NE, again);
-        } else {
-            a.mov(true, RAX, operand);
-            if op == Rmw::Add {
-                a.exchange_add(size, at(RDX, 0), RAX);
-            } else {
-                a.exchange(size, at(RDX, 0), RAX);
-            }
-        }
-        self.found(size, t);
-        self.slow(aside, before, [t, NO_REG, NO_REG]);
-        true
-    }
-
-    /// What was in memory, in RAX, goes to a register.
-    fn found(&mut self, size: u8, to: Reg) {
-        let r = self.write_over(to);
-        if size == 3 {
-            self.asm.mov(true, r, RAX);
-        } else {
-            self.asm.extend(size, false, false, r, RAX);
-        }
-    }
-
-    /// DMB: the host keeps all orders but that of a load behind a store. False when the interpreter must do it.
-    pub(super) fn barrier(&mut self, kind: Barrier, option: u8) -> bool {
-        match (kind, option & 3) {
-            (Barrier::Dmb, 1 | 2) => {}
-            (Barrier::Dmb, _) => self.asm.mfence(),
-            _ => return false,
-        }
-        true
-    }
-
-    /// LD1 and ST1 of whole registers, which are one behind the other in memory. False when the interpreter must do it.
-    pub(super) fn structures(&mut self, word: u32, single: bool) -> bool {
-        let count: u8 = match word >> 12 & 15 {
-            _ if single => return false,
-            0b0111 => 1,
-            0b1010 => 2,
-            0b0110 => 3,
-            0b0010 => 4,
-            _ => return false,
-        };
-        let (store, full, moves) = (word >> 22 & 1 == 0, word >> 30 & 1 == 1, word >> 23 & 1 == 1);
-        let (n, m) = ((word >> 5 & 31) as Reg, (word >> 16 & 31) as Reg);
-        let bytes: u8 = if full { 16 } else { 8 };
-        let registers = (0..count).map(|i| ((word as Reg & 31) + i) & 31);
-        if moves {
-            self.will_write(n);
-        }
-        let mut values = [X(0); 4];
-        for (r, value) in registers.clone().zip(&mut values) {
-            if store {
-                *value = self.read_vector(r);
-            } else {
-                self.will_write_vector(r);
-            }
-        }
-        self.address(Address::Unscaled(n, 0));
-        let by = (moves && m != 31).then(|| self.read(m));
-        let before = self.cache;
-        let missing = self.translate(store, i32::from(count * bytes));
-        for (r, (i, value)) in registers.zip((0..).zip(values)) {
-            let place = at(RAX, i * i32::from(bytes));
-            match (store, full) {
-                (true, true) => self.asm.movups_to(place, value),
-                (true, false) => self.asm.mov_low_to(true, place, value),
-                (false, true) => {
-                    let x = self.write_vector(r);
-                    self.asm.movups(x, place);
-                }
-                (false, false) => {
-                    let x = self.write_vector(r);
-                    self.asm.mov_low(true, x, place);
-                    self.number(true, r);
-                }
-            }
-        }
-        if moves {
-            let base = self.update(n);
-            match by {
-                Some(by) => self.asm.arith(Arith::Add, true, base, by),
-                None => self.asm.lea(true, base, at(base, i32::from(count * bytes))),
-            }
-        }
-        self.slow([Some(missing), None, None], before, [NO_REG, NO_REG, if moves { n } else { NO_REG }]);
-        true
-    }
-
     /// DC ZVA.
     pub(super) fn zero(&mut self, t: Reg) {
         let value = self.read(t);
@@ -474,7 +312,7 @@ impl Translator<'_> {
     }
 
     /// A register for a new value of `g`, be it one that the instruction reads or not: the address is made.
-    fn write_over(&mut self, g: Reg) -> R {
+    pub(super) fn write_over(&mut self, g: Reg) -> R {
         self.cache.unpin();
         self.write(g)
     }

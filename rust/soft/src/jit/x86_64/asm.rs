@@ -69,11 +69,13 @@ impl Cc {
     pub(super) const AE: Self = Self(3);
     pub(super) const E: Self = Self(4);
     pub(super) const NE: Self = Self(5);
+    pub(super) const BE: Self = Self(6);
     pub(super) const A: Self = Self(7);
     pub(super) const S: Self = Self(8);
     /// The parity flag, which says that numbers do not compare.
     pub(super) const P: Self = Self(10);
     pub(super) const GE: Self = Self(13);
+    pub(super) const LE: Self = Self(14);
     pub(super) const G: Self = Self(15);
 
     pub(super) fn not(self) -> Self {
@@ -198,6 +200,11 @@ impl Asm {
 
     pub(super) fn cmp_byte(&mut self, m: M, imm: u8) {
         self.rm(false, &[0x80], 7, m);
+        self.u8(imm);
+    }
+
+    pub(super) fn or_byte_i(&mut self, m: M, imm: u8) {
+        self.rm(false, &[0x80], 1, m);
         self.u8(imm);
     }
 
@@ -354,6 +361,21 @@ impl Asm {
         self.vex(2, wide, d, by.0, s, prefix);
         self.u8(0xf7);
         self.u8(0xc0 | (d.0 & 7) << 3 | s.0 & 7);
+    }
+
+    /// The four lowest halves to singles (F16C, as the next).
+    pub(super) fn halves_to_singles(&mut self, d: X, s: X) {
+        self.vex(2, false, R(d.0), 0, R(s.0), 1);
+        self.u8(0x13);
+        self.u8(0xc0 | (d.0 & 7) << 3 | s.0 & 7);
+    }
+
+    /// Four singles to halves, rounded to nearest; zeros above.
+    pub(super) fn singles_to_halves(&mut self, d: X, s: X) {
+        self.vex(3, false, R(s.0), 0, R(d.0), 1);
+        self.u8(0x1d);
+        self.u8(0xc0 | (s.0 & 7) << 3 | d.0 & 7);
+        self.u8(0);
     }
 
     /// `m` and what is not in `n` into `d` (BMI1).
@@ -525,6 +547,13 @@ impl Asm {
         self.locked(size, 0xb1, new, m);
     }
 
+    /// Stores RCX:RBX where RDX:RAX is, 16 aligned bytes in one step; RDX:RAX become what was there, and the zero flag says
+    /// whether they were stored.
+    pub(super) fn compare_exchange_16(&mut self, m: M) {
+        self.u8(0xf0);
+        self.rm(true, &[0x0f, 0xc7], 1, m);
+    }
+
     /// Adds in one step; the register becomes what was there.
     pub(super) fn exchange_add(&mut self, size: u8, m: M, r: R) {
         self.locked(size, 0xc1, r, m);
@@ -556,7 +585,7 @@ pub(super) mod tests {
     /// What the code below is, as GNU as writes it (Intel syntax), and what it makes of that.
     const EXPECTED: &str = "\
 add rax, rcx|cmp r9d, ebp|sub r15, 127|and rdx, -4096|or eax, [rbx-128]|xor rcx, [rbx+624]|\
-sub qword ptr [rbx+1000], 64|cmp byte ptr [rbx+4], 0|test rsi, rsi|test r8d, 0x40000000|test al, al|\
+sub qword ptr [rbx+1000], 64|cmp byte ptr [rbx+4], 0|or byte ptr [rbx+4], 3|test rsi, rsi|test r8d, 0x40000000|test al, al|\
 mov r12, rsi|mov ebp, r11d|mov r10d, 0xffffffff|mov r13, -5|movabs rax, 0x123456789abcdef0|\
 movzx eax, byte ptr [r13]|movzx esi, word ptr [rax+2]|movsx rdi, byte ptr [r12+8]|movsx r9d, word ptr [rbp]|\
 movsxd rax, dword ptr [rax]|mov ecx, [rbx+rcx*4+16]|mov r15, [r14]|\
@@ -567,7 +596,7 @@ shl eax, 5|sar r14, 63|ror ebx, 7|rol r9, 32|shr rdx, cl|shrd r8, rsi, 9|not rcx
 imul rax, rax, 0x10210000|mul rsi|imul r12|div r9|idiv ebp|cqo|cdq|bswap r10|bswap eax|lzcnt r11d, r9d|\
 bt ecx, eax|bt r12, 40|cmovne r8, r15|cmovb ebp, ecx|setge al|lahf|cmc|push r12|push rbx|pop rbp|ret|\
 call rax|jmp rdx|jmp [rdx+rcx*2]|crc32 eax, cl|crc32 eax, cx|crc32 eax, ecx|crc32 rax, r9|lock cmpxchg [rdx], cl|lock cmpxchg [rdx], cx|lock cmpxchg [rdx], ecx|lock cmpxchg [rdx], rcx|\
-lock xadd [rdx], al|lock xadd [rdx], ax|lock xadd [rdx], eax|lock xadd [rdx], rax|xchg [rax], cl|xchg [rax], cx|\
+lock cmpxchg16b [r14]|lock xadd [rdx], al|lock xadd [rdx], ax|lock xadd [rdx], eax|lock xadd [rdx], rax|xchg [rax], cl|xchg [rax], cx|\
 xchg [rax], ecx|xchg [rax], rcx|mfence|test byte ptr [rbx+600], 16|test dword ptr [rbx+596], 0x1c00000|\
 rorx r12d, ebp, 7|rorx rcx, r9, 63|shlx eax, r9d, r15d|sarx r8, rsi, rcx|shrx rcx, rax, rbp|andn r8d, r15d, ecx|\
 andn rax, rcx, r9";
@@ -583,6 +612,7 @@ andn rax, rcx, r9";
         a.arith_m(Arith::Xor, true, RCX, at(RBX, 624));
         a.arith_mi(Arith::Sub, at(RBX, 1000), 64);
         a.cmp_byte(at(RBX, 4), 0);
+        a.or_byte_i(at(RBX, 4), 3);
         a.test(true, RSI, RSI);
         a.test_i(false, R8, 0x4000_0000);
         a.test_al();
@@ -650,6 +680,7 @@ andn rax, rcx, r9";
         for size in 0..4 {
             a.compare_exchange(size, at(RDX, 0), RCX);
         }
+        a.compare_exchange_16(at(R14, 0));
         for size in 0..4 {
             a.exchange_add(size, at(RDX, 0), RAX);
         }
@@ -693,6 +724,7 @@ andn rax, rcx, r9";
             "QWORD PTR",
             "DWORD PTR",
             "XMMWORD PTR",
+            "OWORD PTR",
             "BYTE PTR",
             "WORD PTR",
             "byte ptr",

@@ -319,11 +319,7 @@ impl Translator<'_> {
             }
             Insn::Mem { access, t, address } => self.memory(access, t, address),
             Insn::Pair { access, t, u, address, .. } => self.pair(access, t, u, address),
-            Insn::Structures { word, single } => {
-                if !self.structures(word, single) {
-                    self.call_handler();
-                }
-            }
+            Insn::Structures { word, single } if self.features.sse42 => self.structures(word, single),
             Insn::Sys { t, op: DC_ZVA } => self.zero(t),
             Insn::Unprivileged { access, t, n, offset } => self.unprivileged(access, t, n, offset),
             Insn::Vmem { store, size, t, address } => self.vector_memory(store, size, t, None, address),
@@ -332,12 +328,21 @@ impl Translator<'_> {
             }
             Insn::LoadAcquire { access, t, n, offset, .. } => self.load_acquire(access, t, n, offset),
             Insn::StoreRelease { access, t, n, offset, .. } => self.store_release(access, t, n, offset),
+            Insn::LoadExclusive { size, t, n, .. } => self.load_exclusive(size, t, n),
+            Insn::StoreExclusive { size, s, t, n, .. } => self.store_exclusive(size, s, t, n),
+            Insn::LoadExclusivePair { wide, t, u, n, .. } => self.load_exclusive_pair(wide, t, u, n),
             Insn::Cas { size, s, to, t, n, .. } => self.compare_and_swap(size, s, to, t, n),
+            Insn::Rmw { op, size, s, t, n, .. } => self.read_modify_write(op, size, s, t, n),
+            Insn::Clrex { .. } => self.clear_exclusive(),
             _ => {
                 let done = match insn {
-                    Insn::Rmw { op, size, s, t, n, .. } => self.read_modify_write(op, size, s, t, n),
+                    Insn::StoreExclusivePair { wide, s, t, u, n, .. } => {
+                        self.store_exclusive_pair(wide, s, [t, u], n)
+                    }
+                    Insn::Casp { wide, s, t, n, .. } => self.compare_and_swap_pair(wide, s, t, n),
                     Insn::Barrier { kind, option } => self.barrier(kind, option),
                     Insn::Mrs { t, register } => self.mrs(t, register),
+                    Insn::MsrImm { field, imm } => self.msr_imm(field, imm),
                     _ => self.compute(insn),
                 };
                 if !done {

@@ -1,13 +1,15 @@
 //! Integer data processing, and moves to and from vector registers.
 
-use super::asm::{Arith, Cc, R, RAX, RCX, RDX, Sh, at, indexed};
+use super::asm::{Arith, Cc, R, RAX, RCX, RDX, Sh, X, at, indexed};
 use super::block::Translator;
 use super::flags::{Kind, Source, State, kind_of};
 use super::layout;
-use super::stubs::{nzcv_from_host, set_nzcv};
+use super::sse;
+use super::stubs::{Constant, nzcv_from_host, set_nzcv};
 use crate::Regs;
 use crate::id::SysReg;
-use crate::isa::insn::{Alu, Insn, Operand, Reg, Select, Shift, Unary};
+use crate::isa::insn::{Alu, Insn, Operand, Pstate, Reg, Select, Shift, Unary};
+use crate::sysreg::constant;
 
 const ZERO: Reg = Regs::ZERO as Reg;
 const SINK: Reg = Regs::SINK as Reg;
@@ -168,6 +170,11 @@ impl Translator<'_> {
                 let r = self.write(d);
                 self.asm.mov(false, r, RAX);
             }
+            Insn::Crc32 { castagnoli: false, size, d, n, m }
+                if self.features.sse42 && self.features.clmul =>
+            {
+                self.crc32(size, d, n, m);
+            }
             Insn::Div { signed, wide, d, n, m } => self.div(signed, wide, d, n, m),
             Insn::Unary { op, wide, d, n } => return self.unary(op, wide, d, n),
             Insn::Select { kind, wide, d, n, m, cond } => self.select(kind, wide, d, n, m, cond),
@@ -198,27 +205,78 @@ impl Translator<'_> {
         true
     }
 
-    /// MRS of what is read often. False when the interpreter must do it.
+    /// CRC-32 of `1 << size` bytes, by two multiplications without carries (Barrett's reduction): with V those bytes and
+    /// the CRC so far as a polynomial, P that of CRC-32 and Q the quotient of V x^32 by P, the new CRC is what Q P has below
+    /// x^32. Q is what V times the quotient of x^96 by P has from x^64 on. Lowest bits are highest powers.
+    fn crc32(&mut self, size: u8, d: Reg, n: Reg, m: Reg) {
+        self.will_write(d);
+        let (x, y) = (self.read(n), self.read(m));
+        let bits = 8 << size;
+        let a = &mut self.asm;
+        a.mov(false, RAX, x);
+        a.arith(Arith::Xor, true, RAX, y);
+        // What counts comes to the top.
+        a.shift_i(Sh::Shl, true, RAX, 64 - bits);
+        a.mov_low_r(true, X(0), RAX);
+        let constants = self.stubs.constant(Constant::Crc32);
+        let a = &mut self.asm;
+        a.vector_i_at(sse::PCLMULQDQ, X(0), constants, 0x00);
+        a.vector_i_at(sse::PCLMULQDQ, X(0), constants, 0x10);
+        a.lane_to(2, RAX, X(0), 2);
+        if bits < 32 {
+            // Those of the CRC so far that were not counted in.
+            a.mov(false, RCX, x);
+            a.shift_i(Sh::Shr, false, RCX, bits);
+            a.arith(Arith::Xor, false, RAX, RCX);
+        }
+        let r = self.write(d);
+        self.asm.mov(false, r, RAX);
+    }
+
+    /// MRS of what is there to be read. False when the interpreter must do it.
     pub(super) fn mrs(&mut self, t: Reg, register: u16) -> bool {
+        let known = constant(register);
         let place = match SysReg(register) {
             SysReg::TPIDR_EL0 => layout::TPIDR_EL0,
-            SysReg::TPIDR_EL1 | SysReg::SP_EL0 => {
-                // At EL0 both are undefined, and SP_EL0 where it is in use.
-                self.asm.cmp_byte(layout::EL, 0);
-                self.exit_when(Cc::E);
-                if SysReg(register) == SysReg::SP_EL0 {
-                    self.asm.cmp_byte(layout::SPSEL, 0);
-                    self.exit_when(Cc::E);
-                    layout::SP_EL0
-                } else {
-                    layout::TPIDR_EL1
-                }
-            }
-            _ => return false,
+            SysReg::SP_EL0 => layout::SP_EL0,
+            SysReg::DAIF => layout::DAIF,
+            _ => match layout::system(register) {
+                Some(place) => place,
+                None if known.is_some() => layout::PC,
+                None => return false,
+            },
         };
+        if !matches!(SysReg(register), SysReg::TPIDR_EL0 | SysReg::DCZID_EL0) {
+            // At EL0 most are undefined, and DAIF may be; SP_EL0 is where it is in use.
+            self.asm.cmp_byte(layout::EL, 0);
+            self.exit_when(Cc::E);
+        }
+        if SysReg(register) == SysReg::SP_EL0 {
+            self.asm.cmp_byte(layout::SPSEL, 0);
+            self.exit_when(Cc::E);
+        }
         self.will_write(t);
         let r = self.write(t);
-        self.asm.load(3, false, true, r, place);
+        match (SysReg(register), known) {
+            (SysReg::DAIF, _) => {
+                self.asm.load(0, false, false, r, place);
+                self.asm.shift_i(Sh::Shl, false, r, 6);
+            }
+            (_, Some(value)) => self.asm.mov_i(r, value),
+            _ => self.asm.load(3, false, true, r, place),
+        }
+        true
+    }
+
+    /// MSR DAIFSet: masking more lets nothing in that would need a look. False when the interpreter must do it.
+    pub(super) fn msr_imm(&mut self, field: Pstate, imm: u8) -> bool {
+        if field != Pstate::DaifSet {
+            return false;
+        }
+        // At EL0 it may be refused.
+        self.asm.cmp_byte(layout::EL, 0);
+        self.exit_when(Cc::E);
+        self.asm.or_byte_i(layout::DAIF, imm);
         true
     }
 
@@ -560,6 +618,29 @@ impl Translator<'_> {
                 let r = self.copy(wide, d, n);
                 self.asm.bswap(wide, r);
                 self.asm.shift_i(Sh::Rol, wide, r, if wide { 32 } else { 16 });
+            }
+            (Unary::Rev16, true) => {
+                self.will_write(d);
+                let s = self.read(n);
+                self.asm.mov_i(RCX, 0x00ff_00ff_00ff_00ff);
+                self.asm.mov(true, RAX, s);
+                self.asm.shift_i(Sh::Shr, true, RAX, 8);
+                self.asm.arith(Arith::And, true, RAX, RCX);
+                let r = self.copy(true, d, n);
+                self.asm.arith(Arith::And, true, r, RCX);
+                self.asm.shift_i(Sh::Shl, true, r, 8);
+                self.asm.arith(Arith::Or, true, r, RAX);
+            }
+            (Unary::Cls, _) if self.features.lzcnt => {
+                self.will_write(d);
+                let s = self.read(n);
+                let r = self.write(d);
+                // What is like the sign becomes zero; the sign itself does not count.
+                self.asm.mov(wide, RAX, s);
+                self.asm.shift_i(Sh::Sar, wide, RAX, if wide { 63 } else { 31 });
+                self.asm.arith(Arith::Xor, wide, RAX, s);
+                self.asm.lzcnt(wide, RAX, RAX);
+                self.asm.lea(wide, r, at(RAX, -1));
             }
             (Unary::Rbit, _) => {
                 self.will_write(d);

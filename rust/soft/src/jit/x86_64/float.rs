@@ -5,19 +5,24 @@
 //! for sums finite (`fp::arith` says why that is enough). All else goes aside to the interpreter's operation. The host's
 //! MXCSR stays as Rust programs have it; its sticky flags are nobody's.
 
-use super::asm::{Arith, Cc, Jump, RAX, RCX, X};
+use super::asm::{Arith, Cc, Jump, RAX, RCX, RDX, X};
 use super::block::{NO_REG, Translator};
 use super::flags::{Kind, State};
 use super::layout;
 use super::sse::{self, Fma, Op};
 use super::stubs::Constant;
+use crate::interp::handlers::Flags;
 use crate::isa::insn::Reg;
-use crate::isa::simd::{Float1, Float2, Round, Simd};
+use crate::isa::simd::{Float1, Float2, Round, Shape, Simd};
 
 /// FPCR's rounding mode and FZ.
 const MODES: i32 = 0x01c0_0000;
 /// FPSR.IXC.
 const IXC: u8 = 1 << 4;
+/// FPSR.IOC.
+const IOC: u8 = 1;
+/// FPCR.AHP.
+const AHP: i32 = 1 << 26;
 
 /// What a result must be for the host's to count.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,18 +80,13 @@ impl Translator<'_> {
             Simd::ToInt { double, wide, signed, round, d, n } => {
                 self.truncate(double, wide, signed, round, d, n)
             }
+            Simd::Javascript { d, n } => self.javascript(d, n),
+            Simd::FromHalf { double, d, n } if self.features.f16c => self.lengthen_half(double, d, n),
+            Simd::ToHalf { double: false, d, n } if self.features.f16c => self.shorten_to_half(d, n),
             Simd::FromInt { double, wide, signed, d, n } => self.convert(double, wide, signed, d, n),
-            Simd::FromLane { double, d, n } => {
-                let x = self.read_vector(n);
-                self.exact_modes();
-                let r = self.reserve_vector();
-                let before = self.cache;
-                let missing = self.inexact_is_known();
-                self.asm.mov_r(double, RAX, x);
-                self.asm.vector(sse::XORPS, r, r);
-                self.asm.convert(double, double, r, RAX);
-                self.assign(d, r, double);
-                self.slow([Some(missing), None, None], before, [NO_REG; 3]);
+            Simd::FromLane { double, d, n } => self.convert_lane(double, true, d, n),
+            Simd::FloatsFromInts { double, signed: false, shape: Shape::Scalar, d, n } => {
+                self.convert_lane(double, false, d, n);
             }
             _ => return false,
         }
@@ -374,5 +374,115 @@ impl Translator<'_> {
         if unknown.is_some() || outside.is_some() {
             self.slow([unknown, outside, None], before, [NO_REG; 3]);
         }
+    }
+
+    /// An integer in the lowest lane, as wide as the number.
+    fn convert_lane(&mut self, double: bool, signed: bool, d: Reg, n: Reg) {
+        let x = self.read_vector(n);
+        self.exact_modes();
+        let r = self.reserve_vector();
+        let before = self.cache;
+        let unknown = self.inexact_is_known();
+        self.asm.mov_r(double, RAX, x);
+        let mut outside = None;
+        if double && !signed {
+            self.asm.test(true, RAX, RAX);
+            outside = Some(self.asm.jcc(Cc::S));
+        }
+        self.asm.vector(sse::XORPS, r, r);
+        // What has no sign has zeros above.
+        self.asm.convert(double, double || !signed, r, RAX);
+        self.assign(d, r, double);
+        self.slow([Some(unknown), outside, None], before, [NO_REG; 3]);
+    }
+
+    /// Leaves where halves have no infinities.
+    fn usual_halves(&mut self) {
+        self.asm.test_m(layout::FPCR, AHP);
+        self.exit_when(Cc::NE);
+    }
+
+    /// FCVT from a half, which every number has room for.
+    fn lengthen_half(&mut self, double: bool, d: Reg, n: Reg) {
+        self.usual_halves();
+        let x = self.read_vector(n);
+        let r = self.reserve_vector();
+        let before = self.cache;
+        self.asm.halves_to_singles(X(0), x);
+        if double {
+            self.asm.vector(sse::XORPS, r, r);
+            self.asm.vector(sse::CONVERT[0], r, X(0));
+        } else {
+            self.asm.vector_i(sse::INSERTPS, r, X(0), 0b1110);
+        }
+        let outside = self.check(double, Range::Finite, r);
+        self.assign(d, r, double);
+        self.slow([Some(outside), None, None], before, [NO_REG; 3]);
+    }
+
+    /// FCVT of a single to a half. What is not normal then goes aside.
+    fn shorten_to_half(&mut self, d: Reg, n: Reg) {
+        self.exact_modes();
+        self.usual_halves();
+        let x = self.read_vector(n);
+        let r = self.reserve_vector();
+        let before = self.cache;
+        let unknown = self.inexact_is_known();
+        let a = &mut self.asm;
+        a.singles_to_halves(X(0), x);
+        a.mov_r(false, RAX, X(0));
+        a.extend(1, false, false, RAX, RAX);
+        a.mov(false, RCX, RAX);
+        a.arith_i(Arith::And, false, RCX, 0x7fff);
+        // From the second exponent up, as in `check`.
+        a.arith_i(Arith::Sub, false, RCX, 2 << 10);
+        a.arith_i(Arith::Cmp, false, RCX, 29 << 10);
+        let outside = a.jcc(Cc::AE);
+        a.mov_low_r(false, r, RAX);
+        self.assign(d, r, false);
+        self.slow([Some(unknown), Some(outside), None], before, [NO_REG; 3]);
+    }
+
+    /// FJCVTZS: Z says whether the integer is the number; other flags are clear.
+    fn javascript(&mut self, d: Reg, n: Reg) {
+        // Even where this leaves, the old flags are nobody's.
+        self.flags = State::Memory;
+        self.host_flags = None;
+        self.exact_modes();
+        let x = self.read_vector(n);
+        let before = self.cache;
+        let a = &mut self.asm;
+        a.truncate(true, true, RAX, x);
+        // What is out of range even then, and NaN, gives the smallest integer there is.
+        a.arith_i(Arith::Cmp, true, RAX, 1);
+        let far = a.jcc(Cc::O);
+        a.extend(2, true, true, RCX, RAX);
+        a.arith(Arith::Cmp, true, RCX, RAX);
+        let outside = a.jcc(Cc::NE);
+        a.vector(sse::XORPS, X(0), X(0));
+        a.convert(true, false, X(0), RAX);
+        a.mov_r(true, RCX, X(0));
+        a.mov_r(true, RDX, x);
+        a.arith(Arith::Cmp, true, RCX, RDX);
+        a.mov_i(RDX, 1 << 30);
+        let exact = a.jcc(Cc::E);
+        // A part is lost, or it is the zero with a sign.
+        let unknown = self.inexact_is_known();
+        let a = &mut self.asm;
+        let inside = a.jmp();
+        a.land(outside);
+        a.test_byte(layout::FPSR, IOC);
+        let invalid = a.jcc(Cc::E);
+        a.land(inside);
+        a.mov_i(RDX, 0);
+        a.land(exact);
+        if self.flags_needed_after() {
+            self.asm.store(2, layout::NZCV, RDX);
+            self.asm.store_byte_i(layout::FLAGS, Flags::Known as u8);
+            self.flags = State::Nzcv;
+        }
+        let r = self.write(d);
+        self.asm.mov(false, r, RAX);
+        self.slow([Some(far), Some(unknown), Some(invalid)], before, [d, NO_REG, NO_REG]);
     }
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod asm;
+mod atomic;
 mod block;
 mod cache;
 mod compute;
@@ -14,6 +15,7 @@ mod float;
 mod floats;
 mod layout;
 mod sse;
+mod structures;
 mod stubs;
 mod vector;
 
@@ -35,6 +37,10 @@ struct Features {
     aes: bool,
     clmul: bool,
     sha: bool,
+    /// CMPXCHG16B.
+    cx16: bool,
+    /// Conversions to and from half precision.
+    f16c: bool,
 }
 
 impl Features {
@@ -48,6 +54,8 @@ impl Features {
             fma: std::is_x86_feature_detected!("fma"),
             aes: sse42 && std::is_x86_feature_detected!("aes"),
             clmul: std::is_x86_feature_detected!("pclmulqdq"),
+            cx16: std::is_x86_feature_detected!("cmpxchg16b"),
+            f16c: std::is_x86_feature_detected!("f16c"),
             sha: sse42 && std::is_x86_feature_detected!("sha"),
         }
     }

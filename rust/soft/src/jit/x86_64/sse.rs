@@ -175,6 +175,13 @@ impl Asm {
         self.r_at(&bytes[..n], d.0, place);
     }
 
+    /// The same with a byte behind.
+    pub(super) fn vector_i_at(&mut self, op: Op, d: X, place: usize, imm: u8) {
+        // Distances are from the end of the instruction.
+        self.vector_at(op, d, place - 1);
+        self.u8(imm);
+    }
+
     /// 16 bytes.
     pub(super) fn movaps(&mut self, d: X, s: X) {
         if d != s {
@@ -324,7 +331,7 @@ pmaxud xmm4, xmm5|pabsw xmm4, xmm5|punpckhqdq xmm4, xmm5|packuswb xmm4, xmm5|pac
 pmovsxdq xmm4, xmm5|addps xmm4, xmm5|mulpd xmm9, xmm5|cmpltps xmm4, xmm5|cmpunordpd xmm9, xmm10|haddps xmm4, xmm5|\
 haddpd xmm4, xmm9|roundpd xmm4, xmm5, 8|cvtps2pd xmm4, xmm5|cvtpd2ps xmm4, xmm5|cvtdq2ps xmm9, xmm5|\
 cvttps2dq xmm4, xmm5|andnps xmm4, xmm5|movmskps eax, xmm9|movmskpd ecx, xmm4|\
-vfmadd231ps xmm4, xmm5, xmm6|vfnmadd231pd xmm12, xmm5, xmm14";
+vfmadd231ps xmm4, xmm5, xmm6|vfnmadd231pd xmm12, xmm5, xmm14|vcvtph2ps xmm9, xmm4|vcvtps2ph xmm4, xmm9, 0";
 
     fn all() -> Vec<u8> {
         let mut asm = Asm::default();
@@ -425,6 +432,8 @@ vfmadd231ps xmm4, xmm5, xmm6|vfnmadd231pd xmm12, xmm5, xmm14";
         a.signs(true, RCX, x4);
         a.fma_lanes(Fma::Madd, false, x4, x5, X(6));
         a.fma_lanes(Fma::Nmadd, true, X(12), x5, X(14));
+        a.halves_to_singles(x9, x4);
+        a.singles_to_halves(x4, x9);
         asm.buf
     }
 
@@ -439,5 +448,8 @@ vfmadd231ps xmm4, xmm5, xmm6|vfnmadd231pd xmm12, xmm5, xmm14";
         a.vector_at(PSHUFB, X(9), 0x40);
         // pshufb xmm9, [rip - 0xca], from the end of its ten bytes.
         assert_eq!(a.buf, [0x66, 0x44, 0x0f, 0x38, 0x00, 0x0d, 0x36, 0xff, 0xff, 0xff]);
+        // pclmulqdq xmm1, [rip - 0xd4], 0x10, likewise.
+        a.vector_i_at(PCLMULQDQ, X(1), 0x40, 0x10);
+        assert_eq!(a.buf[10..], [0x66, 0x0f, 0x3a, 0x44, 0x0d, 0x2c, 0xff, 0xff, 0xff, 0x10]);
     }
 }

@@ -4,6 +4,7 @@ use super::asm::{
     Arith, Asm, Cc, M, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, at, indexed,
 };
 use super::layout::{self, BIAS};
+use super::structures::TRIPLES;
 use crate::interp::handlers::Flags;
 use crate::jit::Entries;
 use crate::jit::ways::Ways;
@@ -39,10 +40,17 @@ pub(super) enum Constant {
     /// The low half of each byte, and how many bits of a number below 16 are set.
     LowHalves,
     BitCounts,
+    /// Shuffles that bring the first elements of structures together, then the second ones, and so on.
+    Pairs8,
+    Pairs16,
+    Fours8,
+    Fours16,
+    /// For CRC-32 of 64 bits, see `Translator::crc32`.
+    Crc32,
 }
 
 impl Constant {
-    const ALL: [(Self, u128); 21] = [
+    const ALL: [(Self, u128); 26] = [
         (Self::Sign64, 1 << 63),
         (Self::Sign32, 1 << 31),
         (Self::Rest64, (1 << 63) - 1),
@@ -64,7 +72,31 @@ impl Constant {
         (Self::Smallest64, each64(1 << 52)),
         (Self::LowHalves, each64(0x0f0f_0f0f_0f0f_0f0f)),
         (Self::BitCounts, 0x0403_0302_0302_0201_0302_0201_0201_0100),
+        (Self::Pairs8, 0x0f0d_0b09_0705_0301_0e0c_0a08_0604_0200),
+        (Self::Pairs16, 0x0f0e_0b0a_0706_0302_0d0c_0908_0504_0100),
+        (Self::Fours8, 0x0f0b_0703_0e0a_0602_0d09_0501_0c08_0400),
+        (Self::Fours16, 0x0f0e_0706_0d0c_0504_0b0a_0302_0908_0100),
+        (Self::Crc32, CRC32_POLYNOMIAL << 64 | crc32_quotient() as u128),
     ];
+}
+
+/// The polynomial of CRC-32, bit 0 being the highest power of x as there, the 32nd.
+const CRC32_POLYNOMIAL: u128 = 0x1_db71_0641;
+
+/// x to the 96th by that polynomial, bit 0 being the 64th power of x and without the lowest one.
+const fn crc32_quotient() -> u64 {
+    // Long division, the highest power first: what is left of it is below x to the 33rd, with that at bit 0.
+    let (mut quotient, mut rest) = (0, 1);
+    let mut power = 0;
+    while power < 64 {
+        if rest & 1 == 1 {
+            quotient |= 1 << power;
+            rest ^= CRC32_POLYNOMIAL as u64;
+        }
+        rest >>= 1;
+        power += 1;
+    }
+    quotient
 }
 
 const fn four(x: u32) -> u128 {
@@ -84,6 +116,7 @@ const fn each64(x: u64) -> u128 {
 pub(super) struct Stubs {
     pub ways: Ways,
     constants: usize,
+    triples: usize,
 }
 
 /// The flags of an addition, or of a subtraction whose carry was turned round, to NZCV in EAX.
@@ -189,7 +222,16 @@ impl Stubs {
         for (_, value) in Constant::ALL {
             a.buf.extend_from_slice(&value.to_le_bytes());
         }
-        Self { ways: s, constants }
+        let triples = a.here();
+        for value in TRIPLES.as_flattened().as_flattened() {
+            a.buf.extend_from_slice(&value.to_le_bytes());
+        }
+        Self { ways: s, constants, triples }
+    }
+
+    /// Where the nine shuffles of [`TRIPLES`] are.
+    pub(super) fn triples(&self, store: bool, size: u8) -> usize {
+        self.triples + 16 * 9 * (4 * usize::from(store) + usize::from(size))
     }
 
     /// Where a constant is.

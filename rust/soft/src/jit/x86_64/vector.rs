@@ -154,7 +154,7 @@ impl Translator<'_> {
     }
 
     /// Nothing above the lower half unless `full`.
-    fn halve(&mut self, full: bool, r: X) {
+    pub(super) fn halve(&mut self, full: bool, r: X) {
         if !full {
             self.asm.low_half(r, r);
         }
@@ -634,7 +634,7 @@ impl Translator<'_> {
     }
 
     /// A lane of `x` to all lanes of `r`.
-    fn broadcast(&mut self, size: u8, r: X, x: X, lane: u8) {
+    pub(super) fn broadcast(&mut self, size: u8, r: X, x: X, lane: u8) {
         let a = &mut self.asm;
         match size {
             3 => a.vector_i(sse::PSHUFD, r, x, if lane == 0 { 0x44 } else { 0xee }),
