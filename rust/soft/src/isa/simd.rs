@@ -122,10 +122,57 @@ pub(crate) enum Three {
     Mul,
     Mla,
     Mls,
-    /// ADDP, UMAXP, UMINP: of neighbours, those of the first register first.
+    /// ADDP, UMAXP, UMINP, SMAXP, SMINP: of neighbours, those of the first register first.
     AddPairs,
     UmaxPairs,
     UminPairs,
+    SmaxPairs,
+    SminPairs,
+    /// Of scalars; vectors have another name.
+    Add,
+    Sub,
+    /// USHL and SSHL: by the lowest byte of each lane, to the right where it is negative.
+    ShiftBy,
+    ShiftBySigned,
+    /// UABD, SABD; UABA and SABA add to the destination.
+    Difference,
+    DifferenceSigned,
+    DifferenceAdd,
+    DifferenceSignedAdd,
+    /// URHADD.
+    RoundedMean,
+}
+
+/// Of all lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Across {
+    /// ADDV; UADDLV and SADDLV, whose result is twice as wide.
+    Sum,
+    SumLong,
+    SumLongSigned,
+    Umax,
+    Umin,
+    Smax,
+    Smin,
+}
+
+/// Lane by lane, of lanes as wide as the instruction's and ones twice as wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Long {
+    /// UADDL, USUBL, UABDL, UABAL, UMULL, UMLAL, UMLSL: two narrow ones make a wide one.
+    Add,
+    Sub,
+    Difference,
+    DifferenceAdd,
+    Mul,
+    MulAdd,
+    MulSub,
+    /// UADDW, USUBW: a wide and a narrow one make a wide one.
+    AddWide,
+    SubWide,
+    /// ADDHN, SUBHN: the upper half of what two wide ones make.
+    AddNarrow,
+    SubNarrow,
 }
 
 /// Lane by lane, of one register.
@@ -147,6 +194,11 @@ pub(crate) enum Two {
     Less,
     /// XTN: the low halves of lanes twice as wide, `full` to the upper half.
     Narrow,
+    /// UADDLP, SADDLP: of neighbours, twice as wide; UADALP and SADALP add to the destination.
+    PairSums,
+    PairSumsSigned,
+    PairSumsAdd,
+    PairSumsSignedAdd,
 }
 
 /// A shift of each lane by a number.
@@ -399,12 +451,49 @@ pub(crate) enum Simd {
         d: Reg,
         n: Reg,
     },
-    /// ADDV.
-    Sum {
+    Across {
+        op: Across,
         size: u8,
         full: bool,
         d: Reg,
         n: Reg,
+    },
+    /// ADDP of the two lanes to a scalar.
+    PairSum {
+        d: Reg,
+        n: Reg,
+    },
+    /// `upper` says that the narrow lanes are those of upper halves; `lane` which lane of `m` is meant for all, where one
+    /// is.
+    Long {
+        op: Long,
+        signed: bool,
+        size: u8,
+        upper: bool,
+        d: Reg,
+        n: Reg,
+        m: Reg,
+        lane: Option<u8>,
+    },
+    /// MUL, MLA and MLS by one lane of `m`.
+    ByLane {
+        op: Three,
+        size: u8,
+        full: bool,
+        d: Reg,
+        n: Reg,
+        m: Reg,
+        lane: u8,
+    },
+    /// ORR and BIC of an immediate, which takes what is not in `value`.
+    OrConst {
+        full: bool,
+        d: Reg,
+        value: u128,
+    },
+    AndConst {
+        d: Reg,
+        value: u128,
     },
     Shift {
         op: LaneShift,
@@ -430,8 +519,10 @@ pub(crate) enum Simd {
         m: Reg,
         by: u8,
     },
-    /// TBL with one register as the table.
+    /// TBL and, where it `keeps` what no table has, TBX: `count` registers from `n` on are the table.
     Table {
+        keeps: bool,
+        count: u8,
         full: bool,
         d: Reg,
         n: Reg,
@@ -519,7 +610,8 @@ impl Simd {
             | Self::Lengthen { n, .. }
             | Self::Shorten { upper: false, n, .. }
             | Self::AddPair { n, .. }
-            | Self::Sum { n, .. }
+            | Self::Across { n, .. }
+            | Self::PairSum { n, .. }
             | Self::Dup { n, .. }
             | Self::Lane { n, .. }
             | Self::ToGeneral { n, .. } => none.v(n),
@@ -531,8 +623,22 @@ impl Simd {
             | Self::NegatedMul { n, m, .. }
             | Self::Compare { n, m: Some(m), .. }
             | Self::Permute { n, m, .. }
-            | Self::Extract { n, m, .. }
-            | Self::Table { n, m, .. } => none.v(n).v(m),
+            | Self::Extract { n, m, .. } => none.v(n).v(m),
+            Self::Table { keeps, count, d, n, m, .. } => {
+                let all = none.v(m).structure(n, count);
+                if keeps { all.v(d) } else { all }
+            }
+            Self::Long { op, upper, d, n, m, .. } => {
+                let all = none.v(n).v(m);
+                match op {
+                    Long::DifferenceAdd | Long::MulAdd | Long::MulSub => all.v(d),
+                    Long::AddNarrow | Long::SubNarrow if upper => all.v(d),
+                    _ => all,
+                }
+            }
+            Self::ByLane { op: Three::Mul, n, m, .. } => none.v(n).v(m),
+            Self::ByLane { d, n, m, .. } => none.v(n).v(m).v(d),
+            Self::OrConst { d, .. } | Self::AndConst { d, .. } => none.v(d),
             Self::Fma { n, m, a, .. } | Self::Eor3 { n, m, a, .. } => none.v(n).v(m).v(a),
             Self::ConditionalCompare { n, m, .. } | Self::Select { n, m, .. } => Registers::FLAGS.v(n).v(m),
             Self::FromInt { n, .. } | Self::FromFixed { n, .. } | Self::DupGeneral { n, .. } => none.x(n),
@@ -542,17 +648,21 @@ impl Simd {
             Self::Three { op, d, n, m, .. } => {
                 let all = none.v(n).v(m);
                 match op {
-                    Three::Bsl | Three::Bit | Three::Bif | Three::Mla | Three::Mls => all.v(d),
+                    Three::Bsl
+                    | Three::Bit
+                    | Three::Bif
+                    | Three::Mla
+                    | Three::Mls
+                    | Three::DifferenceAdd
+                    | Three::DifferenceSignedAdd => all.v(d),
                     _ => all,
                 }
             }
-            Self::Two { op, full, d, n, .. } => {
-                if op == Two::Narrow && full {
-                    none.v(n).v(d)
-                } else {
-                    none.v(n)
-                }
-            }
+            Self::Two { op, full, d, n, .. } => match op {
+                Two::Narrow if full => none.v(n).v(d),
+                Two::PairSumsAdd | Two::PairSumsSignedAdd => none.v(n).v(d),
+                _ => none.v(n),
+            },
             Self::Shift { op, full, d, n, .. } => match op {
                 LaneShift::RightAdd
                 | LaneShift::RightSignedAdd
@@ -602,7 +712,12 @@ impl Simd {
             | Self::AddPair { d, .. }
             | Self::Three { d, .. }
             | Self::Two { d, .. }
-            | Self::Sum { d, .. }
+            | Self::Across { d, .. }
+            | Self::PairSum { d, .. }
+            | Self::Long { d, .. }
+            | Self::ByLane { d, .. }
+            | Self::OrConst { d, .. }
+            | Self::AndConst { d, .. }
             | Self::Shift { d, .. }
             | Self::Permute { d, .. }
             | Self::Extract { d, .. }
@@ -680,24 +795,33 @@ pub(crate) fn decode(i: u32) -> Option<Simd> {
     if is(0x0e20_c400, 0x9f20_c400) || is(0x5e20_c400, 0xdf20_c400) {
         return floats2(i);
     }
-    if is(0x0e20_0400, 0x9f20_0400) {
+    if is(0x0e20_0400, 0x9f20_0400) || is(0x5e20_0400, 0xdf20_0400) {
         return three(i);
     }
+    if is(0x0e20_0000, 0x9f20_0c00) && bits(i, 15, 12) != 14 {
+        return long(i);
+    }
     if is(0x0f80_0000, 0x9f80_0400) || is(0x5f80_0000, 0xdf80_0400) {
-        return floats_by_element(i);
+        return floats_by_element(i).or_else(|| by_element(i));
+    }
+    if is(0x0f00_0000, 0x9f00_0400) {
+        return by_element(i);
     }
     if is(0x4e28_0800, 0xff3e_0c00) {
         let op = [Crypto::Aese, Crypto::Aesd, Crypto::Aesmc, Crypto::Aesimc];
         return Some(Simd::Crypto { op: *op.get(bits(i, 14, 12) as usize - 4)?, d: rd(i), n: rn(i), m: 0 });
     }
     if is(0x0e20_0800, 0x9f3e_0c00) || is(0x5e20_0800, 0xdf3e_0c00) {
-        return floats1(i).or_else(|| if bits(i, 28, 28) == 0 { two(i) } else { crypto(i) });
+        return floats1(i).or_else(|| two(i)).or_else(|| crypto(i));
     }
     if is(0x7e30_d800, 0xffbf_fc00) {
         return Some(Simd::AddPair { double: bits(i, 22, 22) == 1, d: rd(i), n: rn(i) });
     }
-    if is(0x0e31_b800, 0xbf3f_fc00) {
-        return Some(Simd::Sum { size: bits(i, 23, 22) as u8, full: full(i), d: rd(i), n: rn(i) });
+    if is(0x5ef1_b800, 0xffff_fc00) {
+        return Some(Simd::PairSum { d: rd(i), n: rn(i) });
+    }
+    if is(0x0e30_0800, 0x9f3e_0c00) {
+        return across(i);
     }
     if is(0x0e00_0400, 0x9fe0_8400) {
         return copy(i);
@@ -706,8 +830,9 @@ pub(crate) fn decode(i: u32) -> Option<Simd> {
         let size = bits(i, 20, 16).trailing_zeros() as u8;
         return Some(Simd::Lane { size, d: rd(i), n: rn(i), lane: (bits(i, 20, 16) >> (size + 1)) as u8 });
     }
-    if is(0x0e00_0000, 0xbfe0_fc00) {
-        return Some(Simd::Table { full: full(i), d: rd(i), n: rn(i), m: rm(i) });
+    if is(0x0e00_0000, 0xbfe0_8c00) {
+        let (keeps, count) = (bits(i, 12, 12) == 1, bits(i, 14, 13) as u8 + 1);
+        return Some(Simd::Table { keeps, count, full: full(i), d: rd(i), n: rn(i), m: rm(i) });
     }
     if is(0x0e00_0800, 0xbf20_8c00) {
         use Permute::{Trn1, Trn2, Uzp1, Uzp2, Zip1, Zip2};
@@ -764,11 +889,19 @@ fn crypto(i: u32) -> Option<Simd> {
 
 /// What an instruction without operands gives, by the interpreter's own function.
 fn constant(i: u32, handler: fp::Handler) -> Option<Simd> {
+    let mut regs = Regs::default();
     // ORR and BIC change what is there.
     if i >> 28 & 1 == 0 && bits(i, 12, 12) == 1 && bits(i, 15, 12) < 12 {
-        return None;
+        let clears = bits(i, 29, 29) == 1;
+        regs.v[rd(i) as usize] = if clears { u128::MAX } else { 0 };
+        handler(&mut regs, i);
+        let (d, value) = (rd(i), regs.v[rd(i) as usize]);
+        return Some(if clears {
+            Simd::AndConst { d, value }
+        } else {
+            Simd::OrConst { full: full(i), d, value }
+        });
     }
-    let mut regs = Regs::default();
     handler(&mut regs, i);
     Some(Simd::Const { d: rd(i), value: regs.v[rd(i) as usize] })
 }
@@ -938,6 +1071,84 @@ fn floats1(i: u32) -> Option<Simd> {
     }
 }
 
+fn is_scalar(i: u32) -> bool {
+    bits(i, 28, 28) == 1
+}
+
+fn across(i: u32) -> Option<Simd> {
+    let op = match (bits(i, 16, 12), bits(i, 29, 29) == 1) {
+        (3, true) => Across::SumLong,
+        (3, false) => Across::SumLongSigned,
+        (10, true) => Across::Umax,
+        (10, false) => Across::Smax,
+        (26, true) => Across::Umin,
+        (26, false) => Across::Smin,
+        (27, false) => Across::Sum,
+        _ => return None,
+    };
+    Some(Simd::Across { op, size: bits(i, 23, 22) as u8, full: full(i), d: rd(i), n: rn(i) })
+}
+
+/// Three different.
+fn long(i: u32) -> Option<Simd> {
+    let unsigned = bits(i, 29, 29) == 1;
+    let op = match bits(i, 15, 12) {
+        0 => Long::Add,
+        1 => Long::AddWide,
+        2 => Long::Sub,
+        3 => Long::SubWide,
+        4 if !unsigned => Long::AddNarrow,
+        5 => Long::DifferenceAdd,
+        6 if !unsigned => Long::SubNarrow,
+        7 => Long::Difference,
+        8 => Long::MulAdd,
+        10 => Long::MulSub,
+        12 => Long::Mul,
+        _ => return None,
+    };
+    Some(Simd::Long {
+        op,
+        signed: !unsigned,
+        size: bits(i, 23, 22) as u8,
+        upper: full(i),
+        d: rd(i),
+        n: rn(i),
+        m: rm(i),
+        lane: None,
+    })
+}
+
+/// Integers by one lane.
+fn by_element(i: u32) -> Option<Simd> {
+    let (unsigned, size) = (bits(i, 29, 29) == 1, bits(i, 23, 22) as u8);
+    let (high, middle, low) = (bits(i, 11, 11) as u8, bits(i, 21, 21) as u8, bits(i, 20, 20) as u8);
+    let (m, lane) = match size {
+        1 => (rm(i) & 15, high << 2 | middle << 1 | low),
+        2 => (rm(i), high << 1 | middle),
+        _ => return None,
+    };
+    let (d, n) = (rd(i), rn(i));
+    if is_scalar(i) {
+        return None;
+    }
+    let whole = match (bits(i, 15, 12), unsigned) {
+        (0, true) => Some(Three::Mla),
+        (4, true) => Some(Three::Mls),
+        (8, false) => Some(Three::Mul),
+        _ => None,
+    };
+    if let Some(op) = whole {
+        return Some(Simd::ByLane { op, size, full: full(i), d, n, m, lane });
+    }
+    let op = match bits(i, 15, 12) {
+        2 => Long::MulAdd,
+        6 => Long::MulSub,
+        10 => Long::Mul,
+        _ => return None,
+    };
+    Some(Simd::Long { op, signed: !unsigned, size, upper: full(i), d, n, m, lane: Some(lane) })
+}
+
 fn three(i: u32) -> Option<Simd> {
     let (unsigned, size) = (bits(i, 29, 29) == 1, bits(i, 23, 22) as u8);
     let op = match (bits(i, 15, 11), unsigned) {
@@ -958,10 +1169,22 @@ fn three(i: u32) -> Option<Simd> {
         (19, false) => Three::Mul,
         (20, true) => Three::UmaxPairs,
         (21, true) => Three::UminPairs,
+        (20, false) => Three::SmaxPairs,
+        (21, false) => Three::SminPairs,
         (23, false) => Three::AddPairs,
+        (16, false) => Three::Add,
+        (16, true) => Three::Sub,
+        (8, true) => Three::ShiftBy,
+        (8, false) => Three::ShiftBySigned,
+        (14, true) => Three::Difference,
+        (14, false) => Three::DifferenceSigned,
+        (15, true) => Three::DifferenceAdd,
+        (15, false) => Three::DifferenceSignedAdd,
+        (2, true) => Three::RoundedMean,
         _ => return None,
     };
-    Some(Simd::Three { op, size, full: full(i), d: rd(i), n: rn(i), m: rm(i) })
+    // A scalar is as the one lane of a half.
+    Some(Simd::Three { op, size, full: full(i) && !is_scalar(i), d: rd(i), n: rn(i), m: rm(i) })
 }
 
 fn two(i: u32) -> Option<Simd> {
@@ -980,9 +1203,13 @@ fn two(i: u32) -> Option<Simd> {
         (11, false) => Two::Abs,
         (11, true) => Two::Neg,
         (18, false) => Two::Narrow,
+        (2, true) => Two::PairSums,
+        (2, false) => Two::PairSumsSigned,
+        (6, true) => Two::PairSumsAdd,
+        (6, false) => Two::PairSumsSignedAdd,
         _ => return None,
     };
-    Some(Simd::Two { op, size, full: full(i), d: rd(i), n: rn(i) })
+    Some(Simd::Two { op, size, full: full(i) && !is_scalar(i), d: rd(i), n: rn(i) })
 }
 
 fn shift(i: u32) -> Option<Simd> {

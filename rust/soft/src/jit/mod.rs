@@ -20,6 +20,8 @@ mod aarch64;
 mod cache;
 mod flow;
 mod layout;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod left;
 pub(crate) mod memory;
 mod registers;
 #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux"))]
@@ -131,6 +133,9 @@ pub(crate) struct Link {
 pub(crate) struct Code {
     pub bytes: Vec<u8>,
     pub links: Vec<Link>,
+    /// The operations that the interpreter's handlers do.
+    #[cfg(test)]
+    pub left: Vec<usize>,
 }
 
 /// What makes machine code for a kind of host.

@@ -82,7 +82,7 @@ fn two(store: bool, nontemporal: bool) -> &'static str {
 }
 
 /// Vector registers from `first` on, as many as `count`, in braces.
-fn list(f: &mut fmt::Formatter, first: u32, count: u32, of: &str) -> fmt::Result {
+pub(super) fn list(f: &mut fmt::Formatter, first: u32, count: u32, of: &str) -> fmt::Result {
     let last = (first + count - 1) & 31;
     if count > 2 && last > first {
         return write!(f, "{{v{first}.{of}-v{last}.{of}}}");

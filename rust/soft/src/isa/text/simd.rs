@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use super::memory::arrangement;
+use super::memory::{arrangement, list};
 use super::{CONDITIONS, R};
 use crate::isa::insn::Reg;
 use crate::isa::simd::{
-    Crypto, Float1, Float2, FloatZero, Floats2, LaneShift, Permute, Round, Shape, Simd, Three, Two,
+    Across, Crypto, Float1, Float2, FloatZero, Floats2, LaneShift, Long, Permute, Round, Shape, Simd, Three,
+    Two,
 };
 
 /// The letter of a lane's or a scalar's size.
@@ -179,6 +180,65 @@ fn three(op: Three) -> &'static str {
         Three::AddPairs => "addp",
         Three::UmaxPairs => "umaxp",
         Three::UminPairs => "uminp",
+        Three::SmaxPairs => "smaxp",
+        Three::SminPairs => "sminp",
+        Three::Add => "add",
+        Three::Sub => "sub",
+        Three::ShiftBy => "ushl",
+        Three::ShiftBySigned => "sshl",
+        Three::Difference => "uabd",
+        Three::DifferenceSigned => "sabd",
+        Three::DifferenceAdd => "uaba",
+        Three::DifferenceSignedAdd => "saba",
+        Three::RoundedMean => "urhadd",
+    }
+}
+
+/// The name, and by how much the result's lane is wider.
+fn across(op: Across) -> (&'static str, u8) {
+    match op {
+        Across::Sum => ("addv", 0),
+        Across::SumLong => ("uaddlv", 1),
+        Across::SumLongSigned => ("saddlv", 1),
+        Across::Umax => ("umaxv", 0),
+        Across::Umin => ("uminv", 0),
+        Across::Smax => ("smaxv", 0),
+        Across::Smin => ("sminv", 0),
+    }
+}
+
+fn long(f: &mut fmt::Formatter, insn: Simd) -> fmt::Result {
+    let Simd::Long { op, signed, size, upper, d, n, m, lane } = insn else { return Ok(()) };
+    let (sign, name) = match op {
+        Long::Add => (true, "addl"),
+        Long::Sub => (true, "subl"),
+        Long::Difference => (true, "abdl"),
+        Long::DifferenceAdd => (true, "abal"),
+        Long::Mul => (true, "mull"),
+        Long::MulAdd => (true, "mlal"),
+        Long::MulSub => (true, "mlsl"),
+        Long::AddWide => (true, "addw"),
+        Long::SubWide => (true, "subw"),
+        Long::AddNarrow => (false, "addhn"),
+        Long::SubNarrow => (false, "subhn"),
+    };
+    let sign = match (sign, signed) {
+        (false, _) => "",
+        (_, true) => "s",
+        (_, false) => "u",
+    };
+    let [narrow, wide] = [|r: Reg, size, upper| V(r, size, upper), |r: Reg, size, _| V(r, size + 1, true)];
+    let (to, from, by) = match op {
+        Long::AddWide | Long::SubWide => (wide(d, size, upper), wide(n, size, upper), narrow(m, size, upper)),
+        Long::AddNarrow | Long::SubNarrow => {
+            (narrow(d, size, upper), wide(n, size, upper), wide(m, size, upper))
+        }
+        _ => (wide(d, size, upper), narrow(n, size, upper), narrow(m, size, upper)),
+    };
+    write!(f, "{sign}{name}{} {to}, {from}, ", if upper { "2" } else { "" })?;
+    match lane {
+        None => write!(f, "{by}"),
+        Some(lane) => write!(f, "v{m}.{}[{lane}]", letter(size)),
     }
 }
 
@@ -198,6 +258,10 @@ fn two(op: Two) -> (&'static str, &'static str) {
         Two::LessEqual => ("cmle", ", #0"),
         Two::Less => ("cmlt", ", #0"),
         Two::Narrow => ("xtn", ""),
+        Two::PairSums => ("uaddlp", ""),
+        Two::PairSumsSigned => ("saddlp", ""),
+        Two::PairSumsAdd => ("uadalp", ""),
+        Two::PairSumsSignedAdd => ("sadalp", ""),
     }
 }
 
@@ -336,7 +400,7 @@ fn convert(f: &mut fmt::Formatter, word: u32, insn: Simd) -> fmt::Result {
 /// The instruction `insn`, whose word is `word`; nothing for constants, which are not kept as they were written.
 pub(super) fn simd(f: &mut fmt::Formatter, word: u32, insn: Simd) -> fmt::Result {
     match insn {
-        Simd::Const { .. } => Ok(()),
+        Simd::Const { .. } | Simd::OrConst { .. } | Simd::AndConst { .. } => Ok(()),
         Simd::Float1 { op: Float1::Convert, double, d, n } => {
             write!(f, "fcvt {}, {}", S(d, double), S(n, !double))
         }
@@ -383,6 +447,9 @@ pub(super) fn simd(f: &mut fmt::Formatter, word: u32, insn: Simd) -> fmt::Result
         | Simd::Lengthen { .. }
         | Simd::Shorten { .. }
         | Simd::AddPair { .. } => floats(f, insn),
+        Simd::Three { op, d, n, m, .. } if word >> 28 & 1 == 1 => {
+            write!(f, "{} d{d}, d{n}, d{m}", three(op))
+        }
         Simd::Three { op, size, full, d, n, m } => {
             let logical = matches!(op, Three::Orn | Three::Bsl | Three::Bit | Three::Bif);
             let [d, n, m] = [d, n, m].map(|r| V(r, if logical { 0 } else { size }, full));
@@ -392,11 +459,31 @@ pub(super) fn simd(f: &mut fmt::Formatter, word: u32, insn: Simd) -> fmt::Result
             let second = if full { "2" } else { "" };
             write!(f, "xtn{second} {}, {}", V(d, size, full), V(n, size + 1, true))
         }
+        Simd::Two { op, d, n, .. } if word >> 28 & 1 == 1 => {
+            let (name, zero) = two(op);
+            write!(f, "{name} d{d}, d{n}{zero}")
+        }
+        Simd::Two {
+            op: op @ (Two::PairSums | Two::PairSumsSigned | Two::PairSumsAdd | Two::PairSumsSignedAdd),
+            size,
+            full,
+            d,
+            n,
+        } => write!(f, "{} {}, {}", two(op).0, V(d, size + 1, full), V(n, size, full)),
         Simd::Two { op, size, full, d, n } => {
             let (name, zero) = two(op);
             write!(f, "{name} {}, {}{zero}", V(d, size, full), V(n, size, full))
         }
-        Simd::Sum { size, full, d, n } => write!(f, "addv {}{d}, {}", letter(size), V(n, size, full)),
+        Simd::Across { op, size, full, d, n } => {
+            let (name, wider) = across(op);
+            write!(f, "{name} {}{d}, {}", letter(size + wider), V(n, size, full))
+        }
+        Simd::PairSum { d, n } => write!(f, "addp d{d}, v{n}.2d"),
+        Simd::Long { .. } => long(f, insn),
+        Simd::ByLane { op, size, full, d, n, m, lane } => {
+            let [d, n] = [d, n].map(|r| V(r, size, full));
+            write!(f, "{} {d}, {n}, v{m}.{}[{lane}]", three(op), letter(size))
+        }
         Simd::Shift { .. } => shift(f, word >> 28 & 1 == 1, insn),
         Simd::Permute { op, size, full, d, n, m } => {
             let [d, n, m] = [d, n, m].map(|r| V(r, size, full));
@@ -406,8 +493,10 @@ pub(super) fn simd(f: &mut fmt::Formatter, word: u32, insn: Simd) -> fmt::Result
             let [d, n, m] = [d, n, m].map(|r| V(r, 0, full));
             write!(f, "ext {d}, {n}, {m}, #{by}")
         }
-        Simd::Table { full, d, n, m } => {
-            write!(f, "tbl {}, {{{}}}, {}", V(d, 0, full), V(n, 0, true), V(m, 0, full))
+        Simd::Table { keeps, count, full, d, n, m } => {
+            write!(f, "{} {}, ", if keeps { "tbx" } else { "tbl" }, V(d, 0, full))?;
+            list(f, n.into(), count.into(), "16b")?;
+            write!(f, ", {}", V(m, 0, full))
         }
         Simd::Dup { .. }
         | Simd::Lane { .. }

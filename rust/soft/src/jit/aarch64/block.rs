@@ -76,6 +76,8 @@ pub(super) struct Translator<'a> {
     flags_live: Vec<bool>,
     asides: Vec<Aside>,
     links: Vec<Link>,
+    #[cfg(test)]
+    left: Vec<usize>,
 }
 
 /// Makes the code of a block that begins at `origin` of the code memory.
@@ -92,6 +94,8 @@ pub(super) fn translate(input: &Input, origin: usize, stubs: &Stubs, features: F
         flags_live: flow::flags_live(input),
         asides: Vec::new(),
         links: Vec::new(),
+        #[cfg(test)]
+        left: Vec::new(),
     };
     t.begin_loop();
     let last = input.ops.len() - 1;
@@ -107,7 +111,12 @@ pub(super) fn translate(input: &Input, origin: usize, stubs: &Stubs, features: F
         }
     }
     t.emit_asides();
-    Code { bytes: t.asm.buf, links: t.links }
+    Code {
+        bytes: t.asm.buf,
+        links: t.links,
+        #[cfg(test)]
+        left: t.left,
+    }
 }
 
 impl Translator<'_> {
@@ -189,8 +198,15 @@ impl Translator<'_> {
         }
     }
 
+    /// The operation at hand is not translated.
+    fn note_left(&mut self) {
+        #[cfg(test)]
+        self.left.push(self.at);
+    }
+
     /// The operation's own handler does it.
     pub(super) fn call_handler(&mut self) {
+        self.note_left();
         self.store_all();
         self.asm.mov_i(ADDRESS, self.op_address(self.at));
         self.asm.bl_to(self.stubs.ways.call);
@@ -206,6 +222,7 @@ impl Translator<'_> {
         if reads.flags || writes.flags {
             return self.call_handler();
         }
+        self.note_left();
         self.store_all();
         self.asm.mov_i(ADDEND, f);
         self.asm.mov_i(TEMP, word.into());
@@ -298,6 +315,7 @@ impl Translator<'_> {
             }
             (End::Instruction, Insn::Indirect { link, n, .. }) => self.indirect(link, n),
             _ => {
+                self.note_left();
                 self.store_all();
                 self.asm.mov_i(ADDRESS, self.op_address(self.at));
                 self.asm.b_to(self.stubs.ways.exit);

@@ -53,7 +53,12 @@ impl Translator<'_> {
                 | Simd::ToUpper { .. }
                 | Simd::Three { .. }
                 | Simd::Two { .. }
-                | Simd::Sum { .. }
+                | Simd::Across { .. }
+                | Simd::PairSum { .. }
+                | Simd::Long { .. }
+                | Simd::ByLane { .. }
+                | Simd::OrConst { .. }
+                | Simd::AndConst { .. }
                 | Simd::Shift { .. }
                 | Simd::Permute { .. }
                 | Simd::Extract { .. }

@@ -363,6 +363,13 @@ impl Asm {
         self.u8(0xc0 | (d.0 & 7) << 3 | s.0 & 7);
     }
 
+    /// Each lane of 4 or 8 bytes (`wide`) of `s` shifted left or right by that of `by`; what is too far is lost (AVX2).
+    pub(super) fn shift_each(&mut self, left: bool, wide: bool, d: X, s: X, by: X) {
+        self.vex(2, wide, R(d.0), s.0, R(by.0), 1);
+        self.u8(if left { 0x47 } else { 0x45 });
+        self.u8(0xc0 | (d.0 & 7) << 3 | by.0 & 7);
+    }
+
     /// The four lowest halves to singles (F16C, as the next).
     pub(super) fn halves_to_singles(&mut self, d: X, s: X) {
         self.vex(2, false, R(d.0), 0, R(s.0), 1);

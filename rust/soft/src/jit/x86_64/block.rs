@@ -92,6 +92,8 @@ pub(super) struct Translator<'a> {
     entries: &'a Entries,
     asides: Vec<Aside>,
     links: Vec<Link>,
+    #[cfg(test)]
+    left: Vec<usize>,
 }
 
 /// Makes the code of a block that begins at `origin` of the code memory.
@@ -123,6 +125,8 @@ pub(super) fn translate(
         entries,
         asides: Vec::new(),
         links: Vec::new(),
+        #[cfg(test)]
+        left: Vec::new(),
     };
     t.begin_loop();
     let last = input.ops.len() - 1;
@@ -144,7 +148,12 @@ pub(super) fn translate(
         }
     }
     t.emit_asides();
-    Code { bytes: t.asm.buf, links: t.links }
+    Code {
+        bytes: t.asm.buf,
+        links: t.links,
+        #[cfg(test)]
+        left: t.left,
+    }
 }
 
 impl Translator<'_> {
@@ -239,8 +248,15 @@ impl Translator<'_> {
         self.exit_when(Cc::NE);
     }
 
+    /// The operation at hand is not translated.
+    fn note_left(&mut self) {
+        #[cfg(test)]
+        self.left.push(self.at);
+    }
+
     /// The operation's own handler does it.
     pub(super) fn call_handler(&mut self) {
+        self.note_left();
         self.store_all();
         self.asm.mov_i(RSI, self.op_address(self.at));
         self.asm.call_to(self.stubs.ways.call);
@@ -266,6 +282,7 @@ impl Translator<'_> {
         if reads.flags || writes.flags {
             return self.call_handler();
         }
+        self.note_left();
         let general = (0..31).find(|g| writes.has(*g));
         if let Some(d) = general {
             self.will_write(d);
@@ -398,6 +415,7 @@ impl Translator<'_> {
             }
             (End::Instruction, Insn::Indirect { link, n, .. }) => self.indirect(link, n),
             _ => {
+                self.note_left();
                 self.store_all();
                 self.asm.mov_i(RSI, self.op_address(self.at));
                 self.asm.jmp_to(self.stubs.ways.exit);

@@ -17,7 +17,9 @@ mod layout;
 mod sse;
 mod structures;
 mod stubs;
+mod triples;
 mod vector;
+mod wide;
 
 use super::ways::Ways;
 use super::{Code, Entries, Host, Input, Link};
@@ -31,6 +33,7 @@ struct Features {
     /// And what came before: SSE3, SSSE3, SSE4.1.
     sse42: bool,
     fma: bool,
+    avx2: bool,
     /// ANDN; and RORX, SHLX and their kind.
     bmi1: bool,
     bmi2: bool,
@@ -44,6 +47,22 @@ struct Features {
 }
 
 impl Features {
+    /// In tests of what there is at best.
+    #[cfg(test)]
+    const ALL: Self = Self {
+        lzcnt: true,
+        sse42: true,
+        avx2: true,
+        fma: true,
+        bmi1: true,
+        bmi2: true,
+        aes: true,
+        clmul: true,
+        sha: true,
+        cx16: true,
+        f16c: true,
+    };
+
     fn detect() -> Self {
         let sse42 = std::is_x86_feature_detected!("sse4.2") && std::is_x86_feature_detected!("ssse3");
         Self {
@@ -51,6 +70,7 @@ impl Features {
             sse42,
             bmi1: std::is_x86_feature_detected!("bmi1"),
             bmi2: std::is_x86_feature_detected!("bmi2"),
+            avx2: std::is_x86_feature_detected!("avx2"),
             fma: std::is_x86_feature_detected!("fma"),
             aes: sse42 && std::is_x86_feature_detected!("aes"),
             clmul: std::is_x86_feature_detected!("pclmulqdq"),
@@ -85,5 +105,14 @@ impl Host for X86 {
 
     fn link(&self, link: &Link, target: usize) -> [u8; 4] {
         ((target as i64 - (link.at as i64 + 4)) as i32).to_le_bytes()
+    }
+}
+
+#[cfg(test)]
+impl X86 {
+    /// For a processor that has everything.
+    pub(super) fn best(entries: &Entries) -> Self {
+        let stubs = Stubs::emit(&mut Asm::default(), entries);
+        Self { stubs, features: Features::ALL }
     }
 }

@@ -52,6 +52,12 @@ pub(super) const PMOVSX: [Op; 3] = [int38(0x20), int38(0x23), int38(0x25)];
 /// Of 16 and 32 bits.
 pub(super) const PMULL: [Op; 2] = [int(0xd5), int38(0x40)];
 pub(super) const PHADD: [Op; 2] = [int38(0x01), int38(0x02)];
+/// Of the even lanes of 32 bits.
+pub(super) const PMULUDQ: Op = int(0xf4);
+pub(super) const PMULDQ: Op = int38(0x28);
+/// Rounded up; of 8 and 16 bits.
+pub(super) const PAVG: [Op; 2] = [int(0xe0), int(0xe3)];
+pub(super) const PACKUSDW: Op = int38(0x2b);
 pub(super) const PACKUSWB: Op = int(0x67);
 pub(super) const PACKSSDW: Op = int(0x6b);
 pub(super) const PSADBW: Op = int(0xf6);
@@ -331,7 +337,7 @@ pmaxud xmm4, xmm5|pabsw xmm4, xmm5|punpckhqdq xmm4, xmm5|packuswb xmm4, xmm5|pac
 pmovsxdq xmm4, xmm5|addps xmm4, xmm5|mulpd xmm9, xmm5|cmpltps xmm4, xmm5|cmpunordpd xmm9, xmm10|haddps xmm4, xmm5|\
 haddpd xmm4, xmm9|roundpd xmm4, xmm5, 8|cvtps2pd xmm4, xmm5|cvtpd2ps xmm4, xmm5|cvtdq2ps xmm9, xmm5|\
 cvttps2dq xmm4, xmm5|andnps xmm4, xmm5|movmskps eax, xmm9|movmskpd ecx, xmm4|\
-vfmadd231ps xmm4, xmm5, xmm6|vfnmadd231pd xmm12, xmm5, xmm14|vcvtph2ps xmm9, xmm4|vcvtps2ph xmm4, xmm9, 0";
+vfmadd231ps xmm4, xmm5, xmm6|vfnmadd231pd xmm12, xmm5, xmm14|pmuludq xmm4, xmm9|pmuldq xmm4, xmm9|pavgb xmm4, xmm5|pavgw xmm4, xmm5|packusdw xmm4, xmm9|vpsllvd xmm9, xmm4, xmm10|vpsrlvq xmm4, xmm9, xmm5|vcvtph2ps xmm9, xmm4|vcvtps2ph xmm4, xmm9, 0";
 
     fn all() -> Vec<u8> {
         let mut asm = Asm::default();
@@ -432,6 +438,13 @@ vfmadd231ps xmm4, xmm5, xmm6|vfnmadd231pd xmm12, xmm5, xmm14|vcvtph2ps xmm9, xmm
         a.signs(true, RCX, x4);
         a.fma_lanes(Fma::Madd, false, x4, x5, X(6));
         a.fma_lanes(Fma::Nmadd, true, X(12), x5, X(14));
+        a.vector(PMULUDQ, x4, x9);
+        a.vector(PMULDQ, x4, x9);
+        a.vector(PAVG[0], x4, x5);
+        a.vector(PAVG[1], x4, x5);
+        a.vector(PACKUSDW, x4, x9);
+        a.shift_each(true, false, x9, x4, X(10));
+        a.shift_each(false, true, x4, x9, x5);
         a.halves_to_singles(x9, x4);
         a.singles_to_halves(x4, x9);
         asm.buf

@@ -4,7 +4,7 @@ use super::asm::{
     Arith, Asm, Cc, M, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, at, indexed,
 };
 use super::layout::{self, BIAS};
-use super::structures::TRIPLES;
+use super::triples::TRIPLES;
 use crate::interp::handlers::Flags;
 use crate::jit::Entries;
 use crate::jit::ways::Ways;
@@ -45,12 +45,14 @@ pub(super) enum Constant {
     Pairs16,
     Fours8,
     Fours16,
+    /// 16 in each byte.
+    Sixteens,
     /// For CRC-32 of 64 bits, see `Translator::crc32`.
     Crc32,
 }
 
 impl Constant {
-    const ALL: [(Self, u128); 26] = [
+    const ALL: [(Self, u128); 27] = [
         (Self::Sign64, 1 << 63),
         (Self::Sign32, 1 << 31),
         (Self::Rest64, (1 << 63) - 1),
@@ -76,6 +78,7 @@ impl Constant {
         (Self::Pairs16, 0x0f0e_0b0a_0706_0302_0d0c_0908_0504_0100),
         (Self::Fours8, 0x0f0b_0703_0e0a_0602_0d09_0501_0c08_0400),
         (Self::Fours16, 0x0f0e_0706_0d0c_0504_0b0a_0302_0908_0100),
+        (Self::Sixteens, each64(0x1010_1010_1010_1010)),
         (Self::Crc32, CRC32_POLYNOMIAL << 64 | crc32_quotient() as u128),
     ];
 }

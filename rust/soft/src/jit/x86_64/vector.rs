@@ -4,6 +4,7 @@ use super::asm::{RAX, X};
 use super::block::Translator;
 use super::sse::{self, Op, Ps};
 use super::stubs::Constant;
+use super::wide::Narrow;
 use crate::isa::insn::{Lanes, Reg};
 use crate::isa::simd::{LaneShift, Permute, Simd, Three, Two};
 
@@ -16,30 +17,45 @@ impl Translator<'_> {
         match insn {
             Simd::Const { d, value } => {
                 let r = self.write_vector(d);
-                if value == 0 {
-                    self.asm.vector(sse::XORPS, r, r);
-                } else if value == u128::MAX {
-                    self.asm.vector(sse::PCMPEQ[2], r, r);
-                } else {
-                    self.asm.mov_i(RAX, value as u64);
-                    self.asm.mov_low_r(true, r, RAX);
-                    match (value >> 64) as u64 {
-                        0 => {}
-                        high if high == value as u64 => self.asm.vector(sse::PUNPCKL[3], r, r),
-                        high => {
-                            self.asm.mov_i(RAX, high);
-                            self.asm.lane_from(3, r, RAX, 1);
-                        }
-                    }
-                }
+                self.load_const(r, value);
                 if value >> 64 == 0 {
                     self.number(value >> 32 != 0, d);
                 }
                 true
             }
+            Simd::OrConst { d, value, .. } | Simd::AndConst { d, value } => {
+                let z = self.read_vector(d);
+                let r = self.write_vector(d);
+                self.load_const(X(0), value);
+                self.asm.movaps(r, z);
+                if let Simd::OrConst { full, .. } = insn {
+                    self.asm.vector(sse::POR, r, X(0));
+                    self.halve(full, r);
+                } else {
+                    self.asm.vector(sse::PAND, r, X(0));
+                }
+                true
+            }
+            Simd::Across { op, size, full, d, n } => self.across(op, size, full, d, n),
+            Simd::PairSum { d, n } => {
+                let x = self.read_vector(n);
+                let r = self.write_vector(d);
+                self.asm.vector_i(sse::PSHUFD, r, x, 0x4e);
+                self.asm.vector(sse::PADD[3], r, x);
+                self.asm.low_half(r, r);
+                self.number(true, d);
+                true
+            }
+            Simd::Long { op, signed, size, upper, d, n, m, lane } => {
+                self.long(op, Narrow { signed, size, upper }, [d, n, m], lane);
+                true
+            }
+            Simd::ByLane { op, size, full, d, n, m, lane } => {
+                self.by_lane(op, size, full, [d, n, m], lane);
+                true
+            }
             Simd::Three { op, size, full, d, n, m } => self.three(op, size, full, d, n, m),
             Simd::Two { op, size, full, d, n } => self.two(op, size, full, d, n),
-            Simd::Sum { size, full, d, n } => self.sum(size, full, d, n),
             Simd::Shift { op, size, full, d, n, by } => self.lane_shift(op, size, full, d, n, by),
             Simd::Permute { op, size, full, d, n, m } => {
                 self.permute(op, size, full, d, n, m);
@@ -59,14 +75,8 @@ impl Translator<'_> {
                 }
                 true
             }
-            Simd::Table { full, d, n, m } => {
-                let (x, y) = (self.read_vector(n), self.read_vector(m));
-                let r = self.write_vector(d);
-                self.asm.movaps(X(0), y);
-                self.constant(sse::PADDUSB, X(0), Constant::Beyond);
-                self.asm.movaps(r, x);
-                self.asm.vector(sse::PSHUFB, r, X(0));
-                self.halve(full, r);
+            Simd::Table { keeps, count, full, d, n, m } => {
+                self.tables(keeps, count, full, [d, n, m]);
                 true
             }
             Simd::Dup { size, full, d, n, lane } => {
@@ -153,6 +163,25 @@ impl Translator<'_> {
         }
     }
 
+    fn load_const(&mut self, r: X, value: u128) {
+        if value == 0 {
+            self.asm.vector(sse::XORPS, r, r);
+        } else if value == u128::MAX {
+            self.asm.vector(sse::PCMPEQ[2], r, r);
+        } else {
+            self.asm.mov_i(RAX, value as u64);
+            self.asm.mov_low_r(true, r, RAX);
+            match (value >> 64) as u64 {
+                0 => {}
+                high if high == value as u64 => self.asm.vector(sse::PUNPCKL[3], r, r),
+                high => {
+                    self.asm.mov_i(RAX, high);
+                    self.asm.lane_from(3, r, RAX, 1);
+                }
+            }
+        }
+    }
+
     /// Nothing above the lower half unless `full`.
     pub(super) fn halve(&mut self, full: bool, r: X) {
         if !full {
@@ -203,21 +232,29 @@ impl Translator<'_> {
             Three::Smin => extreme(&sse::PMINS),
             Three::Umax => extreme(&sse::PMAXU),
             Three::Umin => extreme(&sse::PMINU),
+            Three::Add => Some(sse::PADD[s]),
+            Three::Sub => Some(sse::PSUB[s]),
+            Three::RoundedMean => sse::PAVG.get(s).copied(),
             Three::Mul => s.checked_sub(1).and_then(|s| sse::PMULL.get(s).copied()),
             _ => None,
         };
         let multiplies = matches!(op, Three::Mla | Three::Mls);
         let pairs = matches!(op, Three::AddPairs | Three::UmaxPairs | Three::UminPairs);
         match op {
-            Three::Smax | Three::Smin | Three::Umax | Three::Umin | Three::Mul if direct.is_none() => {
+            Three::Smax | Three::Smin | Three::Umax | Three::Umin | Three::Mul | Three::RoundedMean
+                if direct.is_none() =>
+            {
                 return false;
             }
+            Three::SmaxPairs | Three::SminPairs | Three::ShiftBySigned => return false,
+            Three::ShiftBy if !self.features.avx2 || s == 0 => return false,
             _ if multiplies && !(1..=2).contains(&s) => return false,
             Three::UmaxPairs | Three::UminPairs if s != 0 => return false,
             _ => {}
         }
         let (x, y) = (self.read_vector(n), self.read_vector(m));
-        let z = if multiplies || matches!(op, Three::Bsl | Three::Bit | Three::Bif) {
+        let adds = matches!(op, Three::DifferenceAdd | Three::DifferenceSignedAdd);
+        let z = if multiplies || adds || matches!(op, Three::Bsl | Three::Bit | Three::Bif) {
             self.read_vector(d)
         } else {
             x
@@ -261,6 +298,18 @@ impl Translator<'_> {
                     self.asm.movaps(r, X(1));
                     self.invert(r);
                 }
+            }
+            Three::ShiftBy => self.shift_by(size, r, x, y),
+            Three::Difference
+            | Three::DifferenceSigned
+            | Three::DifferenceAdd
+            | Three::DifferenceSignedAdd => {
+                let signed = matches!(op, Three::DifferenceSigned | Three::DifferenceSignedAdd);
+                self.difference(signed, s, x, y);
+                if adds {
+                    self.asm.vector(sse::PADD[s], X(0), z);
+                }
+                self.asm.movaps(r, X(0));
             }
             Three::HigherSame => {
                 self.asm.movaps(r, y);
@@ -352,7 +401,8 @@ impl Translator<'_> {
             return false;
         }
         let x = self.read_vector(n);
-        let z = if op == Two::Narrow && full { self.read_vector(d) } else { x };
+        let adds = matches!(op, Two::PairSumsAdd | Two::PairSumsSignedAdd);
+        let z = if op == Two::Narrow && full || adds { self.read_vector(d) } else { x };
         let r = self.write_vector(d);
         match op {
             Two::Rev64 if s == 2 => self.asm.vector_i(sse::PSHUFD, r, x, 0xb1),
@@ -410,6 +460,9 @@ impl Translator<'_> {
                     self.invert(r);
                 }
             }
+            Two::PairSums | Two::PairSumsSigned | Two::PairSumsAdd | Two::PairSumsSignedAdd => {
+                self.pair_sums(op, size, r, x, adds.then_some(z));
+            }
             Two::Narrow => {
                 self.asm.movaps(X(0), x);
                 self.narrow(s, full, r, z);
@@ -422,7 +475,7 @@ impl Translator<'_> {
 
     /// The lower halves of lanes of XMM0, twice as wide as `s`: to the lower half of `r`, or to the upper one above what
     /// `z` has in its lower half.
-    fn narrow(&mut self, s: usize, full: bool, r: X, z: X) {
+    pub(super) fn narrow(&mut self, s: usize, full: bool, r: X, z: X) {
         let a = &mut self.asm;
         match s {
             0 => {
@@ -443,37 +496,6 @@ impl Translator<'_> {
         } else {
             a.low_half(r, X(0));
         }
-    }
-
-    fn sum(&mut self, size: u8, full: bool, d: Reg, n: Reg) -> bool {
-        if size == 1 {
-            return false;
-        }
-        let x = self.read_vector(n);
-        let r = self.write_vector(d);
-        let a = &mut self.asm;
-        if size == 0 {
-            a.vector(sse::XORPS, X(1), X(1));
-            if full {
-                a.movaps(X(0), x);
-            } else {
-                a.low_half(X(0), x);
-            }
-            a.vector(sse::PSADBW, X(0), X(1));
-            a.vector_i(sse::PSHUFD, X(1), X(0), 0x4e);
-            a.vector(sse::PADD[2], X(0), X(1));
-            a.mov_r(false, RAX, X(0));
-            a.extend(0, false, false, RAX, RAX);
-        } else {
-            a.vector_i(sse::PSHUFD, X(0), x, 0x4e);
-            a.vector(sse::PADD[2], X(0), x);
-            a.vector_i(sse::PSHUFD, X(1), X(0), 0xb1);
-            a.vector(sse::PADD[2], X(0), X(1));
-            a.mov_r(false, RAX, X(0));
-        }
-        a.mov_low_r(false, r, RAX);
-        self.number(false, d);
-        true
     }
 
     fn lane_shift(&mut self, op: LaneShift, size: u8, full: bool, d: Reg, n: Reg, by: u8) -> bool {
@@ -533,7 +555,7 @@ impl Translator<'_> {
     }
 
     /// Shifts the lanes of XMM0, by their length at most.
-    fn shift_lanes(&mut self, op: Ps, size: u8, by: u8) {
+    pub(super) fn shift_lanes(&mut self, op: Ps, size: u8, by: u8) {
         match (op, size) {
             (Ps::Ra, 3) => {
                 // There is none: the signs come from a comparison.
@@ -561,7 +583,7 @@ impl Translator<'_> {
         }
     }
 
-    fn all_bytes(&mut self, x: X, byte: u8) {
+    pub(super) fn all_bytes(&mut self, x: X, byte: u8) {
         self.asm.mov_i(RAX, u64::from(byte) * 0x0101_0101);
         self.asm.mov_low_r(false, x, RAX);
         self.asm.vector_i(sse::PSHUFD, x, x, 0);

@@ -122,8 +122,7 @@ impl Translator<'_> {
 
     /// UADDLP and its kind: the even lanes and the odd ones of `x`, twice as wide, and `z` where it is given.
     pub(super) fn pair_sums(&mut self, op: Two, size: u8, r: X, x: X, z: Option<X>) {
-        let right =
-            if matches!(op, Two::PairSumsSigned | Two::PairSumsSignedAdd) { Ps::Ra } else { Ps::Rl };
+        let right = if matches!(op, Two::PairSumsSigned | Two::PairSumsSignedAdd) { Ps::Ra } else { Ps::Rl };
         let bits = 8 << size;
         self.asm.movaps(X(0), x);
         self.shift_lanes(right, size + 1, bits);
@@ -138,12 +137,8 @@ impl Translator<'_> {
         self.asm.movaps(r, X(0));
     }
 
-    /// USHL of lanes of 2 to 8 bytes: what is too far for one direction leaves nothing in it. False where the host has no
-    /// such shifts.
-    pub(super) fn shift_by(&mut self, size: u8, r: X, x: X, y: X) -> bool {
-        if !self.features.avx2 || size == 0 {
-            return false;
-        }
+    /// USHL of lanes of 2 to 8 bytes: what is too far for one direction leaves nothing in it.
+    pub(super) fn shift_by(&mut self, size: u8, r: X, x: X, y: X) {
         // The counts, of the lowest byte of each lane.
         self.asm.movaps(X(0), y);
         let wide = size == 3;
@@ -160,13 +155,11 @@ impl Translator<'_> {
                 self.asm.lane_shift(Ps::Rl, 2, half, 16);
             }
             self.asm.vector(sse::PACKUSDW, X(2), X(3));
-            self.asm.movaps(r, X(2));
-            return true;
+            return self.asm.movaps(r, X(2));
         }
         self.asm.lane_shift(Ps::Ll, size, X(0), if wide { 56 } else { 24 });
         self.shift_lanes(Ps::Ra, size, if wide { 56 } else { 24 });
         self.shift_both_ways(wide, r, x);
-        true
     }
 
     /// Lanes of 4 or 8 bytes by the counts in XMM0, to the left and, where they are negative, to the right. Uses XMM1.
@@ -198,7 +191,7 @@ impl Translator<'_> {
         if full {
             self.asm.vector(table[s], X(0), x);
         }
-        self.fold(table[s], size, if full { 1 } else { 1 });
+        self.fold(table[s], size);
         self.lowest(size, r, d);
         true
     }
@@ -214,7 +207,7 @@ impl Translator<'_> {
     }
 
     /// Folds the lower half of XMM0 until its lowest lane of `1 << size` bytes is of all. Uses XMM1.
-    fn fold(&mut self, op: sse::Op, size: u8, _: u8) {
+    fn fold(&mut self, op: sse::Op, size: u8) {
         let a = &mut self.asm;
         a.vector_i(sse::PSHUFD, X(1), X(0), 0xb1);
         a.vector(op, X(0), X(1));
@@ -258,7 +251,7 @@ impl Translator<'_> {
         if op == Across::Sum {
             a.vector_i(sse::PSHUFD, X(1), X(0), 0x4e);
             a.vector(sse::PADD[usize::from(size)], X(0), X(1));
-            self.fold(sse::PADD[usize::from(size)], size, 0);
+            self.fold(sse::PADD[usize::from(size)], size);
             self.lowest(size, r, d);
             return true;
         }
@@ -269,7 +262,7 @@ impl Translator<'_> {
         a.vector_i(sse::PSHUFD, X(1), X(0), 0x4e);
         if size == 1 {
             a.vector(sse::PADD[2], X(0), X(1));
-            self.fold(sse::PADD[2], 2, 0);
+            self.fold(sse::PADD[2], 2);
             self.lowest(2, r, d);
         } else {
             a.vector(sse::PADD[3], X(0), X(1));
