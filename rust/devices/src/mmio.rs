@@ -182,6 +182,11 @@ impl Rings {
         Ok(())
     }
 
+    /// Whether the driver says how far it has looked at queue `index`, so that [`Rings::tell_of_untold`] knows.
+    pub fn says_what_it_saw(&self, index: usize) -> bool {
+        self.queues[index].event_idx_enabled()
+    }
+
     /// Gives a chain back with `length` bytes written, without an interrupt: the guest finds it when it next looks, and
     /// [`Rings::push`] counts it.
     pub fn push_untold(&mut self, index: usize, head: u16, length: u32) -> Result<(), Broken> {

@@ -14,6 +14,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -500,4 +501,38 @@ fn a_port_of_the_hosts_is_for_who_came_first_or_may_bind_a_reserved_port() {
     guest.send((1024, 1023), REQUEST, 0, 0, &[]);
     assert_eq!(guest.receive_op(RESPONSE).guest_port, 1023);
     assert!(accepted.recv().is_ok());
+}
+
+#[test]
+fn a_guest_is_interrupted_for_many_of_its_packets_at_once_and_for_the_last_on_request() {
+    let mut guest = Guest::start();
+    guest.driver.features = 1 << 29; // VIRTIO_RING_F_EVENT_IDX
+    guest.driver.initialise();
+    for n in 0..RX_BUFFERS {
+        guest.driver.add(RX, n, &[writable(rx_at(n), RX_BYTES)]);
+    }
+    let (mut socket, ports) = guest.connected(1025);
+    // Where the driver says how far it has looked, behind its ring (virtio 1.2, 2.7.7).
+    let has_seen = |guest: &Guest, packets: u16| {
+        let at = rings(TX)[1] + 4 + 2 * u64::from(guest.driver.sizes[TX]);
+        guest.driver.put(at, &packets.to_le_bytes());
+    };
+    guest.driver.store(0x64, guest.driver.load(0x60));
+    for packet in 2..=16 {
+        guest.send(ports, RW, 0, 0, b"x");
+        let level = guest.driver.level.load(Ordering::SeqCst);
+        assert_eq!(level, packet == 16, "packet {packet}");
+    }
+    assert!(guest.driver.load(0x60) & 1 != 0);
+    guest.driver.store(0x64, 1);
+    has_seen(&guest, 16);
+    guest.send(ports, RW, 0, 0, b"x");
+    assert_eq!(guest.driver.load(0x60), 0);
+    guest.host.tell_of_packets();
+    assert_eq!(guest.driver.load(0x60) & 1, 1);
+    guest.driver.store(0x64, 1);
+    has_seen(&guest, 17);
+    guest.host.tell_of_packets();
+    assert_eq!(guest.driver.load(0x60), 0, "it has looked");
+    socket.read_exact(&mut [0; 16]).unwrap();
 }

@@ -69,8 +69,8 @@ struct Session {
     said: AtomicBool,
     /// Whether the end has begun, and has its time.
     ending: AtomicBool,
-    /// To the thread that makes connections that have to wait.
-    waiting: mpsc::SyncSender<(u32, OwnedFd)>,
+    /// To the thread that makes connections that have to wait, once there is one.
+    waiting: Mutex<Option<mpsc::SyncSender<(u32, OwnedFd)>>>,
     /// Connections that were asked for before the guest was ready; none any more once it is. So what a guest is started for
     /// is at its door when it opens.
     early: Mutex<Option<Vec<(u32, OwnedFd)>>>,
@@ -137,7 +137,6 @@ fn live(
         }
     };
     owner.end_with_it()?;
-    let (waiting, to_connect) = mpsc::sync_channel(MAX_WAITING);
     let session = Arc::new(Session {
         machine: Arc::new(machine),
         // Not what its origin says: a file of version 8 is none that diffs build on.
@@ -163,12 +162,11 @@ fn live(
         asked: AtomicBool::new(false),
         said: AtomicBool::new(false),
         ending: AtomicBool::new(false),
-        waiting,
+        waiting: Mutex::new(None),
         early: Mutex::new(Some(Vec::new())),
         started,
         steps: Mutex::new(steps),
     });
-    session.spawn("connect", move |session| session.connect_those_that_wait(&to_connect));
     if let Some(waits) = waits {
         session.spawn("files", move |session| {
             waits.serve(&session.machine, |event| session.events.send(event));
@@ -271,7 +269,7 @@ impl Session {
     }
 
     /// Makes a connection once the guest is ready.
-    fn connect_when_ready(&self, port: u32, fd: OwnedFd) {
+    fn connect_when_ready(self: &Arc<Self>, port: u32, fd: OwnedFd) {
         if let Some(early) = &mut *lock(&self.early) {
             // Beyond what may wait it closes, which its other end sees.
             if early.len() < MAX_WAITING {
@@ -283,7 +281,7 @@ impl Session {
     }
 
     /// Makes a connection, without waiting for the guest or for what it keeps busy.
-    fn connect(&self, port: u32, fd: OwnedFd) {
+    fn connect(self: &Arc<Self>, port: u32, fd: OwnedFd) {
         let fd = match self.wall_clock.is_right() {
             true => match self.machine.vsock().try_connect(port, fd) {
                 None => return,
@@ -291,8 +289,16 @@ impl Session {
             },
             false => fd,
         };
-        // Beyond what may wait it closes, which its other end sees.
-        let _ = self.waiting.try_send((port, fd));
+        let mut waiting = lock(&self.waiting);
+        if waiting.is_none() {
+            let (sender, to_connect) = mpsc::sync_channel(MAX_WAITING);
+            let connects = move |session: Arc<Self>| session.connect_those_that_wait(&to_connect);
+            *waiting = self.try_spawn("connect", connects).is_ok().then_some(sender);
+        }
+        // Beyond what may wait it closes, which its other end sees; as it does without a thread.
+        if let Some(waiting) = &*waiting {
+            let _ = waiting.try_send((port, fd));
+        }
     }
 
     /// Plugs the network card's cable in, where the guest has a network.
@@ -328,6 +334,7 @@ impl Session {
             if let Some(stop) = self.machine.wait(Some(slice)) {
                 return stop;
             }
+            self.machine.vsock().tell_of_packets();
             if self.wall_clock.has_moved() {
                 let _ = self.try_spawn("clock", |session| session.wall_clock.follow(&session.boot));
             }

@@ -40,6 +40,9 @@ const RESERVED_PORTS: u32 = 1024;
 /// Packets without data that wait for the guest's buffers. Each answers one of the guest's own, or belongs to a
 /// connection, so a guest that goes beyond does not take what it asked for.
 const MAX_CONTROL: usize = 4 * MAX_CONNECTIONS;
+/// Packets of the guest's that are given back without an interrupt, of the 128 that it can have under way. Linux is woken
+/// to free them: more work than to send one. It also looks at them with the next packet that it gets.
+const MAX_UNTOLD: u32 = 16;
 /// Host ports from here on are given to connections that the host makes.
 const FIRST_EPHEMERAL: u32 = 1 << 30;
 const HOST_CID: u64 = libc::VMADDR_CID_HOST as u64;
@@ -85,6 +88,8 @@ pub struct Vsock {
     closed: bool,
     /// Bytes of all connections that wait for their sockets.
     buffered: usize,
+    /// Packets that were given back without an interrupt since the last.
+    untold: u32,
 }
 
 impl Vsock {
@@ -106,6 +111,7 @@ impl Vsock {
             asked: Vec::new(),
             closed: false,
             buffered: 0,
+            untold: 0,
         })
     }
 
@@ -437,6 +443,16 @@ impl Vsock {
         self.fill(rings)
     }
 
+    /// Gives a packet of the guest's back, with an interrupt for every so many.
+    fn give_back(&mut self, head: u16, rings: &mut Rings) -> Result<(), Broken> {
+        self.untold += 1;
+        if self.untold < MAX_UNTOLD && rings.says_what_it_saw(TRANSMIT) {
+            return rings.push_untold(TRANSMIT, head, 0);
+        }
+        self.untold = 0;
+        rings.push(TRANSMIT, head, 0)
+    }
+
     fn watch(&self, key: Key) {
         if let Some(connection) = self.connections.get(&key) {
             connection.watch(&self.poller);
@@ -483,7 +499,7 @@ impl Device for Vsock {
                         return Err(Broken::Chain("a vsock packet is shorter than it says".into()));
                     }
                     self.receive(&header, &mut reader)?;
-                    rings.push(TRANSMIT, head, 0)?;
+                    self.give_back(head, rings)?;
                 }
                 if !rings.enable_notification(TRANSMIT)? {
                     break;
@@ -498,6 +514,7 @@ impl Device for Vsock {
 
     fn reset(&mut self) {
         self.drop_all();
+        self.untold = 0;
         (self.reset_unreported, self.reset_under_way) = (false, false);
     }
 }
@@ -561,6 +578,16 @@ impl Host {
         lock(&self.transport).with(|device, rings| {
             device.connect(port, UnixStream::from(fd))?;
             device.fill(rings)
+        });
+    }
+
+    /// Tells the guest of the last of its packets that were given back, for who waits for that (MSG_ZEROCOPY).
+    pub fn tell_of_packets(&self) {
+        lock(&self.transport).with(|device, rings| {
+            if std::mem::take(&mut device.untold) > 0 {
+                rings.tell_of_untold(TRANSMIT);
+            }
+            Ok(())
         });
     }
 
