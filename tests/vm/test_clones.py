@@ -10,8 +10,10 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -170,6 +172,56 @@ def test_processes_go_on_with_what_they_had(clones: list[VM]) -> None:
         assert vm.path("/tmp/piped").read_text() == "through a pipe\n"
         assert vm.path("/tmp/named").read_text() == "still here\n"
         assert output(vm, "sha256sum /tmp/large") == vm.path("/tmp/large.sum").read_text()
+
+
+def test_a_clone_of_a_guest_without_processes_is_somebody_else(busybox: str) -> None:
+    names = "cat /etc/hostname; grep 127.0.1.1 /etc/hosts"
+    with VM(busybox) as vm:
+        own = output(vm, "hostname").strip()
+        clones = vm.fork(4)
+        try:
+            for clone in clones:
+                name = output(clone, "hostname").strip()
+                assert name != own
+                assert output(clone, names) == f"{name}\n127.0.1.1\t{name}\n"
+            assert all_differ(clones, "cat /proc/sys/kernel/random/uuid")
+        finally:
+            for clone in clones:
+                clone.kill()
+        assert output(vm, names) == f"{own}\n127.0.1.1\t{own}\n"
+        # What its user has written stays, be it before one capture or after it and before another.
+        for path in ("/etc/hosts", "/etc/hostname"):
+            output(vm, f"echo mine > {path}")
+            (clone,) = vm.fork(1)
+            with clone:
+                assert output(clone, f"cat {path}") == "mine\n"
+                assert output(clone, "hostname").strip() != own
+
+
+def test_commands_that_begin_while_the_guest_is_captured_run_once(busybox: str, tmp_path: Path) -> None:
+    with VM(busybox) as vm, ThreadPoolExecutor(3) as executor:
+        own = output(vm, "hostname").strip()
+        over = threading.Event()
+
+        def ask() -> int:
+            asked = 0
+            while not over.is_set():
+                assert vm.run(["sh", "-c", "echo $(hostname) >> /log"]).returncode == 0
+                asked += 1
+            return asked
+
+        asking = [executor.submit(ask) for _ in range(3)]
+        try:
+            snapshots = [vm.snapshot(tmp_path / str(number)) for number in range(6)]
+        finally:
+            over.set()
+        asked = sum(future.result() for future in asking)
+        assert asked > 0
+        assert output(vm, "cat /log") == f"{own}\n" * asked
+    for snapshot in snapshots:
+        with snapshot.restore() as clone:
+            # Those that had begun go on, as somebody else.
+            assert {own, output(clone, "hostname").strip()} >= set(output(clone, "cat /log").split())
 
 
 def test_a_clone_that_cannot_confirm_does_not_start(year_old: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:

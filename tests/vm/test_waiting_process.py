@@ -155,3 +155,12 @@ def test_forks_and_clones_of_clones_have_one_each(clone: VM, tmp_path: Path) -> 
     # The one that goes on has it, too.
     assert waiting(clone) == [other]
     assert output(clone, "echo $$") == str(other)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_that_ends_its_output_goes_on(clone: VM, number: int) -> None:
+    for _ in range(number - 1):
+        output(clone, "true")
+    script = "echo out; exec >&-; sleep 0.2; echo late >&2; exec 2>&-; sleep 0.2; exit 3"
+    done = clone.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "late\n", 3)

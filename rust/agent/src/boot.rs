@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use supermachine_proto::agent::{
@@ -11,7 +12,7 @@ use supermachine_proto::{VERSION, frame};
 
 use crate::{
     attach, authority, connections, exec, freeze, identity, init, limits, mounts, network, reaper, room,
-    root, server, sys, volumes,
+    root, server, spare, sys, volumes,
 };
 
 /// Between two attempts to reach a host that has just been restored.
@@ -73,11 +74,16 @@ fn converse(host: &File, configured: &mut bool) -> Result<(), Error> {
             }
             BootCommand::Freeze => {
                 exec::prepare();
-                freeze::freeze().map_err(step("stopping the guest's processes"))?;
+                freeze::freeze(spare::is).map_err(step("stopping the guest's processes"))?;
+                connections::count();
+                identity::look_at_hosts();
+                network::look();
                 volumes::freeze();
                 frame::write(&mut &*host, &BootEvent::Frozen)?;
             }
             BootCommand::Thaw => {
+                identity::leave_hosts();
+                network::leave();
                 volumes::thaw();
                 freeze::thaw().map_err(step("letting the guest's processes go on"))?;
                 frame::write(&mut &*host, &BootEvent::Thawed)?;
@@ -162,10 +168,15 @@ fn loopback_up() -> io::Result<()> {
 }
 
 fn kernel_release() -> String {
-    // SAFETY: all zeros is a valid utsname, which the call fills with NUL-terminated strings.
-    unsafe {
-        let mut names: libc::utsname = std::mem::zeroed();
-        libc::uname(&mut names);
-        std::ffi::CStr::from_ptr(names.release.as_ptr()).to_string_lossy().into_owned()
-    }
+    /// A guest that is restored has not another.
+    static RELEASE: OnceLock<String> = OnceLock::new();
+    let asked = || {
+        // SAFETY: all zeros is a valid utsname, which the call fills with NUL-terminated strings.
+        unsafe {
+            let mut names: libc::utsname = std::mem::zeroed();
+            libc::uname(&mut names);
+            std::ffi::CStr::from_ptr(names.release.as_ptr()).to_string_lossy().into_owned()
+        }
+    };
+    RELEASE.get_or_init(asked).clone()
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys;
 
@@ -36,18 +37,37 @@ pub(crate) fn prepare() {
     let _ = FILES.set(COUNTS.map(|(_, path, _)| File::open(path).ok()));
 }
 
+/// Whether there was no socket of TCP when the guest's processes stood still. There comes none until they go on: who
+/// would listen for one, or make it, is one of them, and what the agent makes itself is over the loopback.
+static NONE: AtomicBool = AtomicBool::new(false);
+
+/// Looks whether there is any socket that a clone would have to end, with the guest's processes standing still.
+pub(crate) fn count() {
+    let counts = COUNTS.iter().zip(FILES.get().unwrap_or(&[None, None]));
+    let none = counts.map(|((_, _, line), file)| counted(file.as_ref(), line)).all(|count| count == Some(0));
+    NONE.store(none, Ordering::Relaxed);
+}
+
+/// How many sockets the kernel counts in such a file.
+fn counted(file: Option<&File>, line: &str) -> Option<usize> {
+    let mut text = [0; MAX_COUNTS];
+    // The kernel writes such a file whole where there is room for it.
+    let length = file.and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
+    number(&text[..length], line)
+}
+
 /// Ends every TCP connection that is not over the loopback, as if its other end had reset it, so that programs see that
 /// at once. A kernel that cannot do so leaves them; they are reset when they send something.
 ///
 /// To look for them the kernel goes through its whole table of connections, 16,384 buckets for 2 GiB: more instructions
 /// than all the rest of a restore. So it is not asked where its counts say that there is none, or listeners only.
 pub(crate) fn end_all() -> io::Result<()> {
+    if NONE.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     let mut diagnosis = None;
     for ((family, _, line), file) in COUNTS.iter().zip(FILES.get().unwrap_or(&[None, None])) {
-        let (family, mut text) = (*family, [0; MAX_COUNTS]);
-        // The kernel writes such a file whole where there is room for it.
-        let length = file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
-        let count = number(&text[..length], line);
+        let (family, count) = (*family, counted(file.as_ref(), line));
         if count == Some(0) {
             continue;
         }

@@ -23,6 +23,8 @@ const MAX_WAITING: usize = 256 * 1024;
 const FIRST_BUFFER: usize = 4 << 10;
 /// How long output of those that a process leaves behind is waited for.
 const ORPHANS: Duration = Duration::from_millis(100);
+/// How long a process whose output has ended is looked at alone: most have ended, and the rest of their output with them.
+const LIKELY_END: Duration = Duration::from_millis(1);
 /// What a terminal takes for the end of input: control-D.
 const VEOF: u8 = 4;
 
@@ -48,11 +50,16 @@ struct Session {
     timed_out: bool,
     /// When no more output is waited for; set once the process has ended.
     drained_at: Option<Instant>,
+    /// Whether one of its outputs has ended just now.
+    hung_up: bool,
+    /// Ends of pipes that nothing is at the other end of. To close them takes time that the host would wait for.
+    ended: Vec<OwnedFd>,
 }
 
 /// Serves a connection until its process has ended and everything is told.
-pub(crate) fn serve(mut host: File, request: &Exec) {
-    match start(&host, request) {
+pub(crate) fn serve(host: File, request: &Exec) {
+    let mut host = Some(host);
+    match start(&mut host, request) {
         Ok(mut session) => {
             match session.run() {
                 Ok(()) => session.leave_output(),
@@ -69,20 +76,25 @@ pub(crate) fn serve(mut host: File, request: &Exec) {
             }
         }
         Err(Failure { kind, message }) => {
-            drop(frame::write(&mut host, &ExecOutput::Failed { kind, message }))
+            if let Some(mut host) = host {
+                drop(frame::write(&mut host, &ExecOutput::Failed { kind, message }));
+            }
         }
     }
 }
 
-fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
+/// Takes the host when the process runs.
+fn start(host: &mut Option<File>, request: &Exec) -> Result<Session, Failure> {
     let kill_at =
         (request.timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(request.timeout_ms));
     let (stdin, stdout, stderr, pid, exit);
+    let mut ended = Vec::new();
     let place = spawn::place(request)?;
     let can_wait = request.tty.is_none() && matches!(place, Place::Plain);
     if let Some(size) = request.tty {
         let (ours, theirs) = terminal(size)?;
         (pid, exit) = spawn::spawn(request, place, &Origin::New([&theirs; 3]))?;
+        sys::set_nonblocking(&ours)?;
         stdin = Some(ours.try_clone()?);
         (stdout, stderr) = (Some(ours), None);
     } else if let Some(spare) = can_wait.then(spare::take).flatten() {
@@ -94,7 +106,12 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
             }
         }
         let [input, output, errors] = spare.ours;
-        stdin = request.stdin.then(|| input.into());
+        stdin = if request.stdin {
+            Some(input.into())
+        } else {
+            ended.push(input);
+            None
+        };
         (stdout, stderr) = (Some(output.into()), Some(errors.into()));
     } else {
         let (theirs, ours) = match request.stdin {
@@ -106,12 +123,17 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
             Some(theirs) => theirs,
             None => nothing()?,
         };
+        for ours in [ours.as_ref(), Some(&output.0), Some(&errors.0)].into_iter().flatten() {
+            sys::set_nonblocking(ours)?;
+        }
         (pid, exit) = spawn::spawn(request, place, &Origin::New([input, &output.1, &errors.1]))?;
         stdin = ours.map(File::from);
         (stdout, stderr) = (Some(output.0.into()), Some(errors.0.into()));
     }
+    let Some(host) = host.take() else { return Err(io::Error::from(io::ErrorKind::NotConnected).into()) };
+    sys::set_nonblocking(&host)?;
     let mut session = Session {
-        host: host.try_clone()?,
+        host,
         life: freeze::life(),
         decoder: Decoder::default(),
         buffer: vec![0; FIRST_BUFFER],
@@ -127,12 +149,9 @@ fn start(host: &File, request: &Exec) -> Result<Session, Failure> {
         kill_at,
         timed_out: false,
         drained_at: None,
+        hung_up: false,
+        ended,
     };
-    for file in
-        [Some(&session.host), session.stdin.as_ref(), session.stdout.as_ref(), session.stderr.as_ref()]
-    {
-        file.map(sys::set_nonblocking).transpose()?;
-    }
     session.tell(&ExecOutput::Started { pid: pid.cast_unsigned() });
     Ok(session)
 }
@@ -177,6 +196,7 @@ impl Session {
     fn run(&mut self) -> Result<(), frame::Error> {
         self.flush()?;
         while !self.is_over() {
+            let likely_end = std::mem::take(&mut self.hung_up) && self.drained_at.is_none();
             let can_take = self.out.len() < MAX_WAITING;
             let wanted = |file: &Option<File>, events: i16, when: bool| match file {
                 Some(file) if when => libc::pollfd { fd: file.as_raw_fd(), events, revents: 0 },
@@ -187,8 +207,8 @@ impl Session {
             let mut fds = [
                 libc::pollfd { fd: self.host.as_raw_fd(), events: host, revents: 0 },
                 wanted(&self.stdin, libc::POLLOUT, !self.input.is_empty()),
-                wanted(&self.stdout, libc::POLLIN, can_take),
-                wanted(&self.stderr, libc::POLLIN, can_take),
+                wanted(&self.stdout, libc::POLLIN, can_take && !likely_end),
+                wanted(&self.stderr, libc::POLLIN, can_take && !likely_end),
                 libc::pollfd {
                     fd: if ended { -1 } else { self.exit.event.as_raw_fd() },
                     events: libc::POLLIN,
@@ -199,7 +219,8 @@ impl Session {
                 // The host is slow: that is no reason to lose what the process has written.
                 self.drained_at = self.drained_at.map(|_| Instant::now() + ORPHANS);
             }
-            let next = [self.kill_at, self.drained_at].into_iter().flatten().min();
+            let look = likely_end.then(|| Instant::now() + LIKELY_END);
+            let next = [self.kill_at, self.drained_at, look].into_iter().flatten().min();
             sys::poll(&mut fds, next.map(|at| at.saturating_duration_since(Instant::now())))?;
             let ready = fds.map(|fd| fd.revents != 0);
             self.step(ready)?;
@@ -393,7 +414,10 @@ impl Session {
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             // The end; a terminal says EIO when its last process is gone.
-            Ok(0) | Err(_) => *file = None,
+            Ok(0) | Err(_) => {
+                self.ended.extend(file.take().map(OwnedFd::from));
+                self.hung_up = true;
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Stops and lets go every process of the user's, by the control group that each is born in (kernel
 //! Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze"), so that nothing of the user's runs between a snapshot
-//! and the moment at which a clone of it has an identity of its own.
+//! and the moment at which a clone of it has an identity of its own. Where there is none, none is made meanwhile, and no
+//! clone has any to let go.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -26,19 +27,52 @@ static FROZEN: AtomicBool = AtomicBool::new(false);
 /// How often this guest has become another one.
 static LIVES: AtomicU64 = AtomicU64::new(0);
 
-/// Whether what this agent does in several steps has to wait. It is locked meanwhile, so that no snapshot falls in between.
-static HELD: Mutex<bool> = Mutex::new(false);
-static LET_GO: Condvar = Condvar::new();
+/// Of what this agent does in several steps, between which no snapshot is to fall. It is locked for those that are short.
+pub(crate) struct Steps {
+    /// Whether it has to wait.
+    held: bool,
+    /// Processes that are being started.
+    starting: u32,
+}
 
-fn held() -> MutexGuard<'static, bool> {
-    sys::lock(&HELD)
+static STEPS: Mutex<Steps> = Mutex::new(Steps { held: false, starting: 0 });
+static LET_GO: Condvar = Condvar::new();
+static STARTED: Condvar = Condvar::new();
+/// How long processes may take to start before they are stopped at it.
+const START: Duration = Duration::from_millis(100);
+/// Whether the group was stopped, since there were processes in it.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+fn steps() -> MutexGuard<'static, Steps> {
+    sys::lock(&STEPS)
 }
 
 /// Waits until the guest goes on; then it does, and no snapshot is taken, for as long as this is held. `None` when it has become
 /// another one than in `life`.
-pub(crate) fn turn(life: u64) -> Option<MutexGuard<'static, bool>> {
-    let turn = LET_GO.wait_while(held(), |held| *held).unwrap_or_else(PoisonError::into_inner);
+pub(crate) fn turn(life: u64) -> Option<MutexGuard<'static, Steps>> {
+    let turn = LET_GO.wait_while(steps(), |steps| steps.held).unwrap_or_else(PoisonError::into_inner);
     (self::life() == life).then_some(turn)
+}
+
+/// A process that is being started.
+pub(crate) struct Starting(());
+
+/// Waits until the guest goes on, to start a process; `None` when it has become another one meanwhile.
+pub(crate) fn start() -> Option<Starting> {
+    turn(life()).map(|mut turn| {
+        turn.starting += 1;
+        Starting(())
+    })
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let mut steps = steps();
+        steps.starting -= 1;
+        if steps.held && steps.starting == 0 {
+            STARTED.notify_all();
+        }
+    }
 }
 
 /// Makes the group.
@@ -76,11 +110,15 @@ pub(crate) fn has_moved(life: u64) -> bool {
     FROZEN.load(Ordering::SeqCst) || self::life() != life
 }
 
-/// Stops every process and waits until all have.
-pub(crate) fn freeze() -> io::Result<()> {
+/// Stops every process and waits until all have. One that `waits` to become a program is none of the user's yet.
+pub(crate) fn freeze(waits: fn(i32) -> bool) -> io::Result<()> {
     FROZEN.store(true, Ordering::SeqCst);
-    *held() = true;
-    let frozen = set("1").and_then(|()| wait("frozen 1"));
+    let mut steps = steps();
+    steps.held = true;
+    let waited = STARTED.wait_timeout_while(steps, START, |steps| steps.starting > 0);
+    let some = waited.unwrap_or_else(PoisonError::into_inner).0.starting > 0 || !is_empty(waits);
+    STOPPED.store(some, Ordering::SeqCst);
+    let frozen = if some { set("1").and_then(|()| wait("frozen 1")) } else { Ok(()) };
     shares::flush();
     if frozen.is_err() {
         let _ = thaw();
@@ -90,9 +128,11 @@ pub(crate) fn freeze() -> io::Result<()> {
 
 /// Lets every process go on.
 pub(crate) fn thaw() -> io::Result<()> {
-    set("0")?;
+    if STOPPED.load(Ordering::SeqCst) {
+        set("0")?;
+    }
     FROZEN.store(false, Ordering::SeqCst);
-    *held() = false;
+    steps().held = false;
     LET_GO.notify_all();
     Ok(())
 }
@@ -101,6 +141,15 @@ pub(crate) fn thaw() -> io::Result<()> {
 pub(crate) fn thaw_renewed() -> io::Result<()> {
     LIVES.fetch_add(1, Ordering::SeqCst);
     thaw()
+}
+
+/// Whether nobody is in the group, nor in one below it, but who waits to become a program. Nobody comes: a process is
+/// born where its parent is.
+fn is_empty(waits: fn(i32) -> bool) -> bool {
+    let read = |name| fs::read_to_string(format!("{GROUP}/{name}")).ok();
+    let alone = |ids: &str| ids.lines().all(|id| id.parse().is_ok_and(waits));
+    read("cgroup.stat").is_some_and(|stat| stat.lines().any(|line| line == "nr_descendants 0"))
+        && read("cgroup.procs").is_some_and(|ids| alone(&ids))
 }
 
 fn set(value: &str) -> io::Result<()> {

@@ -31,7 +31,7 @@ pub(crate) fn assume(identity: &Identity) -> io::Result<()> {
     sys::set_hostname(&identity.hostname)?;
     // What an image has there and is no file is nobody's machine id.
     if fs::metadata("/etc/machine-id").is_ok_and(|found| found.is_file()) {
-        let digits: String = identity.machine_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = format!("{:032x}", u128::from_be_bytes(identity.machine_id));
         sys::write_file("/etc/machine-id", (digits + "\n").as_bytes())?;
     }
     Ok(())
@@ -57,46 +57,93 @@ fn add_entropy(entropy: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The files with the guest's host name in them that this agent has written, and with what.
-static NAMED: Mutex<Vec<(&str, String)>> = Mutex::new(Vec::new());
+/// A file that holds the guest's host name, and what is around it there.
+struct Naming {
+    path: &'static str,
+    before: String,
+    after: String,
+}
+
+/// What such a file was when the guest's processes stood still, which change it no more until they go on.
+enum Seen {
+    Unknown,
+    /// As this agent wrote it; open, as to find it and to read it takes a restored guest longer than to write it.
+    Ours(File),
+    Theirs,
+}
+
+/// A file that this agent has written, and the host name in it.
+struct Named {
+    naming: Naming,
+    hostname: String,
+    seen: Seen,
+}
+
+impl Naming {
+    fn with(&self, hostname: &str) -> Vec<u8> {
+        [&*self.before, hostname, &*self.after].concat().into_bytes()
+    }
+}
+
+static NAMED: Mutex<Vec<Named>> = Mutex::new(Vec::new());
 
 /// Writes the files that name hosts, where the image leaves them empty or out. An image in which that cannot be done (a
 /// link to nowhere stands there, say) goes without.
 pub(crate) fn write_hosts(hostname: &str) {
     let mut named = sys::lock(&NAMED);
-    for (path, contents) in naming(hostname) {
-        if write_where_empty(path, &contents).unwrap_or(false) {
-            named.push((path, contents));
+    for naming in namings() {
+        if write_where_empty(naming.path, &naming.with(hostname)).unwrap_or(false) {
+            named.push(Named { naming, hostname: hostname.into(), seen: Seen::Unknown });
         }
     }
 }
 
 /// Puts a new host name into the files that hold the one before, where they are still as this agent wrote them.
 pub(crate) fn rename_hosts(hostname: &str) -> io::Result<()> {
-    let mut named = sys::lock(&NAMED);
-    for (path, new) in naming(hostname) {
-        if let Some((_, old)) = named.iter_mut().find(|(found, _)| *found == path) {
-            sys::exchange(path, old.as_bytes(), new.as_bytes())?;
-            *old = new;
+    for Named { naming, hostname: known, seen } in &mut *sys::lock(&NAMED) {
+        let (before, after) = (naming.with(known), naming.with(hostname));
+        match std::mem::replace(seen, Seen::Unknown) {
+            Seen::Theirs => {}
+            Seen::Ours(file) if sys::replace(&file, before.len() as u64, &after).is_ok() => {}
+            Seen::Ours(_) | Seen::Unknown => sys::exchange(naming.path, &before, &after)?,
         }
+        hostname.clone_into(known);
     }
     Ok(())
 }
 
-/// The files that hold the host name, as they are when the image has none of its own.
-fn naming(hostname: &str) -> [(&'static str, String); 2] {
-    let (gateway, names) = (Network::default().gateway, HOST_NAMES.join(" "));
-    let hosts = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n{gateway}\t{names}\n"
-    );
-    [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n"))]
+/// Looks at them while the guest's processes stand still.
+pub(crate) fn look_at_hosts() {
+    for Named { naming, hostname, seen } in &mut *sys::lock(&NAMED) {
+        *seen = match sys::open_with(naming.path, &naming.with(hostname)) {
+            Ok(Some(file)) => Seen::Ours(file),
+            Ok(None) => Seen::Theirs,
+            Err(_) => Seen::Unknown,
+        };
+    }
 }
 
-fn write_where_empty(path: &str, contents: &str) -> io::Result<bool> {
-    if contents.is_empty() || fs::metadata(path).map_or(0, |file| file.len()) != 0 {
+/// They go on, and may change them.
+pub(crate) fn leave_hosts() {
+    sys::lock(&NAMED).iter_mut().for_each(|named| named.seen = Seen::Unknown);
+}
+
+/// The files that hold the host name, as they are when the image has none of its own.
+fn namings() -> impl Iterator<Item = Naming> {
+    let (gateway, names) = (Network::default().gateway, HOST_NAMES.join(" "));
+    let hosts = Naming {
+        path: "/etc/hosts",
+        before: "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t".into(),
+        after: format!("\n{gateway}\t{names}\n"),
+    };
+    [hosts, Naming { path: "/etc/hostname", before: String::new(), after: "\n".into() }].into_iter()
+}
+
+fn write_where_empty(path: &str, contents: &[u8]) -> io::Result<bool> {
+    if fs::metadata(path).map_or(0, |file| file.len()) != 0 {
         return Ok(false);
     }
     fs::create_dir_all("/etc")?;
-    sys::write_file(path, contents.as_bytes())?;
+    sys::write_file(path, contents)?;
     Ok(true)
 }

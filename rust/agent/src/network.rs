@@ -20,8 +20,38 @@ const LOOK: Duration = Duration::from_micros(200);
 /// What the kernel is asked by.
 static SOCKET: OnceLock<OwnedFd> = OnceLock::new();
 
+/// The place that the guest had on its network when its processes stood still, with nothing lacking.
+static COMPLETE: Mutex<Option<Network>> = Mutex::new(None);
+/// The kernel's table of routes: interface, destination and gateway first, in the machine's order of bytes.
+const ROUTES: &str = "/proc/net/route";
+
+/// Looks whether the guest has its place while its processes stand still, so that a clone with the same has nothing to do.
+pub(crate) fn look() {
+    let known = sys::lock(&WRITTEN).clone();
+    *sys::lock(&COMPLETE) = known.filter(|network| SOCKET.get().is_some_and(|socket| has(socket, network)));
+}
+
+/// Its processes go on, and may change it.
+pub(crate) fn leave() {
+    *sys::lock(&COMPLETE) = None;
+}
+
+fn has(socket: &OwnedFd, network: &Network) -> bool {
+    let runs = libc::IFF_UP | libc::IFF_RUNNING;
+    let routes = sys::read_file(ROUTES, MAX_BYTES).unwrap_or_default();
+    let gateway = u32::from_ne_bytes(network.gateway.octets());
+    let route = format!("{INTERFACE}\t{:08X}\t{gateway:08X}\t", 0);
+    flags(socket).is_ok_and(|flags| flags & runs == runs)
+        && own_address(socket) == Some(network.address)
+        && routes.split(|byte| *byte == b'\n').any(|line| line.starts_with(route.as_bytes()))
+}
+
 /// Takes the place that the host says, or none; after a restore `anew`.
 pub(crate) fn assume(network: Option<&Network>, anew: bool) -> io::Result<()> {
+    let complete = sys::lock(&COMPLETE).take();
+    if anew && complete.is_some() && complete.as_ref() == network {
+        return Ok(());
+    }
     let socket = match SOCKET.get() {
         Some(socket) => socket,
         None => {
@@ -42,17 +72,18 @@ pub(crate) fn assume(network: Option<&Network>, anew: bool) -> io::Result<()> {
     };
     // The place from before a restore is the same.
     let flags_before = flags(socket)?;
-    let up = flags_before & libc::IFF_UP != 0;
+    let (up, mut runs) = (flags_before & libc::IFF_UP != 0, flags_before & libc::IFF_RUNNING != 0);
     if !up || own_address(socket) != Some(network.address) {
         set_address(socket, libc::SIOCSIFADDR, network.address)?;
         let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix)).unwrap_or(0);
         set_address(socket, libc::SIOCSIFNETMASK, Ipv4Addr::from_bits(mask))?;
         // The call sets all of them: without those that are there the interface would lose MULTICAST.
         set_flags(socket, flags_before | libc::IFF_UP)?;
+        runs = false;
     }
     add_default_route(socket, network.gateway)?;
     let end = Instant::now() + PATIENCE;
-    while flags(socket)? & libc::IFF_RUNNING == 0 && Instant::now() < end {
+    while !runs && flags(socket)? & libc::IFF_RUNNING == 0 && Instant::now() < end {
         std::thread::sleep(LOOK);
     }
     network_v6::assume(network.v6.as_ref(), !up, || index(socket));
@@ -77,18 +108,18 @@ fn lines(network: &Network) -> String {
 
 /// What the image has there.
 static IMAGES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-/// What this agent has written there last.
-static WRITTEN: Mutex<String> = Mutex::new(String::new());
+/// The network whose name server this agent has named there last.
+static WRITTEN: Mutex<Option<Network>> = Mutex::new(None);
 const MAX_BYTES: u64 = 64 * 1024;
 
 /// Names the guest's name server in place of those that the image names, as docker does, and gives the image's back to a
 /// guest without a network. What somebody has written since the boot stays.
 fn name_server(network: Option<&Network>, anew: bool) -> io::Result<()> {
-    let wanted = network.map(lines).unwrap_or_default();
     let mut written = sys::lock(&WRITTEN);
-    if anew && *written == wanted {
+    if anew && written.as_ref() == network {
         return Ok(());
     }
+    let wanted = network.map(lines).unwrap_or_default();
     let found = sys::read_file(RESOLV_CONF, MAX_BYTES).unwrap_or_default();
     let ours = found.starts_with(first_line(Network::default().gateway).as_bytes());
     let mut images = sys::lock(&IMAGES);
@@ -100,7 +131,7 @@ fn name_server(network: Option<&Network>, anew: bool) -> io::Result<()> {
         None if ours => write(&images),
         _ => {}
     }
-    *written = wanted;
+    *written = network.cloned();
     Ok(())
 }
 

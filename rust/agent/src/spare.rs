@@ -74,6 +74,11 @@ pub(crate) fn take() -> Option<Spare> {
     sys::lock(&SPARE).take().filter(Spare::is_here)
 }
 
+/// Whether the process of this id waits.
+pub(crate) fn is(pid: i32) -> bool {
+    sys::lock(&SPARE).as_ref().is_some_and(|spare| spare.process.pid == pid && spare.is_here())
+}
+
 /// It is not needed yet, if it still waits.
 pub(crate) fn give_back(spare: Spare) {
     if spare.is_here() {
@@ -109,6 +114,8 @@ impl Spare {
     fn new() -> io::Result<Self> {
         let ((input, our_input), (our_output, output), (our_errors, errors)) =
             (sys::pipe()?, sys::pipe()?, sys::pipe()?);
+        // As who serves a process has them.
+        [&our_input, &our_output, &our_errors].into_iter().try_for_each(sys::set_nonblocking)?;
         let theirs = [&input, &output, &errors, exec::nothing()?];
         let memory = NonNull::from(Box::leak(Box::new(Memory {
             shared: Shared {
@@ -250,6 +257,8 @@ mod tests {
         assert!(child.failed.is_none());
         let [input, output, _] = spare.ours.each_ref().map(|end| File::from(end.try_clone().unwrap()));
         (&input).write_all(b"read\n").unwrap();
+        let mut wanted = [libc::pollfd { fd: output.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        sys::poll(&mut wanted, None).unwrap();
         let mut said = [0; 9];
         (&output).read_exact(&mut said).unwrap();
         assert_eq!(&said, b"read one\n");

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 
-use supermachine_proto::agent::{Exec, ExecError};
+use supermachine_proto::agent::{Chunk, Exec, ExecError};
 
 use crate::init::{self, Place};
 use crate::reaper::{self, Exit};
@@ -93,21 +93,19 @@ pub(crate) fn place(exec: &Exec) -> Result<Place, Failure> {
 pub(crate) fn spawn(exec: &Exec, place: Place, origin: &Origin) -> Result<(i32, Arc<Exit>), Failure> {
     let name = name(exec)?;
     let user = user::resolve(&exec.user).map_err(|message| Failure::new(ExecError::UnknownUser, message))?;
-    let env = environment(exec, &user.home, &place);
-    let path = env.iter().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or_default().to_vec();
-
-    let strings =
-        |list: &[Vec<u8>]| list.iter().map(|s| sys::c_string(s.as_slice())).collect::<io::Result<Vec<_>>>();
-    let args: Vec<Vec<u8>> = exec.args.iter().map(|arg| arg.0.clone()).collect();
-    let (args, env) = (strings(&args)?, strings(&env)?);
+    let env = environment(exec, &user.home, &place)?;
+    let args = strings(&exec.args)?;
     let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
-    let programs = match name.contains(&b'/') {
-        true => vec![name.to_vec()],
-        false => path.split(|byte| *byte == b':').map(|part| candidate(part, name)).collect(),
+    let programs = if name.contains(&b'/') {
+        vec![sys::c_string(name)?]
+    } else {
+        let path = env.iter().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH=")).unwrap_or_default();
+        let parts = path.split(|byte| *byte == b':');
+        parts.map(|part| sys::c_string(candidate(part, name))).collect::<io::Result<_>>()?
     };
-    let cwd = if exec.cwd.0.is_empty() { b"/".to_vec() } else { exec.cwd.0.clone() };
+    let cwd = if exec.cwd.0.is_empty() { b"/" } else { &*exec.cwd.0 };
     if cwd != b"/"
-        && let Ok(text) = std::str::from_utf8(&cwd)
+        && let Ok(text) = std::str::from_utf8(cwd)
     {
         // As docker does for WORKDIR; what stands in the way shows when the child enters the directory.
         let _ = std::fs::create_dir_all(text);
@@ -124,11 +122,13 @@ pub(crate) fn spawn(exec: &Exec, place: Place, origin: &Origin) -> Result<(i32, 
         gid: user.gid,
         groups: user.groups,
         cwd: sys::c_string(cwd)?,
-        programs: strings(&programs)?,
+        programs,
         argv: pointers(&args),
         envp: pointers(&env),
         failed: None,
     };
+    let moved = || Failure::new(ExecError::Other, "the guest is another one now");
+    let starting = freeze::start().ok_or_else(moved)?;
     let (pid, exit) = match origin {
         Origin::New(_) => {
             child.place.prepare_thread()?;
@@ -136,6 +136,7 @@ pub(crate) fn spawn(exec: &Exec, place: Place, origin: &Origin) -> Result<(i32, 
         }
         Origin::Waiting(spare) => spare.become_program(&mut child),
     };
+    drop(starting);
     match child.failed {
         None => {
             child.place.started(pid, &exit)?;
@@ -292,9 +293,13 @@ fn candidate(directory: &[u8], name: &[u8]) -> Vec<u8> {
     [directory, b"/", name].concat()
 }
 
+fn strings(list: &[Chunk]) -> io::Result<Vec<CString>> {
+    list.iter().map(|chunk| sys::c_string(&*chunk.0)).collect()
+}
+
 /// The environment with what docker adds to it.
-fn environment(exec: &Exec, home: &str, place: &Place) -> Vec<Vec<u8>> {
-    let mut env: Vec<Vec<u8>> = exec.env.iter().map(|entry| entry.0.clone()).collect();
+fn environment(exec: &Exec, home: &str, place: &Place) -> io::Result<Vec<CString>> {
+    let mut env = strings(&exec.env)?;
     let hostname = sys::hostname();
     let mut defaults = vec![("PATH", PATH), ("HOSTNAME", &*hostname), ("HOME", home)];
     if exec.tty.is_some() {
@@ -304,12 +309,14 @@ fn environment(exec: &Exec, home: &str, place: &Place) -> Vec<Vec<u8>> {
         defaults.push(init::ENVIRONMENT);
     }
     for (name, value) in defaults {
-        let prefix = format!("{name}=");
-        if !env.iter().any(|entry| entry.starts_with(prefix.as_bytes())) {
-            env.push((prefix + value).into_bytes());
+        let is_it = |entry: &CString| {
+            entry.to_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
+        };
+        if !env.iter().any(is_it) {
+            env.push(sys::c_string([name, "=", value].concat())?);
         }
     }
-    env
+    Ok(env)
 }
 
 fn explain(step: Step, errno: i32, exec: &Exec) -> Failure {
@@ -422,8 +429,6 @@ pub(crate) fn execute(child: &Child) -> (Step, i32) {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-
-    use supermachine_proto::agent::Chunk;
 
     use super::*;
 

@@ -111,7 +111,7 @@ pub(crate) fn write_file(path: &str, contents: &[u8]) -> io::Result<()> {
 }
 
 /// Gives a regular file that is open, and has so many bytes, these contents.
-fn replace(file: &File, before: u64, contents: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(file: &File, before: u64, contents: &[u8]) -> io::Result<()> {
     // In place: to give a file's blocks up and to find it others is most of the work.
     file.write_all_at(contents, 0)?;
     if before > contents.len() as u64 { file.set_len(contents.len() as u64) } else { Ok(()) }
@@ -119,17 +119,24 @@ fn replace(file: &File, before: u64, contents: &[u8]) -> io::Result<()> {
 
 /// Gives a regular file other contents where it has the ones from before; what else may stand there stays.
 pub(crate) fn exchange(path: &str, before: &[u8], after: &[u8]) -> io::Result<()> {
+    match open_with(path, before)? {
+        Some(file) => replace(&file, before.len() as u64, after),
+        None => Ok(()),
+    }
+}
+
+/// Opens a regular file to be written, if it has these contents.
+pub(crate) fn open_with(path: &str, contents: &[u8]) -> io::Result<Option<File>> {
     let file = match File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EISDIR | libc::ELOOP)) => {
-            return Ok(());
+            return Ok(None);
         }
         opened => opened?,
     };
-    let Ok(length) = regular(&file) else { return Ok(()) };
-    if length == before.len() as u64 && read_up_to(&file, length, length)? == before {
-        replace(&file, length, after)?;
-    }
-    Ok(())
+    // One byte more, which is there when the file is longer. What is no file has no such contents, or no places in it.
+    let mut found = vec![0; contents.len() + 1];
+    let has = file.read_at(&mut found, 0).is_ok_and(|n| found[..n] == *contents);
+    Ok(has.then_some(file))
 }
 
 /// The length of a regular file.
