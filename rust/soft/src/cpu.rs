@@ -33,14 +33,18 @@ pub(crate) const IMPLIED: u64 = 0xffc;
 const _: () = assert!(JUMPS > IMPLIED as usize >> 2);
 
 /// In the keys of EL1's code.
-const EL1_KEY: u64 = 0x800;
+const EL1_KEY: u64 = el0_key(0x100);
 
-/// In those of EL0's, by address space.
+/// In those of EL0's, by address space (8 bits).
 const fn el0_key(asid: u64) -> u64 {
     (asid + 1) << 2
 }
 
-const FETCHES: usize = 64;
+/// In the key of what had to make room in its own slot and is in the one beside.
+pub(crate) const BESIDE: u64 = 0x800;
+const _: () = assert!(EL1_KEY & BESIDE == 0 && (EL1_KEY | BESIDE) & !IMPLIED == 0);
+
+const FETCHES: usize = 512;
 
 /// How far a direct branch reaches (B and BL; Arm ARM C6.2).
 const REACH: u64 = 1 << 27;
@@ -106,6 +110,8 @@ pub(crate) struct Cpu {
     jump_pages: [u64; 64],
     /// Each of these pages has its bit in `jump_pages` and goes with `jumps`.
     fetches: Box<[Fetch; FETCHES]>,
+    /// One bit for each of them that has been written to since the last flush.
+    fetches_used: [u64; FETCHES / 64],
     pub code: CodeCache,
     /// The VM's memory as of the last run, so that translations take no lock.
     pub memory: Vec<Region>,
@@ -170,6 +176,7 @@ impl Cpu {
             jumps_used: [0; JUMPS / 64],
             jump_pages: [0; 64],
             fetches: Box::new([NO_FETCH; FETCHES]),
+            fetches_used: [0; FETCHES / 64],
             code: CodeCache::new(vm.vcpus.len()),
             memory: Vec::new(),
             vm,
@@ -371,12 +378,16 @@ impl Cpu {
         if !patch.is_null() && self.state.pc != self.page | patch.target() {
             patch = P::NULL;
         }
+        let pc = self.state.pc;
         if patch.is_null()
-            && let Some(op) = self.jump_cache(self.state.pc)
+            && let Some(slot) = self.known_slot(pc)
         {
+            let op = self.ops[slot];
+            if slot != Self::jump_slot(pc) {
+                self.remember(pc, op);
+            }
             return Some(op);
         }
-        let pc = self.state.pc;
         let fetch = self.fetchable()?;
         self.code.look_at(fetch.page);
         let op = match self.code.get(fetch.page, pc) {
@@ -386,19 +397,54 @@ impl Cpu {
         if !patch.is_null() && !jit::is_compiled(patch) {
             patch.set_chain(op);
         }
-        let slot = Self::jump_slot(pc);
-        self.jumps_used[slot / 64] |= 1 << (slot % 64);
-        let code = self.jit.as_ref().map_or(0, |jit| jit.code(op));
-        self.jumps[slot] = Jump { key: self.key_of(pc), code };
-        self.ops[slot] = op;
+        self.remember(pc, op);
         Some(op)
+    }
+
+    /// The block at PC, if it has been decoded and nothing is to be looked at before it: what [`Self::find`] and the run loop
+    /// would come to.
+    pub(crate) fn find_decoded(&mut self) -> Option<P> {
+        let pc = self.state.pc;
+        if self.fuel < 0 || self.debug.alert || self.state.il || pc & 3 != 0 || at_an_edge(pc) {
+            return None;
+        }
+        let page = self.known_fetch(pc)?.page;
+        let op = self.code.get(page, pc)?;
+        self.code.look_at(page);
+        self.remember(pc, op);
+        Some(op)
+    }
+
+    /// Branches to `va` go to this operation from now on. What had its slot goes beside, unless it is itself from there.
+    fn remember(&mut self, va: u64, op: P) {
+        let (slot, key) = (Self::jump_slot(va), self.key_of(va));
+        let known = self.jumps[slot];
+        if known.key != 0 && known.key != key && known.key & BESIDE == 0 {
+            let beside = Jump { key: known.key | BESIDE, ..known };
+            self.set_jump(slot ^ 1, beside, self.ops[slot]);
+        }
+        let code = self.jit.as_ref().map_or(0, |jit| jit.code(op));
+        self.set_jump(slot, Jump { key, code }, op);
+    }
+
+    fn set_jump(&mut self, slot: usize, jump: Jump, op: P) {
+        self.jumps_used[slot / 64] |= 1 << (slot % 64);
+        self.jumps[slot] = jump;
+        self.ops[slot] = op;
+    }
+
+    /// Where `va` is in the jump cache: in its slot, or in the one beside.
+    fn known_slot(&self, va: u64) -> Option<usize> {
+        let (slot, key) = (Self::jump_slot(va), self.key_of(va));
+        let places = [(slot, key), (slot ^ 1, key | BESIDE)];
+        places.into_iter().find(|(slot, key)| self.jumps[*slot].key == *key).map(|(slot, _)| slot)
     }
 
     /// Branches to `va` go to the machine code that the operation there has by now.
     pub(crate) fn follow_code(&mut self, va: u64, op: P) {
-        let slot = Self::jump_slot(va);
         if let Some(jit) = &self.jit
-            && self.jump_cache(va).is_some_and(|known| known.address() == op.address())
+            && let Some(slot) = self.known_slot(va)
+            && self.ops[slot].address() == op.address()
         {
             self.jumps[slot].code = jit.code(op);
         }
@@ -426,16 +472,16 @@ impl Cpu {
 
     /// The page at this address, where code can be fetched; nothing happens where it cannot.
     pub(crate) fn look_up(&mut self, address: u64) -> Result<Fetch, Fault> {
-        let number = (address >> 12) as usize;
-        let key = address & !0xfff | self.key;
-        let known = self.fetches[number % FETCHES];
-        if known.key == key && is_canonical(address) {
+        if let Some(known) = self.known_fetch(address) {
             return Ok(known);
         }
+        let number = (address >> 12) as usize;
         let t = self.walk(address, Access::Execute, self.state.el == 0)?;
         let host = self.host(t.pa & !0xfff, false).ok_or(Fault::EXTERNAL)?;
-        let fetch = Fetch { key, host, page: self.code.page(t.pa) };
-        self.fetches[number % FETCHES] = fetch;
+        let fetch = Fetch { key: address & !0xfff | self.key, host, page: self.code.page(t.pa) };
+        let at = number % FETCHES;
+        self.fetches[at] = fetch;
+        self.fetches_used[at / 64] |= 1 << (at % 64);
         let bit = number & 4095;
         match t.level {
             3 => self.jump_pages[bit >> 6] |= 1 << (bit & 63),
@@ -443,6 +489,12 @@ impl Cpu {
             _ => self.jump_pages = [u64::MAX; 64],
         }
         Ok(fetch)
+    }
+
+    /// The page at this address, if it is known that code can be fetched there.
+    fn known_fetch(&self, address: u64) -> Option<Fetch> {
+        let known = self.fetches[(address >> 12) as usize % FETCHES];
+        (known.key == address & !0xfff | self.key && is_canonical(address)).then_some(known)
     }
 
     #[inline(always)]
@@ -468,7 +520,10 @@ impl Cpu {
         }
         self.jumps_used = [0; JUMPS / 64];
         self.jump_pages = [0; 64];
-        self.fetches.fill(NO_FETCH);
+        for at in set_bits(&self.fetches_used) {
+            self.fetches[at] = NO_FETCH;
+        }
+        self.fetches_used = [0; FETCHES / 64];
         self.patch = P::NULL;
         self.code.tick();
     }
@@ -517,7 +572,7 @@ impl Cpu {
 
     /// Forgets jumps of EL0 in an address space, and those of EL1 in the lower half.
     fn flush_jumps_of(&mut self, asid: u64) {
-        let theirs = |key: u64| match key & IMPLIED {
+        let theirs = |key: u64| match key & IMPLIED & !BESIDE {
             EL1_KEY => key >> 55 & 1 == 0,
             other => other == el0_key(asid),
         };
@@ -526,8 +581,10 @@ impl Cpu {
                 self.jumps[slot].key = 0;
             }
         }
-        for fetch in self.fetches.iter_mut().filter(|fetch| theirs(fetch.key)) {
-            *fetch = NO_FETCH;
+        for at in set_bits(&self.fetches_used) {
+            if theirs(self.fetches[at].key) {
+                self.fetches[at] = NO_FETCH;
+            }
         }
         self.patch = P::NULL;
     }
@@ -564,5 +621,67 @@ impl Cpu {
             self.tlbs[1].flush();
         }
         self.state.pan = pan;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Translation;
+    use crate::vm::{Vm, VmConfig};
+
+    #[test]
+    fn keys_differ() {
+        let all: Vec<u64> =
+            (0..256).map(el0_key).chain([EL1_KEY]).flat_map(|key| [key, key | BESIDE]).collect();
+        let different: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert!(all.iter().all(|key| key & !IMPLIED == 0 && *key != 0));
+    }
+
+    /// Two addresses with the same slot of the jump cache.
+    const SAME: [u64; 2] = [0x1020, 0x9000];
+
+    fn with_jumps(asid: u64, el: u8) -> Box<Cpu> {
+        let config = VmConfig { translation: Translation::Off, ..VmConfig::default() };
+        let mut cpu = Vm::new(config).expect("a machine").bare_cpu();
+        cpu.state.el = el;
+        cpu.state.sys.ttbr0 = asid << 48;
+        cpu.regime();
+        for va in SAME {
+            cpu.remember(va, P::NULL);
+        }
+        let slot = Cpu::jump_slot(SAME[1]);
+        assert_eq!(SAME.map(|va| cpu.known_slot(va)), [Some(slot ^ 1), Some(slot)]);
+        cpu
+    }
+
+    #[test]
+    fn what_went_beside_goes_with_its_address_space() {
+        for el in [0, 1] {
+            let mut cpu = with_jumps(255, el);
+            // Of another address space EL0's stay; EL1's of the lower half go with any.
+            cpu.flush_tlb_asid(254);
+            assert_eq!(SAME.map(|va| cpu.known_slot(va).is_some()), [el == 0; 2]);
+            let mut cpu = with_jumps(255, el);
+            cpu.flush_tlb_asid(255);
+            assert_eq!(SAME.map(|va| cpu.known_slot(va)), [None; 2]);
+            let mut cpu = with_jumps(255, el);
+            cpu.flush_jumps();
+            assert_eq!(SAME.map(|va| cpu.known_slot(va)), [None; 2]);
+        }
+    }
+
+    #[test]
+    fn what_is_beside_is_of_its_own_address_space() {
+        for el in [0, 1] {
+            let mut cpu = with_jumps(255, el);
+            for (other_el, asid) in [(0, 254), (0, 0), (1 - el, 255)] {
+                cpu.state.el = other_el;
+                cpu.state.sys.ttbr0 = asid << 48;
+                cpu.regime();
+                assert_eq!(SAME.map(|va| cpu.known_slot(va)), [None; 2], "EL{other_el} {asid}");
+            }
+        }
     }
 }

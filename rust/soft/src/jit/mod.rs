@@ -400,11 +400,15 @@ extern "C" fn exit(c: *mut Cpu, o: P) {
     crate::interp::op::run(c, o);
 }
 
-/// The run loop goes on at an address from a register.
+/// On at an address from a register that the jump cache does not have, by way of the run loop if need be.
 extern "C" fn unknown(c: *mut Cpu, to: u64) {
     // SAFETY: as in `exit`.
-    let c = unsafe { &mut *c };
-    c.state.pc = untag(c, to);
+    let cpu = unsafe { &mut *c };
+    cpu.state.pc = untag(cpu, to);
+    if let Some(op) = cpu.find_decoded() {
+        cpu.page = cpu.state.pc & !0xfff;
+        cold(c, op);
+    }
 }
 
 /// The same where a block begins that has no machine code.

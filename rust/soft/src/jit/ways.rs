@@ -16,7 +16,7 @@ pub(crate) struct Ways {
     pub out: usize,
     /// On at the target of the near branch that the operation is.
     pub chain: usize,
-    /// To the run loop, at the address, which may have a tag.
+    /// On at the address, which may have a tag and is not in the jump cache.
     pub unknown: usize,
     /// To the interpreter, at the operation of the jump cache that a register tells (see [`crate::cpu::Cpu::ops`]),
     /// where a block begins.

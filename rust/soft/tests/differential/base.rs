@@ -228,8 +228,10 @@ impl Writer<'_> {
     /// `most` loads or stores by one base register, as of a structure's fields or a function's saved registers, and what computes
     /// between them: the first may move the base before it, the last behind it.
     pub(crate) fn run(&mut self, most: u64) {
-        let (rn, load, vectors) = (self.base(), self.r.below(2) as u32, self.r.one_in(4));
+        let (rn, kind, vectors) = (self.base(), self.r.below(3) as u32, self.r.one_in(4));
         for n in 0..most {
+            // Stores, loads, or some of both.
+            let load = if kind == 2 { self.r.below(2) as u32 } else { kind };
             let at = self.pointer[rn as usize];
             let (pair, size) = (self.r.one_in(2), self.r.pick(&[3, 3, 3, 2]));
             let bytes = (if pair { 2 } else { 1 }) << size;

@@ -1,6 +1,6 @@
 //! Loads and stores, by the software TLB.
 
-use super::asm::{Arith, Cc, Jump, M, R, RAX, RCX, RDX, Sh, X, at, indexed};
+use super::asm::{Arith, Cc, Jump, R, RAX, RCX, RDX, Sh, TAG, TLB, X, at, indexed};
 use super::block::{NO_REG, Run, Translator};
 use super::cache::Cache;
 use super::layout;
@@ -88,6 +88,8 @@ impl Translator<'_> {
             return;
         }
         let (mut low, mut high) = (at, at + first.bytes);
+        // What may be written may be read.
+        let mut store = first.store;
         let mut last = self.at;
         for op in (self.at + 1..input.ops.len() - 1).take(MOST - 1) {
             let insn = input.insns[op];
@@ -102,14 +104,11 @@ impl Translator<'_> {
             };
             let Some((base, at)) = part.place() else { break };
             let (l, h) = (low.min(at), high.max(at + part.bytes));
-            if base != n
-                || part.store != first.store
-                || matches!(part.address, Address::Pre(..))
-                || h - l > LONGEST
-            {
+            if base != n || matches!(part.address, Address::Pre(..)) || h - l > LONGEST {
                 break;
             }
             (low, high, last) = (l, h, op);
+            store |= part.store;
             if part.loads(n) || matches!(part.address, Address::Post(..)) {
                 break;
             }
@@ -127,7 +126,7 @@ impl Translator<'_> {
         let host = self.cache.keep(&mut self.asm);
         self.address(Address::Unscaled(n, moved + low));
         let (before, flags) = (self.cache, self.flags);
-        let from = self.translate(first.store, (high - low) as i32);
+        let from = self.translate(store, (high - low) as i32);
         self.asm.mov(true, host, RAX);
         self.cache.unpin();
         self.run = Some(Run { ops: self.at..=last, low, host, from, before, flags });
@@ -205,23 +204,45 @@ impl Translator<'_> {
 
     /// Looks `bytes` at RAX up in the TLB: RAX becomes the host's address; what is not there goes aside by the jump.
     pub(super) fn translate(&mut self, store: bool, bytes: i32) -> Jump {
-        self.translate_by(layout::TLB, layout::TAG, store, bytes)
+        self.index();
+        self.last_page(bytes);
+        let a = &mut self.asm;
+        a.arith(Arith::Or, true, RDX, TAG);
+        a.arith_m(Arith::Cmp, true, RDX, indexed(TLB, RCX, 0, Self::tag(store)));
+        let missing = a.jcc(Cc::NE);
+        a.arith_m(Arith::Add, true, RAX, indexed(TLB, RCX, 0, layout::TLB_ADDEND));
+        missing
     }
 
-    fn translate_by(&mut self, tlb: M, by: M, store: bool, bytes: i32) -> Jump {
+    /// The same with the rights of EL0.
+    fn translate_as_user(&mut self, store: bool, bytes: i32) -> Jump {
+        self.index();
+        self.asm.arith_m(Arith::Add, true, RCX, layout::USER_TLB);
+        self.last_page(bytes);
         let a = &mut self.asm;
-        // The page's number is at bit 12, and an entry has 32 bytes.
-        a.shifted_right(self.features.bmi2, RCX, RAX, 7);
-        a.arith_i(Arith::And, false, RCX, (TLB_SIZE as i32 - 1) << 5);
-        a.arith_m(Arith::Add, true, RCX, tlb);
-        a.lea(true, RDX, at(RAX, bytes - 1));
-        a.arith_i(Arith::And, true, RDX, !0xfff);
-        a.arith_m(Arith::Or, true, RDX, by);
-        let tag = if store { layout::TLB_WRITE } else { layout::TLB_READ };
-        a.arith_m(Arith::Cmp, true, RDX, at(RCX, tag));
+        a.arith_m(Arith::Or, true, RDX, layout::USER_TAG);
+        a.arith_m(Arith::Cmp, true, RDX, at(RCX, Self::tag(store)));
         let missing = a.jcc(Cc::NE);
         a.arith_m(Arith::Add, true, RAX, at(RCX, layout::TLB_ADDEND));
         missing
+    }
+
+    /// Where in the TLB the address in RAX belongs into RCX.
+    fn index(&mut self) {
+        // The page's number is at bit 12, and an entry has 32 bytes.
+        self.asm.shifted_right(self.features.bmi2, RCX, RAX, 7);
+        self.asm.arith_i(Arith::And, false, RCX, (TLB_SIZE as i32 - 1) << 5);
+    }
+
+    /// The page of the last of `bytes` at RAX into RDX.
+    fn last_page(&mut self, bytes: i32) {
+        self.asm.lea(true, RDX, at(RAX, bytes - 1));
+        self.asm.arith_i(Arith::And, true, RDX, !0xfff);
+    }
+
+    /// Which of an entry's tags an access is held against.
+    fn tag(store: bool) -> i32 {
+        if store { layout::TLB_WRITE } else { layout::TLB_READ }
     }
 
     fn write_back(&mut self, address: Address) {
@@ -282,7 +303,7 @@ impl Translator<'_> {
         }
         self.address(Address::Unscaled(n, offset));
         let before = self.cache;
-        let missing = self.translate_by(layout::USER_TLB, layout::USER_TAG, access.store, 1 << access.size);
+        let missing = self.translate_as_user(access.store, 1 << access.size);
         let mut changed = NO_REG;
         if access.store {
             self.asm.store(access.size, at(RAX, 0), value);

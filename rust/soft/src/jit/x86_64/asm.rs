@@ -19,6 +19,9 @@ pub(super) const R12: R = R(12);
 pub(super) const R13: R = R(13);
 pub(super) const R14: R = R(14);
 pub(super) const R15: R = R(15);
+/// What it is for in all machine code.
+pub(super) const TLB: R = R14;
+pub(super) const TAG: R = R15;
 
 /// A place in memory: base, index times `1 << scale`, displacement.
 #[derive(Clone, Copy, Debug)]

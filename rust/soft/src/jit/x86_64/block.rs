@@ -47,8 +47,8 @@ enum Aside {
     Taken { from: Jump, cache: Cache, flags: State, op: usize, to: i64 },
 }
 
-/// Loads, or stores, by one base register, none of which is far from the others, and between them what does nothing but
-/// compute with general registers: the TLB is asked once for all.
+/// Loads and stores by one base register, none of which is far from the others, and between them what does nothing but compute
+/// with general registers: the TLB is asked once for all.
 pub(super) struct Run {
     pub ops: RangeInclusive<usize>,
     /// Where the first byte is for the guest, from the base on; and for the host.
@@ -460,7 +460,7 @@ impl Translator<'_> {
         a.load(3, false, true, RDI, layout::KEY);
         a.arith(Arith::Or, true, RDI, RSI);
         a.arith_m(Arith::Cmp, true, RDI, indexed(RDX, RCX, 2, layout::JUMP_KEY));
-        a.jcc_to(Cc::NE, unknown);
+        a.jcc_to(Cc::NE, self.stubs.beside);
         // What is in a slot is aligned: this is the page.
         a.store(3, layout::PAGE, RSI);
         a.jmp_m(indexed(RDX, RCX, 2, layout::JUMP_CODE));

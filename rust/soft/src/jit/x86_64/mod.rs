@@ -1,7 +1,8 @@
 //! Machine code for x86-64 hosts.
 //!
-//! RBX points at the CPU's state (see `layout`); RAX, RCX, RDX and XMM0 to XMM3 are for whoever needs them; the others
-//! hold guest registers inside a block (see `cache`), none of them between blocks. The stack is as deep as `Ways::enter` makes it.
+//! RBX points at the CPU's state (see `layout`); R14 is where the TLB is and R15 the tag of its entries, which each access
+//! would load otherwise; RAX, RCX, RDX and XMM0 to XMM3 are for whoever needs them; the others hold guest registers inside
+//! a block (see `cache`), none of them between blocks. The stack is as deep as `Ways::enter` makes it.
 
 mod access;
 mod asm;

@@ -1,10 +1,11 @@
 //! Code that all blocks share: the ways in and out.
 
 use super::asm::{
-    Arith, Asm, Cc, M, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, at, indexed,
+    Arith, Asm, Cc, M, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, TAG, TLB, at, indexed,
 };
 use super::layout::{self, BIAS};
 use super::triples::TRIPLES;
+use crate::cpu::BESIDE;
 use crate::interp::handlers::Flags;
 use crate::jit::Entries;
 use crate::jit::ways::Ways;
@@ -118,6 +119,9 @@ const fn each64(x: u64) -> u128 {
 #[derive(Clone, Copy)]
 pub(super) struct Stubs {
     pub ways: Ways,
+    /// Where the jump cache has something else at RCX than the address in RAX, which has RDI for a key and RSI for a page; RDX
+    /// is where the cache is.
+    pub beside: usize,
     constants: usize,
     triples: usize,
 }
@@ -157,6 +161,7 @@ impl Stubs {
         // Calls from here on find the stack aligned.
         a.arith_i(Arith::Sub, true, RSP, 8);
         a.lea(true, RBX, at(RDI, BIAS));
+        Self::regime(a);
         a.jmp_r(RDX);
 
         s.leave = a.here();
@@ -198,6 +203,14 @@ impl Stubs {
         a.mov_i(RAX, entries.unknown);
         a.jmp_r(RAX);
 
+        let beside = a.here();
+        a.arith_i(Arith::Xor, false, RCX, 4);
+        a.arith_i(Arith::Or, true, RDI, BESIDE as i32);
+        a.arith_m(Arith::Cmp, true, RDI, indexed(RDX, RCX, 2, layout::JUMP_KEY));
+        a.jcc_to(Cc::NE, s.unknown);
+        a.store(3, layout::PAGE, RSI);
+        a.jmp_m(indexed(RDX, RCX, 2, layout::JUMP_CODE));
+
         s.interpreted = a.here();
         a.load(3, false, true, RDX, layout::JUMP_OPS);
         a.load(3, false, true, RSI, indexed(RDX, RCX, 1, 0));
@@ -209,6 +222,7 @@ impl Stubs {
         a.mov_i(RAX, entries.call);
         a.call(RAX);
         a.arith_i(Arith::Add, true, RSP, 8);
+        Self::regime(a);
         a.test_al();
         let ended = a.jcc(Cc::E);
         a.ret();
@@ -229,7 +243,7 @@ impl Stubs {
         for value in TRIPLES.as_flattened().as_flattened() {
             a.buf.extend_from_slice(&value.to_le_bytes());
         }
-        Self { ways: s, constants, triples }
+        Self { ways: s, beside, constants, triples }
     }
 
     /// Where the nine shuffles of [`TRIPLES`] are.
@@ -240,6 +254,12 @@ impl Stubs {
     /// Where a constant is.
     pub(super) fn constant(&self, which: Constant) -> usize {
         self.constants + 16 * which as usize
+    }
+
+    /// Loads what depends on the exception level and the address space.
+    fn regime(a: &mut Asm) {
+        a.load(3, false, true, TLB, layout::TLB);
+        a.load(3, false, true, TAG, layout::TAG);
     }
 
     /// On at the operation in RSI: in its machine code if it has some, or in the interpreter.
