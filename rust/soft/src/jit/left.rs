@@ -69,7 +69,7 @@ fn name(word: u32) -> Option<String> {
 }
 
 /// Whether the instruction is left.
-fn is_left<H: Host>(host: &H, entries: &Entries, block: &mut Block, word: u32) -> bool {
+fn is_left<H: Host>(host: &H, block: &mut Block, word: u32) -> bool {
     let mut words = Vec::new();
     block.decode_plain(0, H::FOLLOWS, |off| {
         let word = if off == 0 { word } else { UDF };
@@ -91,7 +91,7 @@ fn is_left<H: Host>(host: &H, entries: &Entries, block: &mut Block, word: u32) -
         end: block.end,
         word_at: &|_| UDF,
     };
-    let Code { left, .. } = host.translate(&input, 0, entries);
+    let Code { left, .. } = host.translate(&input, 0);
     left.iter().any(|op| block.ops[*op].off == 0 && Some(*op) != block.check)
 }
 
@@ -127,7 +127,7 @@ fn what_is_left_to_handlers_is_what_the_list_says() {
         if hosts[0].1 >= MOST && !system {
             continue;
         }
-        let left = [is_left(&x86, &entries, &mut block, word), is_left(&arm64, &entries, &mut block, word)];
+        let left = [is_left(&x86, &mut block, word), is_left(&arm64, &mut block, word)];
         for (host, left) in hosts.iter_mut().zip(left) {
             host.0 += usize::from(left);
             host.1 += 1;

@@ -148,7 +148,7 @@ pub(crate) trait Host: Sized {
     /// What the code that all blocks share has.
     fn ways(&self) -> &Ways;
     /// The code of a block at `origin` of the code memory.
-    fn translate(&self, block: &Input, origin: usize, entries: &Entries) -> Code;
+    fn translate(&self, block: &Input, origin: usize) -> Code;
     /// The 4 bytes that make the jump at `link` go to `target`.
     fn link(&self, link: &Link, target: usize) -> [u8; 4];
 }
@@ -172,7 +172,7 @@ mod none {
         fn ways(&self) -> &Ways {
             match *self {}
         }
-        fn translate(&self, _: &Input, _: usize, _: &Entries) -> Code {
+        fn translate(&self, _: &Input, _: usize) -> Code {
             match *self {}
         }
         fn link(&self, _: &Link, _: usize) -> [u8; 4] {
@@ -198,7 +198,6 @@ struct Page {
 /// One vCPU's machine code.
 pub(crate) struct Jit {
     host: ThisHost,
-    entries: Entries,
     share: Share,
     always: bool,
     /// Where blocks' code begins, and where the next block's goes.
@@ -239,7 +238,6 @@ impl Jit {
         let resume = Op { f: resume, a: 0, b: 0, c: 0, d: 0, off: 0, n: 0, imm: 0 };
         Some(Box::new(Self {
             host,
-            entries,
             share,
             always: translation == Translation::Always,
             first,
@@ -331,7 +329,7 @@ impl Jit {
             end: block.end,
             word_at: &word_at,
         };
-        let code = self.host.translate(&input, self.next, &self.entries);
+        let code = self.host.translate(&input, self.next);
         if code.bytes.len() > BLOCK_BYTES {
             return;
         }

@@ -112,8 +112,7 @@ impl Host for Arm64 {
         &self.stubs.ways
     }
 
-    fn translate(&self, block: &Input, origin: usize, entries: &Entries) -> Code {
-        let _ = entries;
+    fn translate(&self, block: &Input, origin: usize) -> Code {
         block::translate(block, origin, &self.stubs, self.features)
     }
 

@@ -20,6 +20,7 @@ pub(super) const R13: R = R(13);
 pub(super) const R14: R = R(14);
 pub(super) const R15: R = R(15);
 /// What it is for in all machine code.
+pub(super) const FUEL: R = R13;
 pub(super) const TLB: R = R14;
 pub(super) const TAG: R = R15;
 

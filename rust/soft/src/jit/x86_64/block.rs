@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::Features;
-use super::asm::{Arith, Asm, Cc, Jump, R, RAX, RBX, RCX, RDI, RDX, RSI, X, at, indexed};
+use super::asm::{Arith, Asm, Cc, FUEL, Jump, R, RAX, RBX, RCX, RDI, RDX, RSI, X, at, indexed};
 use super::cache::Cache;
 use super::flags::{self, Kind, State};
 use super::layout;
@@ -16,7 +16,7 @@ use crate::interp::lower::system::DC_ZVA;
 use crate::isa;
 use crate::isa::insn::{Insn, Reg};
 use crate::isa::simd::{self, Simd};
-use crate::jit::{Code, Entries, Input, Link, flow};
+use crate::jit::{Code, Input, Link, flow};
 
 /// Code behind the block's straight way.
 enum Aside {
@@ -89,7 +89,6 @@ pub(super) struct Translator<'a> {
     /// Whether anybody may still look at the flags that there are before each operation, and behind the last.
     flags_live: Vec<bool>,
     pub input: &'a Input<'a>,
-    entries: &'a Entries,
     asides: Vec<Aside>,
     links: Vec<Link>,
     #[cfg(test)]
@@ -97,13 +96,7 @@ pub(super) struct Translator<'a> {
 }
 
 /// Makes the code of a block that begins at `origin` of the code memory.
-pub(super) fn translate(
-    input: &Input,
-    origin: usize,
-    stubs: &Stubs,
-    entries: &Entries,
-    features: Features,
-) -> Code {
+pub(super) fn translate(input: &Input, origin: usize, stubs: &Stubs, features: Features) -> Code {
     let mut t = Translator {
         asm: Asm { buf: Vec::with_capacity(4096), origin, uses: flow::Uses::new(input) },
         cache: Cache::new(),
@@ -122,7 +115,6 @@ pub(super) fn translate(
         around: None,
         flags_live: flow::flags_live(input),
         input,
-        entries,
         asides: Vec::new(),
         links: Vec::new(),
         #[cfg(test)]
@@ -297,8 +289,7 @@ impl Translator<'_> {
         self.asm.lea(true, RDI, at(RBX, -layout::BIAS));
         self.asm.mov_i(RSI, u64::from(insn));
         self.asm.mov_i(RDX, f);
-        self.asm.mov_i(RAX, self.entries.fp);
-        self.asm.call(RAX);
+        self.asm.call_to(self.stubs.fp);
         self.cache.after_call(writes);
         self.host_flags = None;
     }
@@ -498,7 +489,7 @@ impl Translator<'_> {
 
     /// Takes the instructions up to an operation from the fuel; the sign flag says that none is left.
     fn spend(&mut self, op: usize) {
-        self.asm.arith_mi(Arith::Sub, layout::FUEL, i32::from(self.input.ops[op].n));
+        self.asm.arith_i(Arith::Sub, true, FUEL, i32::from(self.input.ops[op].n));
     }
 
     /// The end of the block, which goes on there.

@@ -1,7 +1,7 @@
 //! Machine code for x86-64 hosts.
 //!
-//! RBX points at the CPU's state (see `layout`); R14 is where the TLB is and R15 the tag of its entries, which each access
-//! would load otherwise; RAX, RCX, RDX and XMM0 to XMM3 are for whoever needs them; the others hold guest registers inside
+//! RBX points at the CPU's state (see `layout`); R13 is the fuel, R14 where the TLB is and R15 the tag of its entries, each of
+//! which is worth more there than what a block would do with the register; RAX, RCX, RDX and XMM0 to XMM3 are for whoever needs them; the others hold guest registers inside
 //! a block (see `cache`), none of them between blocks. The stack is as deep as `Ways::enter` makes it.
 
 mod access;
@@ -100,8 +100,8 @@ impl Host for X86 {
         &self.stubs.ways
     }
 
-    fn translate(&self, block: &Input, origin: usize, entries: &Entries) -> Code {
-        block::translate(block, origin, &self.stubs, entries, self.features)
+    fn translate(&self, block: &Input, origin: usize) -> Code {
+        block::translate(block, origin, &self.stubs, self.features)
     }
 
     fn link(&self, link: &Link, target: usize) -> [u8; 4] {

@@ -1,7 +1,8 @@
 //! Code that all blocks share: the ways in and out.
 
 use super::asm::{
-    Arith, Asm, Cc, M, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, TAG, TLB, at, indexed,
+    Arith, Asm, Cc, FUEL, M, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, TAG, TLB, at,
+    indexed,
 };
 use super::layout::{self, BIAS};
 use super::triples::TRIPLES;
@@ -122,6 +123,8 @@ pub(super) struct Stubs {
     /// Where the jump cache has something else at RCX than the address in RAX, which has RDI for a key and RSI for a page; RDX
     /// is where the cache is.
     pub beside: usize,
+    /// Calls a function of `fp`.
+    pub fp: usize,
     constants: usize,
     triples: usize,
 }
@@ -146,6 +149,7 @@ pub(super) fn set_nzcv(a: &mut Asm) {
 const SAVED: [super::asm::R; 6] = [RBX, RBP, R12, R13, R14, R15];
 
 fn restore(a: &mut Asm) {
+    a.store(3, layout::FUEL, FUEL);
     a.arith_i(Arith::Add, true, RSP, 8);
     for r in SAVED.into_iter().rev() {
         a.pop(r);
@@ -218,6 +222,7 @@ impl Stubs {
 
         s.call = a.here();
         a.lea(true, RDI, at(RBX, -BIAS));
+        a.store(3, layout::FUEL, FUEL);
         a.arith_i(Arith::Sub, true, RSP, 8);
         a.mov_i(RAX, entries.call);
         a.call(RAX);
@@ -229,6 +234,15 @@ impl Stubs {
         a.land(ended);
         a.arith_i(Arith::Add, true, RSP, 8);
         a.jmp_to(s.leave);
+
+        let fp = a.here();
+        a.store(3, layout::FUEL, FUEL);
+        a.arith_i(Arith::Sub, true, RSP, 8);
+        a.mov_i(RAX, entries.fp);
+        a.call(RAX);
+        a.arith_i(Arith::Add, true, RSP, 8);
+        a.load(3, false, true, FUEL, layout::FUEL);
+        a.ret();
 
         // NZCV's form; uses RAX and RCX.
         s.flags = a.here();
@@ -243,7 +257,7 @@ impl Stubs {
         for value in TRIPLES.as_flattened().as_flattened() {
             a.buf.extend_from_slice(&value.to_le_bytes());
         }
-        Self { ways: s, beside, constants, triples }
+        Self { ways: s, beside, fp, constants, triples }
     }
 
     /// Where the nine shuffles of [`TRIPLES`] are.
@@ -256,8 +270,9 @@ impl Stubs {
         self.constants + 16 * which as usize
     }
 
-    /// Loads what depends on the exception level and the address space.
+    /// Loads the fuel and what depends on the exception level and the address space.
     fn regime(a: &mut Asm) {
+        a.load(3, false, true, FUEL, layout::FUEL);
         a.load(3, false, true, TLB, layout::TLB);
         a.load(3, false, true, TAG, layout::TAG);
     }
