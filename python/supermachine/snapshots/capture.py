@@ -44,7 +44,8 @@ def write(
     """Has the worker write a snapshot to an empty file. The guest goes on, whatever comes of it.
 
     With `disk_elsewhere` the root's disk is not in it, and stays in the files that the guest's worker has it in.
-    With `code` it says which code the guest has run, for a template of workers.
+    With `code` it says which code the guest has run, for a template of workers. Nobody keeps that file, which has no
+    digest.
     Volumes are known by `volume_mark` from then on, until they are written to.
     """
     try:

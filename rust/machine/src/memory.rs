@@ -20,7 +20,7 @@ use crate::Error;
 use crate::address_map::AddressMap;
 use crate::arrival::Arrival;
 use crate::first_touch::FirstTouch;
-use crate::pages::{self, PAGE};
+use crate::pages::{self, PAGE, Touched};
 
 /// Shorter runs of a diff's pages are read; longer ones are mapped.
 const MAPPED: u64 = 16 * PAGE;
@@ -220,8 +220,14 @@ impl Memory {
         }
     }
 
+    /// Has the host begin to read what of these pages is in the file.
+    pub fn read_ahead_all(&self, runs: &[Touched]) {
+        let pages = pages::joined(runs.iter().map(|run| run.pages.clone()), pages::READ_GAP);
+        pages.iter().for_each(|pages| self.read_ahead(pages));
+    }
+
     /// Has the host begin to read these pages of the file.
-    pub fn read_ahead(&self, pages: &Range<u64>) {
+    fn read_ahead(&self, pages: &Range<u64>) {
         if pages.start < pages.end && pages.end <= self.len / PAGE {
             self.advise(pages, libc::MADV_WILLNEED);
         }

@@ -81,6 +81,10 @@ impl PageMap {
     }
 }
 
+/// Pages between two that are read which are read as well: that takes less time than asking for each of them alone, and
+/// no memory of the machine's own.
+pub(crate) const READ_GAP: u64 = 16;
+
 /// Sorted, disjoint runs of what either list holds.
 pub fn union(
     one: impl Iterator<Item = Range<u64>>,

@@ -175,7 +175,8 @@ pub struct Capture {
     pub v8: bool,
     /// The guest's disk stays where it is, in the files that its worker has it in: for clones that start at once.
     pub disk_elsewhere: bool,
-    /// Whether to say in the snapshot which code the guest has run, for who restores it many times.
+    /// Whether it is for clones that start at once, and for nobody afterwards: the snapshot says which code the guest has
+    /// run, and has no digest of RAM.
     pub code: bool,
     /// What the guest's volumes are known by from this moment on, for as long as nobody writes to them; zeros to leave them.
     pub volume_mark: [u8; 16],

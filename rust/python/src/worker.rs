@@ -537,7 +537,7 @@ impl Worker {
     /// `(id, bytes of RAM in the file, nanoseconds that the guest stood still, steps)`; `None` at the time-out
     /// (seconds). With `v8` it is of version 8, whose id is empty and which keeps neither `image` nor `api`. With
     /// `disk_elsewhere` the disk is not in it but where it is; with `code` it says which code the guest has run, for a
-    /// template. Volumes are known by `volume_mark` from then on, until somebody writes to them. Raises OSError with
+    /// template, and nobody keeps it: it has no digest and no disk is waited for. Volumes are known by `volume_mark` from then on, until somebody writes to them. Raises OSError with
     /// what is wrong when no snapshot could be taken.
     #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, code=false, volume_mark=[0; 16], timeout=None))]
     #[allow(

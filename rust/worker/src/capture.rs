@@ -75,7 +75,7 @@ impl Subject {
         if !machine.is_complete() {
             return Err(Error::Incomplete);
         }
-        let form = self.form(&request)?;
+        let (form, kept) = (self.form(&request)?, !request.code);
         let mut steps = Vec::new();
         let mut step = |name: &str| steps.push((name.to_owned(), elapsed_ns(began)));
         let ask = |command, answer, what| match !self.agent || boot.ask(&command, &answer, AGENT) {
@@ -93,7 +93,8 @@ impl Subject {
         step("thaw");
         let (id, data_bytes) = match written? {
             Written::V9(writer) => {
-                writer.finish().map(|summary| (summary.id.0.to_vec(), summary.data_bytes))?
+                let finished = if kept { writer.finish() } else { writer.finish_unkept() };
+                finished.map(|summary| (summary.id.0.to_vec(), summary.data_bytes))?
             }
             Written::V8(file_without_header) => {
                 file_without_header.finish(file)?;

@@ -540,18 +540,9 @@ impl Session {
         ranges.collect()
     }
 
-    /// Brings in what earlier clones needed: beside the guest and no later than it asks, or before it runs.
-    fn prefault(self: &Arc<Self>, working_set: &[PageRange]) {
-        if working_set.is_empty() {
-            return;
-        }
-        let runs = start::page_ranges(working_set);
-        self.machine.read_ahead(&runs);
-        if self.machine.prefaults_beside_the_guest() {
-            // Without it the guest brings in what it needs itself.
-            let _ = self.try_spawn("prefault", move |session| session.machine.prefault(&runs));
-        } else {
-            self.machine.prefault(&runs);
+    /// Brings in what earlier clones needed.
+    fn prefault(&self, working_set: &[PageRange]) {
+        if !working_set.is_empty() && self.machine.prefault(&start::page_ranges(working_set)) {
             self.step("prefault");
         }
     }

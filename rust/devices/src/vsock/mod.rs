@@ -219,7 +219,10 @@ impl Vsock {
         };
         connection.credit(header.buf_alloc.into(), header.fwd_cnt.into());
         match op {
-            OP_RESPONSE if connection.state == State::Requested => connection.state = State::Established,
+            OP_RESPONSE if connection.state == State::Requested => {
+                // The host has mostly said what it wants by now: the guest gets that at once, and need not sleep for it.
+                (connection.state, connection.readable) = (State::Established, true);
+            }
             OP_RST => self.remove(key),
             OP_SHUTDOWN => {
                 connection.guest_shutdown |= u32::from(header.flags) & SHUTDOWN_BOTH;

@@ -200,7 +200,18 @@ impl Writer {
     /// Digests RAM, writes the rest, and waits until the disk has it. The header comes last, after the disk has what it
     /// vouches for.
     pub fn finish(self) -> Result<Summary> {
+        self.end(true)
+    }
+
+    /// The same for a file that nobody keeps: it has no digest of RAM, so that [`super::verify`] refuses it, and no disk is
+    /// waited for.
+    pub fn finish_unkept(self) -> Result<Summary> {
+        self.end(false)
+    }
+
+    fn end(self, kept: bool) -> Result<Summary> {
         let Some(mut ram) = self.ram else { return Err(Error::unwritable("no RAM was written")) };
+        let sync = |sync: &dyn Fn() -> std::io::Result<()>| if kept { sync() } else { Ok(()) };
         let write = Error::io("write");
         let memory_bytes = self.identity.memory_bytes;
         let has_disk = self.disk.is_some();
@@ -209,7 +220,10 @@ impl Writer {
             self.file.write_all_at(&[0], ram.offset + memory_bytes - 1).map_err(&write)?;
         }
         let place = ram.offset..ram.offset + memory_bytes;
-        let (mut ram_digest, mut data_bytes) = ram::digest(&self.file, place.clone())?;
+        let (mut ram_digest, mut data_bytes) = match kept {
+            true => ram::digest(&self.file, place.clone())?,
+            false => (Digest32::default(), ram.data_bytes),
+        };
         if data_bytes != ram.data_bytes {
             // There have been file systems that took for a hole what the disk did not have yet.
             self.file.sync_data().map_err(&write)?;
@@ -231,7 +245,7 @@ impl Writer {
         }
         self.file.write_all_at(&ram.metadata, header::BYTES as u64).map_err(&write)?;
         fault::point("metadata");
-        self.file.sync_data().map_err(&write)?;
+        sync(&|| self.file.sync_data()).map_err(&write)?;
         fault::point("data-synced");
         let header = Header {
             minor: if has_disk { MINOR } else { 0 },
@@ -246,7 +260,7 @@ impl Writer {
         let (header, id) = header.encode();
         self.file.write_all_at(&header, 0).map_err(&write)?;
         fault::point("header");
-        self.file.sync_all().map_err(&write)?;
+        sync(&|| self.file.sync_all()).map_err(&write)?;
         fault::point("header-synced");
         Ok(Summary { id, ram_digest, data_bytes, ram_offset: ram.offset, file_bytes })
     }

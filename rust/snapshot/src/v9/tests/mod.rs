@@ -92,6 +92,19 @@ fn what_was_written_is_read() {
 }
 
 #[test]
+fn a_file_that_nobody_keeps_can_be_read_and_is_refused_by_who_verifies_it() {
+    let file = nameless();
+    let mut writer = Writer::begin(&file, &metadata()).unwrap();
+    writer.write_ram(&sparse_ram()).unwrap();
+    let summary = writer.finish_unkept().unwrap();
+    let snapshot = Snapshot::open(&file).unwrap();
+    assert_eq!((snapshot.id(), snapshot.sections()), (summary.id, &metadata().sections[..]));
+    assert_eq!(ram_of(&file), sparse_ram());
+    assert_eq!(summary.data_bytes, 3 * PAGE as u64);
+    assert!(verify(&file).is_err());
+}
+
+#[test]
 fn the_same_state_makes_the_same_file() {
     let (a, b) =
         (write(&metadata(), &sparse_ram(), None).unwrap(), write(&metadata(), &sparse_ram(), None).unwrap());
