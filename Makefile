@@ -74,6 +74,7 @@ soak: $(VENV)/installed
 	SUPERMACHINE_TEST_MOMENTS=10 $(BIN)/pytest tests/storage/test_databases.py -o faulthandler_timeout=3600
 	SUPERMACHINE_TEST_CONNECTIONS=1000 SUPERMACHINE_TEST_FORKS=100 SUPERMACHINE_TEST_MIB=2048 $(BIN)/pytest \
 		tests/network/test_load.py -o faulthandler_timeout=3600
+	SUPERMACHINE_TEST_MOMENTS=100 $(BIN)/pytest tests/vm/test_translation.py -k moment -o faulthandler_timeout=14400
 	SUPERMACHINE_TEST_MOMENTS=200 SUPERMACHINE_TEST_ROUNDS=500 $(BIN)/pytest tests/hostile -o faulthandler_timeout=14400
 
 # Fleets under the engines of distribution, which are large and are not installed for the other tests. How often something

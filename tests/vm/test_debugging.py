@@ -61,8 +61,11 @@ def ask(vm: VM) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in done.stdout.splitlines())
 
 
-def test_a_tracer_steps_and_breaks(busybox: str, program: Path) -> None:
-    with VM(busybox) as vm:
+@pytest.mark.parametrize("mode", ["1", "always"])
+def test_a_tracer_steps_and_breaks(busybox: str, program: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """With `always` the code is machine code when it is stepped and broken into."""
+    monkeypatch.setenv("SUPERMACHINE_JIT", mode)
+    with VM(busybox, bake=False) as vm:
         vm.copy_in(program, "/tmp/debugging")
         check(ask(vm))
 

@@ -17,12 +17,10 @@
 #[path = "bare/mod.rs"]
 mod bare;
 
-use std::process::Command;
-
 use supermachine_soft::id::{Reg, SysReg};
 use supermachine_soft::{Exit, Translation};
 
-use bare::{Machine, RAM};
+use bare::{Machine, RAM, READ_ONLY, assemble, page};
 
 /// Where programs, the barrier and the cells are, from the start of RAM.
 const CODE: u64 = 0x3000;
@@ -37,30 +35,6 @@ const EACH: [Translation; 2] = [Translation::Off, Translation::Always];
 fn count() -> u64 {
     let text = std::env::var("SUPERMACHINE_LITMUS_COUNT");
     text.map_or(2000, |n| n.parse().expect("a number of rounds"))
-}
-
-/// The words that GNU as makes of some code.
-fn assemble(name: &str, text: &str) -> Vec<u32> {
-    let file = |ending: &str| {
-        std::env::temp_dir().join(format!("supermachine-litmus-{}-{name}.{ending}", std::process::id()))
-    };
-    let [source, object, binary] = ["s", "o", "bin"].map(file);
-    std::fs::write(&source, format!(".arch armv8.3-a\n{text}\n")).expect("a file for the assembler");
-    let run = |program: &str, args: &[&std::ffi::OsStr]| {
-        let done = Command::new(program).args(args).output();
-        let done = done.unwrap_or_else(|e| panic!("{program} does not start: {e}"));
-        assert!(done.status.success(), "{name}: {}\n{text}", String::from_utf8_lossy(&done.stderr));
-    };
-    run("aarch64-linux-gnu-as", &[source.as_os_str(), "-o".as_ref(), object.as_os_str()]);
-    run(
-        "aarch64-linux-gnu-objcopy",
-        &["-O".as_ref(), "binary".as_ref(), object.as_os_str(), binary.as_os_str()],
-    );
-    let bytes = std::fs::read(&binary).expect("what objcopy wrote");
-    for f in [source, object, binary] {
-        let _ = std::fs::remove_file(f);
-    }
-    bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect()
 }
 
 /// Runs a program on each vCPU to its HVC. X0 is how often, X1 the first cell, X2 the barrier, X3 how many vCPUs, X9 which.
@@ -283,5 +257,278 @@ fn a_lock_keeps_others_out() {
                 9: hvc #1\n 8:";
     for vcpus in 2..=4 {
         count_up("ticket", vcpus, step, |m, all| assert_eq!(m.get64(CELLS + 64), all));
+    }
+}
+
+const VECTORS: u64 = 0x2000;
+/// What each vCPU adds to beside, in its handler of interrupts.
+const SIGNALS: u64 = CELLS + 0x800;
+
+/// While each vCPU is asked to leave its run, and has interrupts of the others' whose handler has exclusive accesses of its
+/// own.
+#[test]
+fn nothing_is_lost_where_vcpus_are_interrupted() {
+    // X7 is 1; the handler has X14 to X18, and X19 is how many interrupts this vCPU has sent.
+    let handler = "mrs x16, s3_0_c12_c12_0\n 4: ldaxr x17, [x15]\n add x17, x17, #1\n stlxr w18, x17, [x15]\n \
+                   cbnz w18, 4b\n msr s3_0_c12_c12_1, x16\n eret";
+    // The redistributor's SGI 1, group 1, on; the CPU's interface; interrupts let through.
+    let prepare = format!(
+        "movz x4, #0x0800, lsl #16\n mov w5, #0x12\n str w5, [x4]\n movz x4, #0x080b, lsl #16\n \
+         add x4, x4, x9, lsl #17\n mov w5, #2\n str w5, [x4, #0x80]\n str w5, [x4, #0x100]\n mov x7, #1\n \
+         msr s3_0_c12_c12_5, x7\n mov x5, #0xff\n msr s3_0_c4_c6_0, x5\n msr s3_0_c12_c12_7, x7\n \
+         add x15, x1, #{}\n mov x19, #0\n mov x20, #0\n msr daifclr, #2",
+        SIGNALS - CELLS
+    );
+    // Each tenth step an SGI 1 to all others.
+    let send = "add x20, x20, #1\n cmp x20, #10\n b.ne 6f\n mov x20, #0\n movz x21, #0x100, lsl #32\n \
+                movk x21, #0x100, lsl #16\n msr s3_0_c12_c11_5, x21\n isb\n add x19, x19, #1\n 6:";
+    let loops = "4: ldxr x5, [x1]\n add x5, x5, #1\n stxr w6, x5, [x1]\n cbnz w6, 4b\n ldaddal x7, x5, [x1]\n \
+                 5: ldaxp x10, x11, [x22]\n add x10, x10, #1\n add x11, x11, #3\n stlxp w12, x10, x11, [x22]\n \
+                 cbnz w12, 5b";
+    // All begin together: one that is not prepared gets no interrupt.
+    let together = "ldadd x7, x5, [x2]\n 7: yield\n ldr x5, [x2]\n cmp x5, x3\n b.ne 7b";
+    let program = format!(
+        "{prepare}\n {together}\n add x22, x1, #64\n 1: {loops}\n {send}\n sub x0, x0, #1\n cbnz x0, 1b\n \
+         msr daifset, #2\n hvc #0"
+    );
+    let steps = count();
+    for vcpus in [2, 4] {
+        for translation in EACH {
+            let m = Machine::with(vcpus, translation);
+            m.put(VECTORS + 0x280, &assemble(&format!("signals-{vcpus}"), handler));
+            let words = assemble(&format!("signalled-{vcpus}"), &program);
+            let cancellers: Vec<_> = (0..vcpus).map(|i| m.vm.canceller(i).expect("a vCPU")).collect();
+            let cpus: Vec<_> = (0..vcpus)
+                .map(|i| {
+                    let at = CODE + 0x1000 * u64::from(i);
+                    m.put(at, &words);
+                    let x = [
+                        (0, steps),
+                        (1, RAM + CELLS),
+                        (2, RAM + BARRIER),
+                        (3, u64::from(vcpus)),
+                        (9, u64::from(i)),
+                    ];
+                    let mut v = m.vcpu(i, at, &x);
+                    v.set_sys_reg(SysReg::VBAR_EL1, RAM + VECTORS).expect("VBAR_EL1");
+                    v
+                })
+                .collect();
+            let (mut sent, mut left) = (0, 0);
+            std::thread::scope(|threads| {
+                let running: Vec<_> = cpus
+                    .into_iter()
+                    .map(|mut v| {
+                        threads.spawn(move || {
+                            let mut canceled = 0;
+                            loop {
+                                match v.run().expect("it runs") {
+                                    Exit::Hvc { immediate: 0 } => break,
+                                    Exit::Canceled => canceled += 1,
+                                    other => panic!("{other:?}"),
+                                }
+                            }
+                            assert_eq!(v.reg(Reg::x(0)).expect("X0"), 0);
+                            (v.reg(Reg::x(19)).expect("X19"), canceled)
+                        })
+                    })
+                    .collect();
+                while running.iter().any(|t| !t.is_finished()) {
+                    cancellers.iter().for_each(supermachine_soft::Canceller::cancel);
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                }
+                for t in running {
+                    let (s, canceled) = t.join().expect("the vCPU's thread");
+                    sent += s;
+                    left += canceled;
+                }
+            });
+            let all = steps * u64::from(vcpus);
+            let name = format!("{vcpus} vCPUs, {translation:?}");
+            assert_eq!(m.get64(CELLS), 2 * all, "{name}");
+            assert_eq!((m.get64(CELLS + 64), m.get64(CELLS + 72)), (all, 3 * all), "{name}");
+            // One that is pending is not sent again.
+            let taken = m.get64(SIGNALS);
+            println!("{name}: {sent} interrupts sent, {taken} taken, {left} times left");
+            assert!(taken > 0 && taken <= sent * u64::from(vcpus - 1), "{name}: {taken} of {sent}");
+            assert!(left > 0, "{name}: no vCPU was asked to leave in time");
+        }
+    }
+}
+
+/// Page A and page B, which one page of the guest's stands for by turns.
+const PAGE_A: u64 = 0x20_0000;
+const PAGE_B: u64 = 0x20_1000;
+const VA: u64 = 0x1000_0000;
+const STOP: u64 = 0x30_0000;
+
+/// Runs `mapper` on vCPU 0 and `worker` on all others, with translation on. X1 of the mapper is where the entry of the page
+/// VA is, X4 is VA; an access of a worker to what is not mapped is tried again.
+fn remapped(
+    name: &str,
+    vcpus: u32,
+    translation: Translation,
+    mapper: &str,
+    worker: &str,
+    x: &[(u32, u64)],
+) -> Machine {
+    let m = Machine::with(vcpus, translation);
+    m.put(CODE, &assemble(&format!("{name}-mapper"), mapper));
+    m.put(CODE + 0x1000, &assemble(&format!("{name}-worker"), worker));
+    let mut cpus: Vec<_> = (0..vcpus)
+        .map(|i| m.vcpu(i, CODE + if i == 0 { 0 } else { 0x1000 }, &[(4, VA), (7, 1), (9, u64::from(i))]))
+        .collect();
+    let entry = m.tables(&mut cpus.iter_mut().collect::<Vec<_>>());
+    m.put64(entry, page(RAM + PAGE_A));
+    // Synchronous exceptions of EL1: again.
+    m.put(VECTORS + 0x200, &assemble(&format!("{name}-again"), "eret"));
+    for v in &mut cpus {
+        v.set_reg(Reg::x(1), RAM + entry).expect("X1");
+        v.set_reg(Reg::x(14), RAM + STOP).expect("X14");
+        for (n, value) in x {
+            v.set_reg(Reg::x(*n), *value).expect("a register");
+        }
+    }
+    let threads: Vec<_> = cpus
+        .into_iter()
+        .map(|mut v| {
+            std::thread::spawn(move || {
+                let exit = v.run().expect("it runs");
+                let seen: Vec<u64> = (8..14).map(|n| v.reg(Reg::x(n)).expect("a register")).collect();
+                assert_eq!(exit, Exit::Hvc { immediate: 0 }, "X8 to X13: {seen:x?}");
+            })
+        })
+        .collect();
+    let done: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
+    assert!(done.iter().all(Result::is_ok), "{name}, {vcpus} vCPUs, {translation:?}");
+    m
+}
+
+/// After TLBI and DSB no other vCPU stores by the entry that was, whatever its code has been translated to.
+#[test]
+fn a_page_that_is_taken_away_changes_no_more() {
+    // X2 and X3 are the entries of the pages X5 and X6; X0 counts down.
+    let mapper = "
+        lsr x13, x4, #12
+1:      str xzr, [x1]
+        dsb ishst
+        tlbi vaae1is, x13
+        dsb ish
+        isb
+        ldp x8, x10, [x5, #8]
+        ldr x11, [x5, #24]
+        mov x12, #300
+2:      subs x12, x12, #1
+        b.ne 2b
+        ldr x12, [x5, #8]
+        cmp x12, x8
+        b.ne 9f
+        ldr x12, [x5, #16]
+        cmp x12, x10
+        b.ne 9f
+        ldr x12, [x5, #24]
+        cmp x12, x11
+        b.ne 9f
+        str x3, [x1]
+        dsb ishst
+        isb
+        mov x12, x2
+        mov x2, x3
+        mov x3, x12
+        mov x12, x5
+        mov x5, x6
+        mov x6, x12
+        // Until somebody has stored there.
+        ldr x12, [x5, #8]
+3:      yield
+        ldr x10, [x5, #8]
+        cmp x10, x12
+        b.eq 3b
+        sub x0, x0, #1
+        cbnz x0, 1b
+        str x7, [x14]
+        hvc #0
+9:      str x7, [x14]
+        hvc #1";
+    let worker = "
+        mov x15, #40
+1:      ldr x5, [x4, x9, lsl #3]
+        add x5, x5, #1
+        str x5, [x4, x9, lsl #3]
+        subs x15, x15, #1
+        b.ne 1b
+        mov x15, #40
+        ldr x6, [x14]
+        cbz x6, 1b
+        hvc #0";
+    let (a, b) = (page(RAM + PAGE_A), page(RAM + PAGE_B));
+    for vcpus in [2, 4] {
+        for translation in EACH {
+            let x = [(0, count() / 20), (2, a), (3, b), (5, RAM + PAGE_A), (6, RAM + PAGE_B)];
+            let m = remapped("shootdown", vcpus, translation, mapper, worker, &x);
+            for i in 1..u64::from(vcpus) {
+                let [a, b] = [PAGE_A, PAGE_B].map(|page| m.get64(page + 8 * i));
+                assert!(a > 0 && b > 0, "{vcpus} vCPUs, {translation:?}: vCPU {i} stored {a} and {b} times");
+            }
+        }
+    }
+}
+
+/// Exclusive and atomic accesses to a page that is read-only, nowhere and writable by turns.
+#[test]
+fn nothing_is_lost_where_the_page_comes_and_goes() {
+    // X2 is the entry, X3 one that is read-only; X6 is how many vCPUs are to be done.
+    let change = |entry: &str| format!("str {entry}, [x1]\n dsb ishst\n tlbi vaae1is, x13\n dsb ish\n isb\n");
+    let mapper = format!(
+        "lsr x13, x4, #12\n 1: {} {} {} str x2, [x1]\n dsb ishst\n isb\n mov x12, #3000\n 3: subs x12, x12, #1\n \
+         b.ne 3b\n add x20, x20, #1\n ldr x12, [x14]\n cmp x12, x6\n b.ne 1b\n str x20, [x14, #64]\n hvc #0",
+        change("x3"),
+        change("xzr"),
+        change("x3"),
+    );
+    let worker = "
+1:      mov x8, #0
+2:      ldxr x5, [x4]
+        add x5, x5, #1
+        stxr w8, x5, [x4]
+        cbnz w8, 2b
+        ldadd x7, x5, [x15]
+        ldaddal x7, x5, [x16]
+3:      ldr x5, [x17]
+        mov x10, x5
+        add x11, x5, #1
+        cas x10, x11, [x17]
+        cmp x10, x5
+        b.ne 3b
+4:      ldaxp x10, x11, [x18]
+        add x10, x10, #1
+        add x11, x11, #2
+        stlxp w12, x10, x11, [x18]
+        cbnz w12, 4b
+        sub x0, x0, #1
+        cbnz x0, 1b
+        ldadd x7, x5, [x14]
+        hvc #0";
+    let entry = page(RAM + PAGE_A);
+    let steps = count() / 4;
+    for vcpus in [2, 4] {
+        for translation in EACH {
+            let x = [
+                (0, steps),
+                (2, entry),
+                (3, entry | READ_ONLY),
+                (6, u64::from(vcpus - 1)),
+                (15, VA + 64),
+                (16, VA + 128),
+                (17, VA + 192),
+                (18, VA + 256),
+            ];
+            let m = remapped("comes-and-goes", vcpus, translation, &mapper, worker, &x);
+            let all = steps * u64::from(vcpus - 1);
+            let seen = [0, 64, 128, 192, 256, 264].map(|at| m.get64(PAGE_A + at));
+            assert_eq!(seen, [all, all, all, all, all, 2 * all], "{vcpus} vCPUs, {translation:?}");
+            println!("{vcpus} vCPUs, {translation:?}: {} times away", m.get64(STOP + 64));
+            assert!(m.get64(STOP + 64) > 0);
+        }
     }
 }

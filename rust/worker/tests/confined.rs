@@ -23,7 +23,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{Running, Worker, read, restoring, snapshot_of, start};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use supermachine_proto::worker::{self, Event, ExitReason, Share, ShareCache, ShareOwner, Start};
 
 /// Higher than any number of a call that there is.
@@ -553,13 +555,18 @@ fn a_worker_with_shares_reaches_those_alone() {
 
 /// The worker's command on a kernel that does not have this call.
 fn without(call: i64) -> Command {
-    let missing = SeccompFilter::new(
-        [(call, vec![])].into(),
+    refusing(call, vec![], libc::ENOSYS)
+}
+
+/// The same on one that answers a call with this error where one of the rules is for it, or always.
+fn refusing(call: i64, rules: Vec<SeccompRule>, error: i32) -> Command {
+    let refused = SeccompFilter::new(
+        [(call, rules)].into(),
         SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOSYS as u32),
+        SeccompAction::Errno(error as u32),
         std::env::consts::ARCH.try_into().unwrap(),
     );
-    let program: BpfProgram = missing.unwrap().try_into().unwrap();
+    let program: BpfProgram = refused.unwrap().try_into().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_supermachine-worker"));
     // SAFETY: between fork and exec two system calls are made, and no memory is asked for.
     unsafe { command.pre_exec(move || seccompiler::apply_filter(&program).map_err(std::io::Error::other)) };
@@ -589,4 +596,58 @@ fn a_kernel_without_a_wall_is_told_and_refused_where_it_is_required() {
         }
         assert!(matches!(begin(false), Event::Ready(_)));
     }
+}
+
+/// As SELinux refuses it, and a kernel whose files in memory are never executable (vm.memfd_noexec): the interpreter serves.
+#[test]
+fn where_no_memory_may_be_executable_guests_run_and_the_probe_says_why() {
+    let condition = |argument, set: i32| {
+        let set = u64::from(set as u32);
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(set), set).unwrap()
+    };
+    // Programs and libraries are mapped as private: only what is shared may not be executable.
+    let shared_code = || {
+        let conditions = vec![condition(2, libc::PROT_EXEC), condition(3, libc::MAP_SHARED)];
+        vec![SeccompRule::new(conditions).unwrap()]
+    };
+    let hosts: [&dyn Fn() -> Command; 2] =
+        [&|| refusing(libc::SYS_mmap, shared_code(), libc::EACCES), &|| {
+            refusing(libc::SYS_memfd_create, vec![], libc::EACCES)
+        }];
+    for host in hosts {
+        let probed = host().arg("--probe-confinement").output().unwrap();
+        let said = String::from_utf8(probed.stdout).unwrap();
+        assert!(said.contains("this system lets no memory be executable: Permission denied"), "{said}");
+        let (control, theirs) = UnixStream::pair().unwrap();
+        control.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        let process = host().stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
+        let mut worker = Worker { process: Running::Started(process), control };
+        worker.send(&worker::Command::Start(Box::new(start())));
+        worker.wait_ready();
+        assert!(read(&mut worker.files(), "/proc/version").starts_with(b"Linux"));
+        assert_eq!(code_mappings(&worker), Vec::<String>::new());
+    }
+    // And where nothing is refused.
+    let worker = Worker::ready(start());
+    let expected = if interprets() { vec![] } else { vec!["r-xs".to_owned(), "rw-s".to_owned()] };
+    assert_eq!(code_mappings(&worker), expected);
+}
+
+/// Whether this host has no translation to begin with.
+fn interprets() -> bool {
+    let probed = Command::new(env!("CARGO_BIN_EXE_supermachine-worker")).arg("--probe-confinement").output();
+    !String::from_utf8(probed.unwrap().stdout).unwrap().contains("\"interprets\":null")
+}
+
+/// How a worker's memory for code is mapped. No other memory of it is writable and executable.
+fn code_mappings(worker: &Worker) -> Vec<String> {
+    let maps = fs::read_to_string(format!("/proc/{}/maps", worker.process.id())).unwrap();
+    let protections = |line: &str| line.split(' ').nth(1).unwrap().to_owned();
+    for line in maps.lines() {
+        let protection = protections(line);
+        assert!(!(protection.contains('w') && protection.contains('x')), "{line}");
+    }
+    let mut found: Vec<_> = maps.lines().filter(|l| l.contains("/memfd:code")).map(protections).collect();
+    found.sort();
+    found
 }

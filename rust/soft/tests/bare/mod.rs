@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::process::Command;
 use std::ptr::NonNull;
 
 use supermachine_soft::id::{Reg, SysReg};
@@ -99,3 +100,27 @@ pub(crate) const fn page(pa: u64) -> u64 {
 }
 
 pub(crate) const READ_ONLY: u64 = 1 << 7;
+
+/// The words that GNU as makes of some code.
+pub(crate) fn assemble(name: &str, text: &str) -> Vec<u32> {
+    let file = |ending: &str| {
+        std::env::temp_dir().join(format!("supermachine-code-{}-{name}.{ending}", std::process::id()))
+    };
+    let [source, object, binary] = ["s", "o", "bin"].map(file);
+    std::fs::write(&source, format!(".arch armv8.3-a\n{text}\n")).expect("a file for the assembler");
+    let run = |program: &str, args: &[&std::ffi::OsStr]| {
+        let done = Command::new(program).args(args).output();
+        let done = done.unwrap_or_else(|e| panic!("{program} does not start: {e}"));
+        assert!(done.status.success(), "{name}: {}\n{text}", String::from_utf8_lossy(&done.stderr));
+    };
+    run("aarch64-linux-gnu-as", &[source.as_os_str(), "-o".as_ref(), object.as_os_str()]);
+    run(
+        "aarch64-linux-gnu-objcopy",
+        &["-O".as_ref(), "binary".as_ref(), object.as_os_str(), binary.as_os_str()],
+    );
+    let bytes = std::fs::read(&binary).expect("what objcopy wrote");
+    for f in [source, object, binary] {
+        let _ = std::fs::remove_file(f);
+    }
+    bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect()
+}

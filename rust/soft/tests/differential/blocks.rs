@@ -1,8 +1,10 @@
 //! Programs of several blocks and pages, translated and interpreted: loops, calls, faults in the middle, code that
 //! changes. Whatever ends them, both must have come to the same state by the same number of instructions.
 
+use std::time::{Duration, Instant};
+
 use supermachine_soft::id::SysReg;
-use supermachine_soft::{Exit, Translation};
+use supermachine_soft::{Canceller, Exit, Translation};
 
 use crate::base::{Writer, state, told};
 use crate::machine::{CODE, Machine};
@@ -106,7 +108,7 @@ struct Program {
     pieces: Vec<(usize, Vec<u32>)>,
 }
 
-fn program(r: &mut Random) -> Program {
+fn program(r: &mut Random, most_rounds: u64) -> Program {
     let (mut state, mut pointer) = state(r);
     match r.below(8) {
         // What is nowhere, and what is at the end of what there is.
@@ -158,7 +160,7 @@ fn program(r: &mut Random) -> Program {
     function.push(RET);
     let at = 4096 + r.pick(&[0, 64, 1024, 3800, 3988, 4092]);
 
-    let outer = 1 + r.below(12);
+    let outer = 1 + r.below(most_rounds);
     let mut main = Vec::new();
     main.push(0xd280_001d | (outer as u32) << 5);
     let start = main.len();
@@ -213,7 +215,7 @@ fn programs(seed: u64, count: usize) {
     let mut translated = Machine::new(Translation::Always);
     let (mut ended, mut faulted, mut instructions) = (0, 0, 0);
     for n in 0..count {
-        let p = program(&mut r);
+        let p = program(&mut r, 12);
         let right = interpreted.program(&p.state, PAGES, &p.pieces);
         let mine = translated.program(&p.state, PAGES, &p.pieces);
         assert!(right == mine, "seed {seed:#x}, program {n}:\n{right:x?}\n{mine:x?}\n{}", listing(&p));
@@ -227,6 +229,60 @@ fn programs(seed: u64, count: usize) {
     assert!(ended * 3 > count, "only {ended} of {count} programs ran to their ends");
     assert!(faulted * 20 > count, "only {faulted} of {count} programs met a fault");
     assert_eq!(CODE & 0xfff, 0);
+}
+
+/// LDXR, STXR and their kind: an exclusive store fails behind a move.
+fn has_exclusive(p: &Program) -> bool {
+    p.pieces.iter().flat_map(|(_, words)| words).any(|word| word & 0x3f80_0000 == 0x0800_0000)
+}
+
+/// Programs that go on in another machine at random moments, interpreted and translated by turns, as a snapshot does that
+/// one has taken and another restores.
+fn moved_programs(seed: u64, count: usize) {
+    let mut r = Random(seed);
+    let mut moments = Random(seed ^ 1);
+    let (stop, stops) = std::sync::mpsc::channel::<(Canceller, u64)>();
+    let stopping = std::thread::spawn(move || {
+        while let Ok((canceller, nanoseconds)) = stops.recv() {
+            let until = Instant::now() + Duration::from_nanos(nanoseconds);
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            canceller.cancel();
+        }
+    });
+    let (mut ran, mut moves) = (0, 0);
+    while ran < count {
+        let p = program(&mut r, 200);
+        if has_exclusive(&p) {
+            continue;
+        }
+        ran += 1;
+        let right = Machine::new(Translation::Off).program(&p.state, PAGES, &p.pieces);
+        let by_turns = if r.one_in(2) {
+            [Translation::Off, Translation::Always]
+        } else {
+            [Translation::Always, Translation::Off]
+        };
+        let (mine, moved) = Machine::moving(&p.state, PAGES, &p.pieces, &by_turns, |canceller| {
+            let _ = stop.send((canceller, moments.below(60_000)));
+        });
+        moves += moved;
+        assert!(
+            right == mine,
+            "seed {seed:#x}, program {ran}, {moved} moves:\n{right:x?}\n{mine:x?}\n{}",
+            listing(&p)
+        );
+    }
+    drop(stop);
+    stopping.join().expect("the thread that stops");
+    println!("{count} programs, {moves} moves");
+    assert!(moves * 4 > count, "only {moves} moves in {count} programs");
+}
+
+#[test]
+fn programs_go_on_in_another_machine() {
+    moved_programs(random_seed(), count() / 100);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::oracle::{BASE, INSNS, MEMORY, Request, SIGILL, State};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use supermachine_soft::id::{Reg, SimdReg, SysReg};
-use supermachine_soft::{Exit, Protection, Translation, Vcpu, Vm, VmConfig};
+use supermachine_soft::{Canceller, Exit, Protection, Translation, Vcpu, Vm, VmConfig};
 
 pub(crate) const CODE: u64 = 0x4000_0000;
 const CODE_LEN: usize = 4 << 20;
@@ -52,7 +52,7 @@ impl Drop for Pages {
 pub(crate) struct Machine {
     // Dropped in this order: the vCPU and the machine before their memory.
     vcpu: Vcpu,
-    _vm: Vm,
+    vm: Vm,
     code: Pages,
     data: Pages,
     next: usize,
@@ -96,7 +96,7 @@ impl Machine {
         set(SysReg::CPACR_EL1, 3 << 20);
         // MMU, caches, and the bits that read as one.
         set(SysReg::SCTLR_EL1, 0x30d0_0800 & !(1 << 19) | 1 | 1 << 2 | 1 << 12);
-        Self { vcpu, _vm: vm, code, data, next: FIRST_SLOT, translation }
+        Self { vcpu, vm, code, data, next: FIRST_SLOT, translation }
     }
 
     pub(crate) fn run(&mut self, request: &Request) -> State {
@@ -172,6 +172,14 @@ impl Machine {
         }
         let first = self.next;
         self.next += pages * 4096;
+        self.begin(s, first, pages, pieces);
+        let before = self.vcpu.instructions();
+        let exit = self.vcpu.run().expect("runs");
+        self.outcome(first, exit, self.vcpu.instructions() - before)
+    }
+
+    /// Puts a program's pieces behind `first`, and its state into the vCPU.
+    fn begin(&mut self, s: &State, first: usize, pages: usize, pieces: &[(usize, Vec<u32>)]) {
         for (at, words) in pieces {
             let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
             assert!(at + bytes.len() <= pages * 4096);
@@ -179,8 +187,58 @@ impl Machine {
         }
         self.data.write(0, &s.memory);
         self.load(s, CODE + first as u64);
-        let before = self.vcpu.instructions();
-        let exit = self.vcpu.run().expect("runs");
+    }
+
+    /// The same from the first slot of new machines, one for each of `moves` and the first again behind the last: `stop`
+    /// is given what makes each leave its run, and where one does the next goes on. Gives how often one has.
+    pub(crate) fn moving(
+        s: &State,
+        pages: usize,
+        pieces: &[(usize, Vec<u32>)],
+        moves: &[Translation],
+        mut stop: impl FnMut(Canceller),
+    ) -> (Outcome, usize) {
+        let first = FIRST_SLOT;
+        let mut moves = moves.iter().copied().cycle();
+        let mut next = || Self::new(moves.next().expect("there is one"));
+        let mut machine = next();
+        machine.begin(s, first, pages, pieces);
+        let (mut instructions, mut moved) = (0, 0);
+        loop {
+            stop(machine.vm.canceller(0).expect("there is one"));
+            let exit = machine.vcpu.run().expect("runs");
+            instructions += machine.vcpu.instructions();
+            if exit != Exit::Canceled {
+                return (machine.outcome(first, exit, instructions), moved);
+            }
+            moved += 1;
+            let from = std::mem::replace(&mut machine, next());
+            machine.take(&from, first + pages * 4096);
+        }
+    }
+
+    /// Has all that a snapshot has of another machine, whose code ends at `end`.
+    fn take(&mut self, from: &Self, end: usize) {
+        let mut bytes = vec![0; end];
+        from.code.read(&mut bytes);
+        self.code.write(0, &bytes);
+        // Programs reach beyond what is compared.
+        let mut bytes = vec![0; from.data.1.size()];
+        from.data.read(&mut bytes);
+        self.data.write(0, &bytes);
+        for n in (0..31).map(Reg).chain([Reg::PC, Reg::CPSR, Reg::FPCR, Reg::FPSR]) {
+            self.vcpu.set_reg(n, from.vcpu.reg(n).expect("a register")).expect("a register");
+        }
+        for n in (0..32).map(SimdReg) {
+            self.vcpu.set_simd_reg(n, from.vcpu.simd_reg(n).expect("a register")).expect("a register");
+        }
+        let system = [SysReg::SP_EL1, SysReg::ESR_EL1, SysReg::FAR_EL1, SysReg::SPSR_EL1, SysReg::ELR_EL1];
+        for n in system.into_iter().chain([SysReg::TPIDR_EL0]) {
+            self.vcpu.set_sys_reg(n, from.vcpu.sys_reg(n).expect("a register")).expect("a register");
+        }
+    }
+
+    fn outcome(&self, first: usize, exit: Exit, instructions: u64) -> Outcome {
         let v = &self.vcpu;
         let start = CODE + first as u64;
         // Two machines may have put a program in different places.
@@ -198,7 +256,7 @@ impl Machine {
             registers,
             system,
             vectors: (0..32).map(|n| v.simd_reg(SimdReg(n)).expect("a register")).collect(),
-            instructions: v.instructions() - before,
+            instructions,
             memory,
         }
     }
