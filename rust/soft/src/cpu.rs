@@ -1,6 +1,7 @@
 //! One CPU: what it keeps, how it finds code, and the loop that runs blocks of it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use supermachine_support::side_work::SideWork;
 
@@ -128,6 +129,9 @@ pub(crate) struct Cpu {
     laps: u32,
     /// Requests to others whose completion the next DSB waits for.
     pub broadcast: bool,
+    /// What others have left: see [`Cpu::pending`]. In what `me` points at.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "one back end looks at it"))]
+    pub left_by_others: *const AtomicU32,
     pub waits: u32,
     pub debug: Debug,
     pub pmu: Pmu,
@@ -153,6 +157,7 @@ pub(crate) struct Cpu {
 impl Cpu {
     pub(crate) fn new(vm: Arc<Shared>, index: u32) -> Box<Self> {
         let me = vm.vcpus[index as usize].clone();
+        let left_by_others = &raw const me.pending;
         let jit = vm.jit(index);
         let mut cpu = Box::new(Self {
             state: State::new(index),
@@ -188,6 +193,7 @@ impl Cpu {
             deadline: u64::MAX,
             laps: 0,
             broadcast: false,
+            left_by_others,
             waits: 0,
             debug: Debug::default(),
             pmu: Pmu::default(),

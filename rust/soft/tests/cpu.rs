@@ -13,7 +13,7 @@ mod bare;
 
 use std::time::Duration;
 
-use supermachine_soft::id::{Reg, SysReg};
+use supermachine_soft::id::{IccReg, RedistReg, Reg, SysReg};
 use supermachine_soft::{DataAbort, Exit, Translation};
 
 use bare::{Machine, RAM, READ_ONLY, SIZE, page};
@@ -649,4 +649,67 @@ fn what_ran_last_is_named_first() {
     let first = |page: u64| pages.iter().position(|known| *known == RAM + page).unwrap();
     // The second page is looked at again behind its flush, when the third is.
     assert!(first(0x2000) < first(0x1000) && first(0x3000) < first(0x1000), "{pages:x?}");
+}
+
+#[test]
+fn an_interrupt_comes_in_with_the_instruction_that_lets_it() {
+    const ROUNDS: u64 = 500;
+    let m = Machine::new(1);
+    // str w11, [x10]; 1: msr icc_sgi1r_el1, x2; isb; msr daifclr, #2; nop; msr daifset, #2; msr icc_sgi1r_el1, x2; isb;
+    // msr daif, x3; nop; msr daifset, #2; subs x0, x0, #1; b.ne 1b; hvc #0
+    m.put(
+        0,
+        &[
+            0xb900_014b,
+            0xd518_cba2,
+            0xd503_3fdf,
+            0xd503_42ff,
+            0xd503_201f,
+            0xd503_42df,
+            0xd518_cba2,
+            0xd503_3fdf,
+            0xd51b_4223,
+            0xd503_201f,
+            0xd503_42df,
+            0xf100_0400,
+            0x54ff_fea1,
+            0xd400_0002,
+        ],
+    );
+    // The interrupt's vector: mrs x4, elr_el1; mrs x6, icc_iar1_el1; msr icc_eoir1_el1, x6; cmp x4, x5;
+    // ccmp x4, x8, #4, ne; cinc x7, x7, eq; add x9, x9, #1; eret
+    m.put(
+        0x2280,
+        &[
+            0xd538_4024,
+            0xd538_cc06,
+            0xd518_cc26,
+            0xeb05_009f,
+            0xfa48_1084,
+            0x9a87_14e7,
+            0x9100_0529,
+            0xd69f_03e0,
+        ],
+    );
+    let x = [
+        (0, ROUNDS),
+        // SGI 1 to itself; all but IRQ masked; behind each NOP's neighbour; the distributor, and its groups.
+        (2, 1 << 24 | 1),
+        (3, 0x340),
+        (5, RAM + 16),
+        (8, RAM + 36),
+        (10, 0x0800_0000),
+        (11, 0x12),
+    ];
+    let mut v = m.vcpu(0, 0, &x);
+    v.set_sys_reg(SysReg::VBAR_EL1, RAM + 0x2000).unwrap();
+    v.set_reg(Reg::CPSR, 0x3c5).unwrap();
+    v.set_icc_reg(IccReg::PMR_EL1, 0xff).unwrap();
+    v.set_icc_reg(IccReg::IGRPEN1_EL1, 1).unwrap();
+    // GICR_IGROUPR0 and GICR_ISENABLER0.
+    v.set_redist_reg(RedistReg(0x1_0080), 2).unwrap();
+    v.set_redist_reg(RedistReg(0x1_0100), 2).unwrap();
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+    let x = |n| v.reg(Reg::x(n)).unwrap();
+    assert_eq!((x(9), x(7)), (2 * ROUNDS, 2 * ROUNDS));
 }

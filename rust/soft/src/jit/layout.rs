@@ -23,6 +23,7 @@ macro_rules! offsets {
             /// SP_EL0, while another is in use.
             SP_EL0 = state.sp;
             TPIDR_EL0 = state.sys.tpidr_el0;
+            SCTLR = state.sys.sctlr;
             PAGE = page;
             KEY = key;
             TLB = tlb;

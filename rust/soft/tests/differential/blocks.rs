@@ -57,10 +57,24 @@ fn system(w: &mut Writer) {
         SysReg::new(3, 0, 0, 6, 0),
         SysReg::new(3, 3, 0, 0, 1),
     ]);
-    w.code.push(match w.r.below(4) {
+    // TPIDR_EL0 has what the program counts with.
+    let kept = w.r.pick(&[
+        SysReg::DAIF,
+        SysReg::SP_EL0,
+        SysReg::TPIDR_EL1,
+        SysReg::TPIDRRO_EL0,
+        SysReg::SPSR_EL1,
+        SysReg::ELR_EL1,
+        SysReg::ESR_EL1,
+        SysReg::FAR_EL1,
+    ]);
+    w.code.push(match w.r.below(8) {
         // MSR DAIFSet and DAIFClr.
         0 => mask,
         1 => mask | 1 << 5,
+        2 | 3 => 0xd510_0000 | (u32::from(kept.0) & 0x7fff) << 5 | rt,
+        // ISB, DSB.
+        4 => w.r.pick(&[0xd503_3fdf, 0xd503_3f9f]),
         _ => 0xd530_0000 | (u32::from(register.0) & 0x7fff) << 5 | rt,
     });
 }

@@ -120,6 +120,15 @@ pub(crate) fn msr(c: &mut Cpu, o: P) {
     }
 }
 
+/// The same where nothing else depends on the register.
+pub(crate) fn msr_kept(c: &mut Cpu, o: P) {
+    c.sync(o);
+    match c.msr(o.imm() as u16, c.x(o.a())) {
+        Sysop::Done => next(c, o),
+        e => refuse(c, o, e, false),
+    }
+}
+
 /// SYS with `a`.
 pub(crate) fn sys(c: &mut Cpu, o: P) {
     c.sync(o);

@@ -9,6 +9,20 @@ use crate::isa::insn::{Barrier, Pstate, Reg};
 /// DC ZVA, as SYS names it.
 pub(crate) const DC_ZVA: u16 = 1 << 14 | 3 << 11 | 7 << 7 | 4 << 3 | 1;
 
+/// Whether MSR of a register at EL1 keeps the value and does nothing else: a block goes on behind it.
+pub(crate) fn is_kept(register: u16) -> bool {
+    matches!(
+        SysReg(register),
+        SysReg::SP_EL0
+            | SysReg::TPIDR_EL1
+            | SysReg::TPIDRRO_EL0
+            | SysReg::SPSR_EL1
+            | SysReg::ELR_EL1
+            | SysReg::ESR_EL1
+            | SysReg::FAR_EL1
+    )
+}
+
 const NZCV: SysReg = SysReg::new(3, 3, 4, 2, 0);
 
 impl Block {
@@ -47,6 +61,7 @@ impl Block {
         let f: Handler = match SysReg(register) {
             SysReg::TPIDR_EL0 => x::msr_tpidr0,
             NZCV => x::msr_nzcv,
+            _ if is_kept(register) => x::msr_kept,
             _ => return self.end(x::msr, t, 0, u64::from(register)),
         };
         self.on(f, [t, 0, 0, 0], u64::from(register))

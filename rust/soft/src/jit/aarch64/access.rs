@@ -3,8 +3,11 @@
 use super::asm::{Jump, LR, R, ZR};
 use super::block::{NO_REG, Translator};
 use super::{ADDEND, ADDRESS, CPU, OTHER, TAG, TEMP, TLB, layout};
+use crate::Regs;
 use crate::isa::insn::{Access, Address, Barrier, Reg};
 use crate::mem::TLB_SIZE;
+use crate::state::PAIR_OF_WORDS;
+use crate::sysreg::ZVA_BYTES;
 
 /// The base register that an access writes.
 fn written_base(address: Address) -> Option<Reg> {
@@ -277,6 +280,144 @@ impl Translator<'_> {
 
     pub(super) fn clear_exclusive(&mut self) -> bool {
         self.asm.store(3, ZR, CPU, layout::MONITOR_SIZE);
+        true
+    }
+
+    /// LDXP and LDAXP. Of two of 8 bytes each is loaded by itself: the store notices when they did not belong together.
+    pub(super) fn load_exclusive_pair(&mut self, wide: bool, acquire: bool, t: Reg, u: Reg, n: Reg) -> bool {
+        let base = self.read(n);
+        let before = self.state;
+        let aside = self.aligned(n, 0, if wide { 4 } else { 3 }, false);
+        let a = &mut self.asm;
+        a.store(3, base, CPU, layout::MONITOR_VA);
+        a.mov_i(TEMP, if wide { 16 } else { PAIR_OF_WORDS });
+        a.store(3, TEMP, CPU, layout::MONITOR_SIZE);
+        let load = |a: &mut super::asm::Asm, r| {
+            if acquire { a.load_acquire(3, r, ADDRESS) } else { a.load(3, r, ADDRESS, 0) }
+        };
+        load(a, OTHER);
+        if wide {
+            a.add_i(ADDRESS, ADDRESS, 8);
+            load(a, ADDEND);
+        } else {
+            a.lsr_i(ADDEND, OTHER, 32);
+            a.low_bits(OTHER, OTHER, 32);
+        }
+        a.store(3, OTHER, CPU, layout::MONITOR_VALUE[0]);
+        a.store(3, ADDEND, CPU, layout::MONITOR_VALUE[1]);
+        for (g, value) in [(t, OTHER), (u, ADDEND)] {
+            let r = self.write(g);
+            self.asm.mov(r, value);
+        }
+        self.slow(aside, before, [t, u, NO_REG]);
+        true
+    }
+
+    /// STXP and STLXP.
+    pub(super) fn store_exclusive_pair(&mut self, wide: bool, s: Reg, [t, u]: [Reg; 2], n: Reg) -> bool {
+        if !wide && !self.features.lse {
+            return false;
+        }
+        let old = [0; 2].map(|_| self.state.cache.keep(&mut self.asm));
+        let (new, base) = ([t, u].map(|g| self.read(g)), self.read(n));
+        let before = self.state;
+        let size = if wide { 16 } else { PAIR_OF_WORDS };
+        let a = &mut self.asm;
+        a.load(3, TEMP, CPU, layout::MONITOR_SIZE);
+        a.add_i(TEMP, TEMP, -(size as i64));
+        let other = a.cbz(true, true, TEMP);
+        a.mov(ADDRESS, base);
+        a.load(3, TEMP, CPU, layout::MONITOR_VA);
+        a.eor(TEMP, TEMP, ADDRESS);
+        let elsewhere = a.cbz(true, true, TEMP);
+        let missing = self.translate_whole(true, if wide { 16 } else { 8 });
+        let a = &mut self.asm;
+        a.store(3, ZR, CPU, layout::MONITOR_SIZE);
+        a.load(3, old[0], CPU, layout::MONITOR_VALUE[0]);
+        a.load(3, old[1], CPU, layout::MONITOR_VALUE[1]);
+        self.swap_pair(wide, old, new);
+        for r in old {
+            self.state.cache.give_back(r);
+        }
+        let r = self.write(s);
+        self.asm.mov(r, TEMP);
+        self.slow([Some(other), Some(elsewhere), Some(missing)], before, [s, NO_REG, NO_REG]);
+        true
+    }
+
+    /// CASP.
+    pub(super) fn compare_and_swap_pair(&mut self, wide: bool, s: Reg, t: Reg, n: Reg) -> bool {
+        if !wide && !self.features.lse {
+            return false;
+        }
+        // Register 31 as the second of a pair reads as zero.
+        let second = |g: Reg| if g == 30 { Regs::ZERO as Reg } else { g + 1 };
+        let (old, new) = ([s, second(s)].map(|g| self.read(g)), [t, second(t)].map(|g| self.read(g)));
+        self.read(n);
+        let before = self.state;
+        let aside = self.aligned(n, 0, if wide { 4 } else { 3 }, true);
+        self.swap_pair(wide, old, new);
+        let to = [s, if s == 30 { NO_REG } else { s + 1 }];
+        for (g, value) in to.into_iter().zip([OTHER, ADDEND]) {
+            let r = self.write(g);
+            self.asm.mov(r, value);
+        }
+        self.slow(aside, before, [to[0], to[1], NO_REG]);
+        true
+    }
+
+    /// Stores a pair at `ADDRESS` where the old one is, before and behind everything: `OTHER` and `ADDEND` become what was
+    /// there, and `TEMP` zero if it was stored.
+    fn swap_pair(&mut self, wide: bool, old: [R; 2], new: [R; 2]) {
+        let a = &mut self.asm;
+        if wide {
+            let again = a.here();
+            a.load_exclusive_pair(OTHER, ADDEND, ADDRESS);
+            a.eor(TEMP, OTHER, old[0]);
+            a.eor(LR, ADDEND, old[1]);
+            a.orr(TEMP, TEMP, LR);
+            let different = a.cbz(true, true, TEMP);
+            a.store_exclusive_pair(TEMP, new[0], new[1], ADDRESS);
+            a.cbnz_to(TEMP, again);
+            let done = a.b();
+            a.land(different);
+            // What was loaded is one value only where a store after it succeeds.
+            a.store_exclusive_pair(TEMP, OTHER, ADDEND, ADDRESS);
+            a.cbnz_to(TEMP, again);
+            a.mov_i(TEMP, 1);
+            a.land(done);
+            return;
+        }
+        for (to, [low, high]) in [(OTHER, old), (ADDEND, new)] {
+            a.low_bits(to, low, 32);
+            a.add(to, to, high, 32);
+        }
+        a.mov(LR, OTHER);
+        a.compare_and_swap_ordered(OTHER, ADDEND, ADDRESS);
+        a.eor(TEMP, LR, OTHER);
+        let same = a.cbz(true, false, TEMP);
+        a.mov_i(TEMP, 1);
+        a.land(same);
+        a.lsr_i(ADDEND, OTHER, 32);
+        a.low_bits(OTHER, OTHER, 32);
+    }
+
+    /// DC ZVA.
+    pub(super) fn zero(&mut self, t: Reg) -> bool {
+        let value = self.read(t);
+        let before = self.state;
+        let a = &mut self.asm;
+        // Where EL0 may not (SCTLR_EL1.DZE), the interpreter looks who asks.
+        a.load(3, TEMP, CPU, layout::SCTLR);
+        a.ubfx(TEMP, TEMP, 14, 1);
+        let refused = a.cbz(true, false, TEMP);
+        a.without_low_bits(ADDRESS, value, ZVA_BYTES.ilog2() as u8);
+        let missing = self.translate_whole(true, ZVA_BYTES as u32);
+        for _ in 0..ZVA_BYTES / 16 {
+            self.asm.pair(true, 2, ZR, ZR, ADDRESS);
+            self.asm.add_i(ADDRESS, ADDRESS, 16);
+        }
+        self.slow([Some(refused), Some(missing), None], before, [NO_REG; 3]);
         true
     }
 

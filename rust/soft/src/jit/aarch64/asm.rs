@@ -138,6 +138,11 @@ impl Asm {
         self.word(0x9274_d600 | n.n() | d.d());
     }
 
+    pub(super) fn without_low_bits(&mut self, d: R, n: R, bits: u8) {
+        let (rotate, last) = (u32::from(64 - bits), u32::from(63 - bits));
+        self.word(0x9240_0000 | rotate << 16 | last << 10 | n.n() | d.d());
+    }
+
     pub(super) fn lsr_i(&mut self, d: R, n: R, by: u8) {
         self.word(0xd340_fc00 | u32::from(by) << 16 | n.n() | d.d());
     }
@@ -251,6 +256,21 @@ impl Asm {
         self.word(0x08a0_7c00 | u32::from(size) << 30 | release | s.m() | base.n() | t.d());
     }
 
+    /// CASAL of 8 bytes, likewise.
+    pub(super) fn compare_and_swap_ordered(&mut self, s: R, t: R, base: R) {
+        self.word(0xc8e0_fc00 | s.m() | base.n() | t.d());
+    }
+
+    /// LDAXP of two of 8 bytes.
+    pub(super) fn load_exclusive_pair(&mut self, t: R, u: R, base: R) {
+        self.word(0xc87f_8000 | u.a() | base.n() | t.d());
+    }
+
+    /// STLXP; `s` becomes zero where it was done.
+    pub(super) fn store_exclusive_pair(&mut self, s: R, t: R, u: R, base: R) {
+        self.word(0xc820_8000 | s.m() | u.a() | base.n() | t.d());
+    }
+
     pub(super) fn read_nzcv(&mut self, t: R) {
         self.word(0xd53b_4200 | t.d());
     }
@@ -305,6 +325,12 @@ impl Asm {
         place.copy_from_slice(&(word | distance << shift).to_le_bytes());
     }
 
+    /// Back to a place near by where the low half of a register is not zero.
+    pub(super) fn cbnz_to(&mut self, t: R, to: usize) {
+        let distance = (to as i64 - self.here() as i64) >> 2;
+        self.word(0x3500_0000 | (distance as u32 & 0x7ffff) << 5 | t.d());
+    }
+
     pub(super) fn b_to(&mut self, to: usize) {
         let word = branch(self.here(), to);
         self.word(word);
@@ -353,6 +379,10 @@ mod tests {
         a.low_bits(R(8), R(25), 1);
         a.lsr_i(R(9), R(26), 2);
         a.lsl_i(R(9), R(26), 6);
+        a.without_low_bits(R(8), R(25), 6);
+        a.compare_and_swap_ordered(R(14), R(7), R(16));
+        a.load_exclusive_pair(R(14), R(7), R(16));
+        a.store_exclusive_pair(R(17), R(14), R(7), R(16));
         a.without_implied(R(8), R(25));
         a.ubfx(R(9), R(26), 12, 10);
         a.ubfx(R(9), R(26), 63, 1);
@@ -415,7 +445,7 @@ mod tests {
         movk x14, #0xcba9, lsl #16|movk x14, #0xffed, lsl #32|add x5, x22, x14|add x6, x23, x9, lsl #5|\
         add x6, x23, w9, uxtw #3|add x6, x23, w9, sxtw|add x6, x23, xzr, uxtx #2|orr x7, x24, x10|\
         eor x7, x24, x10|eor x7, x24, x10, lsr #12|and x8, x25, #0xfff|and x8, x25, #0x1|\
-        lsr x9, x26, #2|lsl x9, x26, #6|and x8, x25, #0xfffffffffffff003|ubfx x9, x26, #12, #10|\
+        lsr x9, x26, #2|lsl x9, x26, #6|and x8, x25, #0xffffffffffffffc0|casal x14, x7, [x16]|ldaxp x14, x7, [x16]|stlxp w17, x14, x7, [x16]|and x8, x25, #0xfffffffffffff003|ubfx x9, x26, #12, #10|\
         lsr x9, x26, #63|bfxil x9, x26, #0, #12|sxtb w10, w27|sxtw x10, w27|cmp w11, w28|cmp x11, x28|\
         ldrb w12, [x28, #504]|strb w12, [x28, #504]|strb w13, [x16, x15]|ldrb w13, [x16, x15]|\
         ldarb w14, [x16]|stlrb w14, [x16]|caslb w14, w7, [x16]|ldrh w12, [x28, #504]|strh w12, [x28, #504]|\
@@ -469,6 +499,7 @@ mod tests {
         }
         a.b_to(0x100);
         a.bl_to(0x40);
+        a.cbnz_to(R(17), 0x100);
         let words: Vec<u32> = a.buf.chunks(4).map(|w| u32::from_le_bytes(w.try_into().unwrap())).collect();
         // b, b.ne, cbnz x5, tbnz x6 #63, tbz w7 #3 to the same place; ret; b and bl back.
         assert_eq!(
@@ -481,7 +512,8 @@ mod tests {
                 0x3618_0047,
                 0xd65f_03c0,
                 0x17ff_fffa,
-                0x97ff_ffc9
+                0x97ff_ffc9,
+                0x35ff_ff11
             ]
         );
     }

@@ -7,6 +7,7 @@ use super::{ADDEND, ADDRESS, CPU, Features, JUMP, OTHER, TEMP, layout};
 use crate::Regs;
 use crate::cpu::JUMPS;
 use crate::interp::block::End;
+use crate::interp::lower::system::DC_ZVA;
 use crate::isa::insn::{Insn, Reg};
 use crate::jit::{Code, Input, Link, flow};
 
@@ -270,10 +271,19 @@ impl Translator<'_> {
                     Insn::StoreExclusive { size, release, s, t, n } => {
                         self.store_exclusive(size, release, s, t, n)
                     }
+                    Insn::LoadExclusivePair { wide, acquire, t, u, n } => {
+                        self.load_exclusive_pair(wide, acquire, t, u, n)
+                    }
+                    Insn::StoreExclusivePair { wide, s, t, u, n, .. } => {
+                        self.store_exclusive_pair(wide, s, [t, u], n)
+                    }
+                    Insn::Casp { wide, s, t, n, .. } => self.compare_and_swap_pair(wide, s, t, n),
+                    Insn::Sys { t, op: DC_ZVA } => self.zero(t),
                     Insn::Cas { size, s, to, t, n, .. } => self.compare_and_swap(size, s, to, t, n),
                     Insn::Rmw { size, s, t, n, .. } => self.read_modify_write(size, s, t, n),
                     Insn::Barrier { kind, option } => self.barrier(kind, option),
                     Insn::Mrs { t, register } => self.mrs(t, register),
+                    Insn::Msr { t, register } => self.msr(t, register),
                     Insn::MsrImm { field, imm } => self.msr_imm(field, imm),
                     Insn::Clrex { .. } => self.clear_exclusive(),
                     Insn::Simd => return self.simd(),

@@ -4,6 +4,7 @@ use super::asm::{ZR, with};
 use super::block::Translator;
 use super::{CPU, OTHER, TEMP, layout};
 use crate::id::SysReg;
+use crate::interp::lower::system::is_kept;
 use crate::isa::insn::{FlagOp, Insn, Operand, Pstate, Reg};
 use crate::sysreg::constant;
 
@@ -138,11 +139,7 @@ impl Translator<'_> {
         if SysReg(register) == SysReg::SP_EL0 {
             nonzero.push(layout::SPSEL);
         }
-        for place in nonzero {
-            self.asm.load(0, TEMP, CPU, place);
-            let zero = self.asm.cbz(false, false, TEMP);
-            self.exit_by(zero);
-        }
+        self.exit_where_zero(&nonzero);
         let r = self.write(t);
         match (SysReg(register), known) {
             _ if r == ZR => {}
@@ -156,15 +153,36 @@ impl Translator<'_> {
         true
     }
 
+    /// MSR of what is nothing but kept. False when the interpreter must do it.
+    pub(super) fn msr(&mut self, t: Reg, register: u16) -> bool {
+        let (place, nonzero): (_, &[u32]) = match SysReg(register) {
+            SysReg::TPIDR_EL0 => (Some(layout::TPIDR_EL0), &[]),
+            SysReg::SP_EL0 => (Some(layout::SP_EL0), &[layout::EL, layout::SPSEL]),
+            _ if is_kept(register) => (layout::system(register), &[layout::EL]),
+            _ => (None, &[]),
+        };
+        let Some(place) = place else { return false };
+        let value = self.read(t);
+        self.exit_where_zero(nonzero);
+        self.asm.store(3, value, CPU, place);
+        true
+    }
+
+    fn exit_where_zero(&mut self, places: &[u32]) {
+        for place in places {
+            self.asm.load(0, TEMP, CPU, *place);
+            let zero = self.asm.cbz(false, false, TEMP);
+            self.exit_by(zero);
+        }
+    }
+
     /// MSR DAIFSet: masking more lets nothing in that would need a look. False when the interpreter must do it.
     pub(super) fn msr_imm(&mut self, field: Pstate, imm: u8) -> bool {
         if field != Pstate::DaifSet {
             return false;
         }
         // At EL0 it may be refused.
-        self.asm.load(0, TEMP, CPU, layout::EL);
-        let zero = self.asm.cbz(false, false, TEMP);
-        self.exit_by(zero);
+        self.exit_where_zero(&[layout::EL]);
         self.asm.load(0, TEMP, CPU, layout::DAIF);
         self.asm.mov_i(OTHER, imm.into());
         self.asm.orr(TEMP, TEMP, OTHER);

@@ -207,8 +207,9 @@ impl Asm {
         self.u8(imm);
     }
 
-    pub(super) fn or_byte_i(&mut self, m: M, imm: u8) {
-        self.rm(false, &[0x80], 1, m);
+    /// What is in memory, a byte, and an immediate.
+    pub(super) fn byte_i(&mut self, op: Arith, m: M, imm: u8) {
+        self.rm(false, &[0x80], op as u8, m);
         self.u8(imm);
     }
 
@@ -596,7 +597,7 @@ pub(super) mod tests {
     /// What the code below is, as GNU as writes it (Intel syntax), and what it makes of that.
     const EXPECTED: &str = "\
 add rax, rcx|cmp r9d, ebp|sub r15, 127|and rdx, -4096|or eax, [rbx-128]|xor rcx, [rbx+624]|\
-sub qword ptr [rbx+1000], 64|cmp byte ptr [rbx+4], 0|or byte ptr [rbx+4], 3|test rsi, rsi|test r8d, 0x40000000|test al, al|\
+sub qword ptr [rbx+1000], 64|cmp byte ptr [rbx+4], 0|or byte ptr [rbx+4], 3|and byte ptr [rbx+4], 13|test rsi, rsi|test r8d, 0x40000000|test al, al|\
 mov r12, rsi|mov ebp, r11d|mov r10d, 0xffffffff|mov r13, -5|movabs rax, 0x123456789abcdef0|\
 movzx eax, byte ptr [r13]|movzx esi, word ptr [rax+2]|movsx rdi, byte ptr [r12+8]|movsx r9d, word ptr [rbp]|\
 movsxd rax, dword ptr [rax]|mov ecx, [rbx+rcx*4+16]|mov r15, [r14]|\
@@ -623,7 +624,8 @@ andn rax, rcx, r9";
         a.arith_m(Arith::Xor, true, RCX, at(RBX, 624));
         a.arith_mi(Arith::Sub, at(RBX, 1000), 64);
         a.cmp_byte(at(RBX, 4), 0);
-        a.or_byte_i(at(RBX, 4), 3);
+        a.byte_i(Arith::Or, at(RBX, 4), 3);
+        a.byte_i(Arith::And, at(RBX, 4), 13);
         a.test(true, RSI, RSI);
         a.test_i(false, R8, 0x4000_0000);
         a.test_al();

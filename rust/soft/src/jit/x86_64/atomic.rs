@@ -300,6 +300,12 @@ impl Translator<'_> {
         match (kind, option & 3) {
             (Barrier::Dmb, 1 | 2) => {}
             (Barrier::Dmb, _) => self.asm.mfence(),
+            (Barrier::Dsb, _) => {
+                // What others were asked to do, the interpreter waits for.
+                self.asm.cmp_byte(layout::BROADCAST, 0);
+                self.exit_when(Cc::NE);
+                self.asm.mfence();
+            }
             _ => return false,
         }
         true

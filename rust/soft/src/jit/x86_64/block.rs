@@ -350,6 +350,7 @@ impl Translator<'_> {
                     Insn::Casp { wide, s, t, n, .. } => self.compare_and_swap_pair(wide, s, t, n),
                     Insn::Barrier { kind, option } => self.barrier(kind, option),
                     Insn::Mrs { t, register } => self.mrs(t, register),
+                    Insn::Msr { t, register } => self.msr(t, register),
                     Insn::MsrImm { field, imm } => self.msr_imm(field, imm),
                     _ => self.compute(insn),
                 };
@@ -405,6 +406,7 @@ impl Translator<'_> {
                 self.leave(to);
             }
             (End::Instruction, Insn::Indirect { link, n, .. }) => self.indirect(link, n),
+            (End::Instruction, insn) if self.lets_in(insn) => self.go_on(),
             _ => {
                 self.note_left();
                 self.store_all();
@@ -496,6 +498,30 @@ impl Translator<'_> {
     fn leave(&mut self, to: i64) {
         let (cache, flags) = (self.cache, self.flags);
         self.branch(self.at, to, &cache, flags);
+    }
+
+    /// On behind the last instruction, whose operation is no branch that could be chained.
+    fn go_on(&mut self) {
+        let to = i64::from(self.input.ops[self.at].off) + 4;
+        self.cache.store(&mut self.asm);
+        self.store_flags();
+        self.spend(self.at);
+        let mut ways = None;
+        if to < 4096 {
+            let empty = self.asm.jcc(Cc::S);
+            let direct = self.asm.jmp();
+            self.links.push(Link { at: self.asm.here() - 4, to: to as u16 });
+            self.asm.land(direct);
+            ways = Some(empty);
+        }
+        self.asm.load(3, false, true, RAX, layout::PAGE);
+        self.asm.lea(true, RAX, at(RAX, to as i32));
+        self.goto();
+        if let Some(empty) = ways {
+            self.asm.land(empty);
+            self.asm.mov_i(RAX, to as u64);
+            self.asm.jmp_to(self.stubs.ways.out);
+        }
     }
 
     /// Whether flags are nobody's at an offset of the page: the instructions there do nothing but compute and give new ones.

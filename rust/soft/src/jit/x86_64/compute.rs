@@ -8,7 +8,8 @@ use super::sse;
 use super::stubs::{Constant, nzcv_from_host, set_nzcv};
 use crate::Regs;
 use crate::id::SysReg;
-use crate::isa::insn::{Alu, Insn, Operand, Pstate, Reg, Select, Shift, Unary};
+use crate::interp::lower::system::is_kept;
+use crate::isa::insn::{Alu, Barrier, Insn, Operand, Pstate, Reg, Select, Shift, Unary};
 use crate::sysreg::constant;
 
 const ZERO: Reg = Regs::ZERO as Reg;
@@ -247,9 +248,8 @@ impl Translator<'_> {
             },
         };
         if !matches!(SysReg(register), SysReg::TPIDR_EL0 | SysReg::DCZID_EL0) {
-            // At EL0 most are undefined, and DAIF may be; SP_EL0 is where it is in use.
-            self.asm.cmp_byte(layout::EL, 0);
-            self.exit_when(Cc::E);
+            // Most are undefined there; SP_EL0 is where it is in use.
+            self.at_el1();
         }
         if SysReg(register) == SysReg::SP_EL0 {
             self.asm.cmp_byte(layout::SPSEL, 0);
@@ -268,16 +268,75 @@ impl Translator<'_> {
         true
     }
 
+    /// Leaves at EL0, where it may be refused.
+    fn at_el1(&mut self) {
+        self.asm.cmp_byte(layout::EL, 0);
+        self.exit_when(Cc::E);
+    }
+
     /// MSR DAIFSet: masking more lets nothing in that would need a look. False when the interpreter must do it.
     pub(super) fn msr_imm(&mut self, field: Pstate, imm: u8) -> bool {
         if field != Pstate::DaifSet {
             return false;
         }
-        // At EL0 it may be refused.
-        self.asm.cmp_byte(layout::EL, 0);
-        self.exit_when(Cc::E);
-        self.asm.or_byte_i(layout::DAIF, imm);
+        self.at_el1();
+        self.asm.byte_i(Arith::Or, layout::DAIF, imm);
         true
+    }
+
+    /// MSR of what is nothing but kept. False when the interpreter must do it.
+    pub(super) fn msr(&mut self, t: Reg, register: u16) -> bool {
+        let place = match SysReg(register) {
+            SysReg::TPIDR_EL0 => Some(layout::TPIDR_EL0),
+            SysReg::SP_EL0 => Some(layout::SP_EL0),
+            _ if is_kept(register) => layout::system(register),
+            _ => None,
+        };
+        let Some(place) = place else { return false };
+        let value = self.read(t);
+        if SysReg(register) != SysReg::TPIDR_EL0 {
+            self.at_el1();
+        }
+        if SysReg(register) == SysReg::SP_EL0 {
+            self.asm.cmp_byte(layout::SPSEL, 0);
+            self.exit_when(Cc::E);
+        }
+        self.asm.store(3, place, value);
+        true
+    }
+
+    /// What the run loop looks around after, as more may come in then: where there is nothing to look at the block goes on
+    /// behind it. False when the interpreter must do it.
+    pub(super) fn lets_in(&mut self, insn: Insn) -> bool {
+        match insn {
+            Insn::Barrier { kind: Barrier::Isb, .. } => self.undisturbed(),
+            Insn::MsrImm { field: Pstate::DaifClr, imm } => {
+                self.at_el1();
+                self.undisturbed();
+                self.asm.byte_i(Arith::And, layout::DAIF, !imm);
+            }
+            Insn::Msr { t, register } if SysReg(register) == SysReg::DAIF => {
+                let value = self.read(t);
+                self.at_el1();
+                self.undisturbed();
+                self.asm.mov(false, RAX, value);
+                self.asm.shift_i(Sh::Shr, false, RAX, 6);
+                self.asm.arith_i(Arith::And, false, RAX, 15);
+                self.asm.store(0, layout::DAIF, RAX);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Leaves where others have left something, or debug events must be looked for.
+    fn undisturbed(&mut self) {
+        self.asm.cmp_byte(layout::DEBUG_ALERT, 0);
+        self.exit_when(Cc::NE);
+        self.asm.load(3, false, true, RAX, layout::LEFT_BY_OTHERS);
+        self.asm.load(2, false, false, RAX, at(RAX, 0));
+        self.asm.test(false, RAX, RAX);
+        self.exit_when(Cc::NE);
     }
 
     /// A register for `d` that starts out with the value of `n`.

@@ -10,7 +10,11 @@ const fn cpu(offset: usize) -> M {
     at(RBX, offset as i32 - BIAS)
 }
 
-/// SCTLR_EL1.
-pub(super) const SCTLR: M = cpu(std::mem::offset_of!(crate::cpu::Cpu, state.sys.sctlr));
+/// Whether debug events must be looked for.
+pub(super) const DEBUG_ALERT: M = cpu(std::mem::offset_of!(crate::cpu::Cpu, debug.alert));
+/// Whether a DSB has others to wait for.
+pub(super) const BROADCAST: M = cpu(std::mem::offset_of!(crate::cpu::Cpu, broadcast));
+/// Where it says what others have left.
+pub(super) const LEFT_BY_OTHERS: M = cpu(std::mem::offset_of!(crate::cpu::Cpu, left_by_others));
 
 offsets! { cpu: cpu -> M, others: i32 }
