@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import supermachine
 from supermachine import VM, Snapshot
+from supermachine.snapshots import code
 
 from . import incoming
 from .guests import ROOT, unpack
@@ -56,15 +58,25 @@ def _restore(snapshot: Snapshot, prefault: bool) -> None:
         vm.run(ECHO, check=True)
 
 
+def _restore_decoding(snapshot: Snapshot) -> None:
+    """The same without the code that another has decoded."""
+    with unittest.mock.patch.object(code, "has", return_value=False):
+        _restore(snapshot, True)
+
+
 def _restores(path: Path, memory: str, repeats: int) -> dict[str, dict[str, float]]:
     """Restores of one snapshot, with and without its working set, in turn."""
     with VM(IMAGE, memory=memory) as vm:
         vm.run(ECHO, check=True)
         snapshot = vm.snapshot(path)
     rootfs = vm.image.rootfs
-    _restore(snapshot, True)  # records what it touches
+    _restore(snapshot, True)  # records what it touches and runs
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
+        start = time.perf_counter()
+        _restore_decoding(snapshot)
+        took = (time.perf_counter() - start) * 1000
+        found.setdefault(f"restore to first output, {memory}, code decoded anew", []).append(took)
         for prefault in (True, False):
             for cold in (False, True):
                 if cold:

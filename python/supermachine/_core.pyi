@@ -108,6 +108,7 @@ class Worker:
         volume_disks: Sequence[tuple[int, int | None, int]] = ...,
         arriving: int | None = None,
         note_order: bool = False,
+        code: str | None = None,
         template: Worker | None = None,
     ) -> Worker: ...
     @staticmethod
@@ -120,6 +121,16 @@ class Worker:
         scratch: Sequence[str] | None = None,
         require_confinement: bool = False,
         environment: Sequence[tuple[str, str]] = ...,
+        code: str | None = None,
+    ) -> Worker: ...
+    @staticmethod
+    def bake(
+        path: str,
+        *,
+        files: Sequence[str],
+        places: Sequence[int],
+        fd: int,
+        require_confinement: bool = False,
     ) -> Worker: ...
     def capture(
         self,
@@ -135,6 +146,7 @@ class Worker:
         timeout: float | None = None,
     ) -> tuple[bytes, int, int, list[tuple[str, int]]] | None: ...
     def grow_volume(self, slot: int, size: int, timeout: float | None = None) -> bool: ...
+    def code(self, timeout: float | None = None) -> list[int] | None: ...
     def working_set(self, timeout: float | None = None) -> list[tuple[int, int, bool]] | None: ...
     @property
     def pid(self) -> int: ...

@@ -9,6 +9,7 @@ home)::
     images/<key>.json         one record per image and platform: configuration, layers, which root file system
     references/<key>.json     which image a reference meant when it was last asked for
     artifacts/<digest>/       snapshots of registries, by the digests of their manifests
+    code/<snapshot>           decoded code of snapshots elsewhere
     starts/<key>              what a command line came to, while all that says so stays as it is
     locks/                    one lock file per thing that only one process may make at a time
     tmp/                      work in progress, a locked directory per piece of work
@@ -33,7 +34,7 @@ from .._core import sha256
 from ..errors import CacheError, CacheNotTrusted, DiskFull, SupermachineError
 from .locks import acquire, locked, release
 
-_DIRECTORIES = ("blobs", "rootfs", "images", "references", "starts", "snapshots", "artifacts", "locks", "tmp")
+_DIRECTORIES = ("blobs", "rootfs", "images", "references", "starts", "snapshots", "code", "artifacts", "locks", "tmp")
 # A directory in tmp exists for a moment before its lock does.
 _STALE_SECONDS = 60.0
 #: New scratch directories that others may take for stale ones before something else must be wrong.

@@ -10,7 +10,7 @@ from ..errors import NotSupported, VMExited, VMTimeout
 from ..storage.scratch import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from .._core import Worker
@@ -66,7 +66,8 @@ class Guest:
         self.capturing = threading.Lock()
         self._has_agent = agent
         self._bound: Bound | None = None
-        self._recording: tuple[Path, float] | None = None
+        #: What is done when the first answer has come, and until when that is soon.
+        self._recording: tuple[Sequence[Callable[[Worker], None]], float] | None = None
 
     @property
     def running(self) -> bool:
@@ -111,9 +112,9 @@ class Guest:
         """Published ports while it runs, with the addresses and ports of the host that lead there."""
         return self._bound.places() if self._bound is not None and self.running else {}
 
-    def record_until_answer(self, path: Path) -> None:
-        """Has `answered` record the working set to `path`, if that is soon."""
-        self._recording = (path, time.monotonic() + _FIRST_ANSWER)
+    def record_until_answer(self, *recorders: Callable[[Worker], None]) -> None:
+        """Has `answered` record by these what the first answer took, if that is soon."""
+        self._recording = (recorders, time.monotonic() + _FIRST_ANSWER)
 
     def answered(self) -> None:
         """A process has ended: after the first one it is known what a clone needs for an answer."""
@@ -122,10 +123,8 @@ class Guest:
         recording, self._recording = self._recording, None
         if recording is None or not self.running or time.monotonic() > recording[1]:
             return
-        from ..images import Cache
-        from ..snapshots import working_set
-
-        working_set.record(self.worker, recording[0], Cache())
+        for record in recording[0]:
+            record(self.worker)
 
     def stop(self, timeout: float) -> None:
         """Ends it cleanly: SIGTERM to its processes, SIGKILL after `timeout` seconds, file systems synced."""

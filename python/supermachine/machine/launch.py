@@ -151,13 +151,14 @@ def spawn_restored(
     arriving: int | None = None,
     note_order: bool = False,
     template: Worker | None = None,
+    code: str | os.PathLike[str] | None = None,
 ) -> Worker:
     """A worker of the named engine that restores a chain of snapshot files; `wait_ready` tells when its guest is.
 
     `scratch` is for a root on a disk: the descriptor of an empty file, and the files that have the snapshot's disk
     where that is not in the snapshot. `arriving` is the descriptor of `Arrival.attach`, for a file that is not
     complete. `note_order` is for guests whose working set will be recorded. A `template` of these files makes the
-    worker, where there is one.
+    worker, where there is one. `code` is where their decoded code is, if it is there.
 
     Without an agent that is at once, and the guest is not told that it is another one now.
     """
@@ -175,6 +176,7 @@ def spawn_restored(
                 scratch=scratch,
                 arriving=arriving,
                 note_order=note_order,
+                code=None if code is None else os.fspath(code),
                 template=template,
                 **start.told(),
             )
@@ -187,8 +189,12 @@ def spawn_template(
     files: Sequence[str | os.PathLike[str]],
     scratch: Sequence[str] | None,
     require_confinement: bool | None,
+    code: str | os.PathLike[str] | None = None,
 ) -> Worker:
-    """What makes workers that restore these files, by copying itself; `wait_ready` tells when it can."""
+    """What makes workers that restore these files, by copying itself; `wait_ready` tells when it can.
+
+    `code` is where their decoded code is, if it is there.
+    """
     from .._core import Worker
 
     try:
@@ -200,6 +206,7 @@ def spawn_template(
             scratch=scratch,
             require_confinement=confinement.required(require_confinement),
             environment=_translation(),
+            code=None if code is None else os.fspath(code),
         )
     except OSError as error:
         raise _not_started(error) from error

@@ -12,6 +12,7 @@ from . import launch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from .._core import Worker
     from ..settings.machine import MachineSettings
@@ -24,12 +25,19 @@ T = TypeVar("T")
 _PAYS = 4
 
 
-def begin(settings: MachineSettings, root: Root, file: str, shared: Disk | None = None) -> Worker | None:
-    """What will make workers of guests that restore `file`; ``None`` where each is to be started."""
+def begin(
+    settings: MachineSettings, root: Root, file: str, shared: Disk | None = None, decoded: Path | None = None
+) -> Worker | None:
+    """What will make workers of guests that restore `file`; ``None`` where each is to be started.
+
+    `decoded` is where the file's decoded code is, if it is there.
+    """
     if settings.engine.name != "soft" or sys.platform != "linux" or settings.shares:
         return None
     scratch = None if not settings.disk else shared.paths() if shared else ()
-    return launch.spawn_template(settings.engine.name, root.disks, [file], scratch, settings.require_confinement)
+    return launch.spawn_template(
+        settings.engine.name, root.disks, [file], scratch, settings.require_confinement, decoded
+    )
 
 
 def is_ready(template: Worker, settings: MachineSettings) -> bool:
@@ -69,9 +77,19 @@ class Maker:
         self._usable = True
         self._closed = False
 
-    def make(self, settings: MachineSettings, root: Root, file: str, start: Callable[[Worker | None], T]) -> T:
-        """What `start` makes with a template; once more without one, where that has ended meanwhile."""
-        if (template := self._worker(settings, root, file)) is None:
+    def make(
+        self,
+        settings: MachineSettings,
+        root: Root,
+        file: str,
+        start: Callable[[Worker | None], T],
+        decoded: Path | None = None,
+    ) -> T:
+        """What `start` makes with a template; once more without one, where that has ended meanwhile.
+
+        `decoded` is where the file's decoded code is, if it is there.
+        """
+        if (template := self._worker(settings, root, file, decoded)) is None:
             return start(None)
         try:
             return start(template)
@@ -80,7 +98,7 @@ class Maker:
                 raise
         return start(None)
 
-    def _worker(self, settings: MachineSettings, root: Root, file: str) -> Worker | None:
+    def _worker(self, settings: MachineSettings, root: Root, file: str, decoded: Path | None) -> Worker | None:
         with self._making:
             if self._left > 0:
                 self._left -= 1
@@ -92,7 +110,7 @@ class Maker:
                 self._file, self._usable = file, True
             # Another one for a process that was forked from this one's, and where the last was killed.
             if self._usable and (self._template is None or self._template.exit is not None):
-                self._template = begin(settings, root, file)
+                self._template = begin(settings, root, file, decoded=decoded)
                 if self._closed:
                     self._kill()
                 self._usable = self._template is not None and is_ready(self._template, settings)

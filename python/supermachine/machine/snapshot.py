@@ -82,8 +82,14 @@ class Snapshot:
 
     def delete(self) -> None:
         """Removes the file. Raises `SnapshotInUse` while a virtual machine runs from it."""
+        from ..images import Cache
+        from ..snapshots import code
+
         self.wait()
+        decoded = code.beside(Cache(), self.id, self.path) if self.id else None
         capture.delete(self.path)
+        if decoded is not None:
+            code.remove(decoded)
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -13,6 +13,7 @@ from .guest import Guest, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from .._core import Worker
     from ..artifacts.arrival import Arrival
@@ -162,7 +163,7 @@ class Starter:
             arrival.cancel()
             raise
         if prefault and not ranges:
-            guest.record_until_answer(baked.working_set)
+            self._record(guest, [baked.path], baked.working_set, None)
         return guest
 
     def restore(self, origin: Origin) -> Guest:
@@ -172,23 +173,41 @@ class Starter:
                 "a fork that has ended cannot be started again", hint="fork again, or use vm.snapshot and VM.restore"
             )
         from ..images import Cache
-        from ..snapshots import working_set
+        from ..snapshots import code, working_set
 
         wanted = bool(origin.id) and working_set.enabled(self._settings.prefault)
         kept = working_set.beside(Cache(), origin.id) if wanted else None
+        decoded = None
+        if wanted and origin.arrival is None and code.has(self._settings.engine.name):
+            decoded = code.beside(Cache(), origin.id, origin.files[-1])
         ranges = working_set.load(kept) if kept is not None else []
         records = kept is not None and not ranges
-        guest = self._attached(self._restored(origin, ranges, records))
-        if kept is not None and records:
-            guest.record_until_answer(kept)
+        guest = self._attached(self._restored(origin, ranges, records, decoded))
+        self._record(guest, origin.files, kept if records else None, decoded)
         return guest
 
-    def _restored(self, origin: Origin, ranges: launch.PageRanges, records: bool) -> Guest:
+    def _record(self, guest: Guest, files: Sequence[Path], pages: Path | None, decoded: Path | None) -> None:
+        """Has recorded what a first answer takes of memory, to `pages`, and of code, where it was not `decoded`."""
+        from ..host import confinement
+        from ..images import Cache
+        from ..snapshots import code, working_set
+
+        recorders: list[Callable[[Worker], None]] = []
+        if pages is not None:
+            recorders.append(lambda worker: working_set.record(worker, pages, Cache()))
+        if decoded is not None and not code.was_taken(guest.timings):
+            required = confinement.required(self._settings.require_confinement)
+            recorders.append(lambda worker: code.make(worker, files, decoded, Cache(), required=required))
+        if recorders:
+            guest.record_until_answer(*recorders)
+
+    def _restored(self, origin: Origin, ranges: launch.PageRanges, records: bool, decoded: Path | None = None) -> Guest:
         files: Sequence[str | os.PathLike[str]] = origin.files
         arrival = origin.arrival
         if arrival is None or (descriptor := arrival.attach()) is None:
             disk = self._disk(files)
-            return self._ready(self._restoring(files, disk, ranges, note_order=records), origin, disk=disk)
+            worker = self._restoring(files, disk, ranges, note_order=records, decoded=decoded)
+            return self._ready(worker, origin, disk=disk)
         try:
             files = [arrival.path] if arrival.path is not None else files
             disk = self._disk(files)
@@ -231,10 +250,11 @@ class Starter:
         return Disk.over(layers) if self._settings.disk else Disk()
 
     def _from_baked(self, baked: Baked) -> Guest | None:
-        from ..snapshots import working_set
+        from ..snapshots import code, working_set
 
         prefault = working_set.enabled(self._settings.prefault)
         ranges = working_set.load(baked.working_set) if prefault else ()
+        decoded = baked.code if prefault and code.has(self._settings.engine.name) else None
         guest = None
         with baked.usable() as there:
             if not there:
@@ -244,16 +264,17 @@ class Starter:
 
             def start(template: Worker | None) -> Guest:
                 disk = self._disk([baked.path])
-                worker = self._restoring([baked.path], disk, ranges, timeout, note_order=learns, template=template)
+                worker = self._restoring(
+                    [baked.path], disk, ranges, timeout, note_order=learns, template=template, decoded=decoded
+                )
                 return self._ready(worker, Origin([baked.path], baked=True), timeout, disk=disk)
 
             # One that learns starts by itself: a copy of a process cannot see its own page tables.
             if self._maker is None or learns:
                 guest = start(None)
+                self._record(guest, [baked.path], baked.working_set if learns else None, decoded)
             else:
-                guest = self._maker.make(self._settings, self._root, str(baked.path), start)
-        if guest is not None and prefault and not ranges:
-            guest.record_until_answer(baked.working_set)
+                guest = self._maker.make(self._settings, self._root, str(baked.path), start, decoded)
         return guest
 
     def _boot(self, image: ResolvedImage) -> Guest:
@@ -283,6 +304,7 @@ class Starter:
         arriving: int | None = None,
         note_order: bool = False,
         template: Worker | None = None,
+        decoded: Path | None = None,
     ) -> Worker:
         settings, root = self._settings, self._root
         timeout = timeout or settings.boot_timeout
@@ -302,6 +324,7 @@ class Starter:
             arriving,
             note_order,
             template,
+            decoded,
         )
 
     def _open_shares(self) -> Sequence[Mounted]:

@@ -61,7 +61,7 @@ class Template:
             guest.kill()
             raise
         if prefault and not ranges:
-            guest.record_until_answer(self._pages)
+            guest.record_until_answer(lambda worker: working_set.record(worker, self._pages, Cache()))
         vm = VM._of(self._reference, self._settings, self._root, Origin(()))
         vm._guest = guest
         return vm

@@ -7,6 +7,7 @@ with them::
 
     snapshots/<key>/snapshot      the guest, ready, before anything of the user's has run
     snapshots/<key>/working-set   the pages that a clone touches up to its first answer
+    snapshots/<key>/code          the code that it runs up to then, decoded
 
 Nothing here can fail a start: what cannot be read is made anew, and what cannot be written is left out.
 """
@@ -33,7 +34,7 @@ from ..errors import (
     VMExited,
 )
 from ..host import bundle, warnings
-from . import working_set
+from . import code, working_set
 
 if TYPE_CHECKING:
     from .._core import Worker
@@ -132,6 +133,7 @@ class Baked:
         self.directory = cache.directory / "snapshots" / key
         self.path = self.directory / "snapshot"
         self.working_set = self.directory / "working-set"
+        self.code = self.directory / "code"
         #: Whether what is there has been tried, and is of no use.
         self.refused = False
 
@@ -230,6 +232,7 @@ class Baked:
         with contextlib.suppress(OSError):
             if not self.exists():
                 self.working_set.unlink(missing_ok=True)
+                freed += code.remove(self.code)
                 self.directory.rmdir()
         return freed
 
@@ -353,7 +356,7 @@ def prune(cache: Cache, *, orphans: bool = False, removed: Callable[[str, int], 
                     if removed is not None and size:
                         removed(f"baked snapshot {name}", size)
                     lock.unlink(missing_ok=True)
-    return freed if orphans else freed + working_set.prune(cache)
+    return freed if orphans else freed + working_set.prune(cache) + code.prune(cache)
 
 
 def _of_which(path: Path) -> str:

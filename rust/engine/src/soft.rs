@@ -1,5 +1,7 @@
 //! The soft engine: [`supermachine_soft`] behind the trait.
 
+use std::fs::File;
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -40,6 +42,15 @@ impl Vm for SoftVm {
 
     fn decode_ahead(&self, places: &[u64]) {
         self.0.decode_ahead(places);
+    }
+
+    fn bake(&self, places: &[u64], key: &[u8; 32]) -> Vec<u8> {
+        self.0.bake(places, key)
+    }
+
+    fn set_baked(&self, file: File, key: &[u8; 32]) -> io::Result<()> {
+        self.0.set_baked(soft::baked::Baked::open(file, key)?);
+        Ok(())
     }
 
     fn side_work(&self) -> Option<Arc<Slot>> {

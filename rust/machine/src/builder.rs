@@ -1,5 +1,7 @@
 //! How an architecture's machine is made.
 
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use supermachine_devices::IrqLine;
@@ -44,6 +46,18 @@ pub(crate) trait MachineBuilder {
     /// Decodes the code at these guest physical addresses; for engines that decode any.
     fn decode_ahead(&self, places: &[u64]) {
         let _ = places;
+    }
+
+    /// The same for other processes; nothing on engines that decode nothing.
+    fn bake(&self, places: &[u64], key: &[u8; 32]) -> Vec<u8> {
+        let _ = (places, key);
+        Vec::new()
+    }
+
+    /// Has vCPUs take what another process has decoded.
+    fn set_baked(&self, file: File, key: &[u8; 32]) -> io::Result<()> {
+        let _ = (file, key);
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Starts the vCPU threads, all paused.

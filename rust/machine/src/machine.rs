@@ -1,5 +1,7 @@
 //! The machine as its owner sees it: made from a configuration, started, watched, stopped.
 
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,6 +101,18 @@ impl Ground {
     /// Decodes the code at these guest physical addresses, which is likely to run.
     pub fn decode_ahead(&self, places: &[u64]) {
         self.builder.decode_ahead(places);
+    }
+
+    /// The same for other processes that restore the snapshot, for [`Ground::set_baked`] with the same `key`; nothing on
+    /// engines that decode nothing.
+    pub fn bake(&self, places: &[u64], key: &[u8; 32]) -> Vec<u8> {
+        self.builder.bake(places, key)
+    }
+
+    /// Goes by what another process has decoded of this snapshot, where the file is that. Whoever wrote it decides what this
+    /// process does.
+    pub fn set_baked(&self, file: File, key: &[u8; 32]) -> io::Result<()> {
+        self.builder.set_baked(file, key)
     }
 }
 

@@ -16,3 +16,6 @@ pub const MAX_VCPUS: [(&str, u32); 2] = [("aarch64", MAX_VCPUS_ARM64), ("x86_64"
 
 /// Ranges of a working set at most, so that they fit a message.
 pub const MAX_WORKING_SET: usize = 16_000;
+
+/// Places of code that are told at most, likewise.
+pub const MAX_CODE: usize = 32_000;

@@ -37,6 +37,8 @@ pub enum Command {
     Capture(Box<Capture>),
     /// Answered by [`Event::WorkingSet`].
     WorkingSet,
+    /// Answered by [`Event::Code`].
+    Code,
     /// Makes the volume in a slot larger. Answered by [`Event::VolumeGrown`].
     GrowVolume {
         /// As in [`VolumeSlot::slot`].
@@ -52,6 +54,24 @@ pub enum Command {
     /// machine's end of its own control socket, on which [`Event::Forked`] is the first message; what it writes its standard
     /// error to; and what comes along with a start. The files are those that the template has.
     Fork(Box<Start>),
+    /// In place of a start: the worker decodes code of a snapshot, of which it runs nothing, for who restores it. What it comes
+    /// to is written to the empty file that comes along. Answered by [`Event::Exited`], as [`ExitReason::Shutdown`] when that
+    /// has been done.
+    Bake(Bake),
+}
+
+/// What code of a snapshot is decoded for later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bake {
+    /// [`crate::VERSION`].
+    pub version: u32,
+    /// As [`Restore::files`]; of the soft engine.
+    #[serde(with = "crate::path_bytes::list")]
+    pub files: Vec<PathBuf>,
+    /// Where code begins, as [`Event::Code`] says.
+    pub places: Vec<u64>,
+    /// As [`Start::require_confinement`].
+    pub require_confinement: bool,
 }
 
 /// Everything a VM is made of.
@@ -157,6 +177,10 @@ pub struct Restore {
     /// Whether the memory of the one file is still on its way: a socket of [`crate::arrival`] comes along then, after
     /// the files of the volumes. For the soft engine.
     pub arriving: bool,
+    /// What [`Command::Bake`] has made of these files; empty for none. It is left where it is not, not the user's alone, or
+    /// not made by this worker's build. Where it is taken, `code` is among the steps of the start.
+    #[serde(with = "crate::path_bytes")]
+    pub code: PathBuf,
     /// Whether to note in which order the guest first touches its pages, for [`Event::WorkingSet`]. Engines that see no
     /// page being touched leave it.
     pub note_order: bool,
@@ -268,6 +292,9 @@ pub enum Event {
     /// Pages that the guest has touched since its restore, in at most [`crate::limits::MAX_WORKING_SET`] ranges that do
     /// not overlap: in the order of first touch where that was noted, else ascending; empty where the host cannot tell.
     WorkingSet(Vec<PageRange>),
+    /// Answers [`Command::Code`]: where code begins that the guest has run, by its physical addresses, at most
+    /// [`crate::limits::MAX_CODE`]. Nothing on engines that do not know.
+    Code(Vec<u64>),
     /// The disk has become larger, and the guest's kernel is told; or it stays as it was, for a reason.
     VolumeGrown {
         /// `None` when it has become larger.

@@ -252,6 +252,7 @@ fn events_of(decoder: &mut Decoder, shared: &Shared) -> Result<(), frame::Error>
                     state.stale.push((share, path, why));
                 }
             }),
+            Event::Code(places) => shared.update(|state| state.code = Some(places)),
             Event::WorkingSet(ranges) => shared.update(|state| state.working_set = Some(ranges)),
             Event::VolumeGrown { error } => {
                 shared.update(|state| state.volume_grown = Some(error.map_or(Ok(()), Err)));

@@ -37,6 +37,7 @@ pub struct State {
     /// Whether a capture is under way, be it that nobody waits for its answer any more.
     pub capturing: bool,
     pub working_set: Option<Vec<PageRange>>,
+    pub(crate) code: Option<Vec<u64>>,
     pub(crate) volume_grown: Option<Result<(), String>>,
     /// What the guest had open in shares when it was captured and has not any more, at most [`MAX_STALE`]: the number of its
     /// share, its path there, and why.

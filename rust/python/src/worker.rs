@@ -13,8 +13,9 @@ use pyo3::prelude::*;
 use supermachine_netd::host::Search;
 use supermachine_proto::agent::{Chunk, Configure, Identity, Network, Root};
 use supermachine_proto::engine::Engine;
+use supermachine_proto::limits::MAX_CODE;
 use supermachine_proto::worker::{
-    Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, ShareOwner, Source,
+    Bake, Boot, Capture, Command, Disk, PageRange, Restore, Scratch, Share, ShareCache, ShareOwner, Source,
     StaleReason, Start, VolumeSlot,
 };
 use supermachine_support::lock;
@@ -333,10 +334,11 @@ impl Worker {
     }
 
     /// Starts the executable `path` as a template of the VMs that go on where a snapshot was taken, for `restore`; it
-    /// is ready when it has opened the files. `scratch` is the paths of the files that have the disk where the snapshot
+    /// is ready when it has opened the files. `code` is as for `restore`. `scratch` is the paths of the files that have the disk where the snapshot
     /// does not. For the soft engine on Linux.
     #[staticmethod]
-    #[pyo3(signature = (path, *, engine, files, disks, scratch=None, require_confinement=false, environment=Vec::new()))]
+    #[pyo3(signature = (path, *, engine, files, disks, scratch=None, require_confinement=false, environment=Vec::new(),
+        code=None))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keywords in Python; a struct would only repeat their names"
@@ -350,12 +352,14 @@ impl Worker {
         scratch: Option<Vec<PathBuf>>,
         require_confinement: bool,
         environment: Vec<(OsString, OsString)>,
+        code: Option<PathBuf>,
     ) -> PyResult<Self> {
         let restore = Restore {
             files,
             identity: identity(String::new(), [0; 16], Vec::new(), None),
             working_set: Vec::new(),
             arriving: false,
+            code: code.unwrap_or_default(),
             note_order: false,
         };
         let start = Start {
@@ -375,6 +379,27 @@ impl Worker {
         Ok(Self(py.detach(|| monitor::launch(path, environment, &command, &[]))?, None))
     }
 
+    /// Starts the executable `path` as a process that decodes code of a snapshot, for `restore`, runs none of it, and ends;
+    /// `wait` gives "shutdown" when that has been done. `places` are what `code` said, and `fd` is an empty file that is written
+    /// to. For the soft engine on Linux.
+    #[staticmethod]
+    #[pyo3(signature = (path, *, files, places, fd, require_confinement=false))]
+    fn bake(
+        py: Python<'_>,
+        path: PathBuf,
+        files: Vec<PathBuf>,
+        mut places: Vec<u64>,
+        fd: i32,
+        require_confinement: bool,
+    ) -> PyResult<Self> {
+        places.truncate(MAX_CODE);
+        let bake = Bake { version: supermachine_proto::VERSION, files, places, require_confinement };
+        descriptors::reserve_standard()?;
+        let file = sys::duplicate(fd)?;
+        let command = Command::Bake(bake);
+        Ok(Self(py.detach(|| monitor::launch(path, Vec::new(), &command, &[file.as_fd()]))?, None))
+    }
+
     /// Starts the executable `path` and sends it the description of a VM that goes on where a snapshot was taken.
     ///
     /// `files` are a whole snapshot and the diffs after it; `working_set` is `(first page, pages, written)` of what
@@ -382,13 +407,14 @@ impl Worker {
     /// it go to, and the paths of the files that have the disk where the snapshot does not. `arriving` is the
     /// descriptor of a socket that `arrival_message` is written to, for a snapshot whose memory is still on its way.
     /// With `note_order` `working_set` is in the order in which the guest touched its pages first, where the engine
-    /// sees that. With a `template` it is that which makes the process, with the files that it has open: `path`,
+    /// sees that. `code` is the path of what `bake` has made of these files; "code" is among the steps where it was
+    /// taken. With a `template` it is that which makes the process, with the files that it has open: `path`,
     /// `files` and `disks` are not looked at.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, hostname, machine_id, entropy, working_set=Vec::new(),
         boot_timeout_ms=60_000, agent=true, require_confinement=false, shares=Vec::new(), environment=Vec::new(),
         network=None, scratch=None, volume_disks=Vec::new(), arriving=None,
-        note_order=false, template=None))]
+        note_order=false, code=None, template=None))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keywords in Python; a struct would only repeat their names"
@@ -413,6 +439,7 @@ impl Worker {
         volume_disks: Vec<VolumeTuple>,
         arriving: Option<i32>,
         note_order: bool,
+        code: Option<PathBuf>,
         template: Option<PyRef<'_, Self>>,
     ) -> PyResult<Self> {
         let network = network.map(netd::Settings::new).transpose()?;
@@ -426,6 +453,7 @@ impl Worker {
                 .map(|(start, count, written)| PageRange { start, count, written })
                 .collect(),
             arriving: arriving.len() > 0,
+            code: code.unwrap_or_default(),
             note_order,
         };
         let start = Start {
@@ -596,6 +624,16 @@ impl Worker {
         py.detach(|| self.send(&Command::WorkingSet)).map_err(|e| self.lost(py, &e))?;
         let ranges = self.answer(py, timeout, |state| state.working_set.take())?;
         Ok(ranges.map(|ranges| ranges.iter().map(|r| (r.start, r.count, r.written)).collect()))
+    }
+
+    /// Where the code begins that the guest has run, by its physical addresses; empty on engines that do not know. `None` at
+    /// the time-out (seconds). A worker that the guest has taken over says what it likes.
+    #[pyo3(signature = (timeout=None))]
+    fn code(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<u64>>> {
+        self.must_be_here(py)?;
+        self.0.shared.lock().code = None;
+        py.detach(|| self.send(&Command::Code)).map_err(|e| self.lost(py, &e))?;
+        self.answer(py, timeout, |state| state.code.take())
     }
 
     /// Makes the volume in a slot, which is open for writing, larger; the guest's kernel hears of it. False at the

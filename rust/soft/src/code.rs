@@ -1,8 +1,10 @@
 //! Decoded code, by physical address.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
+use crate::baked::{self, Baked, Unread};
 use crate::interp::block::{BLOCK_MAX, Block};
 use crate::interp::op::{Op, P};
 
@@ -11,6 +13,9 @@ const CAPACITY: usize = 640 << 10;
 
 /// Pages with decoded code at most, likewise: a guest that runs a little in each page must not take the host's memory.
 const PAGES: usize = 4096;
+
+/// Operations of one block at most, with some to spare.
+const BLOCK_ROOM: usize = 2 * BLOCK_MAX + 8;
 
 /// Smaller shares than this part would not hold what a kernel and a program run all the time.
 const MAX_SHARES: usize = 4;
@@ -88,6 +93,17 @@ impl<T: Copy> Slab<T> {
     }
 }
 
+impl Slab<Line> {
+    /// Notes that the block at an offset in this page begins with the operation of this index.
+    fn begin(&mut self, page: &mut Page, offset: usize, index: u32) {
+        let line = &mut page[(offset >> 2) / LINE];
+        if *line == 0 {
+            *line = self.add([0; LINE]) + 1;
+        }
+        self.values[*line as usize - 1][(offset >> 2) % LINE] = index + 1;
+    }
+}
+
 /// Lines and pages that there is room for at first: memory that is not written to costs nothing.
 const ROOM: usize = 2048;
 
@@ -105,6 +121,8 @@ pub(crate) struct CodeCache {
     block: Block,
     /// The instruction that runs by itself.
     single: Block,
+    /// What has been decoded by another process.
+    baked: Option<Unread>,
 }
 
 impl CodeCache {
@@ -124,13 +142,45 @@ impl CodeCache {
             clock: 0,
             block: Block::default(),
             single: Block::default(),
+            baked: None,
+        }
+    }
+
+    /// Takes what has been decoded by another process, before anything has been here.
+    pub(crate) fn set_baked(&mut self, baked: Arc<Baked>) {
+        self.baked = Some(Unread::new(baked));
+    }
+
+    /// All that has been decoded by another process is here from now on.
+    pub(crate) fn lay_all(&mut self) {
+        for number in self.baked.as_ref().map(Unread::pages).unwrap_or_default() {
+            if self.ops.len() >= self.capacity / 2 || self.pages.len() >= self.max_pages / 2 {
+                break;
+            }
+            self.page(number << 12);
         }
     }
 
     /// The page at physical address `pa`. The reference holds until the page is removed or all is cleared.
     pub(crate) fn page(&mut self, pa: u64) -> PageRef {
-        let pages = &mut self.pages;
-        *self.by_address.entry(pa >> 12).or_insert_with(|| PageRef(pages.add([0; 1024 / LINE])))
+        if let Some(page) = self.by_address.get(&(pa >> 12)) {
+            return *page;
+        }
+        let page = PageRef(self.pages.add([0; 1024 / LINE]));
+        self.by_address.insert(pa >> 12, page);
+        if let Some(baked) = &mut self.baked {
+            // Room for the next block is left.
+            let capacity = self.capacity.saturating_sub(BLOCK_ROOM);
+            match baked.lay(pa >> 12, &mut self.ops, capacity) {
+                Some(begins) => {
+                    for (offset, index) in begins {
+                        self.lines.begin(&mut self.pages.values[page.0 as usize], (*offset).into(), *index);
+                    }
+                }
+                None => self.baked = None,
+            }
+        }
+        page
     }
 
     /// Guest code of this page is about to run.
@@ -164,7 +214,7 @@ impl CodeCache {
 
     /// Whether a block might not fit any more.
     pub(crate) fn is_full(&self) -> bool {
-        self.ops.len() + 2 * BLOCK_MAX + 8 > self.capacity || self.pages.len() >= self.max_pages
+        self.ops.len() + BLOCK_ROOM > self.capacity || self.pages.len() >= self.max_pages
     }
 
     /// Decodes the block at this address in its page, whose memory is at `host`.
@@ -176,11 +226,7 @@ impl CodeCache {
         });
         let index = self.ops.len();
         self.ops.extend_from_slice(&self.block.ops);
-        let line = &mut self.pages.values[page.0 as usize][(first >> 2) / LINE];
-        if *line == 0 {
-            *line = self.lines.add([0; LINE]) + 1;
-        }
-        self.lines.values[*line as usize - 1][(first >> 2) % LINE] = index as u32 + 1;
+        self.lines.begin(&mut self.pages.values[page.0 as usize], first, index as u32);
         self.at(index)
     }
 
@@ -205,8 +251,8 @@ impl CodeCache {
 
     /// Decodes blocks that nothing has run yet, and has their branches go where they will: who copies this memory on
     /// write then need not write to it for that. Of each the physical address and the memory of its page. Leaves room for
-    /// as much again.
-    pub(crate) fn decode_ahead(&mut self, places: impl Iterator<Item = (u64, *const u8)>) {
+    /// as much again. Tells which operations are such branches, in their order.
+    pub(crate) fn decode_ahead(&mut self, places: impl Iterator<Item = (u64, *const u8)>) -> Vec<usize> {
         let mut branches = Vec::new();
         self.block.notes_branches = true;
         for (pa, host) in places {
@@ -221,12 +267,46 @@ impl CodeCache {
             }
         }
         self.block.notes_branches = false;
-        for (page, at) in branches {
-            let branch = self.at(at);
-            if let Some(to) = self.get(page, branch.target()) {
+        for (page, at) in &branches {
+            let branch = self.at(*at);
+            if let Some(to) = self.get(*page, branch.target()) {
                 branch.set_chain(to);
             }
         }
+        branches.into_iter().map(|(_, at)| at).collect()
+    }
+
+    /// What `decode_ahead` makes of blocks of which those of a page come together, for other processes.
+    pub(crate) fn bake(
+        &mut self,
+        places: impl Iterator<Item = (u64, *const u8)>,
+        key: &baked::Key,
+    ) -> Vec<u8> {
+        let branches: BTreeSet<_> = self.decode_ahead(places).into_iter().collect();
+        let blocks = |page: &PageRef| {
+            let lines = self.pages.values[page.0 as usize].iter().filter_map(|line| line.checked_sub(1));
+            let slots = lines.flat_map(|line| self.lines.values[line as usize]);
+            slots
+                .filter_map(|index| index.checked_sub(1))
+                .map(|index| index as usize)
+                .collect::<BTreeSet<_>>()
+        };
+        let pages = self.by_address.iter().map(|(number, page)| (blocks(page), *number));
+        // In the order of their operations, each of which has those up to the first of the next.
+        let mut pages: Vec<_> =
+            pages.filter_map(|(begins, number)| Some((*begins.first()?, begins, number))).collect();
+        pages.sort_unstable_by_key(|(first, ..)| *first);
+        let ends: Vec<_> = pages.iter().skip(1).map(|(first, ..)| *first).chain([self.ops.len()]).collect();
+        let within = |of: &BTreeSet<usize>, first, end| {
+            of.range(first..end).map(|at| at - first).collect::<BTreeSet<_>>()
+        };
+        let parts = pages.iter().zip(ends).map(|((first, begins, number), end)| baked::Page {
+            number: *number,
+            ops: &self.ops[*first..end],
+            begins: within(begins, *first, end),
+            branches: within(&branches, *first, end),
+        });
+        baked::write(parts, key)
     }
 
     /// Decodes the one instruction at this address in its page, whose memory is at `host`; gives the operation, which
@@ -242,6 +322,9 @@ impl CodeCache {
 
     /// Forgets a page; the identity of what there was.
     pub(crate) fn remove(&mut self, pa: u64) -> Option<usize> {
+        if let Some(baked) = &mut self.baked {
+            baked.forget(pa >> 12);
+        }
         let page = self.by_address.remove(&(pa >> 12))?;
         let lines = self.pages.values[page.0 as usize].iter().filter_map(|line| line.checked_sub(1));
         self.lines.free.extend(lines);
@@ -250,6 +333,7 @@ impl CodeCache {
     }
 
     pub(crate) fn clear(&mut self) {
+        self.baked = None;
         self.ops.clear();
         self.by_address.clear();
         self.pages.clear();

@@ -1,10 +1,12 @@
 //! One CPU: what it keeps, how it finds code, and the loop that runs blocks of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use supermachine_support::side_work::SideWork;
 
+use crate::baked;
 use crate::code::{CodeCache, PageRef};
 use crate::debug::Debug;
 use crate::interp::op::{self, FUEL, P};
@@ -77,6 +79,13 @@ pub(crate) struct Fetch {
 }
 
 const NO_FETCH: Fetch = Fetch { key: 1, host: std::ptr::null(), page: PageRef::NONE };
+
+/// The aligned ones of these guest physical addresses that there is memory at, each with the memory of its page.
+fn code_at<'a>(memory: &'a [Region], places: &'a [u64]) -> impl Iterator<Item = (u64, *const u8)> + 'a {
+    let host = |pa: u64| memory.iter().find(|region| region.holds(pa))?.host(pa & !0xfff, false);
+    let aligned = places.iter().filter(|pa| **pa & 3 == 0);
+    aligned.filter_map(move |pa| Some((*pa, host(*pa)?.cast_const())))
+}
 
 #[repr(C)]
 pub(crate) struct Cpu {
@@ -210,6 +219,9 @@ impl Cpu {
             #[cfg(test)]
             handled_at_once: 0,
         });
+        if let Some(baked) = cpu.vm.baked() {
+            cpu.code.set_baked(baked);
+        }
         cpu.regime();
         cpu
     }
@@ -220,12 +232,23 @@ impl Cpu {
         self.code_entry = self.jit.as_ref().map_or(0, |jit| jit.entry());
     }
 
-    /// Decodes the code at these guest physical addresses, as far as there is memory. Before the first run.
+    /// Decodes the code at these guest physical addresses, as far as there is memory, after what another process has decoded.
+    /// Before the first run.
     pub(crate) fn decode_ahead(&mut self, places: &[u64]) {
-        let memory = self.vm.memory();
-        let host = |pa: u64| memory.iter().find(|region| region.holds(pa))?.host(pa & !0xfff, false);
-        let aligned = places.iter().filter(|pa| **pa & 3 == 0);
-        self.code.decode_ahead(aligned.filter_map(|pa| Some((*pa, host(*pa)?.cast_const()))));
+        self.code.lay_all();
+        self.code.decode_ahead(code_at(&self.vm.memory(), places));
+    }
+
+    /// The same for other processes, as a file; page by page, in the order in which the first places of each come.
+    pub(crate) fn bake(&mut self, places: &[u64], key: &baked::Key) -> Vec<u8> {
+        let mut order = HashMap::new();
+        for pa in places {
+            let next = order.len();
+            order.entry(pa >> 12).or_insert(next);
+        }
+        let mut places = places.to_vec();
+        places.sort_by_key(|pa| order[&(pa >> 12)]);
+        self.code.bake(code_at(&self.vm.memory(), &places), key)
     }
 
     /// Instructions run so far.

@@ -14,6 +14,7 @@
 )]
 #![allow(unsafe_code, reason = "guest memory is shared with the guest, and translated code is called")]
 
+pub mod baked;
 mod code;
 mod cpu;
 mod debug;

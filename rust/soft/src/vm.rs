@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use supermachine_support::lock;
 use supermachine_support::side_work::{SideWork, Slot};
 
+use crate::baked::{self, Baked};
 use crate::cpu::Cpu;
 use crate::gic::Gic;
 use crate::jit::memory::{self, CodeMemory};
@@ -253,6 +254,8 @@ pub(crate) struct Shared {
     code: OnceLock<Option<Arc<CodeMemory>>>,
     /// What a page is waited for with, where some may be missing.
     presence: OnceLock<Presence>,
+    /// What has been decoded by another process.
+    baked: OnceLock<Arc<Baked>>,
     /// For vCPUs that sleep.
     pub side_work: Arc<Slot>,
 }
@@ -287,6 +290,10 @@ impl Shared {
         });
         let share = code.as_ref()?.share(index as usize, self.vcpus.len());
         Jit::new(share, self.translation)
+    }
+
+    pub(crate) fn baked(&self) -> Option<Arc<Baked>> {
+        self.baked.get().cloned()
     }
 
     /// The host's counter, in ticks of [`COUNTER_HZ`].
@@ -343,6 +350,7 @@ impl Vm {
             ahead: AtomicBool::new(false),
             code: OnceLock::new(),
             presence: OnceLock::new(),
+            baked: OnceLock::new(),
             side_work: Arc::default(),
         });
         Ok(Self { shared, made: Mutex::default() })
@@ -417,6 +425,18 @@ impl Vm {
             made.push(Vcpu::new(cpu));
         }
         self.shared.ahead.store(false, Ordering::Relaxed);
+    }
+
+    /// Decodes the code at these guest physical addresses, and gives what [`Baked::open`] reads. Nothing else is done with
+    /// this machine.
+    pub fn bake(&self, places: &[u64], key: &baked::Key) -> Vec<u8> {
+        self.shared.ahead.store(true, Ordering::Relaxed);
+        Cpu::new(self.shared.clone(), 0).bake(places, key)
+    }
+
+    /// Has vCPUs take what another process has decoded of the memory as it is now, once. Before any vCPU is created.
+    pub fn set_baked(&self, baked: Baked) {
+        let _ = self.shared.baked.set(Arc::new(baked));
     }
 
     /// The first vCPU as it is inside, for tests of single operations.

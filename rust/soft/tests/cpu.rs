@@ -11,8 +11,11 @@
 #[path = "bare/mod.rs"]
 mod bare;
 
+use std::fs::File;
+use std::io::Write;
 use std::time::Duration;
 
+use supermachine_soft::baked::{Baked, Key};
 use supermachine_soft::id::{IccReg, RedistReg, Reg, SysReg};
 use supermachine_soft::{DataAbort, Exit, Translation};
 
@@ -634,6 +637,123 @@ fn code_is_decoded_ahead_of_its_first_run() {
     let mut other = third.vcpu(1, 0, &[]);
     assert_eq!(other.run().unwrap(), Exit::Hvc { immediate: 0 });
     assert_eq!(other.reg(Reg::x(0)).unwrap(), 110);
+}
+
+/// What is baked of these places, in a file of its own.
+fn baked(m: &Machine, places: &[u64], key: &Key) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&m.vm.bake(places, key)).unwrap();
+    file
+}
+
+#[test]
+fn baked_code_is_what_decoding_gives() {
+    // A loop, a call in the page, operations of FP and of one page more, which is reached by a register.
+    let program = [
+        0xd280_0000, // mov x0, #0
+        0x9100_0400, // add x0, x0, #1
+        0xf100_281f, // cmp x0, #10
+        0x54ff_ffc1, // b.ne -8
+        0x9400_0006, // bl +24
+        0x9e62_0000, // scvtf d0, x0
+        0x1e60_2800, // fadd d0, d0, d0
+        0x9e78_0000, // fcvtzs x0, d0
+        0xd61f_0020, // br x1
+        0xd503_201f, // nop
+        0x9101_9000, // add x0, x0, #100
+        0xd65f_03c0, // ret
+    ];
+    let other = [0xd503_201f, 0x9100_0400, 0xd400_0002]; // nop; add x0, x0, #1; hvc #0
+    let made = |vcpus, translation| {
+        let m = Machine::with(vcpus, translation);
+        m.put(0, &program);
+        m.put(0x1000, &other);
+        m
+    };
+    let run = |m: &Machine, index| {
+        let mut v = m.vcpu(index, 0, &[(1, RAM + 0x1000)]);
+        v.set_sys_reg(SysReg::CPACR_EL1, 3 << 20).unwrap();
+        assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+        (v.reg(Reg::x(0)).unwrap(), v.decoded())
+    };
+    let first = made(1, Translation::Off);
+    let (sum, places) = run(&first, 0);
+    assert_eq!(sum, 221);
+    let key = [7; 32];
+    // Hints may be anything, and come in any order.
+    let wild = [RAM + 1, RAM + SIZE as u64, RAM - 4, u64::MAX - 3, 0];
+    let mut hints = [&wild[..], &places, &places].concat();
+    hints.reverse();
+    let file = baked(&first, &hints, &key);
+
+    // The memory is another by now: what runs is from the file, on each vCPU.
+    let second = made(2, Translation::Off);
+    second.vm.set_baked(Baked::open(file.try_clone().unwrap(), &key).unwrap());
+    second.put(0, &[0xd420_0000; 12]);
+    second.put(0x1000, &[0xd420_0000; 3]);
+    assert_eq!((run(&second, 0).0, run(&second, 1).0), (221, 221));
+
+    // Machine code is made of what memory holds when it is.
+    let third = made(1, Translation::Always);
+    third.vm.set_baked(Baked::open(file.try_clone().unwrap(), &key).unwrap());
+    assert_eq!(run(&third, 0).0, 221);
+
+    // A page that the guest has made invalid is decoded anew, whether it has run there or not: ic ivau, x1; dsb sy; isb; br x1.
+    let fourth = made(1, Translation::Off);
+    fourth.vm.set_baked(Baked::open(file.try_clone().unwrap(), &key).unwrap());
+    fourth.put(0x1000, &[0xd503_201f, 0x9100_0800, 0xd400_0002]);
+    fourth.put(0x2000, &[0xd50b_7521, 0xd503_3f9f, 0xd503_3fdf, 0xd61f_0020]);
+    let mut v = fourth.vcpu(0, 0x2000, &[(1, RAM + 0x1000)]);
+    assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+    assert_eq!(v.reg(Reg::x(0)).unwrap(), 2);
+
+    // It is for this key alone.
+    assert!(Baked::open(file, &[8; 32]).is_err());
+}
+
+#[test]
+fn damaged_baked_code_is_refused() {
+    let program: Vec<u32> = (0..200).map(|_| 0x9100_0400).chain([0xd400_0002]).collect();
+    let key = [1; 32];
+    let m = Machine::with(1, Translation::Off);
+    m.put(0, &program);
+    let places: Vec<_> = (0..4).map(|n| RAM + n * 256).collect();
+    let good = m.vm.bake(&places, &key);
+    let run = |bytes: &[u8]| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        let m = Machine::with(1, Translation::Off);
+        m.put(0, &program);
+        let opened = Baked::open(file, &key).map(|baked| m.vm.set_baked(baked)).is_ok();
+        let mut v = m.vcpu(0, 0, &[]);
+        assert_eq!(v.run().unwrap(), Exit::Hvc { immediate: 0 });
+        assert_eq!(v.reg(Reg::x(0)).unwrap(), 200);
+        opened
+    };
+    assert!(run(&good));
+    // What is in the pages is seen when they are read.
+    for length in (0..good.len()).step_by(97) {
+        assert!(!run(&good[..length]), "{length}");
+    }
+    // The header, and the one page's entry.
+    let head = 64 + 24;
+    for bit in (0..head * 8).step_by(3).chain((head * 8..good.len() * 8).step_by(331)) {
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(run(&bad), bit / 8 >= head, "bit {bit}");
+    }
+    // What is none at all, be it that it begins as one does.
+    let mut word = 1_u64;
+    for round in 0..200 {
+        let mut bad = good.clone();
+        let from = round * 7 % good.len();
+        for byte in &mut bad[from..] {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (word >> 33) as u8;
+        }
+        let opened = run(&bad);
+        assert!(!opened || from >= head, "{from}");
+    }
 }
 
 #[test]

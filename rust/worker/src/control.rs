@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
 use supermachine_proto::frame::{self, Decoder};
-use supermachine_proto::worker::{Command, Event, Source, Start};
+use supermachine_proto::worker::{Bake, Command, Event, Source, Start};
 use supermachine_support::{descriptors, lock};
 
 use crate::confine;
@@ -19,6 +19,8 @@ pub(crate) enum Opening {
     Start(Box<Start>, Vec<OwnedFd>),
     /// Copies of itself.
     Template(Box<Start>),
+    /// Code that is decoded into a file.
+    Bake(Bake, OwnedFd),
 }
 
 /// A machine that a template is to make.
@@ -54,6 +56,7 @@ impl Commands {
                 Ok(Some(Opening::Start(start, first.into_iter().chain(more).collect())))
             }
             Some((Command::Template(start), None)) => Ok(Some(Opening::Template(start))),
+            Some((Command::Bake(bake), Some(file))) => Ok(Some(Opening::Bake(bake, file))),
             _ => Ok(None),
         }
     }
@@ -96,9 +99,11 @@ impl Commands {
                 let fd = match &command {
                     // What came is the next command's.
                     Command::Start(start) if said(start) == 0 => None,
-                    Command::Start(_) | Command::Connect { .. } | Command::Capture(_) | Command::Fork(_) => {
-                        self.fds.pop_front().flatten()
-                    }
+                    Command::Start(_)
+                    | Command::Connect { .. }
+                    | Command::Capture(_)
+                    | Command::Fork(_)
+                    | Command::Bake(_) => self.fds.pop_front().flatten(),
                     _ => None,
                 };
                 return Ok(Some((command, fd)));

@@ -14,10 +14,13 @@
 )]
 
 mod arrival;
+mod bake;
 mod begun;
 mod boot;
+mod build_id;
 mod capture;
 mod clock;
+mod code;
 mod confine;
 mod control;
 mod ended;

@@ -14,11 +14,12 @@ use supermachine_support::{elapsed_ns, lock};
 use supermachine_machine::arrival::Arrival;
 use supermachine_machine::{Machine, Stop};
 use supermachine_proto::agent::{BOOT_PORT, BootCommand, BootEvent};
-use supermachine_proto::limits::MAX_WORKING_SET;
+use supermachine_proto::limits::{MAX_CODE, MAX_WORKING_SET};
 use supermachine_proto::worker::{
     Capture, Command, Event, ExitReason, PageRange, Source, Start, Stats, Timings, slot_device,
 };
 
+use crate::bake;
 use crate::begun::Begun;
 use crate::boot::{AgentEvent, BootChannel, Greeting};
 use crate::capture::Subject;
@@ -101,6 +102,11 @@ pub(crate) fn run(control: UnixStream) -> io::Result<()> {
         Ok(Some(Opening::Template(_))) => {
             let message = "templates are there on Linux alone".into();
             let reason = ExitReason::BadConfiguration;
+            events.send(&Event::Exited { reason, message, console_tail: String::new() });
+            Ok(())
+        }
+        Ok(Some(Opening::Bake(bake, file))) => {
+            let Ended { reason, message } = bake::serve(&bake, file.into());
             events.send(&Event::Exited { reason, message, console_tail: String::new() });
             Ok(())
         }
@@ -458,7 +464,7 @@ impl Session {
 
     fn serve(self: &Arc<Self>, command: Command, fd: Option<OwnedFd>) {
         match command {
-            Command::Start(_) | Command::Template(_) => {
+            Command::Start(_) | Command::Template(_) | Command::Bake(_) => {
                 self.end(Ended::bad("a VM was asked to start twice"));
             }
             Command::Fork(_) => self.end(Ended::bad("a VM that runs was asked to copy itself")),
@@ -505,6 +511,13 @@ impl Session {
                     self.events.send(&Event::WorkingSet(Vec::new()));
                 }
             }
+            Command::Code => {
+                let looks =
+                    self.try_spawn("code", |session| session.events.send(&Event::Code(session.code())));
+                if looks.is_err() {
+                    self.events.send(&Event::Code(Vec::new()));
+                }
+            }
             // As does this, for a volume is not marked and grown at once.
             Command::GrowVolume { slot, bytes } => {
                 let grows = self.try_spawn("volume", move |session| {
@@ -538,6 +551,14 @@ impl Session {
             written: run.written,
         });
         ranges.collect()
+    }
+
+    /// Where the code begins that the guest has run; it stands still for the moment that it takes to look.
+    fn code(&self) -> Vec<u64> {
+        let _one = lock(&self.subject);
+        let mut places = self.machine.pause().and_then(|paused| paused.decoded()).unwrap_or_default();
+        places.truncate(MAX_CODE);
+        places
     }
 
     /// Brings in what earlier clones needed.

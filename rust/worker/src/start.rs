@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
@@ -25,6 +25,7 @@ use supermachine_snapshot::v8::{self as v8_format, Listener};
 use supermachine_storage::scratch::Scratch;
 
 use crate::arrival;
+use crate::code;
 use crate::confine;
 use crate::ended::Ended;
 use crate::room::Room;
@@ -198,13 +199,8 @@ struct Files {
 
 impl Files {
     fn open(start: &Start, restore: &worker::Restore) -> Result<Self, Ended> {
-        let leased = |path: &PathBuf| {
-            let file = File::open(path).map_err(|e| unreadable(path, e))?;
-            lease(&file).map_err(|e| unreadable(path, e))?;
-            Ok(file)
-        };
-        let chain = restore.files.iter().map(leased).collect::<Result<Vec<_>, Ended>>()?;
-        let elsewhere = start.scratch.iter().flat_map(|scratch| &scratch.files).map(leased);
+        let chain = restore.files.iter().map(|path| leased(path)).collect::<Result<Vec<_>, Ended>>()?;
+        let elsewhere = start.scratch.iter().flat_map(|scratch| &scratch.files).map(|path| leased(path));
         let elsewhere = elsewhere.collect::<Result<Vec<_>, Ended>>()?;
         let leases = chain.iter().chain(&elsewhere).map(File::try_clone).collect::<io::Result<_>>();
         let leases = leases.map_err(|e| Ended::bad(format!("a snapshot cannot be kept open: {e}")))?;
@@ -236,6 +232,7 @@ fn restore(
 ) -> Result<Built, Ended> {
     let engine = start.engine;
     let Files { mut chain, elsewhere, leases } = Files::open(start, restore)?;
+    let code = BesideIt::open(restore, &chain);
     confine()?;
     step("open");
     if let [file] = &chain[..]
@@ -281,6 +278,10 @@ fn restore(
         memory.noted = Some(Arc::new(FirstTouch::new(opened.memory_bytes)));
     }
     let laid = Laid::of(engine, opened, disks, leases, step)?;
+    // Without it the guest's code is decoded as it runs.
+    if code.is_some_and(|code| !restore.arriving && code.take(&laid)) {
+        step("code");
+    }
     laid.raise(restore, came, page_map, step)
 }
 
@@ -294,6 +295,26 @@ fn open_v9(engine: Engine, chain: Vec<File>, elsewhere: Vec<File>) -> Result<v9:
         return Err(Ended::new(ExitReason::BadSnapshot, message));
     }
     Ok(opened)
+}
+
+/// The file of decoded code beside a snapshot, and what the snapshot's files are to the system.
+struct BesideIt {
+    file: File,
+    state: Vec<u8>,
+}
+
+impl BesideIt {
+    /// Opened, where there is one that can be believed; before the process is confined.
+    fn open(restore: &worker::Restore, chain: &[File]) -> Option<Self> {
+        let file = code::open(&restore.code)?;
+        Some(Self { file, state: code::state(chain).ok()? })
+    }
+
+    /// Has the machine go by it; whether it does.
+    fn take(self, laid: &Laid) -> bool {
+        let key = code::key(&laid.origin.id, &self.state);
+        key.is_some_and(|key| laid.ground.set_baked(self.file, &key).is_ok())
+    }
 }
 
 /// A snapshot that is open and mapped: all of a restore that is the same for every machine of it.
@@ -338,12 +359,16 @@ impl Laid {
         walls(start.require_confinement)?;
         let disks = open_disks(start)?;
         let Files { chain, elsewhere, leases } = Files::open(start, restore)?;
+        let code = BesideIt::open(restore, &chain);
         confine::confine_template().map_err(|e| Ended::new(ExitReason::Unconfined, e.to_string()))?;
         let mut opened = open_v9(start.engine, chain, elsewhere)?;
         opened.backing.noted = Some(Arc::new(FirstTouch::unordered(opened.memory_bytes)));
-        let code = std::mem::take(&mut opened.code);
+        let places = std::mem::take(&mut opened.code);
         let laid = Self::of(start.engine, opened, disks, leases, &mut |_| {})?;
-        laid.ground.decode_ahead(&code);
+        if let Some(code) = code {
+            code.take(&laid);
+        }
+        laid.ground.decode_ahead(&places);
         Ok(laid)
     }
 
@@ -418,6 +443,13 @@ fn is_v8(file: &File) -> bool {
     file.read_exact_at(&mut start, 0).is_ok() && start == v8_format::MAGIC
 }
 
+/// Opens a file of a snapshot, with a lock on it.
+pub(crate) fn leased(path: &Path) -> Result<File, Ended> {
+    let file = File::open(path).map_err(|e| unreadable(path, e))?;
+    lease(&file).map_err(|e| unreadable(path, e))?;
+    Ok(file)
+}
+
 /// Keeps a snapshot from being deleted by who asks for the lock before deleting: it is shared with other VMs, and held
 /// until the file is closed.
 fn lease(file: &File) -> io::Result<()> {
@@ -438,6 +470,12 @@ fn confine(engine: Engine, shares: &Shares, required: bool) -> Result<(), Ended>
     confine::confine(engine, &shares.reached()).map_err(|e| Ended::new(ExitReason::Engine, e.to_string()))?;
     begin(engine);
     Ok(())
+}
+
+/// The same for a process that runs no guest, and reaches nothing but what it has open.
+pub(crate) fn confine_alone(required: bool) -> Result<(), Ended> {
+    walls(required)?;
+    confine::confine(Engine::Soft, &[]).map_err(|e| Ended::new(ExitReason::Unconfined, e.to_string()))
 }
 
 fn unreadable(path: &Path, error: io::Error) -> Ended {

@@ -16,7 +16,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -434,6 +434,47 @@ fn a_templates_copy_makes_the_calls_of_a_worker_and_no_others() {
     assert!(code(traced.process) && !code(template.process.id() as i32));
     traced.let_go();
     assert!(read(&mut worker.files(), "/proc/version").starts_with(b"Linux"));
+}
+
+/// What is in the file runs in the next worker.
+#[test]
+fn a_worker_cannot_write_to_decoded_code() {
+    let place = tempfile::tempdir().unwrap();
+    let (snapshot, code) = (vec![place.path().join("whole")], place.path().join("code"));
+    let mut original = Worker::ready(start());
+    snapshot_of(&mut original, &snapshot[0]);
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&code).unwrap();
+    Worker::bake(env!("CARGO_BIN_EXE_supermachine-worker"), &snapshot, common::code_of(&mut original), &file);
+    drop((file, original));
+    let before = fs::read(&code).unwrap();
+    let mut worker = Worker::ready(common::going_by(&snapshot, &code));
+    let process = worker.process.id();
+    let fds = fs::read_dir(format!("/proc/{process}/fd")).unwrap().map(|entry| entry.unwrap().path());
+    let open: Vec<_> = fds.filter(|fd| fs::read_link(fd).is_ok_and(|of| of == code)).collect();
+    assert_eq!(open.len(), 1, "it is read as the guest runs");
+    let fd = open[0].file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let Some(mut traced) = Traced::seize(&worker) else { return };
+    let (room, path) = (traced.bytes(b"other code"), traced.path(&code));
+    for (what, number, args) in [
+        ("pwrite", libc::SYS_pwrite64, &[fd, room, 10, 0][..]),
+        ("write", libc::SYS_write, &[fd, room, 10]),
+        ("fallocate", libc::SYS_fallocate, &[fd, 0, 0, 4096]),
+    ] {
+        assert_eq!(traced.call(number, args), Err(libc::EBADF), "{what}");
+    }
+    assert_eq!(traced.call(libc::SYS_ftruncate, &[fd, 0]), Err(libc::EINVAL));
+    let shared = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let mapped = traced.call(libc::SYS_mmap, &[0, 4096, shared, libc::MAP_SHARED as u64, fd, 0]);
+    assert!(mapped.is_err(), "{mapped:?}");
+    let own = traced.path(format!("/proc/self/fd/{fd}"));
+    for path in [path, own] {
+        traced.refused("opening it", libc::SYS_openat, &[HERE, path, libc::O_RDWR as u64, 0]);
+        traced.refused("removing it", libc::SYS_unlinkat, &[HERE, path, 0]);
+    }
+    traced.refused("fchmod", libc::SYS_fchmod, &[fd, 0o666]);
+    traced.let_go();
+    assert!(read(&mut worker.files(), "/proc/version").starts_with(b"Linux"));
+    assert_eq!(fs::read(&code).unwrap(), before);
 }
 
 #[test]

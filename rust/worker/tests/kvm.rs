@@ -55,6 +55,7 @@ fn restoring(file: &Path, hostname: &str) -> Start {
         identity: identity(hostname),
         working_set: vec![],
         arriving: false,
+        code: PathBuf::new(),
         note_order: false,
     })))
 }

@@ -145,6 +145,7 @@ fn what_a_guest_computes_does_not_depend_on_where_it_was_captured() {
                 identity: identity("clone"),
                 working_set: vec![],
                 arriving: false,
+                code: PathBuf::new(),
                 note_order: false,
             };
             let source = Source::Restore(Box::new(restore));

@@ -133,6 +133,10 @@ class Start:
         named = (cache, f"{cache}/snapshots", baked, self.snapshot, self.rootfs)
         return all(path == place for path, place in expected) and not any(map(directories.distrust, named))
 
+    def code(self) -> str | None:
+        """Where the snapshot's decoded code is, if it is there."""
+        return os.path.join(os.path.dirname(self.snapshot), "code") if self.working_set else None  # noqa: PTH118, PTH120
+
     def worker(self, timeout: float, network: Network) -> Worker:
         """A worker whose guest is getting ready. Raises `_Fails`."""
         ranges = working_set.load(self.working_set) if self.working_set else ()
@@ -150,6 +154,7 @@ class Start:
                     ranges,
                     network=network,
                     scratch=(own, ()),
+                    code=self.code(),
                 )
             finally:
                 os.close(own)

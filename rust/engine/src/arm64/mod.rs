@@ -3,6 +3,8 @@
 pub mod features;
 pub mod state;
 
+use std::fs::File;
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -150,6 +152,20 @@ pub trait Vm: Send + Sync {
     /// copies of itself. Before any vCPU is created; engines that decode nothing have nothing to do.
     fn decode_ahead(&self, places: &[u64]) {
         let _ = places;
+    }
+
+    /// The same for other processes: what it comes to, for [`Vm::set_baked`] in a machine with the same memory, where `key` is
+    /// the same. Nothing on engines that decode nothing.
+    fn bake(&self, places: &[u64], key: &[u8; 32]) -> Vec<u8> {
+        let _ = (places, key);
+        Vec::new()
+    }
+
+    /// Has vCPUs take what [`Vm::bake`] has made of the memory that there is, where the file is that: what is not is refused.
+    /// Whoever wrote it decides what this process does. Before any vCPU is created.
+    fn set_baked(&self, file: File, key: &[u8; 32]) -> io::Result<()> {
+        let _ = (file, key);
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Where a vCPU that sleeps finds work of other threads, on an engine whose vCPUs sleep as threads of this process.

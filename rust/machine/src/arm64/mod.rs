@@ -8,6 +8,8 @@ pub mod layout;
 pub mod psci;
 mod vcpu;
 
+use std::fs::File;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use supermachine_devices::IrqLine;
@@ -87,6 +89,14 @@ impl MachineBuilder for Arm64Builder {
 
     fn decode_ahead(&self, places: &[u64]) {
         self.vm.decode_ahead(places);
+    }
+
+    fn bake(&self, places: &[u64], key: &[u8; 32]) -> Vec<u8> {
+        self.vm.bake(places, key)
+    }
+
+    fn set_baked(&self, file: File, key: &[u8; 32]) -> io::Result<()> {
+        self.vm.set_baked(file, key)
     }
 
     fn start(self: Box<Self>, devices: Vec<SharedDevice>, tail: Tail) -> Result<Arc<dyn VcpuSet>, Error> {

@@ -128,6 +128,16 @@ mod host {
     }
 }
 
+/// What steps are chosen by.
+pub(super) fn host_features() -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        u32::from(host::has_aes()) | u32::from(host::has_clmul()) << 1
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    0
+}
+
 /// Pairs of the host's and the portable form of one step, chosen when an instruction is decoded.
 macro_rules! choose {
     ($has:ident, |$r:ident, $i:ident, $f:ident| $body:expr, $step:ident) => {{

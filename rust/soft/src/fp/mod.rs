@@ -38,6 +38,11 @@ pub fn decode(insn: u32) -> Option<Handler> {
     }
 }
 
+/// What of the host's [`decode`] chooses by, as bits.
+pub(crate) fn host_features() -> u32 {
+    crypto::host_features()
+}
+
 /// The size of floating-point lanes in most encodings: bit 22 is set for double.
 fn fp_size(i: u32) -> u32 {
     2 + (i >> 22 & 1)

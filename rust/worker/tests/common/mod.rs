@@ -20,7 +20,7 @@ use supermachine_proto::agent::{
     Chunk, Configure, FileCommand, FileReply, Identity, REQUEST_PORT, Request, Root, WriteMode,
 };
 use supermachine_proto::engine::Engine;
-use supermachine_proto::worker::{Boot, Capture, Command, Event, Restore, Source, Start};
+use supermachine_proto::worker::{Bake, Boot, Capture, Command, Event, ExitReason, Restore, Source, Start};
 use supermachine_proto::{VERSION, frame};
 use supermachine_support::descriptors;
 
@@ -130,6 +130,18 @@ impl Worker {
         Self::told(&Command::Start(Box::new(start)), environment)
     }
 
+    /// When it has decoded code of snapshot `files` for others, into the empty file `to`.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn bake(program: impl AsRef<std::ffi::OsStr>, files: &[PathBuf], places: Vec<u64>, to: &File) {
+        let bake = Bake { version: VERSION, files: files.into(), places, require_confinement: false };
+        let mut bytes = Vec::new();
+        frame::encode(&Command::Bake(bake), &mut bytes).unwrap();
+        let mut worker = Self::program(program.as_ref(), &[]);
+        send_with_fd(&worker.control, &bytes, to).unwrap();
+        let end = worker.event();
+        assert!(matches!(end, Event::Exited { reason: ExitReason::Shutdown, .. }), "{end:?}");
+    }
+
     /// A template of what this start restores, when it is ready.
     pub(crate) fn template(start: Start) -> Self {
         let mut template = Self::told(&Command::Template(Box::new(start)), &[]);
@@ -160,16 +172,20 @@ impl Worker {
     }
 
     fn told(command: &Command, environment: &[(&str, &Path)]) -> Self {
+        let mut worker = Self::program(env!("CARGO_BIN_EXE_supermachine-worker").as_ref(), environment);
+        worker.send(command);
+        worker
+    }
+
+    fn program(program: &std::ffi::OsStr, environment: &[(&str, &Path)]) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
         control.set_read_timeout(Some(DEADLINE)).unwrap();
-        let process = Process::new(env!("CARGO_BIN_EXE_supermachine-worker"))
+        let process = Process::new(program)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .envs(environment.iter().copied())
             .spawn()
             .unwrap();
-        let mut worker = Self { process: Running::Started(process), control };
-        worker.send(command);
-        worker
+        Self { process: Running::Started(process), control }
     }
 
     pub(crate) fn ready(start: Start) -> Self {
@@ -267,9 +283,30 @@ pub(crate) fn restoring(files: &[PathBuf], hostname: &str) -> Start {
         identity: identity(hostname),
         working_set: vec![],
         arriving: false,
+        code: PathBuf::new(),
         note_order: false,
     };
     Start { source: Source::Restore(Box::new(restore)), ..start() }
+}
+
+/// Where the code begins that a worker's guest has run.
+#[cfg(target_os = "linux")]
+pub(crate) fn code_of(worker: &mut Worker) -> Vec<u64> {
+    worker.send(&Command::Code);
+    match worker.event() {
+        Event::Code(places) => places,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A guest that goes on from these files, with their decoded code.
+#[cfg(target_os = "linux")]
+pub(crate) fn going_by(files: &[PathBuf], code: &Path) -> Start {
+    let mut start = restoring(files, "decoded");
+    if let Source::Restore(restore) = &mut start.source {
+        restore.code = code.into();
+    }
+    start
 }
 
 pub(crate) fn write(worker: &mut Worker, path: &str, text: &str) {
