@@ -198,9 +198,37 @@ def test_a_clone_of_a_guest_without_processes_is_somebody_else(busybox: str) -> 
                 assert output(clone, "hostname").strip() != own
 
 
+def test_processes_in_a_group_of_their_own_stand_still_too(busybox: str) -> None:
+    group = "/sys/fs/cgroup/supermachine/own"
+    loop = 'while true; do echo "$(hostname)"; done > /tmp/own'
+    with VM(busybox) as vm:
+        # The group above it has the process alone that waits to become a command.
+        output(vm, f"mkdir {group}; (echo 0 > {group}/cgroup.procs; {loop}) > /dev/null 2>&1 &")
+        wait_for(lambda: vm.path("/tmp/own").exists() and vm.path("/tmp/own").stat().st_size > 200, "its log")
+        own = output(vm, "hostname").strip()
+        clones = vm.fork(3)
+    try:
+        before = []
+        for clone in clones:
+            name = output(clone, "hostname").strip()
+            wait_for(partial(_says, clone, name), "the clone's own name in its log")
+            lines = clone.path("/tmp/own").read_text().split()
+            before.append(lines.index(name))
+            assert set(lines[: before[-1]]) == {own}
+        # One line may have been under way.
+        assert max(before) - min(before) <= 1
+    finally:
+        for clone in clones:
+            clone.kill()
+
+
+def _says(vm: VM, name: str) -> bool:
+    return name in vm.path("/tmp/own").read_text().split()
+
+
 def test_commands_that_begin_while_the_guest_is_captured_run_once(busybox: str, tmp_path: Path) -> None:
     with VM(busybox) as vm, ThreadPoolExecutor(3) as executor:
-        own = output(vm, "hostname").strip()
+        own = output(vm, "hostname; touch /log").strip()
         over = threading.Event()
 
         def ask() -> int:

@@ -149,6 +149,7 @@ fn prepare(configure: &Configure) -> Result<(), Error> {
     network::assume(place, false).map_err(step("taking the guest's place on its network"))?;
     authority::trust(&configure.identity.authority);
     connections::prepare();
+    network::prepare();
     reaper::start().map_err(step("starting the reaper"))?;
     let listener = sys::listen_vsock(REQUEST_PORT).map_err(step("listening for requests"))?;
     server::start(listener).map_err(step("starting to serve requests"))

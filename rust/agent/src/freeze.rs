@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long until those are interrupted again who began to wait for a lock in the meantime.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// The group's directory, and its `cgroup.freeze`.
-static FILES: OnceLock<(File, File)> = OnceLock::new();
+/// The group's directory, its `cgroup.freeze` and its `cgroup.procs`.
+static FILES: OnceLock<[File; 3]> = OnceLock::new();
 static FROZEN: AtomicBool = AtomicBool::new(false);
 /// How often this guest has become another one.
 static LIVES: AtomicU64 = AtomicU64::new(0);
@@ -82,7 +82,7 @@ pub(crate) fn prepare() -> io::Result<()> {
         _ => {}
     }
     let freeze = File::options().write(true).open(format!("{GROUP}/cgroup.freeze"))?;
-    let _ = FILES.set((File::open(GROUP)?, freeze));
+    let _ = FILES.set([File::open(GROUP)?, freeze, File::open(format!("{GROUP}/cgroup.procs"))?]);
     Ok(())
 }
 
@@ -97,7 +97,7 @@ pub(crate) fn own_group(name: &str) -> io::Result<File> {
 
 /// The directory of the group that a new process is born in.
 pub(crate) fn group() -> Option<RawFd> {
-    FILES.get().map(|(group, _)| group.as_raw_fd())
+    FILES.get().map(|[group, ..]| group.as_raw_fd())
 }
 
 /// Which life of this guest's this is. A connection of an earlier one has lost its peer to a snapshot.
@@ -146,14 +146,20 @@ pub(crate) fn thaw_renewed() -> io::Result<()> {
 /// Whether nobody is in the group, nor in one below it, but who waits to become a program. Nobody comes: a process is
 /// born where its parent is.
 fn is_empty(waits: fn(i32) -> bool) -> bool {
-    let read = |name| fs::read_to_string(format!("{GROUP}/{name}")).ok();
-    let alone = |ids: &str| ids.lines().all(|id| id.parse().is_ok_and(waits));
-    read("cgroup.stat").is_some_and(|stat| stat.lines().any(|line| line == "nr_descendants 0"))
-        && read("cgroup.procs").is_some_and(|ids| alone(&ids))
+    let Some([group, _, processes]) = FILES.get() else { return false };
+    // The kernel's directories have two links and one for each directory in them (kernfs_refresh_inode in fs/kernfs/inode.c).
+    if !group.metadata().is_ok_and(|group| group.nlink() == 2) {
+        return false;
+    }
+    // More than there is room for are more than one.
+    let mut ids = [0; 32];
+    let listed = processes.read_at(&mut ids, 0).ok().filter(|n| *n < ids.len());
+    let listed = listed.and_then(|n| std::str::from_utf8(&ids[..n]).ok());
+    listed.is_some_and(|ids| ids.lines().all(|id| id.parse().is_ok_and(waits)))
 }
 
 fn set(value: &str) -> io::Result<()> {
-    let (_, freeze) = FILES.get().ok_or(io::ErrorKind::NotFound)?;
+    let [_, freeze, _] = FILES.get().ok_or(io::ErrorKind::NotFound)?;
     freeze.write_all_at(value.as_bytes(), 0)
 }
 

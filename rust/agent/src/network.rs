@@ -1,10 +1,11 @@
 //! The guest's place on its network: address, route and name server, and connections that did not come along.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::mem::zeroed;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,16 @@ static SOCKET: OnceLock<OwnedFd> = OnceLock::new();
 static COMPLETE: Mutex<Option<Network>> = Mutex::new(None);
 /// The kernel's table of routes: interface, destination and gateway first, in the machine's order of bytes.
 const ROUTES: &str = "/proc/net/route";
+/// The same, open.
+static TABLE: OnceLock<File> = OnceLock::new();
+const MAX_ROUTES: usize = 4096;
+
+/// Opens what the route is looked for in.
+pub(crate) fn prepare() {
+    if let Ok(table) = File::open(ROUTES) {
+        let _ = TABLE.set(table);
+    }
+}
 
 /// Looks whether the guest has its place while its processes stand still, so that a clone with the same has nothing to do.
 pub(crate) fn look() {
@@ -38,12 +49,13 @@ pub(crate) fn leave() {
 
 fn has(socket: &OwnedFd, network: &Network) -> bool {
     let runs = libc::IFF_UP | libc::IFF_RUNNING;
-    let routes = sys::read_file(ROUTES, MAX_BYTES).unwrap_or_default();
+    let mut routes = [0; MAX_ROUTES];
+    let length = TABLE.get().and_then(|table| table.read_at(&mut routes, 0).ok()).unwrap_or(0);
     let gateway = u32::from_ne_bytes(network.gateway.octets());
     let route = format!("{INTERFACE}\t{:08X}\t{gateway:08X}\t", 0);
     flags(socket).is_ok_and(|flags| flags & runs == runs)
         && own_address(socket) == Some(network.address)
-        && routes.split(|byte| *byte == b'\n').any(|line| line.starts_with(route.as_bytes()))
+        && routes[..length].split(|byte| *byte == b'\n').any(|line| line.starts_with(route.as_bytes()))
 }
 
 /// Takes the place that the host says, or none; after a restore `anew`.
