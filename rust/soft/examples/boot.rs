@@ -52,12 +52,6 @@ fn main() {
         )
     };
     assert_ne!(ram, libc::MAP_FAILED, "cannot map guest memory");
-    // As the worker does; and QEMU.
-    #[cfg(target_os = "linux")]
-    // SAFETY: a hint about the mapping just made.
-    unsafe {
-        libc::madvise(ram, size, libc::MADV_HUGEPAGE);
-    }
     let put = |at: usize, bytes: &[u8]| {
         assert!(at + bytes.len() <= size, "the guest's memory is too small");
         // SAFETY: inside the mapping, by the check above.
