@@ -5,6 +5,7 @@
 
 use std::process::Command;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use supermachine_soft::id::{Reg, SysReg};
 use supermachine_soft::{Protection, Translation, Vcpu, Vm, VmConfig};
@@ -103,8 +104,12 @@ pub(crate) const READ_ONLY: u64 = 1 << 7;
 
 /// The words that GNU as makes of some code.
 pub(crate) fn assemble(name: &str, text: &str) -> Vec<u32> {
+    // Tests that run beside each other may have names in common.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let file = |ending: &str| {
-        std::env::temp_dir().join(format!("supermachine-code-{}-{name}.{ending}", std::process::id()))
+        let name = format!("supermachine-code-{}-{number}-{name}.{ending}", std::process::id());
+        std::env::temp_dir().join(name)
     };
     let [source, object, binary] = ["s", "o", "bin"].map(file);
     std::fs::write(&source, format!(".arch armv8.3-a\n{text}\n")).expect("a file for the assembler");
