@@ -1,8 +1,9 @@
 //! Requests to the file server, as a hostile guest makes them up.
 //!
-//! The input is a row of requests, each an opcode, a node id, a length and so many bytes of arguments; the first byte says
-//! how much room answers have. One opcode stands for a restore. Beside the shares lies a file that must stay as it is; one share keeps owners of its own, where
-//! the file system has attributes, and has a quota, beyond which it must not grow.
+//! The input is a row of requests, each an opcode, a node id, a length and so many bytes of arguments; the first byte
+//! says how much room answers have. One opcode stands for a restore. Beside the shares lies a file that must stay as it
+//! is; one share keeps owners of its own, where the file system has attributes, and has a quota, beyond which it must
+//! not grow.
 #![no_main]
 
 use std::fs;

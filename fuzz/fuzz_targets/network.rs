@@ -1,7 +1,7 @@
 //! A guest's frames into the stack of its network, with a broker and servers that do as the input says.
 //!
-//! The input is a row of steps, each an opcode and what it takes. Whatever comes, what is kept stays within the limits, and
-//! nothing is left when the guest's driver starts over.
+//! The input is a row of steps, each an opcode and what it takes. Whatever comes, what is kept stays within the limits,
+//! and nothing is left when the guest's driver starts over.
 #![no_main]
 
 use std::collections::VecDeque;

@@ -1,8 +1,8 @@
-//! Guest code of the software CPU, interpreted and translated: whatever it is, both end with the same exit, registers and
-//! memory after the same number of instructions.
+//! Guest code of the software CPU, interpreted and translated: whatever it is, both end with the same exit, registers
+//! and memory after the same number of instructions.
 //!
-//! Eight bytes are the seed of the registers; the rest are instructions. Those that could go back, wait, or change how the
-//! CPU works are left out, so that every program ends.
+//! Eight bytes are the seed of the registers; the rest are instructions. Those that could go back, wait, or change how
+//! the CPU works are left out, so that every program ends.
 #![no_main]
 
 use std::cell::RefCell;

@@ -1,5 +1,5 @@
-//! Packets from a guest into vsock: ports, operations, credit and lengths as the bytes say, to connections that the host
-//! has made and to those that the guest asks for.
+//! Packets from a guest into vsock: ports, operations, credit and lengths as the bytes say, to connections that the
+//! host has made and to those that the guest asks for.
 //!
 //! Each packet is 20 bytes: operation, type, length of data, two ports out of few, flags, buffer and credit. Now and
 //! then the host's ends are read, written or closed.

@@ -1,5 +1,5 @@
-//! virtio-balloon (virtio 1.2, 5.5) for free page reporting alone: it never asks the guest for memory, and gives the host
-//! back what the guest says it does not use.
+//! virtio-balloon (virtio 1.2, 5.5) for free page reporting alone: it never asks the guest for memory, and gives the
+//! host back what the guest says it does not use.
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
@@ -8,11 +8,12 @@ use crate::{Broken, chain};
 
 /// Feature bit (virtio 1.2, 5.5.3).
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
-/// Inflate and deflate come first; without statistics and hints, reporting is the third (Linux counts those that it has).
+/// Inflate and deflate come first; without statistics and hints, reporting is the third (Linux counts those that it
+/// has).
 const REPORTING: usize = 2;
 
-/// Gives so many bytes from a guest physical address on back to the host. The range lies in guest memory; the guest does
-/// not care what it holds afterwards.
+/// Gives so many bytes from a guest physical address on back to the host. The range lies in guest memory; the guest
+/// does not care what it holds afterwards.
 pub type Release = Box<dyn Fn(u64, u64) + Send>;
 
 /// A balloon without air.

@@ -11,7 +11,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use crate::{Broken, Memory};
 
-/// Bytes of all buffers of one chain. Linux stays below 4 MiB with data, and reports up to 32 times 4 MiB of free pages.
+/// Bytes of all buffers of one chain. Linux stays below 4 MiB with data, and reports up to 32 times 4 MiB of free
+/// pages.
 const MAX_BYTES: u64 = 128 << 20;
 const DESCRIPTOR_BYTES: u32 = 16;
 

@@ -1,6 +1,8 @@
-//! The virtio-mmio transport and the devices behind it: balloon, blk, console, fs, net, rng, vsock; and a UART for the earliest output.
+//! The virtio-mmio transport and the devices behind it: balloon, blk, console, fs, net, rng, vsock; and a UART for the
+//! earliest output.
 //!
-//! A guest that breaks the rules of its device gets that device marked as needing a reset ([`Broken`]); the host goes on.
+//! A guest that breaks the rules of its device gets that device marked as needing a reset ([`Broken`]); the host goes
+//! on.
 
 pub mod balloon;
 pub mod blk;

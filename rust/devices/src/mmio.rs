@@ -52,8 +52,8 @@ pub trait Device: Send {
     fn restore_config(&mut self, saved: &[u8]) -> bool {
         self.config() == saved
     }
-    /// What a snapshot is to hold of what stands behind the device, so that a restored guest has it again where that can be;
-    /// empty for nothing.
+    /// What a snapshot is to hold of what stands behind the device, so that a restored guest has it again where that
+    /// can be; empty for nothing.
     fn save_backend(&self) -> Vec<u8> {
         Vec::new()
     }
@@ -299,8 +299,8 @@ impl<D: Device> Transport<D> {
         })
     }
 
-    /// The same on a thread that is no vCPU's. The line goes up last: a vCPU that it wakes asks for the transport's lock at
-    /// once, and would sleep again until this is done.
+    /// The same on a thread that is no vCPU's. The line goes up last: a vCPU that it wakes asks for the transport's
+    /// lock at once, and would sleep again until this is done.
     pub fn with_interrupt_last<T: Default>(
         &mut self,
         work: impl FnOnce(&mut D, &mut Rings) -> Result<T, Broken>,

@@ -11,7 +11,8 @@ pub trait Persist {
     /// What a snapshot holds of it.
     fn save(&self) -> DeviceState;
 
-    /// Takes over what [`Persist::save`] gave, with guest memory in place. Everything is checked before anything is taken.
+    /// Takes over what [`Persist::save`] gave, with guest memory in place. Everything is checked before anything is
+    /// taken.
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
 }
 

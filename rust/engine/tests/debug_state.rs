@@ -1,5 +1,5 @@
-//! A vCPU that is being debugged goes on in another VM as it was: in the middle of a step, and with what it compares; and
-//! so does one that counts what it runs.
+//! A vCPU that is being debugged goes on in another VM as it was: in the middle of a step, and with what it compares;
+//! and so does one that counts what it runs.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! The hvf engine: what the framework asks of its callers, and what goes wrong. Where there is no Mac it is the software
-//! framework's; what only that one lets be seen is left out on Macs.
+//! The hvf engine: what the framework asks of its callers, and what goes wrong. Where there is no Mac it is the
+//! software framework's; what only that one lets be seen is left out on Macs.
 
 #![allow(unsafe_code, reason = "raw memory and C calls, to test with")]
 

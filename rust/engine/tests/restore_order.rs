@@ -116,7 +116,8 @@ struct Outcome {
     timer_masked: bool,
 }
 
-/// Does something to a fresh vCPU whose private interrupts are not as they are at reset, and looks at what it has become.
+/// Does something to a fresh vCPU whose private interrupts are not as they are at reset, and looks at what it has
+/// become.
 fn outcome(scene: Scene, restore: impl FnOnce(&mut dyn Vcpu, Clock) -> Result<()>) -> Result<Outcome> {
     let machine = Machine::new(1, &[]);
     let mut vcpu = machine.vm.create_vcpu(0)?;

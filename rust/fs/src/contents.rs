@@ -22,8 +22,8 @@ use crate::{Header, Session, guest, host};
 /// Bytes that one request has copied at most; the guest asks again for the rest.
 const MAX_COPY: usize = 16 << 20;
 
-/// How the host opens what the guest opens so. What concerns caches and descriptors is the guest's own business, and each
-/// write says whether it appends.
+/// How the host opens what the guest opens so. What concerns caches and descriptors is the guest's own business, and
+/// each write says whether it appends.
 fn open_flags(guest: u32) -> OFlags {
     let mut flags = match guest & guest_open::ACCMODE {
         guest_open::WRONLY => OFlags::WRONLY,

@@ -1,10 +1,10 @@
 //! What the host changes in shares that are watched, told to the guest's kernel.
 //!
-//! `supermachine_proto::echo` says how. What a thread that is known asks for is never done, so that an echo which comes too
-//! late is not taken for a wish.
+//! `supermachine_proto::echo` says how. What a thread that is known asks for is never done, so that an echo which comes
+//! too late is not taken for a wish.
 //!
-//! A change of the guest's own comes back from the host like any other. Its kernel has told of that one, so it is noted here
-//! and no echo wanted.
+//! A change of the guest's own comes back from the host like any other. Its kernel has told of that one, so it is noted
+//! here and no echo wanted.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -263,7 +263,8 @@ impl Session {
         Ok(self.nodes.known(*directory, &stat).map(|id| (id, stat)))
     }
 
-    /// What a name stands for that is about to be made, taken away or changed, as the guest's kernel is to see it until then.
+    /// What a name stands for that is about to be made, taken away or changed, as the guest's kernel is to see it until
+    /// then.
     fn echo_lookup(&mut self, thread: u32, parent: u64, args: &mut Args<'_>) -> Option<Result<(), Errno>> {
         let next = self.echoes.threads.get(&thread)?.next.as_ref()?;
         let name = args.name().ok()?;
@@ -298,7 +299,8 @@ impl Session {
         }
     }
 
-    /// Answers with what was called so; where the guest did not know it, with something of its kind that is nothing else.
+    /// Answers with what was called so; where the guest did not know it, with something of its kind that is nothing
+    /// else.
     fn what_was(&mut self, parent: u64, name: &CStr, directory: bool) -> Result<(), Errno> {
         if let Some(id) = self.replaced(parent, name) {
             return self.remembered(id);

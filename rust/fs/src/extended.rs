@@ -1,5 +1,5 @@
-//! Extended attributes: those of users, and access control lists. What the host's kernel goes by (security.*, trusted.*)
-//! is not the guest's to see or to set.
+//! Extended attributes: those of users, and access control lists. What the host's kernel goes by (security.*,
+//! trusted.*) is not the guest's to see or to set.
 
 use std::ffi::CStr;
 
@@ -21,7 +21,8 @@ fn shared(name: &[u8], keeps_owners: bool) -> bool {
     users || !keeps_owners && LISTS.contains(&name)
 }
 
-/// Why the guest is not told of an attribute that it may not see: of those kinds that every file system has, there is none.
+/// Why the guest is not told of an attribute that it may not see: of those kinds that every file system has, there is
+/// none.
 fn hidden(name: &[u8]) -> Errno {
     let common = [&b"security."[..], b"trusted.", owners::RESERVED];
     let absent = common.iter().any(|start| name.starts_with(start)) || LISTS.contains(&name);

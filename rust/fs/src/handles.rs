@@ -44,7 +44,8 @@ impl Handles {
         Self { open: HashMap::new(), next: next.max(1), places }
     }
 
-    /// For one more of this user's, before anything is opened for it; fails when the guest or that user has too much open.
+    /// For one more of this user's, before anything is opened for it; fails when the guest or that user has too much
+    /// open.
     pub(crate) fn place(&self, user: u32) -> Result<Place, Errno> {
         self.places.take(user).ok_or(Errno::NFILE)
     }

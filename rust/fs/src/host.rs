@@ -42,8 +42,8 @@ pub(crate) fn stat_name(directory: impl AsFd, name: &CStr) -> Result<Statx, Errn
     stat(open_path(directory, name)?)
 }
 
-/// Opens a name in a directory, which is a single component. What is mounted there is part of the share, as with a recursive
-/// bind mount.
+/// Opens a name in a directory, which is a single component. What is mounted there is part of the share, as with a
+/// recursive bind mount.
 pub(crate) fn open(directory: impl AsFd, name: &CStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(directory, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)
 }
@@ -83,8 +83,8 @@ impl Descriptors {
         rustix::fs::openat(&self.0, Self::name(file), flags, Mode::empty())
     }
 
-    /// Sets the mode of what a descriptor stands for, which is no symbolic link. Without fchmodat2(2) it has to be a file
-    /// that can be opened.
+    /// Sets the mode of what a descriptor stands for, which is no symbolic link. Without fchmodat2(2) it has to be a
+    /// file that can be opened.
     pub(crate) fn chmod(&self, file: &OwnedFd, mode: Mode) -> Result<(), Errno> {
         match sealed::chmod(file, mode) {
             // PERM is what filters of containers say that do not know the call.

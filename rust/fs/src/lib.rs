@@ -1,12 +1,12 @@
 //! The file server behind the host directories that a guest is given: FUSE requests in, system calls out.
 //!
-//! One [`Session`] serves all shares of a machine. Its root directory lists them by number ("0", "1" …); the guest's agent
-//! mounts it once and binds the shares to where they are wanted. A request is served where it comes out of its queue, with
-//! file contents going directly between guest memory and the file.
+//! One [`Session`] serves all shares of a machine. Its root directory lists them by number ("0", "1" …); the guest's
+//! agent mounts it once and binds the shares to where they are wanted. A request is served where it comes out of its
+//! queue, with file contents going directly between guest memory and the file.
 //!
-//! The guest is hostile, and so may be whoever changes the shares on the host: every name is one component that is looked
-//! up beneath an open directory, symbolic links are bytes, devices and FIFOs are never opened, and what is kept for the
-//! guest is bounded.
+//! The guest is hostile, and so may be whoever changes the shares on the host: every name is one component that is
+//! looked up beneath an open directory, symbolic links are bytes, devices and FIFOs are never opened, and what is kept
+//! for the guest is bounded.
 
 #![cfg(target_os = "linux")]
 
@@ -177,8 +177,8 @@ impl Session {
         &self.nodes.shares
     }
 
-    /// Serves one request; how many bytes of `answer` it is answered with. No answer is wanted for some, and none can be
-    /// given to a request without a header.
+    /// Serves one request; how many bytes of `answer` it is answered with. No answer is wanted for some, and none can
+    /// be given to a request without a header.
     pub fn serve<B: BitmapSlice>(
         &mut self,
         request: &[VolatileSlice<'_, B>],

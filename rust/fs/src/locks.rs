@@ -1,8 +1,8 @@
 //! Locks of the guest's processes: they hold against other guests and the host as well.
 //!
-//! Each owner of locks in the guest has a descriptor of its own for each file, whose open file description has the locks on
-//! the host; who closes the one gives up the others. flock(2) is of the guest's open file, which is one here too. A request
-//! that must wait is not answered ([`crate::Served::Later`]): it comes again, and nothing waits here.
+//! Each owner of locks in the guest has a descriptor of its own for each file, whose open file description has the
+//! locks on the host; who closes the one gives up the others. flock(2) is of the guest's open file, which is one here
+//! too. A request that must wait is not answered ([`crate::Served::Later`]): it comes again, and nothing waits here.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};

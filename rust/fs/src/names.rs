@@ -55,8 +55,8 @@ impl Session {
         Ok(())
     }
 
-    /// A file, FIFO or socket: those are the guest's kernel's own business. Devices of the host's are not to be had; where
-    /// owners are kept, an empty file stands for any of them.
+    /// A file, FIFO or socket: those are the guest's kernel's own business. Devices of the host's are not to be had;
+    /// where owners are kept, an empty file stands for any of them.
     pub(crate) fn mknod(&mut self, header: &Header, args: &mut Args<'_>) -> Result<(), Errno> {
         let parent = header.node;
         let (mode, rdev, _umask, _) = (args.u32()?, args.u32()?, args.u32()?, args.u32()?);

@@ -1,8 +1,8 @@
 //! The files that the guest's kernel knows, by node id.
 //!
-//! A node is an identity and the name that it was last seen under. Descriptors are a cache of bounded size: one that has
-//! been closed is had again by the name, and only if the identity is still the same. So the guest may know millions of
-//! files, and one that is deleted is freed by the host as soon as the guest lets go of it.
+//! A node is an identity and the name that it was last seen under. Descriptors are a cache of bounded size: one that
+//! has been closed is had again by the name, and only if the identity is still the same. So the guest may know millions
+//! of files, and one that is deleted is freed by the host as soon as the guest lets go of it.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -404,7 +404,8 @@ impl Nodes {
         unchanged
     }
 
-    /// Whether the guest has listed the directory within the time for which names hold, and its names are those of then.
+    /// Whether the guest has listed the directory within the time for which names hold, and its names are those of
+    /// then.
     pub(crate) fn is_listed(&mut self, id: u64, stat: &Statx) -> bool {
         let is_unchanged = self.is_unchanged(id, stat);
         let seconds = self.share(id).map_or(0, |share| share.cache.seconds());
@@ -437,8 +438,8 @@ impl Nodes {
         }
     }
 
-    /// A name is about to be taken from a file that has others: keeps what stands for it, as the guest may know it by one
-    /// of those.
+    /// A name is about to be taken from a file that has others: keeps what stands for it, as the guest may know it by
+    /// one of those.
     pub(crate) fn pin(&mut self, id: u64) {
         if self.pinned >= self.max_cached {
             return;

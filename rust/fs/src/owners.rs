@@ -1,10 +1,10 @@
-//! Owners, modes and kinds that are kept beside a file: of a share with owners of its own, whose files all belong to the
-//! host's user in truth.
+//! Owners, modes and kinds that are kept beside a file: of a share with owners of its own, whose files all belong to
+//! the host's user in truth.
 //!
-//! They are an extended attribute of the host's file, which the guest neither sees nor sets:
-//! `user.supermachine.stat` is "UID:GID:MODE:MAJOR:MINOR", the mode in octal and with its kind. A file without it, or with
-//! one that cannot be, shows what the host says. FIFOs, sockets and devices are empty regular files on the host; symbolic
-//! links have no such attribute (xattr(7)), and always belong to the host's user.
+//! They are an extended attribute of the host's file, which the guest neither sees nor sets: `user.supermachine.stat`
+//! is "UID:GID:MODE:MAJOR:MINOR", the mode in octal and with its kind. A file without it, or with one that cannot be,
+//! shows what the host says. FIFOs, sockets and devices are empty regular files on the host; symbolic links have no
+//! such attribute (xattr(7)), and always belong to the host's user.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,8 +1,8 @@
 //! By how much the guest may make a share grow.
 //!
-//! What is counted is the room that files and directories take on the host (`st_blocks`), before and after each operation of
-//! the guest's. What it frees is given back; what others do on the host does not count. A file that the guest removes
-//! while it has it open counts until it is closed.
+//! What is counted is the room that files and directories take on the host (`st_blocks`), before and after each
+//! operation of the guest's. What it frees is given back; what others do on the host does not count. A file that the
+//! guest removes while it has it open counts until it is closed.
 
 use std::os::fd::AsFd;
 

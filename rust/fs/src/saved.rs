@@ -1,8 +1,8 @@
-//! What a guest knows and has open of its shares, as a snapshot holds it, so that a guest that is restored with the same
-//! shares goes on with it.
+//! What a guest knows and has open of its shares, as a snapshot holds it, so that a guest that is restored with the
+//! same shares goes on with it.
 //!
-//! It is names and identities. Of what is there no more, or is another file by now, the guest has a stale node or handle,
-//! and nothing else is touched. Nothing is looked for before the guest first uses a share.
+//! It is names and identities. Of what is there no more, or is another file by now, the guest has a stale node or
+//! handle, and nothing else is touched. Nothing is looked for before the guest first uses a share.
 //!
 //! A snapshot may be anybody's: what is in it is held to what a guest could have come to by requests.
 

@@ -1,11 +1,12 @@
 //! What is said to the kernel by address, so that a filter of system calls can hold it.
 //!
-//! A filter sees the arguments of a call and not what they point to: it cannot tell a name in a share from "/etc/passwd",
-//! nor how `openat2` is to open it. Landlock refuses to open, make and remove what is outside of the shares, but has no
-//! say in attributes (modes, owners, sizes, times), nor in descriptors that only stand for a file (O_PATH). So these are
-//! had by two texts in a page that can be read alone: an empty path, for calls that then work on the descriptor, and how a
-//! path is opened beneath a directory. The filter lets these calls through with these addresses, and lets nobody change,
-//! move or replace the page; it lies below all other memory, which makes that one comparison for each call that could.
+//! A filter sees the arguments of a call and not what they point to: it cannot tell a name in a share from
+//! "/etc/passwd", nor how `openat2` is to open it. Landlock refuses to open, make and remove what is outside of the
+//! shares, but has no say in attributes (modes, owners, sizes, times), nor in descriptors that only stand for a file
+//! (O_PATH). So these are had by two texts in a page that can be read alone: an empty path, for calls that then work on
+//! the descriptor, and how a path is opened beneath a directory. The filter lets these calls through with these
+//! addresses, and lets nobody change, move or replace the page; it lies below all other memory, which makes that one
+//! comparison for each call that could.
 
 #![allow(unsafe_code, reason = "a page at a chosen address, and calls by addresses in it")]
 

@@ -49,8 +49,8 @@ pub struct Share {
 }
 
 impl Share {
-    /// Takes an open directory or regular file (O_PATH does). Where it lies is looked at no more: the share goes with the
-    /// directory when that is moved.
+    /// Takes an open directory or regular file (O_PATH does). Where it lies is looked at no more: the share goes with
+    /// the directory when that is moved.
     pub fn new(fd: OwnedFd, read_only: bool, cache: Cache) -> Result<Self, Error> {
         let stat = host::stat(&fd).map_err(Error::Share)?;
         let kind = u32::from(stat.stx_mode) & libc::S_IFMT;

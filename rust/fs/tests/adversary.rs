@@ -1,5 +1,5 @@
-//! Every operation of the guest's while another program renames, exchanges for links to what is outside, and removes what
-//! the operation is about.
+//! Every operation of the guest's while another program renames, exchanges for links to what is outside, and removes
+//! what the operation is about.
 
 #![allow(
     clippy::cast_lossless,

@@ -85,9 +85,9 @@ pub unsafe extern "C" fn hv_vcpu_get_sys_reg(vcpu: u64, register: u32, value: *m
 }
 
 /// Documented: as above; hv_gic_create: the affinity is the caller's to set in MPIDR_EL1. Measured: bit 31 of MPIDR is
-/// one whatever is set. Assumed: affinity 0 is the vCPU's place in the order of creation, others are zero; ID registers are read-only; and the
-/// registers of the translation regime are not changed under a vCPU that is complete (its PC set and not yet run),
-/// which no order that works does.
+/// one whatever is set. Assumed: affinity 0 is the vCPU's place in the order of creation, others are zero; ID registers
+/// are read-only; and the registers of the translation regime are not changed under a vCPU that is complete (its PC set
+/// and not yet run), which no order that works does.
 #[unsafe(no_mangle)]
 pub extern "C" fn hv_vcpu_set_sys_reg(vcpu: u64, register: u32, value: u64) -> Return {
     mine(vcpu, |mine| {

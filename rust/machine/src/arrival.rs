@@ -1,5 +1,6 @@
 //! Memory of a restored machine that is still on its way to the snapshot's file. Whoever needs a page that is missing
-//! waits for it: a vCPU of the soft engine when its TLB does not know the page, a device in [`Devices`]' view of memory.
+//! waits for it: a vCPU of the soft engine when its TLB does not know the page, a device in [`Devices`]' view of
+//! memory.
 //!
 //! [`Devices`]: crate::assembly::Devices
 
@@ -25,7 +26,8 @@ pub type Ask = Box<dyn Fn(u64) + Send + Sync>;
 pub struct Arrival {
     /// A bit for each page of RAM, set while it is missing.
     missing: Box<[AtomicU64]>,
-    /// A bit for each page that has been asked for: who fetches them hears of each once, and bounds what it hears by that.
+    /// A bit for each page that has been asked for: who fetches them hears of each once, and bounds what it hears by
+    /// that.
     asked: Box<[AtomicU64]>,
     ask: Ask,
     state: Mutex<State>,

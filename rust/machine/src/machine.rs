@@ -89,10 +89,10 @@ impl Ground {
         Ok(Self { engine, memory, builder })
     }
 
-    /// For another thread, while the machine is being made of this: has the host read these pages. `None` for an engine that
-    /// does so later. The soft engine faults as any process does, with what is around a page. A thread that brings in pages
-    /// beside its guest took 1.5 ms of processor time to spare the vCPU 0.5, and made that wait; one that brings in those that
-    /// are written to, before it runs, spares it what it takes.
+    /// For another thread, while the machine is being made of this: has the host read these pages. `None` for an engine
+    /// that does so later. The soft engine faults as any process does, with what is around a page. A thread that brings
+    /// in pages beside its guest took 1.5 ms of processor time to spare the vCPU 0.5, and made that wait; one that
+    /// brings in those that are written to, before it runs, spares it what it takes.
     pub fn read_ahead(&self, runs: Vec<Touched>) -> Option<impl FnOnce() + Send + 'static> {
         let memory = self.memory.clone();
         (self.engine == Engine::Soft && !runs.is_empty()).then_some(move || memory.read_ahead_all(&runs))
@@ -103,14 +103,14 @@ impl Ground {
         self.builder.decode_ahead(places);
     }
 
-    /// The same for other processes that restore the snapshot, for [`Ground::set_baked`] with the same `key`; nothing on
-    /// engines that decode nothing.
+    /// The same for other processes that restore the snapshot, for [`Ground::set_baked`] with the same `key`; nothing
+    /// on engines that decode nothing.
     pub fn bake(&self, places: &[u64], key: &[u8; 32]) -> Vec<u8> {
         self.builder.bake(places, key)
     }
 
-    /// Goes by what another process has decoded of this snapshot, where the file is that. Whoever wrote it decides what this
-    /// process does.
+    /// Goes by what another process has decoded of this snapshot, where the file is that. Whoever wrote it decides what
+    /// this process does.
     pub fn set_baked(&self, file: File, key: &[u8; 32]) -> io::Result<()> {
         self.builder.set_baked(file, key)
     }
@@ -187,8 +187,8 @@ impl Machine {
         &self.devices.vsock
     }
 
-    /// The guest's network card, its cable unplugged at first. What is attached before [`Machine::start`] is, for a guest
-    /// whose snapshot had a network, as if it had never been away.
+    /// The guest's network card, its cable unplugged at first. What is attached before [`Machine::start`] is, for a
+    /// guest whose snapshot had a network, as if it had never been away.
     pub fn network(&self) -> Result<&net::Host, Error> {
         self.devices.net.as_ref().ok_or(Error::OldLayout { what: "network card" })
     }
@@ -242,17 +242,18 @@ impl Machine {
         self.devices.vsock.close();
     }
 
-    /// The pages of RAM that the guest has touched: in the order of first touch where that was noted, otherwise those that
-    /// the host has given, ascending.
+    /// The pages of RAM that the guest has touched: in the order of first touch where that was noted, otherwise those
+    /// that the host has given, ascending.
     pub fn touched(&self, map: &PageMap) -> std::io::Result<Vec<Touched>> {
         let (host, bytes) = self.memory.host();
         let given = map.touched(host.as_ptr() as u64, bytes / PAGE)?;
         Ok(self.memory.noted().map_or_else(|| given.clone(), |noted| noted.order(&given)))
     }
 
-    /// Brings these pages in before the guest runs, as far as that pays and was not done while the machine was made; whether
-    /// they are in its memory now, those that were written to as its own. KVM maps nothing to a guest as long as another thread
-    /// is changing the same part of the host's page tables: the vCPU would fault over and over until that thread is done.
+    /// Brings these pages in before the guest runs, as far as that pays and was not done while the machine was made;
+    /// whether they are in its memory now, those that were written to as its own. KVM maps nothing to a guest as long
+    /// as another thread is changing the same part of the host's page tables: the vCPU would fault over and over until
+    /// that thread is done.
     pub fn prefault(&self, runs: &[Touched]) -> bool {
         if self.engine == Engine::Soft {
             return false;

@@ -26,7 +26,8 @@ use crate::pages::{self, PAGE, Touched};
 const MAPPED: u64 = 16 * PAGE;
 
 /// Mappings that given back memory of a restored machine may become. The kernel allows 65,530 for a process
-/// (Documentation/admin-guide/sysctl/vm.rst, max_map_count); beyond this its pages go back, and are the file's once more.
+/// (Documentation/admin-guide/sysctl/vm.rst, max_map_count); beyond this its pages go back, and are the file's once
+/// more.
 const MAX_RELEASED: usize = 8192;
 
 /// Memory of a machine: its RAM, and the page of the VM generation id.
@@ -153,8 +154,8 @@ impl Memory {
                 return Err(std::io::ErrorKind::InvalidData.into());
             }
             let [head, mapped, tail] = parts(extent, page_size());
-            // SAFETY: the parts lie inside the mapping that `self` owns, and nothing uses it before the machine is made:
-            // no guest runs and no device exists. The file reaches as far as the extent does, by the check above.
+            // SAFETY: the parts lie inside the mapping that `self` owns, and nothing uses it before the machine is
+            // made: no guest runs and no device exists. The file reaches as far as the extent does, by the check above.
             unsafe {
                 let at = |offset: u64| self.host.as_ptr().add(to_usize(offset));
                 for part in [head, tail] {
@@ -186,7 +187,8 @@ impl Memory {
     /// # Safety
     /// Nothing may write to it as long as the slice is used: all vCPUs are out of the guest, and every device is held.
     pub unsafe fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is `self.len` long and lives as long as `self`; that nobody writes is the caller's promise.
+        // SAFETY: the mapping is `self.len` long and lives as long as `self`; that nobody writes is the caller's
+        // promise.
         unsafe { std::slice::from_raw_parts(self.host.as_ptr(), to_usize(self.len)) }
     }
 
@@ -233,8 +235,8 @@ impl Memory {
         }
     }
 
-    /// Gives memory that the guest does not use back to the host; what it holds afterwards is not said. A hint, as others
-    /// here: what lies outside RAM or is not whole pages of the host's stays.
+    /// Gives memory that the guest does not use back to the host; what it holds afterwards is not said. A hint, as
+    /// others here: what lies outside RAM or is not whole pages of the host's stays.
     pub fn release(&self, gpa: u64, length: u64) {
         use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
         let Some(start) = self.ram.iter().next().map(|region| region.start_addr().raw_value()) else {
@@ -273,8 +275,9 @@ impl Memory {
         }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the range lies inside the mapping that `self` owns, in whole pages. Its addresses stay mapped, readable and
-        // writable all the time, so that whoever uses it finds memory; that its bytes change is what the guest has asked for.
+        // SAFETY: the range lies inside the mapping that `self` owns, in whole pages. Its addresses stay mapped,
+        // readable and writable all the time, so that whoever uses it finds memory; that its bytes change is what the
+        // guest has asked for.
         let mapped = unsafe {
             let at = self.host.as_ptr().add(to_usize(bytes.start));
             libc::mmap(at.cast(), to_usize(bytes.end - bytes.start), prot, flags, -1, 0)
@@ -408,7 +411,8 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn huge_pages_are_asked_for() {
-        // The kernel's record of what was asked for (Documentation/filesystems/proc.rst, smaps), by the mapping's address.
+        // The kernel's record of what was asked for (Documentation/filesystems/proc.rst, smaps), by the mapping's
+        // address.
         let asked = |memory: &Memory| {
             let all = std::fs::read_to_string("/proc/self/smaps").unwrap();
             let flags = all.split_once(&format!("{:x}-", memory.host.as_ptr() as u64)).unwrap().1;

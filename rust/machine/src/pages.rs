@@ -107,10 +107,10 @@ pub fn joined(ranges: impl Iterator<Item = Range<u64>>, gap: u64) -> Vec<Range<u
     runs
 }
 
-/// What to bring in for these runs, and whether to write to it, in the order in which that takes the least time. Reading
-/// a page maps its neighbours too, each of which would then be mapped a second time to be written: those that are
-/// written come first. Of those that are only read, gaps of up to `gap` are filled. Neighbours are brought in at once, for a
-/// call takes longer than a page.
+/// What to bring in for these runs, and whether to write to it, in the order in which that takes the least time.
+/// Reading a page maps its neighbours too, each of which would then be mapped a second time to be written: those that
+/// are written come first. Of those that are only read, gaps of up to `gap` are filled. Neighbours are brought in at
+/// once, for a call takes longer than a page.
 pub fn prefaults(runs: &[Touched], gap: u64) -> Vec<(Range<u64>, bool)> {
     let of = |written, gap| {
         let runs = runs.iter().filter(move |run| run.written == written);

@@ -64,8 +64,8 @@ impl Paused<'_> {
         self.machine.vcpus.cpu_features()
     }
 
-    /// Where code begins that the engine has decoded, by guest physical addresses, what has run last in front; nothing where it
-    /// decodes none.
+    /// Where code begins that the engine has decoded, by guest physical addresses, what has run last in front; nothing
+    /// where it decodes none.
     pub fn decoded(&self) -> Result<Vec<u64>, Error> {
         self.machine.vcpus.decoded()
     }

@@ -1,7 +1,7 @@
 //! Snapshots that earlier versions of an engine wrote: they are read, and their guests go on.
 //!
-//! A guest that counts in memory was captured by each version; its file must restore for ever. A new version's files are
-//! added by `python -m tests.kvm.golden`, and do not change any more afterwards.
+//! A guest that counts in memory was captured by each version; its file must restore for ever. A new version's files
+//! are added by `python -m tests.kvm.golden`, and do not change any more afterwards.
 
 #![allow(
     clippy::cast_lossless,

@@ -4,8 +4,8 @@
 
 use std::marker::PhantomData;
 
-/// A frame of the guest's, where it lies. The guest may change it at any time, so it is only ever copied out of or given
-/// to the kernel, and nothing is looked at twice.
+/// A frame of the guest's, where it lies. The guest may change it at any time, so it is only ever copied out of or
+/// given to the kernel, and nothing is looked at twice.
 #[derive(Clone, Copy)]
 pub struct Frame<'a> {
     spans: &'a [libc::iovec],

@@ -56,8 +56,8 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         self.datagram(key, message, head, ip, now);
     }
 
-    /// An echo or the answer to one, under the identifier that the guest knows it by: the host's kernel, or who pings the
-    /// guest, has put another there.
+    /// An echo or the answer to one, under the identifier that the guest knows it by: the host's kernel, or who pings
+    /// the guest, has put another there.
     pub(crate) fn send_echo(&mut self, key: &Key, message: &[u8]) {
         let (request, reply) = if key.guest.is_ipv6() { ECHO_V6 } else { ECHO };
         if message.len() >= 8 && (message[..2] == [request, 0] || message[..2] == [reply, 0]) {
@@ -121,7 +121,8 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         self.send_icmp((target.into(), ip.source), answer);
     }
 
-    /// Sends a transport's bytes to the guest, in fragments where they do not fit a frame (RFC 791, 3.2; RFC 8200, 4.5).
+    /// Sends a transport's bytes to the guest, in fragments where they do not fit a frame (RFC 791, 3.2; RFC 8200,
+    /// 4.5).
     pub(crate) fn send_packets(&mut self, ends: (IpAddr, IpAddr), protocol: u8, bytes: &[u8]) {
         /// What fits a frame of 1500 bytes: whole, and in a piece, whose length is a multiple of 8.
         const PIECE: usize = 1480;

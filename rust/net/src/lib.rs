@@ -1,10 +1,10 @@
 //! The network of one guest, in user space: its frames on one side, connected descriptors on the other.
 //!
-//! The stack answers ARP, ping and DHCP for the gateway and ends the guest's TCP itself. It makes no socket: for each new
-//! flow it asks a [`Broker`], which decides, connects, and answers with a connected descriptor or a [`Refusal`]; for a
-//! connection that comes to the guest it is given one with a [`Call`]. Bytes
-//! from the guest are written from its memory to that descriptor; bytes for it wait in a ring that exists only while it
-//! holds some. Nothing here blocks, and what a guest can make us keep is bounded in [`limits`].
+//! The stack answers ARP, ping and DHCP for the gateway and ends the guest's TCP itself. It makes no socket: for each
+//! new flow it asks a [`Broker`], which decides, connects, and answers with a connected descriptor or a [`Refusal`];
+//! for a connection that comes to the guest it is given one with a [`Call`]. Bytes from the guest are written from its
+//! memory to that descriptor; bytes for it wait in a ring that exists only while it holds some. Nothing here blocks,
+//! and what a guest can make us keep is bounded in [`limits`].
 
 #![cfg_attr(
     test,

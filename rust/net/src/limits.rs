@@ -8,15 +8,15 @@ pub const FLOWS: usize = 16 * 1024;
 pub const UDP_FLOWS: usize = 4 * 1024;
 /// Bytes of one flow that wait in each direction.
 pub const RING: usize = 512 * 1024;
-/// Bytes of all flows that wait. Beyond it bytes from the guest are taken only as far as the socket takes them, and bytes
-/// for the guest are read only when none wait.
+/// Bytes of all flows that wait. Beyond it bytes from the guest are taken only as far as the socket takes them, and
+/// bytes for the guest are read only when none wait.
 pub const RINGS: usize = 64 << 20;
 /// Datagrams that wait for the broker's answer, for each flow.
 pub const WAITING_DATAGRAMS: usize = 4;
 /// Bytes of a datagram.
 pub const DATAGRAM: usize = 65_507;
-/// Answers of the stack's own (ARP, ICMP, resets) that wait for the guest's buffers; further ones are lost, as they may be
-/// on any network.
+/// Answers of the stack's own (ARP, ICMP, resets) that wait for the guest's buffers; further ones are lost, as they may
+/// be on any network.
 pub const ANSWERS: usize = 256;
 /// Fragmented datagrams that are put together at once, and how long one may take.
 pub const REASSEMBLIES: usize = 16;

@@ -116,7 +116,8 @@ impl<B: Broker, W: Watch> Stack<B, W> {
                 self.send_datagram(&key, &buffer[..n]);
                 self.buffer = buffer;
                 if self.answers.is_empty() {
-                    // Nothing for the guest, so no want of room ends a flood of them: the socket tells when it has more.
+                    // Nothing for the guest, so no want of room ends a flood of them: the socket tells when it has
+                    // more.
                     self.wait_for_more(id);
                     return Turn::Over;
                 }

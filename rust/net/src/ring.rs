@@ -121,7 +121,8 @@ impl Ring {
     }
 }
 
-/// writev(2) to a socket that does not wait: a confined worker may not name who it sends to. The process ignores SIGPIPE.
+/// writev(2) to a socket that does not wait: a confined worker may not name who it sends to. The process ignores
+/// SIGPIPE.
 pub(crate) fn send(fd: BorrowedFd<'_>, spans: &[libc::iovec]) -> io::Result<usize> {
     if spans.iter().all(|span| span.iov_len == 0) {
         // Of no bytes Linux makes a datagram for write(2) alone.

@@ -126,8 +126,8 @@ impl<B: Broker, W: Watch> Stack<B, W> {
         self.has_v6 = false;
     }
 
-    /// A frame of the guest's. `checksum_valid` says that its transport checksum is none to look at: the guest left it to
-    /// us, or vouches for it.
+    /// A frame of the guest's. `checksum_valid` says that its transport checksum is none to look at: the guest left it
+    /// to us, or vouches for it.
     pub fn receive(&mut self, frame: Frame<'_>, checksum_valid: bool, now: Instant) {
         let mut head = [0; wire::HEADERS];
         let n = frame.copy_to(&mut head);

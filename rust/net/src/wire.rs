@@ -232,8 +232,8 @@ impl Writer {
         writer
     }
 
-    /// Ethernet and IP headers before `length` bytes of payload. `fragment` is the field of that name of IPv4, after its
-    /// identification.
+    /// Ethernet and IP headers before `length` bytes of payload. `fragment` is the field of that name of IPv4, after
+    /// its identification.
     pub fn ip(
         macs: (Mac, Mac),
         ends: (IpAddr, IpAddr),

@@ -24,8 +24,8 @@ use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 use supermachine_net::{Call, INCOMING, Offloads, Protocol, wire};
 
-/// Frames that are lost or swapped at most, and how long a conversation may take in virtual time: the peer waits up to a
-/// minute before it sends again.
+/// Frames that are lost or swapped at most, and how long a conversation may take in virtual time: the peer waits up to
+/// a minute before it sends again.
 const TROUBLE: u32 = 40;
 const LONG: Duration = Duration::from_secs(7200);
 

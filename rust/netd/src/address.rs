@@ -19,7 +19,8 @@ pub enum Class {
     Special,
 }
 
-/// Metadata services outside of the link-local addresses: Azure's, Alibaba's, Oracle's; and of IPv6 Amazon's and Google's.
+/// Metadata services outside of the link-local addresses: Azure's, Alibaba's, Oracle's; and of IPv6 Amazon's and
+/// Google's.
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192)];
 const METADATA_V6: [Ipv6Addr; 2] =
@@ -27,8 +28,8 @@ const METADATA_V6: [Ipv6Addr; 2] =
 /// What more there is among the link-local ones: Amazon's and others', and for its containers, and for DNS and time.
 const METADATA_LINK: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 0);
 
-/// The address without its disguises: those of IPv6 that carry one of IPv4 (RFC 4291, RFC 6052, RFC 3056, RFC 4380) lead
-/// where that leads.
+/// The address without its disguises: those of IPv6 that carry one of IPv4 (RFC 4291, RFC 6052, RFC 3056, RFC 4380)
+/// lead where that leads.
 pub fn plain(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let octets = v6.octets();

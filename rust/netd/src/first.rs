@@ -1,5 +1,5 @@
-//! The first bytes of a connection, which name whom it is for: a TLS ClientHello (RFC 8446, 4.1.2) or the head of an HTTP
-//! request (RFC 9112). Both come from the guest, and servers read them less strictly than this does.
+//! The first bytes of a connection, which name whom it is for: a TLS ClientHello (RFC 8446, 4.1.2) or the head of an
+//! HTTP request (RFC 9112). Both come from the guest, and servers read them less strictly than this does.
 
 use supermachine_proto::netd::FIRST;
 

@@ -45,8 +45,8 @@ pub struct Host {
     pub scoped: BTreeMap<String, Vec<SocketAddr>>,
     /// Names, in small letters.
     pub names: BTreeMap<String, Vec<IpAddr>>,
-    /// Certificates, in DER, of the authorities that it trusts: those of the system, or of SSL_CERT_FILE and SSL_CERT_DIR.
-    /// They are read when there are secrets alone.
+    /// Certificates, in DER, of the authorities that it trusts: those of the system, or of SSL_CERT_FILE and
+    /// SSL_CERT_DIR. They are read when there are secrets alone.
     pub roots: Vec<Vec<u8>>,
 }
 
@@ -133,8 +133,8 @@ fn servers(text: &str) -> Vec<SocketAddr> {
     found
 }
 
-/// Of a directory of resolver(5), macOS's, whose files have a domain's servers each. Those that programs alone tell its resolver
-/// of, as some VPNs do, are in no file.
+/// Of a directory of resolver(5), macOS's, whose files have a domain's servers each. Those that programs alone tell its
+/// resolver of, as some VPNs do, are in no file.
 fn scoped(directory: &Path) -> BTreeMap<String, Vec<SocketAddr>> {
     let mut found = BTreeMap::new();
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();

@@ -13,8 +13,8 @@ use crate::server::Server;
 
 pub(crate) const HTTP: u16 = 80;
 pub(crate) const HTTPS: u16 = 443;
-/// How long a client has to say whom it wants; and one that may reach the address in any case: then the server may be the
-/// one that speaks first.
+/// How long a client has to say whom it wants; and one that may reach the address in any case: then the server may be
+/// the one that speaks first.
 const PATIENCE: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(300);
 /// Connections that are judged at once.

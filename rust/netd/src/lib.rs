@@ -1,7 +1,8 @@
 //! The policy process of a virtual machine's network.
 //!
-//! It alone makes sockets for a guest. The worker asks it for each flow; it decides by the policy, connects, and hands the
-//! connected descriptor over. It serves the guest's questions to its name server, and remembers which names led where.
+//! It alone makes sockets for a guest. The worker asks it for each flow; it decides by the policy, connects, and hands
+//! the connected descriptor over. It serves the guest's questions to its name server, and remembers which names led
+//! where.
 
 #![cfg_attr(
     test,

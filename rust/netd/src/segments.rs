@@ -1,8 +1,8 @@
 //! Private segments: other machines of the same program, which are reached by name and without any policy of addresses.
 //!
-//! To each of them there is a link, one end of a socket pair whose other end that machine's policy process has. A flow to
-//! one is a socket pair of its own: one end is the guest's here, the other goes over the link, and comes to the other
-//! guest as one from outside. No frame of a guest reaches another guest.
+//! To each of them there is a link, one end of a socket pair whose other end that machine's policy process has. A flow
+//! to one is a socket pair of its own: one end is the guest's here, the other goes over the link, and comes to the
+//! other guest as one from outside. No frame of a guest reaches another guest.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,4 +1,5 @@
-//! The policy process as a worker and the API see it: what is granted, what is judged by its first bytes, what is ended.
+//! The policy process as a worker and the API see it: what is granted, what is judged by its first bytes, what is
+//! ended.
 
 #![allow(
     clippy::cast_lossless,

@@ -14,8 +14,8 @@ pub(crate) fn goes_on(stop: &PipeReader, ended: &PipeReader) -> bool {
     matches!(sys::poll(interests, Some(Duration::ZERO)), Ok([0, 0]))
 }
 
-/// A client as the guest sees it: by its own address, or as the gateway where that is the host's, is none of IPv4, or is
-/// one of the guest's own network.
+/// A client as the guest sees it: by its own address, or as the gateway where that is the host's, is none of IPv4, or
+/// is one of the guest's own network.
 pub(crate) fn seen_as(client: SocketAddr, at: IpAddr) -> SocketAddr {
     let own = Network::default();
     let subnet = |address: Ipv4Addr| address.to_bits() >> (32 - u32::from(own.prefix));

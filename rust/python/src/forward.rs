@@ -1,8 +1,8 @@
 //! A port of the host that leads to a port of the guest.
 //!
-//! A connection is handed to the guest's network, whose worker speaks with the client from then on. What does not come to
-//! the guest that way, as a service that listens on the guest's loopback alone, is joined to a connection that the agent
-//! makes there, by threads that never take the GIL.
+//! A connection is handed to the guest's network, whose worker speaks with the client from then on. What does not come
+//! to the guest that way, as a service that listens on the guest's loopback alone, is joined to a connection that the
+//! agent makes there, by threads that never take the GIL.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -64,8 +64,8 @@ pub struct Forward {
 
 #[pymethods]
 impl Forward {
-    /// Listens on `host`:`port`, 0 for any free one, for the guest's `guest_port` of "tcp", "udp" or "vsock". UDP needs a
-    /// guest with a network. Raises OSError when the port cannot be had.
+    /// Listens on `host`:`port`, 0 for any free one, for the guest's `guest_port` of "tcp", "udp" or "vsock". UDP needs
+    /// a guest with a network. Raises OSError when the port cannot be had.
     #[staticmethod]
     fn start(
         py: Python<'_>,
@@ -131,8 +131,8 @@ impl Listener {
         }
         let listener = Unshared::new(|| TcpListener::bind(address))?;
         listener.set_nonblocking(true)?;
-        // The standard library has 128 connections wait at most; clients of more would be told nothing and try again after
-        // a second.
+        // The standard library has 128 connections wait at most; clients of more would be told nothing and try again
+        // after a second.
         rustix::net::listen(&*listener, BACKLOG)?;
         let address = listener.local_addr()?;
         Ok((Self::Stream(listener), address))

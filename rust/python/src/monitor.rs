@@ -39,8 +39,8 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Sends a command, with descriptors if there are any, eight at most. One that cannot be sent whole ends the VM: what
-    /// follows would be read as part of it.
+    /// Sends a command, with descriptors if there are any, eight at most. One that cannot be sent whole ends the VM:
+    /// what follows would be read as part of it.
     pub(crate) fn send(&self, command: &Command, fds: &[BorrowedFd]) -> io::Result<()> {
         let mut bytes = Vec::new();
         frame::encode(command, &mut bytes).map_err(io::Error::other)?;

@@ -219,8 +219,8 @@ impl Shared {
     }
 }
 
-/// The policy process of one VM. It is started when the guest first asks for a flow, so a guest that asks for none costs
-/// no process, and no start waits for one.
+/// The policy process of one VM. It is started when the guest first asks for a flow, so a guest that asks for none
+/// costs no process, and no start waits for one.
 pub(crate) struct Netd {
     shared: Arc<Shared>,
     address: Ipv4Addr,
@@ -232,8 +232,8 @@ pub(crate) struct Netd {
 pub struct Door(Arc<Shared>);
 
 impl Door {
-    /// Passes on what speaks with `source`, who has come to the guest's `port`. When the guest does not take it, or there
-    /// is nobody to pass it on, `otherwise` runs. Waits while too much is on its way, for as long as `lives`.
+    /// Passes on what speaks with `source`, who has come to the guest's `port`. When the guest does not take it, or
+    /// there is nobody to pass it on, `otherwise` runs. Waits while too much is on its way, for as long as `lives`.
     pub fn deliver(
         &self,
         protocol: Protocol,
@@ -440,8 +440,8 @@ fn send(mut control: &UnixStream, command: &Command, fd: Option<BorrowedFd<'_>>)
     }
 }
 
-/// The thread: waits for the guest's first question, starts the process, hears it out and reaps it. With the link's end,
-/// which goes when this returns, the worker knows that nobody answers.
+/// The thread: waits for the guest's first question, starts the process, hears it out and reaps it. With the link's
+/// end, which goes when this returns, the worker knows that nobody answers.
 fn follow(shared: &Shared, link: Unshared<UnixStream>, bell: &UnixStream) {
     if !is_asked(&link, bell) {
         return over(shared, None);
@@ -684,8 +684,8 @@ fn told(denial: Denial) -> Told {
     (denial.name, address, denial.port, protocol, denial.rule, denial.reason, denial.remedy, denial.time_ns)
 }
 
-/// Whether the rule is about a name that is not the host's. Raises ValueError, with what is wrong, for a text that is no
-/// rule of a network's policy.
+/// Whether the rule is about a name that is not the host's. Raises ValueError, with what is wrong, for a text that is
+/// no rule of a network's policy.
 #[pyfunction]
 pub(crate) fn check_network_rule(rule: &str) -> PyResult<bool> {
     use supermachine_netd::rules::{Rule, Target};

@@ -19,8 +19,8 @@ type Run = (u64, u64);
 
 /// Packs a part of `path` into the empty file `out`.
 ///
-/// Gives the part for a table, the length of the blob, its SHA-256 in hexadecimal, how many pages are as in `base`, and how
-/// many that are sent are much like the `kernel`'s.
+/// Gives the part for a table, the length of the blob, its SHA-256 in hexadecimal, how many pages are as in `base`, and
+/// how many that are sent are much like the `kernel`'s.
 #[pyfunction]
 #[pyo3(signature = (path, out, *, name, file, origin, length, order=None, without=vec![], base=None, kernel=None, first=false))]
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
@@ -67,8 +67,8 @@ pub(crate) fn pack_part<'py>(
 /// Pages in the order of the blocks that they are, and which those are.
 type Same = (Vec<Run>, Vec<u8>);
 
-/// The pages of RAM, which begins at `origin`, that are blocks of the image `root`: of the pages `first`, and of the others
-/// without those that are as in `base`.
+/// The pages of RAM, which begins at `origin`, that are blocks of the image `root`: of the pages `first`, and of the
+/// others without those that are as in `base`.
 ///
 /// Of each kind their runs, and what `Unpacker.from_root` is to be told of a part of these.
 #[pyfunction]

@@ -1,4 +1,5 @@
-//! The process of a worker: one that this process has started, or that a template has made of itself as this process's child.
+//! The process of a worker: one that this process has started, or that a template has made of itself as this process's
+//! child.
 
 #![cfg_attr(
     target_os = "linux",
@@ -103,7 +104,8 @@ impl Process {
             libc::id_t::try_from(pid).map_err(io::Error::other)?,
             libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
         );
-        // SAFETY: the call writes to the structure that is given to it, of which all zeros is a value; nothing is reaped.
+        // SAFETY: the call writes to the structure that is given to it, of which all zeros is a value; nothing is
+        // reaped.
         if unsafe { libc::waitid(libc::P_PID, id, info.as_mut_ptr(), options) } != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -22,7 +22,8 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// Removes what has not been published; in a process that was forked from the owner's, which is still at it, nothing.
+    /// Removes what has not been published; in a process that was forked from the owner's, which is still at it,
+    /// nothing.
     fn give_up(&mut self) {
         self.watched = None;
         let left = self.unpublished.take();
@@ -59,8 +60,8 @@ impl Publication {
         Ok(unpublished.file().as_raw_fd())
     }
 
-    /// Makes the file durable and gives it its name. Raises `SnapshotExists` when somebody else was quicker. Does nothing
-    /// in a process that was forked from the owner's.
+    /// Makes the file durable and gives it its name. Raises `SnapshotExists` when somebody else was quicker. Does
+    /// nothing in a process that was forked from the owner's.
     fn commit(&mut self, py: Python<'_>) -> PyResult<()> {
         if !self.owner.is_here() {
             return Ok(());

@@ -266,8 +266,8 @@ pub(crate) struct Pump {
     stderr: Out,
     ended: Option<Outcome>,
     closing: bool,
-    /// Whether the process runs. Before it does, nothing is taken from a descriptor of the caller's: who has no process for it
-    /// would have lost it.
+    /// Whether the process runs. Before it does, nothing is taken from a descriptor of the caller's: who has no process
+    /// for it would have lost it.
     started: bool,
 }
 

@@ -90,9 +90,10 @@ fn dated(name: &str) -> CertificateParams {
     params
 }
 
-/// Joins a connected TCP socket to a new local one whose bytes are encrypted there; gives the descriptor of that. What is
-/// given stays the caller's, to be closed. Raises ValueError for an end that is not who it should be, ConnectionResetError
-/// for one that has gone, and TimeoutError for one that has not said who it is within `timeout` seconds.
+/// Joins a connected TCP socket to a new local one whose bytes are encrypted there; gives the descriptor of that. What
+/// is given stays the caller's, to be closed. Raises ValueError for an end that is not who it should be,
+/// ConnectionResetError for one that has gone, and TimeoutError for one that has not said who it is within `timeout`
+/// seconds.
 #[pyfunction]
 pub(crate) fn secured(py: Python<'_>, socket: RawFd, credentials: &[u8], timeout: f64) -> PyResult<RawFd> {
     let side = side(credentials)
@@ -223,7 +224,8 @@ fn relay(peer: &mut Peer, local: &UnixStream) -> io::Result<()> {
             of_local |= libc::POLLOUT;
         }
         let of_peer = events(peer);
-        // Its hanging up comes unasked, so a local end that is closed is not looked at unless there is something to read.
+        // Its hanging up comes unasked, so a local end that is closed is not looked at unless there is something to
+        // read.
         let looks = closed.is_none() || reads;
         let interests =
             [Interest::when(of_peer != 0, &peer.socket(), of_peer), Interest::when(looks, local, of_local)];

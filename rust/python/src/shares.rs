@@ -38,10 +38,11 @@ fn ask(py: Python<'_>, worker: &Bound<'_, Worker>, request: &Request) -> PyResul
     }
 }
 
-/// Has the guest mount volumes and shares, in place of those that it was told of before: `(device, bytes, target, read_only)`
-/// of each volume, and of shares `(target, read_only, volume)` in the order in which the worker was given them. What the host's user owns belongs to `user` in the guest.
-/// Beside them `(target, flags, options)` of each tmpfs that is new, bytes of /dev/shm (0 leaves it as it is), and whether the root becomes read-only.
-/// Raises AgentError with the reason when one cannot be mounted.
+/// Has the guest mount volumes and shares, in place of those that it was told of before: `(device, bytes, target,
+/// read_only)` of each volume, and of shares `(target, read_only, volume)` in the order in which the worker was given
+/// them. What the host's user owns belongs to `user` in the guest. Beside them `(target, flags, options)` of each tmpfs
+/// that is new, bytes of /dev/shm (0 leaves it as it is), and whether the root becomes read-only. Raises AgentError
+/// with the reason when one cannot be mounted.
 #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
 #[pyfunction]
 #[pyo3(signature = (worker, volumes, shares, user, host_uid, host_gid, *, tmpfs=Vec::new(), shm_bytes=0, read_only_root=false))]

@@ -197,7 +197,8 @@ pub(crate) fn write_snapshot_v8(
         .map_err(|error| raise(py, &path, &error))
 }
 
-/// The disk of a snapshot that tests write: its bytes, what is held and what is zeros, and what is held, one after another.
+/// The disk of a snapshot that tests write: its bytes, what is held and what is zeros, and what is held, one after
+/// another.
 type DiskTuple = (u64, Vec<(u64, u64)>, Vec<(u64, u64)>, Vec<u8>);
 
 struct WrittenDisk(DiskTuple);

@@ -22,7 +22,8 @@ pub(crate) const MAX_STALE: usize = 1024;
 /// How a VM ended.
 #[derive(Clone, Debug)]
 pub struct Exit {
-    /// One of the names that the monitor gives, "killed" or "crashed" for the worker process itself, or "other-process".
+    /// One of the names that the monitor gives, "killed" or "crashed" for the worker process itself, or
+    /// "other-process".
     pub reason: &'static str,
     pub message: String,
     pub console_tail: String,
@@ -39,8 +40,8 @@ pub struct State {
     pub working_set: Option<Vec<PageRange>>,
     pub(crate) code: Option<Vec<u64>>,
     pub(crate) volume_grown: Option<Result<(), String>>,
-    /// What the guest had open in shares when it was captured and has not any more, at most [`MAX_STALE`]: the number of its
-    /// share, its path there, and why.
+    /// What the guest had open in shares when it was captured and has not any more, at most [`MAX_STALE`]: the number
+    /// of its share, its path there, and why.
     pub stale: Vec<(u32, PathBuf, StaleReason)>,
     /// What the worker lacked to serve a command, for the error of the connection that came to nothing.
     pub shortage: Option<String>,

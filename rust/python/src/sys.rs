@@ -143,7 +143,8 @@ pub(crate) fn read_with_credentials(
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control) as _;
     let count = loop {
-        // SAFETY: the message is of one part, which is the buffer, and of the control data above; both outlive the call.
+        // SAFETY: the message is of one part, which is the buffer, and of the control data above; both outlive the
+        // call.
         match unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) } {
             -1 => {
                 let error = io::Error::last_os_error();
@@ -154,8 +155,8 @@ pub(crate) fn read_with_credentials(
             count => break usize::try_from(count).unwrap_or_default(),
         }
     };
-    // SAFETY: the kernel has written the headers and their lengths, the first inside of `control`; a header of this kind
-    // is followed by a `ucred`.
+    // SAFETY: the kernel has written the headers and their lengths, the first inside of `control`; a header of this
+    // kind is followed by a `ucred`.
     let pid = unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         let told = !header.is_null()

@@ -27,9 +27,9 @@ pub(crate) fn make_volume(py: Python<'_>, fd: RawFd, size: u64) -> PyResult<()> 
     }
 }
 
-/// Makes the volume behind `fd`, which nobody else has, larger; its file system follows when a guest next mounts it. With
-/// `only_check` it stays as it is. False for one that is as large already. Raises ValueError for a size that cannot be,
-/// NotImplementedError for a file system that cannot grow, and OSError.
+/// Makes the volume behind `fd`, which nobody else has, larger; its file system follows when a guest next mounts it.
+/// With `only_check` it stays as it is. False for one that is as large already. Raises ValueError for a size that
+/// cannot be, NotImplementedError for a file system that cannot grow, and OSError.
 #[pyfunction]
 #[pyo3(signature = (fd, size, *, only_check=false))]
 pub(crate) fn grow_volume(py: Python<'_>, fd: RawFd, size: u64, only_check: bool) -> PyResult<bool> {
@@ -48,8 +48,8 @@ pub(crate) fn grow_volume(py: Python<'_>, fd: RawFd, size: u64, only_check: bool
     })
 }
 
-/// Of the volume behind `fd`: its bytes, the process that had it open last, and what it is known by while nobody writes to
-/// it. Raises OSError for what is no volume.
+/// Of the volume behind `fd`: its bytes, the process that had it open last, and what it is known by while nobody writes
+/// to it. Raises OSError for what is no volume.
 #[pyfunction]
 pub(crate) fn look_at_volume(fd: RawFd) -> PyResult<(u64, u32, Vec<u8>)> {
     let volume = opened(fd)?;
@@ -79,8 +79,8 @@ fn opened(fd: RawFd) -> PyResult<Volume> {
     Ok(Volume::open(file, length)?)
 }
 
-/// Locks the file behind `fd` for as long as that is open here or elsewhere; false when another has it. Those that only read
-/// share it.
+/// Locks the file behind `fd` for as long as that is open here or elsewhere; false when another has it. Those that only
+/// read share it.
 #[pyfunction]
 pub(crate) fn lock_volume(fd: RawFd, shared: bool) -> PyResult<bool> {
     Ok(lock::acquire(&File::from(sys::duplicate(fd)?), shared)?)

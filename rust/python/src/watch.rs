@@ -32,9 +32,9 @@ pub(crate) struct Watch {
     state: Mutex<(Tree<Unshared<OwnedFd>>, Connection)>,
 }
 
-/// Watches the share at this place among the worker's, which is at `path` on the host, and has the guest's agent tell its kernel
-/// of changes; `Watch.wait` does it. Raises AgentError, and OSError: ENOSPC where the system watches no more directories for
-/// this user, EDQUOT for more than can be watched.
+/// Watches the share at this place among the worker's, which is at `path` on the host, and has the guest's agent tell
+/// its kernel of changes; `Watch.wait` does it. Raises AgentError, and OSError: ENOSPC where the system watches no more
+/// directories for this user, EDQUOT for more than can be watched.
 #[pyfunction]
 pub(crate) fn watch_share(
     py: Python<'_>,
@@ -69,8 +69,8 @@ fn answered(py: Python<'_>, connection: &mut Connection) -> PyResult<()> {
 
 #[pymethods]
 impl Watch {
-    /// Tells of changes until something is to be known: `(lost, unwatched)`, whether some came too fast to be told and whether
-    /// there are directories that are not watched. ``None`` when the guest has ended.
+    /// Tells of changes until something is to be known: `(lost, unwatched)`, whether some came too fast to be told and
+    /// whether there are directories that are not watched. ``None`` when the guest has ended.
     fn wait(&self, py: Python<'_>) -> PyResult<Option<(bool, bool)>> {
         let mut state =
             self.state.try_lock().map_err(|_| PyRuntimeError::new_err("another thread follows it"))?;

@@ -334,8 +334,8 @@ impl Worker {
     }
 
     /// Starts the executable `path` as a template of the VMs that go on where a snapshot was taken, for `restore`; it
-    /// is ready when it has opened the files. `code` is as for `restore`. `scratch` is the paths of the files that have the disk where the snapshot
-    /// does not. For the soft engine on Linux.
+    /// is ready when it has opened the files. `code` is as for `restore`. `scratch` is the paths of the files that have
+    /// the disk where the snapshot does not. For the soft engine on Linux.
     #[staticmethod]
     #[pyo3(signature = (path, *, engine, files, disks, scratch=None, require_confinement=false, environment=Vec::new(),
         code=None))]
@@ -379,9 +379,9 @@ impl Worker {
         Ok(Self(py.detach(|| monitor::launch(path, environment, &command, &[]))?, None))
     }
 
-    /// Starts the executable `path` as a process that decodes code of a snapshot, for `restore`, runs none of it, and ends;
-    /// `wait` gives "shutdown" when that has been done. `places` are what `code` said, and `fd` is an empty file that is written
-    /// to. For the soft engine on Linux.
+    /// Starts the executable `path` as a process that decodes code of a snapshot, for `restore`, runs none of it, and
+    /// ends; `wait` gives "shutdown" when that has been done. `places` are what `code` said, and `fd` is an empty file
+    /// that is written to. For the soft engine on Linux.
     #[staticmethod]
     #[pyo3(signature = (path, *, files, places, fd, require_confinement=false))]
     fn bake(
@@ -565,8 +565,8 @@ impl Worker {
     /// `(id, bytes of RAM in the file, nanoseconds that the guest stood still, steps)`; `None` at the time-out
     /// (seconds). With `v8` it is of version 8, whose id is empty and which keeps neither `image` nor `api`. With
     /// `disk_elsewhere` the disk is not in it but where it is; with `code` it says which code the guest has run, for a
-    /// template, and nobody keeps it: it has no digest and no disk is waited for. Volumes are known by `volume_mark` from then on, until somebody writes to them. Raises OSError with
-    /// what is wrong when no snapshot could be taken.
+    /// template, and nobody keeps it: it has no digest and no disk is waited for. Volumes are known by `volume_mark`
+    /// from then on, until somebody writes to them. Raises OSError with what is wrong when no snapshot could be taken.
     #[pyo3(signature = (fd, *, diff=false, v8=false, image=None, api=Vec::new(), disk_elsewhere=false, code=false, volume_mark=[0; 16], timeout=None))]
     #[allow(
         clippy::type_complexity,
@@ -626,8 +626,8 @@ impl Worker {
         Ok(ranges.map(|ranges| ranges.iter().map(|r| (r.start, r.count, r.written)).collect()))
     }
 
-    /// Where the code begins that the guest has run, by its physical addresses; empty on engines that do not know. `None` at
-    /// the time-out (seconds). A worker that the guest has taken over says what it likes.
+    /// Where the code begins that the guest has run, by its physical addresses; empty on engines that do not know.
+    /// `None` at the time-out (seconds). A worker that the guest has taken over says what it likes.
     #[pyo3(signature = (timeout=None))]
     fn code(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<u64>>> {
         self.must_be_here(py)?;

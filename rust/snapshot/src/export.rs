@@ -100,7 +100,8 @@ fn is_hole(source: &dyn Source, range: Range<u64>) -> Result<bool> {
 /// Unpacks an export, or copies a snapshot file, to `out`, which is empty, and verifies what is there then. Gives a
 /// digest that names the snapshot, which version 8 does not have.
 ///
-/// Nothing is written unless the metadata is in order. `watch` hears at which byte of the snapshot it is, and may end it.
+/// Nothing is written unless the metadata is in order. `watch` hears at which byte of the snapshot it is, and may end
+/// it.
 pub fn read(source: &File, out: &File, watch: Watch) -> Result<Option<Digest32>> {
     match Format::of(source)? {
         Format::Export => unpack(&Export::open(source)?, out, watch),

@@ -116,8 +116,8 @@ pub fn name(virtio_id: u32) -> String {
     row.map_or_else(|| format!("virtio-{virtio_id}"), |row| row.name.into())
 }
 
-/// Names of a version 8 file's devices, which it has no types of, by how many queues each has. A file of this project has
-/// the devices of a layout; one of the field's has what [`in_v8`] counts.
+/// Names of a version 8 file's devices, which it has no types of, by how many queues each has. A file of this project
+/// has the devices of a layout; one of the field's has what [`in_v8`] counts.
 pub fn names_v8(queues: &[usize]) -> Vec<&'static str> {
     let of_layout = |layout: &Layout| {
         let disks = queues.len().checked_sub(layout.places(0).count())?;

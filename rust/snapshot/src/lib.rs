@@ -2,7 +2,8 @@
 //!
 //! [`v9`] is the format that this project writes; [`v8`] the one that arm64 snapshots in the field have. Neither knows
 //! what a device or an engine is: v9 holds named sections of bytes, v8 has fixed records of Hypervisor.framework's
-//! registers; [`layout`] has the names and places of devices. Both files end with the guest's RAM, aligned so that it can be mapped copy-on-write, zeros as holes.
+//! registers; [`layout`] has the names and places of devices. Both files end with the guest's RAM, aligned so that it
+//! can be mapped copy-on-write, zeros as holes.
 //!
 //! [`export`] packs either into one compressed file, [`parts`] into blobs that are fetched and checked in pieces.
 //!

@@ -1,5 +1,5 @@
-//! What translating costs: code of which each instruction runs once, with all of it translated and with none. Says how many
-//! microseconds of processor time an instruction takes more, the least of some runs.
+//! What translating costs: code of which each instruction runs once, with all of it translated and with none. Says how
+//! many microseconds of processor time an instruction takes more, the least of some runs.
 
 #![allow(unsafe_code, reason = "raw memory, to measure with")]
 

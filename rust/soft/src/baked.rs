@@ -1,13 +1,14 @@
 //! Decoded code in a file: what a process that has run no guest writes for others of the same build that go on from the
 //! same memory.
 //!
-//! A file is a header, an entry for each page, and the operations, page by page, as they are in memory but for what differs
-//! between processes: a handler is told by how far it is from [`anchor`], and a branch inside its page by the index of the
-//! operation there among the page's. All numbers are as the host has them. A page is read and laid out when the guest first
-//! runs there, into memory that decoding it would have taken; what the guest does not run costs nothing.
+//! A file is a header, an entry for each page, and the operations, page by page, as they are in memory but for what
+//! differs between processes: a handler is told by how far it is from [`anchor`], and a branch inside its page by the
+//! index of the operation there among the page's. All numbers are as the host has them. A page is read and laid out
+//! when the guest first runs there, into memory that decoding it would have taken; what the guest does not run costs
+//! nothing.
 //!
-//! Whoever can write such a file decides what this process runs. Nothing here protects from that: who opens it sees to it
-//! that it is the user's own. The sums are for files that are damaged.
+//! Whoever can write such a file decides what this process runs. Nothing here protects from that: who opens it sees to
+//! it that it is the user's own. The sums are for files that are damaged.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -190,8 +191,8 @@ impl Unread {
     }
 
     /// Takes a page from it, and adds the page's operations to those that there are, if there is room for them up to
-    /// `capacity`: tells at which offsets in the page blocks begin, and at which operations. `None` where the file is not
-    /// what it was.
+    /// `capacity`: tells at which offsets in the page blocks begin, and at which operations. `None` where the file is
+    /// not what it was.
     pub(crate) fn lay(&mut self, number: u64, ops: &mut Vec<Op>, capacity: usize) -> Option<&[(u16, u32)]> {
         self.begins.clear();
         let Some(entry) = self.pages.remove(&number) else { return Some(&[]) };
@@ -223,8 +224,8 @@ impl Unread {
         if sum.value() != entry.sum {
             return None;
         }
-        // SAFETY: by the sum these are the words that `write` has made of operations, in a process of this build with these
-        // features (`Baked::open`); with this process's addresses in them they are such operations again.
+        // SAFETY: by the sum these are the words that `write` has made of operations, in a process of this build with
+        // these features (`Baked::open`); with this process's addresses in them they are such operations again.
         unsafe { ops.set_len(first + count) };
         Some(&self.begins)
     }

@@ -250,8 +250,8 @@ impl CodeCache {
     }
 
     /// Decodes blocks that nothing has run yet, and has their branches go where they will: who copies this memory on
-    /// write then need not write to it for that. Of each the physical address and the memory of its page. Leaves room for
-    /// as much again. Tells which operations are such branches, in their order.
+    /// write then need not write to it for that. Of each the physical address and the memory of its page. Leaves room
+    /// for as much again. Tells which operations are such branches, in their order.
     pub(crate) fn decode_ahead(&mut self, places: impl Iterator<Item = (u64, *const u8)>) -> Vec<usize> {
         let mut branches = Vec::new();
         self.block.notes_branches = true;

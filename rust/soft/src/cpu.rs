@@ -21,8 +21,8 @@ use crate::vm::{Region, Shared, VcpuShared};
 /// A program of Debian's Python runs some 12,000 blocks, but a larger table costs each restore its memory.
 pub(crate) const JUMPS: usize = 8192;
 
-/// Where the machine code is for a virtual address. The key is the address, with [`Cpu::key`] in place of [`IMPLIED`]: no key
-/// is zero, which is what an empty slot has.
+/// Where the machine code is for a virtual address. The key is the address, with [`Cpu::key`] in place of [`IMPLIED`]:
+/// no key is zero, which is what an empty slot has.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Jump {
@@ -131,8 +131,8 @@ pub(crate) struct Cpu {
     pub pa_bits: u32,
     pub timer_offset: u64,
     pub timer_mask: bool,
-    /// The counter's value when the next timer is due; the largest for none. Nobody else looks at it: the run loop does now and
-    /// then, and sleep ends with it.
+    /// The counter's value when the next timer is due; the largest for none. Nobody else looks at it: the run loop does
+    /// now and then, and sleep ends with it.
     pub deadline: u64,
     /// Times round the run loop since it looked.
     laps: u32,
@@ -154,7 +154,8 @@ pub(crate) struct Cpu {
     /// What this vCPU does besides, and until which value of the counter it alone does.
     pub held: Option<Arc<dyn SideWork>>,
     pub held_until: u64,
-    /// Looks of the run loop; instructions that handlers have done for machine code since the last, and at most between two.
+    /// Looks of the run loop; instructions that handlers have done for machine code since the last, and at most between
+    /// two.
     #[cfg(test)]
     pub looks: u64,
     #[cfg(test)]
@@ -232,8 +233,8 @@ impl Cpu {
         self.code_entry = self.jit.as_ref().map_or(0, |jit| jit.entry());
     }
 
-    /// Decodes the code at these guest physical addresses, as far as there is memory, after what another process has decoded.
-    /// Before the first run.
+    /// Decodes the code at these guest physical addresses, as far as there is memory, after what another process has
+    /// decoded. Before the first run.
     pub(crate) fn decode_ahead(&mut self, places: &[u64]) {
         self.code.lay_all();
         self.code.decode_ahead(code_at(&self.vm.memory(), places));
@@ -430,8 +431,8 @@ impl Cpu {
         Some(op)
     }
 
-    /// The block at PC, if it has been decoded and nothing is to be looked at before it: what [`Self::find`] and the run loop
-    /// would come to.
+    /// The block at PC, if it has been decoded and nothing is to be looked at before it: what [`Self::find`] and the
+    /// run loop would come to.
     pub(crate) fn find_decoded(&mut self) -> Option<P> {
         let pc = self.state.pc;
         if self.fuel < 0 || self.debug.alert || self.state.il || pc & 3 != 0 || at_an_edge(pc) {
@@ -444,7 +445,8 @@ impl Cpu {
         Some(op)
     }
 
-    /// Branches to `va` go to this operation from now on. What had its slot goes beside, unless it is itself from there.
+    /// Branches to `va` go to this operation from now on. What had its slot goes beside, unless it is itself from
+    /// there.
     fn remember(&mut self, va: u64, op: P) {
         let (slot, key) = (Self::jump_slot(va), self.key_of(va));
         let known = self.jumps[slot];

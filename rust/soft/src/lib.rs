@@ -75,8 +75,8 @@ pub enum Error {
     Gic(#[from] gic::Error),
 }
 
-/// Maps memory for the next machine's translated code, for a process that will not be let do so later. An error says that
-/// the host lets no memory be executable; machines interpret then.
+/// Maps memory for the next machine's translated code, for a process that will not be let do so later. An error says
+/// that the host lets no memory be executable; machines interpret then.
 pub fn prepare() -> std::io::Result<()> {
     let wanted = Translation::from_environment() != Translation::Off && jit::TRANSLATES;
     if wanted { jit::memory::prepare() } else { Ok(()) }

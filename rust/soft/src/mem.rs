@@ -45,7 +45,8 @@ pub(crate) unsafe fn zeroed<T>() -> Box<T> {
     if at.is_null() {
         std::alloc::handle_alloc_error(layout);
     }
-    // SAFETY: memory of the global allocator's with the layout of a `T`, which zeros are one of by the caller's promise.
+    // SAFETY: memory of the global allocator's with the layout of a `T`, which zeros are one of by the caller's
+    // promise.
     unsafe { Box::from_raw(at) }
 }
 

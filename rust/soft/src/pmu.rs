@@ -1,9 +1,9 @@
 //! The performance monitor (Arm ARM, D13 and D24.5): six event counters and the cycle counter, of 64 bits each.
 //!
-//! What is counted is instructions, which the run loop's fuel counts anyway: a cycle is an instruction here, and none pass
-//! while a vCPU sleeps. Nothing is added up while code runs. A counter's value is worked out where it is read, where the
-//! exception level or the unit's control changes, and at the latest when the earliest overflow is due, which the run loop
-//! looks for each time that it looks around.
+//! What is counted is instructions, which the run loop's fuel counts anyway: a cycle is an instruction here, and none
+//! pass while a vCPU sleeps. Nothing is added up while code runs. A counter's value is worked out where it is read,
+//! where the exception level or the unit's control changes, and at the latest when the earliest overflow is due, which
+//! the run loop looks for each time that it looks around.
 
 use crate::id::SysReg;
 
@@ -38,8 +38,8 @@ const EVENT: u64 = 0xffff;
 const SW_INCR: u64 = 0x00;
 const INST_RETIRED: u64 = 0x08;
 const CPU_CYCLES: u64 = 0x11;
-/// PMCEID0_EL0 and PMCEID1_EL0: those, and the stalls that FEAT_PMUv3p1 and FEAT_PMUv3p4 want (0x23, 0x24, 0x3c), of which
-/// there are none.
+/// PMCEID0_EL0 and PMCEID1_EL0: those, and the stalls that FEAT_PMUv3p1 and FEAT_PMUv3p4 want (0x23, 0x24, 0x3c), of
+/// which there are none.
 const COMMON: [u64; 2] = [1 << SW_INCR | 1 << INST_RETIRED | 1 << CPU_CYCLES, 1 << 3 | 1 << 4 | 1 << 28];
 
 /// PMUSERENR_EL0: all, software increments, reads of the cycle counter and of event counters.

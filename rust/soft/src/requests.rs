@@ -7,8 +7,8 @@ use crate::state::{DAIF_F, DAIF_I};
 use crate::vcpu::Exit;
 use crate::vm::{COUNTER_HZ, Request};
 
-/// How long a vCPU that has done side work goes on in the guest until the work's own thread is woken, in ticks: 200 us, as
-/// a program that has its answer asks the next question before.
+/// How long a vCPU that has done side work goes on in the guest until the work's own thread is woken, in ticks: 200 us,
+/// as a program that has its answer asks the next question before.
 const HELD: u64 = COUNTER_HZ / 5_000;
 
 /// Work left for a vCPU by other threads: bits of [`VcpuShared::pending`].

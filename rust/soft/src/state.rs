@@ -26,8 +26,8 @@ pub(crate) const PAIR_OF_WORDS: u64 = 8 | 1;
 /// of the interrupt controller in [`crate::gic`].
 #[repr(C)]
 pub(crate) struct State {
-    /// General, vector and FP status registers. `nzcv` in here counts when `flags` says so, and the stack pointer is the
-    /// one in use.
+    /// General, vector and FP status registers. `nzcv` in here counts when `flags` says so, and the stack pointer is
+    /// the one in use.
     pub regs: Regs,
     /// PSTATE.NZCV, or what it is to be worked out of.
     pub flags: Flags,

@@ -55,7 +55,8 @@ impl Vcpu {
         self.cpu.begin_translating();
     }
 
-    /// Where the code begins that it has decoded, by guest physical addresses: what has run last comes first, more or less.
+    /// Where the code begins that it has decoded, by guest physical addresses: what has run last comes first, more or
+    /// less.
     pub fn decoded(&self) -> Vec<u64> {
         self.cpu.code.places()
     }

@@ -147,9 +147,9 @@ impl VcpuShared {
         self.running.store(false, Ordering::SeqCst);
     }
 
-    /// Sleeps until something other than a request is pending, or until this time, and does side work meanwhile. Requests
-    /// wait: they are served before any guest code. `held` is work that it has not let go of; what is so afterwards is
-    /// returned.
+    /// Sleeps until something other than a request is pending, or until this time, and does side work meanwhile.
+    /// Requests wait: they are served before any guest code. `held` is work that it has not let go of; what is so
+    /// afterwards is returned.
     pub(crate) fn sleep(
         &self,
         until: Option<Instant>,
@@ -250,7 +250,8 @@ pub(crate) struct Shared {
     translation: Translation,
     /// Whether vCPUs are being made ahead, which have no memory for machine code yet.
     ahead: AtomicBool,
-    /// Memory for machine code, from the first vCPU on; `None` in it where there is none and the interpreter does everything.
+    /// Memory for machine code, from the first vCPU on; `None` in it where there is none and the interpreter does
+    /// everything.
     code: OnceLock<Option<Arc<CodeMemory>>>,
     /// What a page is waited for with, where some may be missing.
     presence: OnceLock<Presence>,
@@ -380,8 +381,8 @@ impl Vm {
         let _ = self.shared.presence.set(presence);
     }
 
-    /// Where the vCPU of a machine that has one finds work of other threads while it sleeps. Of several, one that is busy with
-    /// a device could keep what the others wait for.
+    /// Where the vCPU of a machine that has one finds work of other threads while it sleeps. Of several, one that is
+    /// busy with a device could keep what the others wait for.
     pub fn side_work(&self) -> Option<Arc<Slot>> {
         (self.shared.vcpus.len() == 1).then(|| self.shared.side_work.clone())
     }
@@ -427,8 +428,8 @@ impl Vm {
         self.shared.ahead.store(false, Ordering::Relaxed);
     }
 
-    /// Decodes the code at these guest physical addresses, and gives what [`Baked::open`] reads. Nothing else is done with
-    /// this machine.
+    /// Decodes the code at these guest physical addresses, and gives what [`Baked::open`] reads. Nothing else is done
+    /// with this machine.
     pub fn bake(&self, places: &[u64], key: &baked::Key) -> Vec<u8> {
         self.shared.ahead.store(true, Ordering::Relaxed);
         Cpu::new(self.shared.clone(), 0).bake(places, key)

@@ -245,7 +245,8 @@ fn changed_code_runs_after_its_invalidation() {
 fn tlb_invalidation_reaches_the_other_vcpu() {
     for _ in 0..50 {
         let m = Machine::new(2);
-        // str x0, [x1]; dsb ishst; tlbi vmalle1is; dsb ish; mov x3, #1; str x3, [x4]; 2: ldr x5, [x6]; cbz x5, 2b; hvc #0
+        // str x0, [x1]; dsb ishst; tlbi vmalle1is; dsb ish; mov x3, #1; str x3, [x4]; 2: ldr x5, [x6]; cbz x5, 2b; hvc
+        // #0
         m.put(
             0,
             &[
@@ -283,7 +284,8 @@ fn tlb_invalidation_reaches_the_other_vcpu() {
 #[test]
 fn an_address_of_a_block_mapping_stands_for_all_of_it() {
     const VA: u64 = 0x1000_0000;
-    // The code is in the block's ninth page. By the address of that and of another, and by the address space: EL1's lower half.
+    // The code is in the block's ninth page. By the address of that and of another, and by the address space: EL1's
+    // lower half.
     for (word, operand) in [
         (0xd508_8324, (VA >> 12) + 8),
         (0xd508_8324, (VA >> 12) + 0x1ff),
@@ -596,7 +598,8 @@ fn dc_zva_names_the_address_that_it_was_given() {
     assert_eq!(fault(0xd50b_7422, 0x1000_1017, false), None);
 }
 
-/// Code that is decoded before any vCPU is there, with its branches: what memory holds afterwards is not looked at again.
+/// Code that is decoded before any vCPU is there, with its branches: what memory holds afterwards is not looked at
+/// again.
 #[test]
 fn code_is_decoded_ahead_of_its_first_run() {
     // movz x0, #0; 1: add x0, x0, #1; cmp x0, #10; b.ne 1b; bl f; hvc #0; f: add x0, x0, #100; ret
@@ -698,7 +701,8 @@ fn baked_code_is_what_decoding_gives() {
     third.vm.set_baked(Baked::open(file.try_clone().unwrap(), &key).unwrap());
     assert_eq!(run(&third, 0).0, 221);
 
-    // A page that the guest has made invalid is decoded anew, whether it has run there or not: ic ivau, x1; dsb sy; isb; br x1.
+    // A page that the guest has made invalid is decoded anew, whether it has run there or not: ic ivau, x1; dsb sy;
+    // isb; br x1.
     let fourth = made(1, Translation::Off);
     fourth.vm.set_baked(Baked::open(file.try_clone().unwrap(), &key).unwrap());
     fourth.put(0x1000, &[0xd503_201f, 0x9100_0800, 0xd400_0002]);

@@ -1,5 +1,5 @@
-//! Interrupts at random moments, in code that is interpreted and in code that is translated: they are taken soon, where a
-//! block ends and nowhere else, and what they interrupt goes on as if nothing had been. The programs are for GNU as.
+//! Interrupts at random moments, in code that is interpreted and in code that is translated: they are taken soon, where
+//! a block ends and nowhere else, and what they interrupt goes on as if nothing had been. The programs are for GNU as.
 
 #![allow(
     clippy::cast_lossless,
@@ -27,7 +27,8 @@ const VECTORS: u64 = 0x8000;
 const CODE: u64 = 0xa000;
 const DATA: u64 = 0x20_0000;
 const INTID: u32 = 40;
-/// Within this time the guest is in its handler: the vCPU's own, which does not pass while the host runs something else.
+/// Within this time the guest is in its handler: the vCPU's own, which does not pass while the host runs something
+/// else.
 const SOON: Duration = Duration::from_micros(50);
 
 /// So long interrupts are waited for: who raises them and who takes them want a processor each.
@@ -116,8 +117,8 @@ struct Taken {
     times: Vec<Duration>,
 }
 
-/// Runs the program for `rounds` again and again until so many interrupts have come, or none has time to on this host; each
-/// run must leave what one without interrupts leaves.
+/// Runs the program for `rounds` again and again until so many interrupts have come, or none has time to on this host;
+/// each run must leave what one without interrupts leaves.
 fn interrupt(translation: Translation, program: &[u32], rounds: u64, wanted: usize) -> Taken {
     let mut alone = machine(Translation::Off, program);
     let mut right = |seed| {
@@ -192,8 +193,8 @@ fn interrupt(translation: Translation, program: &[u32], rounds: u64, wanted: usi
     taken
 }
 
-/// A quarter of them: on a host that is busy the rest may wait for it. How many instructions run at most between two looks
-/// is counted in the crate (`turns.rs`).
+/// A quarter of them: on a host that is busy the rest may wait for it. How many instructions run at most between two
+/// looks is counted in the crate (`turns.rs`).
 fn soon(name: &str, translation: Translation, taken: &Taken) {
     let all = taken.times.len();
     assert!(all > 0, "{name}, {translation:?}: no interrupt came");
@@ -287,7 +288,8 @@ fn interrupts_are_taken_at_each_end_of_a_block() {
     let table = &words[words.len() - 2 * labels.len()..];
     let places: BTreeSet<u64> = table.chunks(2).map(|w| u64::from(w[0])).collect();
     assert_eq!(places.len(), labels.len());
-    // A block goes on behind a B that stays in its page, where there is machine code; and B is the only way to this one.
+    // A block goes on behind a B that stays in its page, where there is machine code; and B is the only way to this
+    // one.
     let even = places.iter().nth(2).copied().expect("a place");
     for translation in [Translation::Off, Translation::Always] {
         let taken = interrupt(translation, &program, 2000, WANTED);

@@ -1,6 +1,6 @@
 //! Litmus tests of the memory model (Arm ARM, B2.3): programs of a few accesses on two to four vCPUs, many times, whose
-//! forbidden outcomes must not be seen, interpreted and translated. Names are those of the literature (Alglave, Maranget,
-//! Tautschnig: "Herding Cats"). And counters that no exclusive or atomic access may lose a step of.
+//! forbidden outcomes must not be seen, interpreted and translated. Names are those of the literature (Alglave,
+//! Maranget, Tautschnig: "Herding Cats"). And counters that no exclusive or atomic access may lose a step of.
 //!
 //! `SUPERMACHINE_LITMUS_COUNT` is how often each runs. The programs are for GNU as.
 
@@ -37,7 +37,8 @@ fn count() -> u64 {
     text.map_or(2000, |n| n.parse().expect("a number of rounds"))
 }
 
-/// Runs a program on each vCPU to its HVC. X0 is how often, X1 the first cell, X2 the barrier, X3 how many vCPUs, X9 which.
+/// Runs a program on each vCPU to its HVC. X0 is how often, X1 the first cell, X2 the barrier, X3 how many vCPUs, X9
+/// which.
 fn together(translation: Translation, name: &str, programs: &[String], rounds: u64) -> Machine {
     let vcpus = programs.len() as u32;
     let m = Machine::with(vcpus, translation);
@@ -68,8 +69,8 @@ fn together(translation: Translation, name: &str, programs: &[String], rounds: u
     m
 }
 
-/// A loop around `body`, which finds the address of X in X1 and of Y in X8, 1 in X7, and leaves what it reads in X10 and
-/// X11. All vCPUs begin each round together.
+/// A loop around `body`, which finds the address of X in X1 and of Y in X8, 1 in X7, and leaves what it reads in X10
+/// and X11. All vCPUs begin each round together.
 fn rounds(body: &str) -> String {
     format!(
         "
@@ -264,8 +265,8 @@ const VECTORS: u64 = 0x2000;
 /// What each vCPU adds to beside, in its handler of interrupts.
 const SIGNALS: u64 = CELLS + 0x800;
 
-/// While each vCPU is asked to leave its run, and has interrupts of the others' whose handler has exclusive accesses of its
-/// own.
+/// While each vCPU is asked to leave its run, and has interrupts of the others' whose handler has exclusive accesses of
+/// its own.
 #[test]
 fn nothing_is_lost_where_vcpus_are_interrupted() {
     // X7 is 1; the handler has X14 to X18, and X19 is how many interrupts this vCPU has sent.
@@ -362,8 +363,8 @@ const PAGE_B: u64 = 0x20_1000;
 const VA: u64 = 0x1000_0000;
 const STOP: u64 = 0x30_0000;
 
-/// Runs `mapper` on vCPU 0 and `worker` on all others, with translation on. X1 of the mapper is where the entry of the page
-/// VA is, X4 is VA; an access of a worker to what is not mapped is tried again.
+/// Runs `mapper` on vCPU 0 and `worker` on all others, with translation on. X1 of the mapper is where the entry of the
+/// page VA is, X4 is VA; an access of a worker to what is not mapped is tried again.
 fn remapped(
     name: &str,
     vcpus: u32,

@@ -1,4 +1,5 @@
-//! The performance monitor, as EL1 and EL0 see it. The words that are written out are what GNU as makes of the comments.
+//! The performance monitor, as EL1 and EL0 see it. The words that are written out are what GNU as makes of the
+//! comments.
 
 #![allow(
     clippy::cast_lossless,

@@ -1,6 +1,6 @@
-//! Disks that are files of the host: an empty ext4 file system made in process, the writable disk of a root with its layers,
-//! and the lock that keeps two machines from one volume. What changes in directories of the host. Knows no device and no
-//! engine.
+//! Disks that are files of the host: an empty ext4 file system made in process, the writable disk of a root with its
+//! layers, and the lock that keeps two machines from one volume. What changes in directories of the host. Knows no
+//! device and no engine.
 
 #![cfg_attr(
     test,

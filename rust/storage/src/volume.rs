@@ -1,5 +1,6 @@
-//! A volume: a sparse file with the contents of a disk, and behind them a block of its own that says what it is, who has it
-//! open, by what a snapshot knows the moment at which it was taken, and how large others want it while it is open.
+//! A volume: a sparse file with the contents of a disk, and behind them a block of its own that says what it is, who
+//! has it open, by what a snapshot knows the moment at which it was taken, and how large others want it while it is
+//! open.
 
 use std::fs::File;
 use std::io;
@@ -102,8 +103,8 @@ impl Volume {
         Ok(bytes > self.bytes)
     }
 
-    /// Makes the disk larger; the file system on it grows when a guest next mounts it. Whoever is killed amid this leaves a
-    /// volume of the one size or the other.
+    /// Makes the disk larger; the file system on it grows when a guest next mounts it. Whoever is killed amid this
+    /// leaves a volume of the one size or the other.
     pub fn grow(&mut self, bytes: u64) -> Result<(), ext4::Error> {
         if !self.can_grow(bytes)? {
             return Ok(());
@@ -159,7 +160,8 @@ impl Volume {
         Ok(())
     }
 
-    /// What it was known by is over. A file system that thaws writes its superblock, in the first block, and nothing else.
+    /// What it was known by is over. A file system that thaws writes its superblock, in the first block, and nothing
+    /// else.
     fn change(&mut self, offset: u64, length: u64) -> io::Result<()> {
         if self.marked && offset + length > BLOCK {
             self.set_mark(Mark::default())?;

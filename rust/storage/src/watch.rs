@@ -1,7 +1,7 @@
 //! What changes in a directory of the host and below it (inotify(7)), by path.
 //!
-//! Whoever changes it may be hostile: names are bytes, no link is followed, each directory is opened beneath the top before
-//! it is watched, and one that has left is watched no more.
+//! Whoever changes it may be hostile: names are bytes, no link is followed, each directory is opened beneath the top
+//! before it is watched, and one that has left is watched no more.
 
 #![cfg(target_os = "linux")]
 
@@ -42,8 +42,8 @@ const COARSE: i64 = 2;
 pub struct Changes {
     /// In the order in which they came about.
     pub changes: Vec<Change>,
-    /// Whether the system has dropped some: they came faster than they were read. What can be found of those is among the
-    /// changes: what is new, and what has other times; not the names of files that are gone.
+    /// Whether the system has dropped some: they came faster than they were read. What can be found of those is among
+    /// the changes: what is new, and what has other times; not the names of files that are gone.
     pub lost: bool,
     /// Whether there are directories that are not watched, by the limits.
     pub unwatched: bool,
@@ -101,8 +101,8 @@ pub fn descriptor() -> io::Result<OwnedFd> {
 }
 
 impl<D: AsFd> Tree<D> {
-    /// Watches what `top` stands for (O_PATH does), and all directories below it, `most` at most. `StorageFull` where the
-    /// system watches no more for this user, `QuotaExceeded` for more than `most`.
+    /// Watches what `top` stands for (O_PATH does), and all directories below it, `most` at most. `StorageFull` where
+    /// the system watches no more for this user, `QuotaExceeded` for more than `most`.
     pub fn new(inotify: D, top: D, most: usize) -> io::Result<Self> {
         let path = through(&top);
         let is_directory = FileType::from_raw_mode(rustix::fs::fstat(&top)?.st_mode) == FileType::Directory;

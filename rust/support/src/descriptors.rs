@@ -20,8 +20,8 @@ pub struct Received {
     pub bytes: usize,
     /// Closed on exec; at most [`MAX_DESCRIPTORS`].
     pub descriptors: Vec<OwnedFd>,
-    /// Whether descriptors came along that there was no room for: of this call, or in this process. With its limit of open
-    /// files reached a process gets the bytes alone.
+    /// Whether descriptors came along that there was no room for: of this call, or in this process. With its limit of
+    /// open files reached a process gets the bytes alone.
     pub lost: bool,
 }
 
@@ -43,8 +43,8 @@ pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<Received> {
     Ok(Received { bytes: received.bytes, descriptors, lost: received.flags.contains(ReturnFlags::CTRUNC) })
 }
 
-/// Sends what there is room for, with the descriptors at its first byte, and gives how many bytes are gone. A peer that has
-/// ended the stream is an error (EPIPE) and no signal. Up to [`MAX_DESCRIPTORS`] go at once; EINVAL for more.
+/// Sends what there is room for, with the descriptors at its first byte, and gives how many bytes are gone. A peer that
+/// has ended the stream is an error (EPIPE) and no signal. Up to [`MAX_DESCRIPTORS`] go at once; EINVAL for more.
 pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     if descriptors.len() > MAX_DESCRIPTORS {
         return Err(io::ErrorKind::InvalidInput.into());

@@ -1,5 +1,5 @@
-//! What several crates need and none owns: locks, entropy, page size, elapsed time, indices of 64 bits, descriptors over
-//! sockets, work for threads that have none, a tripwire for saved structures. It knows no other crate.
+//! What several crates need and none owns: locks, entropy, page size, elapsed time, indices of 64 bits, descriptors
+//! over sockets, work for threads that have none, a tripwire for saved structures. It knows no other crate.
 
 #![allow(unsafe_code, reason = "getrandom(2), getentropy(3) and sysconf(3) are C calls")]
 
@@ -55,8 +55,8 @@ pub const fn to_usize(n: u64) -> usize {
     n as usize
 }
 
-/// Does not compile when a structure that snapshots hold has other fields than those that are listed. Who has changed one
-/// reads docs/concepts/snapshot-versioning.md, "Changing a saved structure", before this list is changed as well.
+/// Does not compile when a structure that snapshots hold has other fields than those that are listed. Who has changed
+/// one reads docs/concepts/snapshot-versioning.md, "Changing a saved structure", before this list is changed as well.
 ///
 /// ```
 /// #[derive(Clone, Copy)]

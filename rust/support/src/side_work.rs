@@ -1,4 +1,5 @@
-//! Work that a thread without any of its own does in place of the thread that it belongs to, which need not be woken then.
+//! Work that a thread without any of its own does in place of the thread that it belongs to, which need not be woken
+//! then.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -11,9 +12,10 @@ pub trait SideWork: Send + Sync {
     /// Whether the caller is who waits from now on; `false` where another does, or nobody can.
     fn begin(&self) -> bool;
 
-    /// Waits for work, a [`SideWork::wake`] since [`SideWork::begin`], or this time; it may end up to a millisecond early where
-    /// that is more than a millisecond away. Whether there is work; `None` when the caller has to wait in another way. From its
-    /// first wait on work may be the caller's alone, also while it does not wait, until it lets go.
+    /// Waits for work, a [`SideWork::wake`] since [`SideWork::begin`], or this time; it may end up to a millisecond
+    /// early where that is more than a millisecond away. Whether there is work; `None` when the caller has to wait in
+    /// another way. From its first wait on work may be the caller's alone, also while it does not wait, until it lets
+    /// go.
     fn wait(&self, until: Option<Instant>) -> Option<bool>;
 
     /// Does the work that a wait has found.

@@ -1,5 +1,5 @@
-//! Decodes code of a snapshot for those that restore it ([`crate::code`]). This process runs no guest: what it writes is of
-//! the snapshot's memory alone, into a file that was opened for that.
+//! Decodes code of a snapshot for those that restore it ([`crate::code`]). This process runs no guest: what it writes
+//! is of the snapshot's memory alone, into a file that was opened for that.
 
 use std::fs::File;
 use std::io::Write;

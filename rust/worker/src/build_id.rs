@@ -23,8 +23,8 @@ fn find() -> Option<&'static [u8]> {
         _: usize,
         found: *mut libc::c_void,
     ) -> libc::c_int {
-        // SAFETY: `info` is what dl_iterate_phdr(3) gives, whose program headers are `dlpi_phnum`; a segment of notes is in
-        // memory for as long as the program is. `found` is what was given to that call.
+        // SAFETY: `info` is what dl_iterate_phdr(3) gives, whose program headers are `dlpi_phnum`; a segment of notes
+        // is in memory for as long as the program is. `found` is what was given to that call.
         unsafe {
             let info = &*info;
             let headers = std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into());
@@ -44,7 +44,8 @@ fn find() -> Option<&'static [u8]> {
     found
 }
 
-/// NT_GNU_BUILD_ID of GNU's (elf(5)): lengths of name and description, the type, and both, each filled up to four bytes.
+/// NT_GNU_BUILD_ID of GNU's (elf(5)): lengths of name and description, the type, and both, each filled up to four
+/// bytes.
 #[cfg(target_os = "linux")]
 fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
     const BUILD_ID: u32 = 3;

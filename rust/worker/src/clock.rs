@@ -22,7 +22,8 @@ const TOLERANCE: u64 = 50_000_000;
 /// How long a request waits for the guest's clock.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// What guests' counters follow: it stands still in the host's sleep (mach_time.h: mach_absolute_time; clock_gettime(2)).
+/// What guests' counters follow: it stands still in the host's sleep (mach_time.h: mach_absolute_time;
+/// clock_gettime(2)).
 #[cfg(target_os = "macos")]
 const COUNTER: libc::clockid_t = libc::CLOCK_UPTIME_RAW;
 #[cfg(not(target_os = "macos"))]

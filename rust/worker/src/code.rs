@@ -1,8 +1,8 @@
-//! Decoded code of a snapshot in a file beside it, which restores take in place of decoding it themselves. [`crate::bake`]
-//! makes it.
+//! Decoded code of a snapshot in a file beside it, which restores take in place of decoding it themselves.
+//! [`crate::bake`] makes it.
 //!
-//! What is in such a file runs in this process as its own code does. So it is taken only where nobody but the user could have
-//! written it, and is open for reading alone.
+//! What is in such a file runs in this process as its own code does. So it is taken only where nobody but the user
+//! could have written it, and is open for reading alone.
 
 use std::fs::File;
 use std::io;

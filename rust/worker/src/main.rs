@@ -1,6 +1,6 @@
 //! The process that owns one virtual machine. Its standard input is the control socket; it takes no arguments, but for
-//! `--probe-kvm`, which tells as JSON what this host's KVM is worth, and `--probe-confinement`, which tells what there is to
-//! confine it with.
+//! `--probe-kvm`, which tells as JSON what this host's KVM is worth, and `--probe-confinement`, which tells what there
+//! is to confine it with.
 
 #![cfg_attr(
     test,
@@ -61,8 +61,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Has a panic of any thread end the process, which its owner is told with what the panic said. A thread that ended alone
-/// would leave the others, and everybody outside, to wait for it.
+/// Has a panic of any thread end the process, which its owner is told with what the panic said. A thread that ended
+/// alone would leave the others, and everybody outside, to wait for it.
 fn end_with_any_panic() {
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -16,15 +16,15 @@ pub(crate) fn asked(argument: &OsStr) -> Option<Value> {
     }
 }
 
-/// `landlock`, its version or 0; `seccomp`; `missing`, a sentence with the way out, or null; and `interprets`, why the soft
-/// engine translates no code here, or null.
+/// `landlock`, its version or 0; `seccomp`; `missing`, a sentence with the way out, or null; and `interprets`, why the
+/// soft engine translates no code here, or null.
 fn confinement() -> Value {
     let walls = Walls::of_this_system();
     json!({ "landlock": walls.landlock, "seccomp": walls.seccomp, "missing": walls.missing(), "interprets": supermachine_machine::interprets() })
 }
 
-/// `usable`; `code`, why not in a word or two; `status`, a sentence; `remedy`, a command or a sentence, or null; and what
-/// was measured, or null.
+/// `usable`; `code`, why not in a word or two; `status`, a sentence; `remedy`, a command or a sentence, or null; and
+/// what was measured, or null.
 pub(crate) fn kvm() -> Value {
     let measured = probe::measure();
     let rates = measured.clone().ok();

@@ -1,5 +1,5 @@
-//! Room on the host's disks, of which guests are told before there is none: a guest whose file system gives out what the host
-//! has not got would lose what it was promised.
+//! Room on the host's disks, of which guests are told before there is none: a guest whose file system gives out what
+//! the host has not got would lose what it was promised.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,8 @@ use supermachine_support::lock;
 
 use crate::boot::BootChannel;
 
-/// Bytes that guests leave free on a file system of the host's, or this part of it where that is less: for the host itself,
-/// for what guests have been promised and not yet written, and for their file systems' own.
+/// Bytes that guests leave free on a file system of the host's, or this part of it where that is less: for the host
+/// itself, for what guests have been promised and not yet written, and for their file systems' own.
 const MINIMUM: u64 = 1 << 30;
 const PART: u64 = 20;
 /// How much there may be for guests before one is told: more than it can write between two looks.

@@ -1,4 +1,5 @@
-//! The disk of the guest's root, between the device that the guest writes to, the file that this goes to, and snapshots.
+//! The disk of the guest's root, between the device that the guest writes to, the file that this goes to, and
+//! snapshots.
 
 use std::fs::File;
 use std::io;
@@ -38,8 +39,8 @@ pub(crate) fn restored(own: File, opened: OpenedDisk) -> Scratch {
     Scratch::new(own, opened.bytes, Below { pieces: pieces.collect(), files })
 }
 
-/// A disk that is as a file has it at first. The file is not changed: what is written goes to `own`, as does what a journal
-/// has for the file system.
+/// A disk that is as a file has it at first. The file is not changed: what is written goes to `own`, as does what a
+/// journal has for the file system.
 pub(crate) fn over(file: File, bytes: u64, own: File) -> Scratch {
     let whole = Piece { disk: 0..bytes, file: 0, at: 0 };
     Scratch::new(own, bytes, Below { pieces: vec![whole], files: vec![Arc::new(file)] })

@@ -72,14 +72,15 @@ struct Session {
     ending: AtomicBool,
     /// To the thread that makes connections that have to wait, once there is one.
     waiting: Mutex<Option<mpsc::SyncSender<(u32, OwnedFd)>>>,
-    /// Connections that were asked for before the guest was ready; none any more once it is. So what a guest is started for
-    /// is at its door when it opens.
+    /// Connections that were asked for before the guest was ready; none any more once it is. So what a guest is started
+    /// for is at its door when it opens.
     early: Mutex<Option<Vec<(u32, OwnedFd)>>>,
     started: Instant,
     steps: Mutex<Vec<(String, u64)>>,
 }
 
-/// Serves the control socket until the VM has ended; a template's, and then that of each copy, which returns here as well.
+/// Serves the control socket until the VM has ended; a template's, and then that of each copy, which returns here as
+/// well.
 pub(crate) fn run(control: UnixStream) -> io::Result<()> {
     let started = Instant::now();
     let owner = Owner::of(&control)?;
@@ -325,8 +326,9 @@ impl Session {
         }
     }
 
-    /// Waits for the end of the machine, and does meanwhile what nobody asks for: ends a guest that is not ready in time,
-    /// keeps its clock, tells it of room on the host's disks, and makes volumes larger when other processes wish it.
+    /// Waits for the end of the machine, and does meanwhile what nobody asks for: ends a guest that is not ready in
+    /// time, keeps its clock, tells it of room on the host's disks, and makes volumes larger when other processes wish
+    /// it.
     fn watch(self: &Arc<Self>, boot_deadline: Instant, timeout_ms: u64) -> Stop {
         loop {
             let left = boot_deadline.saturating_duration_since(Instant::now());
@@ -351,7 +353,8 @@ impl Session {
         }
     }
 
-    /// Tells the guest what room there is, where that is less than `near`. What cannot be done now is done at the next look.
+    /// Tells the guest what room there is, where that is less than `near`. What cannot be done now is done at the next
+    /// look.
     fn look_at_room(self: &Arc<Self>, near: u64) {
         if self.room.has_changed(near) {
             let _ = self.try_spawn("room", |session| session.room.tell(&session.boot));

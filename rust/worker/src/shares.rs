@@ -20,7 +20,8 @@ pub(crate) struct Shares {
     waits: Arc<Waits>,
 }
 
-/// Between two attempts at a lock that somebody else has: the host tells of none that is given up. The first, and the longest.
+/// Between two attempts at a lock that somebody else has: the host tells of none that is given up. The first, and the
+/// longest.
 const ATTEMPTS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// What is to be done beside the vCPU that asks for a file.

@@ -242,8 +242,8 @@ fn restore(
         let opened = v8::open(opened).map_err(refused)?;
         let listeners = opened.listeners().to_vec();
         let machine = v8::restore(engine, opened, disks, generation(restore), &mut *step).map_err(refused)?;
-        // The format does not say what its guest booted, and no diff builds on it. What the guest has not touched is the
-        // file's all the same, so that a later snapshot must look at all of RAM.
+        // The format does not say what its guest booted, and no diff builds on it. What the guest has not touched is
+        // the file's all the same, so that a later snapshot must look at all of RAM.
         let (kernel, initramfs) = (Digest32::default(), Digest32::default());
         return Ok(Built {
             machine,
@@ -344,7 +344,8 @@ impl Laid {
     }
 
     /// For a template: confines the process, which runs no guest and starts no thread, and decodes the code that the
-    /// guest has run. A clone cannot look at its page tables, which are another process's; what it has touched is noted.
+    /// guest has run. A clone cannot look at its page tables, which are another process's; what it has touched is
+    /// noted.
     #[cfg(target_os = "linux")]
     pub(crate) fn for_clones(start: &Start) -> Result<Self, Ended> {
         check_version(start)?;

@@ -1,6 +1,6 @@
-//! A worker that makes machines by copying itself. It has opened and mapped one snapshot, is confined, and has decoded the
-//! code that the snapshot's guest has run; a copy has all of that before it begins, and shares the memory until it writes
-//! to it.
+//! A worker that makes machines by copying itself. It has opened and mapped one snapshot, is confined, and has decoded
+//! the code that the snapshot's guest has run; a copy has all of that before it begins, and shares the memory until it
+//! writes to it.
 //!
 //! No guest runs here, and no second thread, so that a copy finds every lock open. A copy gives up the template's
 //! descriptors and confines itself as a worker is confined before any thread of its machine starts: from then on it can
@@ -58,8 +58,8 @@ pub(crate) fn serve(
 /// Makes a copy of this process; whether this is it.
 fn is_copy() -> io::Result<bool> {
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
-    // SAFETY: without a stack, and without memory that is shared, this is fork(2) but for the parent. The process has one
-    // thread, which is at no allocation and holds no lock; the call is given no pointers.
+    // SAFETY: without a stack, and without memory that is shared, this is fork(2) but for the parent. The process has
+    // one thread, which is at no allocation and holds no lock; the call is given no pointers.
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
         copy => Ok(copy == 0),

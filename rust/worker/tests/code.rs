@@ -1,4 +1,5 @@
-//! Restores go by code that another process has decoded, and only by code of which nobody else could have made them run.
+//! Restores go by code that another process has decoded, and only by code of which nobody else could have made them
+//! run.
 
 #![cfg(target_os = "linux")]
 #![allow(

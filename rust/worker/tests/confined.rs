@@ -1,5 +1,6 @@
-//! What a worker with a running guest can call: system calls are put into it by a tracer, as a guest that had taken it over
-//! would make them. The tracer needs the capability to trace, as a worker lets no other process of its user's do so.
+//! What a worker with a running guest can call: system calls are put into it by a tracer, as a guest that had taken it
+//! over would make them. The tracer needs the capability to trace, as a worker lets no other process of its user's do
+//! so.
 
 #![allow(
     clippy::cast_lossless,
@@ -273,7 +274,8 @@ fn free(shares: bool) -> BTreeSet<i64> {
 
 /// Every call that there is, with arguments that none would take.
 fn every_call(traced: &Traced, shares: bool) {
-    // Those that do not come back, and two that the kernel has for its own probes and shows no filter (uretprobe, uprobe).
+    // Those that do not come back, and two that the kernel has for its own probes and shows no filter (uretprobe,
+    // uprobe).
     let mut ends = vec![libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn];
     ends.extend(if cfg!(target_arch = "x86_64") { 335..337 } else { 0..0 });
     let mut through = BTreeSet::new();
@@ -639,7 +641,8 @@ fn a_kernel_without_a_wall_is_told_and_refused_where_it_is_required() {
     }
 }
 
-/// As SELinux refuses it, and a kernel whose files in memory are never executable (vm.memfd_noexec): the interpreter serves.
+/// As SELinux refuses it, and a kernel whose files in memory are never executable (vm.memfd_noexec): the interpreter
+/// serves.
 #[test]
 fn where_no_memory_may_be_executable_guests_run_and_the_probe_says_why() {
     let condition = |argument, set: i32| {

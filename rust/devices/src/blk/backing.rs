@@ -8,10 +8,11 @@ use supermachine_support::to_usize;
 
 use super::SECTOR;
 
-/// A disk's contents. All calls come with the transport's lock held, on the vCPU that notified; the device has checked that
-/// they lie inside [`Backing::bytes`], in whole sectors of 512 bytes.
+/// A disk's contents. All calls come with the transport's lock held, on the vCPU that notified; the device has checked
+/// that they lie inside [`Backing::bytes`], in whole sectors of 512 bytes.
 pub trait Backing: Send {
-    /// The disk's length; it stays as long as the disk is in the machine. A last part that is no whole sector is not shown.
+    /// The disk's length; it stays as long as the disk is in the machine. A last part that is no whole sector is not
+    /// shown.
     fn bytes(&self) -> u64;
 
     /// Fills the buffer from so many bytes after the disk's start on.

@@ -23,8 +23,8 @@ const SECTOR: u64 = 512;
 const MAX_ZEROES: u32 = 1 << 16;
 /// Sectors that one request discards at most: 2 GiB.
 const MAX_DISCARD: u32 = 1 << 22;
-/// struct virtio_blk_config up to blk_size, which disks show, and up to the end of write_zeroes, which slots show. What a
-/// disk shows is in snapshots and stays.
+/// struct virtio_blk_config up to blk_size, which disks show, and up to the end of write_zeroes, which slots show. What
+/// a disk shows is in snapshots and stays.
 const DISK_CONFIG: usize = 24;
 const SLOT_CONFIG: usize = 60;
 
@@ -63,8 +63,8 @@ impl Blk {
         Self { backing: None, read_only: true, slot: true, config, buffer: Box::default() }
     }
 
-    /// Puts a disk into a slot, in place of what is in it; the driver hears of the new capacity. Writes to a read-only one
-    /// fail: slots cannot tell the driver beforehand, whose features were negotiated when they were empty.
+    /// Puts a disk into a slot, in place of what is in it; the driver hears of the new capacity. Writes to a read-only
+    /// one fail: slots cannot tell the driver beforehand, whose features were negotiated when they were empty.
     pub fn insert(&mut self, backing: Box<dyn Backing>, read_only: bool, rings: &mut Rings) {
         (self.backing, self.read_only) = (Some(backing), read_only);
         self.buffer = vec![0; request::BUFFER].into();

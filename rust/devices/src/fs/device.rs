@@ -7,11 +7,11 @@ use super::{Empty, Served, Server};
 use crate::mmio::{Device, Rings};
 use crate::{Broken, chain};
 
-/// Urgent requests (FORGET, INTERRUPT), then all others. Linux has a request in 4 entries fewer than this at most, one for each
-/// page: so much that 1 MiB is moved at once.
+/// Urgent requests (FORGET, INTERRUPT), then all others. Linux has a request in 4 entries fewer than this at most, one
+/// for each page: so much that 1 MiB is moved at once.
 const QUEUE_SIZES: [u16; 2] = [16, 512];
-/// Answers that nobody waits for and the guest has not been interrupted for, at most. Linux takes them out of the ring when
-/// it is interrupted for another one; until then each keeps some hundred bytes of its memory.
+/// Answers that nobody waits for and the guest has not been interrupted for, at most. Linux takes them out of the ring
+/// when it is interrupted for another one; until then each keeps some hundred bytes of its memory.
 const MAX_UNTOLD: u16 = 8;
 /// Requests that are to be served later at most, and bytes of each that are kept: more than a FUSE_SETLKW has.
 const MAX_LATER: usize = QUEUE_SIZES[1] as usize;
@@ -50,8 +50,8 @@ impl Fs {
         Self { config, server: Box::new(Empty), saved: Vec::new(), later: Vec::new(), untold: [0; 2] }
     }
 
-    /// Has this serve from now on. The guest's session goes on: of node and file handles that it has from before a restore the
-    /// server is told.
+    /// Has this serve from now on. The guest's session goes on: of node and file handles that it has from before a
+    /// restore the server is told.
     pub fn set_server(&mut self, server: Box<dyn Server>) {
         self.server = server;
         self.server.restore(std::mem::take(&mut self.saved));

@@ -88,7 +88,8 @@ fn attributes() -> Vec<u8> {
     let mut out = Vec::with_capacity(104);
     out.extend(3600_u64.to_le_bytes());
     out.extend([0; 8]);
-    // struct fuse_attr: ino; size, blocks and three times; their nanoseconds; mode, nlink, uid, gid, rdev, blksize, flags.
+    // struct fuse_attr: ino; size, blocks and three times; their nanoseconds; mode, nlink, uid, gid, rdev, blksize,
+    // flags.
     out.extend(ROOT.to_le_bytes());
     out.extend([0; 5 * 8 + 3 * 4]);
     out.extend([MODE, 2, 0, 0, 0, 4096, 0].iter().flat_map(|word| word.to_le_bytes()));

@@ -21,8 +21,8 @@ pub enum Served {
     Later,
 }
 
-/// Serves FUSE requests (the kernel's include/uapi/linux/fuse.h). All calls come with the transport's lock held, on the vCPU
-/// that notified. None may wait for the guest, and what a server keeps for the guest is bounded by it.
+/// Serves FUSE requests (the kernel's include/uapi/linux/fuse.h). All calls come with the transport's lock held, on the
+/// vCPU that notified. None may wait for the guest, and what a server keeps for the guest is bounded by it.
 pub trait Server: Send {
     /// Serves one request that lies in guest memory in these pieces, header first; how many bytes of `answer`, header
     /// first, it has written. 0 for a request that has no header to answer to.

@@ -41,8 +41,8 @@ pub enum Segments {
 
 /// What the driver takes in frames for the guest. A frame that asks for more than this is not delivered.
 ///
-/// In the other direction there is no choice: the features are negotiated at the guest's boot, before it is known what the
-/// cable will be plugged into, so every backend takes frames of up to 64 KiB with any [`Header`].
+/// In the other direction there is no choice: the features are negotiated at the guest's boot, before it is known what
+/// the cable will be plugged into, so every backend takes frames of up to 64 KiB with any [`Header`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// Frames with [`Header::needs_checksum`] or [`Header::checksum_valid`].
@@ -56,8 +56,9 @@ pub struct Offloads {
 /// The largest frame: what one IP packet of 65,535 bytes is with its Ethernet header.
 pub const MAX_FRAME: usize = 65_535 + 14;
 
-/// The other end of the cable: a user-space stack, for one. All calls come with the transport's lock held, on the vCPU that
-/// notified or on the device's I/O thread. None may block, and what a backend keeps for the guest is bounded by it.
+/// The other end of the cable: a user-space stack, for one. All calls come with the transport's lock held, on the vCPU
+/// that notified or on the device's I/O thread. None may block, and what a backend keeps for the guest is bounded by
+/// it.
 ///
 /// A backend is plugged in by [`super::Host::attach`], where it gets the poller for its sockets.
 pub trait Backend: Send {
@@ -65,9 +66,9 @@ pub trait Backend: Send {
     /// nothing of what was under way then is known to it any more.
     fn start(&mut self, offloads: Offloads);
 
-    /// A frame of the guest's: Ethernet header and payload, where they lie in guest memory. The guest may change them at
-    /// any time, so they are copied out of or given to the kernel, and nothing is looked at twice. They are the guest's
-    /// again when this returns. What cannot be taken is dropped, as cables do.
+    /// A frame of the guest's: Ethernet header and payload, where they lie in guest memory. The guest may change them
+    /// at any time, so they are copied out of or given to the kernel, and nothing is looked at twice. They are the
+    /// guest's again when this returns. What cannot be taken is dropped, as cables do.
     fn transmit(
         &mut self,
         header: &Header,
@@ -95,11 +96,12 @@ pub trait Backend: Send {
 
 /// The guest's receive queue.
 pub trait Receiver {
-    /// Whether there is room for a frame of [`MAX_FRAME`] bytes. While there is not, [`Backend::pump`] comes when there is.
+    /// Whether there is room for a frame of [`MAX_FRAME`] bytes. While there is not, [`Backend::pump`] comes when there
+    /// is.
     fn has_room(&mut self) -> Result<bool, Broken>;
 
-    /// Puts a frame of these pieces into the guest's memory; `false` when there is no room for it now, and nothing has been
-    /// taken. An error is the guest's breach of the rules: to be handed on.
+    /// Puts a frame of these pieces into the guest's memory; `false` when there is no room for it now, and nothing has
+    /// been taken. An error is the guest's breach of the rules: to be handed on.
     fn send(&mut self, header: &Header, pieces: &[&[u8]]) -> Result<bool, Broken>;
 }
 

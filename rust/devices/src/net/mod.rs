@@ -34,7 +34,8 @@ struct Cable {
 }
 
 impl Host {
-    /// Makes the device, its cable unplugged. vCPUs that sleep wait for the backend's sockets if they look for work here.
+    /// Makes the device, its cable unplugged. vCPUs that sleep wait for the backend's sockets if they look for work
+    /// here.
     pub fn new(
         mac: [u8; 6],
         mtu: u16,
@@ -46,8 +47,8 @@ impl Host {
         (Self { transport: transport.clone(), cable: Mutex::new(None), idle }, transport)
     }
 
-    /// Plugs the cable into the backend that `make` makes, in place of what it was plugged into; the guest sees its link
-    /// come up. The backend watches its sockets with the poller that `make` gets.
+    /// Plugs the cable into the backend that `make` makes, in place of what it was plugged into; the guest sees its
+    /// link come up. The backend watches its sockets with the poller that `make` gets.
     pub fn attach(&self, make: impl FnOnce(Arc<Poller>) -> io::Result<Box<dyn Backend>>) -> io::Result<()> {
         let mut cable = lock(&self.cable);
         self.unplug(&mut cable);
@@ -112,8 +113,8 @@ fn serve(transport: &mut Transport<Net>, events: Vec<Event>) {
     });
 }
 
-/// What the I/O thread does, done by a vCPU that has nothing to do: an answer that it waits for wakes one thread then and
-/// not two, one after the other.
+/// What the I/O thread does, done by a vCPU that has nothing to do: an answer that it waits for wakes one thread then
+/// and not two, one after the other.
 struct Idle {
     poller: Arc<Poller>,
     transport: Arc<Mutex<Transport<Net>>>,

@@ -30,9 +30,9 @@ pub struct Poller {
     beside: Option<Beside>,
 }
 
-/// A second thread that may wait for the sockets, beside the one that always does. Of two that wait the kernel wakes one: the
-/// one that came last. Where events are many the second one is who is told, whether it waits or is about to: the first leaves
-/// the sockets alone until the second lets go of them.
+/// A second thread that may wait for the sockets, beside the one that always does. Of two that wait the kernel wakes
+/// one: the one that came last. Where events are many the second one is who is told, whether it waits or is about to:
+/// the first leaves the sockets alone until the second lets go of them.
 struct Beside {
     wake: OwnedFd,
     /// It waits, or is about to.
@@ -161,8 +161,8 @@ impl Poller {
         self.beside.as_ref().is_some_and(|beside| !beside.waits.swap(true, Ordering::SeqCst))
     }
 
-    /// As [`Poller::wait_until`], for the second thread; up to a millisecond less where the deadline is far away. `None` when
-    /// the first one is to be woken: the caller must not wait here then.
+    /// As [`Poller::wait_until`], for the second thread; up to a millisecond less where the deadline is far away.
+    /// `None` when the first one is to be woken: the caller must not wait here then.
     pub fn wait_beside(&self, deadline: Option<Instant>) -> Option<Vec<Event>> {
         if let Some(beside) = &self.beside
             && beside.now().saturating_sub(beside.event.load(Ordering::Relaxed)) < RECENT

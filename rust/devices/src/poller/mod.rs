@@ -1,5 +1,5 @@
-//! Waits for sockets, one readiness at a time: each event is told once, until [`Poller::rearm`] asks again. A hang-up is
-//! told without being asked for.
+//! Waits for sockets, one readiness at a time: each event is told once, until [`Poller::rearm`] asks again. A hang-up
+//! is told without being asked for.
 
 #[cfg(target_os = "linux")]
 mod epoll;

@@ -40,8 +40,8 @@ const RESERVED_PORTS: u32 = 1024;
 /// Packets without data that wait for the guest's buffers. Each answers one of the guest's own, or belongs to a
 /// connection, so a guest that goes beyond does not take what it asked for.
 const MAX_CONTROL: usize = 4 * MAX_CONNECTIONS;
-/// Packets of the guest's that are given back without an interrupt, of the 128 that it can have under way. Linux is woken
-/// to free them: more work than to send one. It also looks at them with the next packet that it gets.
+/// Packets of the guest's that are given back without an interrupt, of the 128 that it can have under way. Linux is
+/// woken to free them: more work than to send one. It also looks at them with the next packet that it gets.
 const MAX_UNTOLD: u32 = 16;
 /// Host ports from here on are given to connections that the host makes.
 const FIRST_EPHEMERAL: u32 = 1 << 30;
@@ -51,7 +51,8 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const EVENT: usize = 2;
 
-/// Takes the host's end of a connection that the guest has made, or why there is none: the host has no more descriptors.
+/// Takes the host's end of a connection that the guest has made, or why there is none: the host has no more
+/// descriptors.
 pub type Accept = Box<dyn FnMut(io::Result<OwnedFd>) + Send>;
 
 /// A port of the host's. One connection at a time, for there is one process in a guest that it is for: the first to
@@ -220,7 +221,8 @@ impl Vsock {
         connection.credit(header.buf_alloc.into(), header.fwd_cnt.into());
         match op {
             OP_RESPONSE if connection.state == State::Requested => {
-                // The host has mostly said what it wants by now: the guest gets that at once, and need not sleep for it.
+                // The host has mostly said what it wants by now: the guest gets that at once, and need not sleep for
+                // it.
                 (connection.state, connection.readable) = (State::Established, true);
             }
             OP_RST => self.remove(key),

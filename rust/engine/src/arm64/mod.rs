@@ -154,15 +154,15 @@ pub trait Vm: Send + Sync {
         let _ = places;
     }
 
-    /// The same for other processes: what it comes to, for [`Vm::set_baked`] in a machine with the same memory, where `key` is
-    /// the same. Nothing on engines that decode nothing.
+    /// The same for other processes: what it comes to, for [`Vm::set_baked`] in a machine with the same memory, where
+    /// `key` is the same. Nothing on engines that decode nothing.
     fn bake(&self, places: &[u64], key: &[u8; 32]) -> Vec<u8> {
         let _ = (places, key);
         Vec::new()
     }
 
-    /// Has vCPUs take what [`Vm::bake`] has made of the memory that there is, where the file is that: what is not is refused.
-    /// Whoever wrote it decides what this process does. Before any vCPU is created.
+    /// Has vCPUs take what [`Vm::bake`] has made of the memory that there is, where the file is that: what is not is
+    /// refused. Whoever wrote it decides what this process does. Before any vCPU is created.
     fn set_baked(&self, file: File, key: &[u8; 32]) -> io::Result<()> {
         let _ = (file, key);
         Err(io::ErrorKind::Unsupported.into())
@@ -195,8 +195,8 @@ pub trait Vcpu {
         Ok(())
     }
 
-    /// Where code begins that the engine has decoded, by guest physical addresses, what has run last in front; nothing where
-    /// it decodes none.
+    /// Where code begins that the engine has decoded, by guest physical addresses, what has run last in front; nothing
+    /// where it decodes none.
     fn decoded(&self) -> Vec<u64> {
         Vec::new()
     }

@@ -26,9 +26,9 @@ const OSLSR: (u16, u64) = (SysReg::new(2, 0, 1, 1, 4).0, 8);
 const LOR: u16 = SysReg::new(3, 0, 10, 4, 0).0;
 
 /// Serves an MRS or MSR that trapped (EC 0x18), and goes on after it. MDSCR_EL1, breakpoints and watchpoints are the
-/// framework's, which may leave the access to us all the same; other debug registers read as zero and ignore writes, and so
-/// do a performance monitor's, which a guest that booted on the software CPU takes to be there; any other register is
-/// undefined, as the guest's ID registers say.
+/// framework's, which may leave the access to us all the same; other debug registers read as zero and ignore writes,
+/// and so do a performance monitor's, which a guest that booted on the software CPU takes to be there; any other
+/// register is undefined, as the guest's ID registers say.
 pub(super) fn system_register<V: Vcpu + ?Sized>(vcpu: &mut V, syndrome: u64) -> Result<()> {
     let field = |low: u32, bits: u32| (syndrome >> low & ((1 << bits) - 1)) as u16;
     let (op0, op1, crn, crm, op2) = (field(20, 2), field(14, 3), field(10, 4), field(1, 4), field(17, 3));

@@ -106,9 +106,9 @@ impl HvfVcpu {
         Ok(None)
     }
 
-    /// An exit for the virtual timer masks it (hv_vcpu_run). With an interrupt controller none is expected: the framework
-    /// makes the interrupt pending by itself. Should one come, that is done here, and the mask goes once the guest has
-    /// dealt with the timer.
+    /// An exit for the virtual timer masks it (hv_vcpu_run). With an interrupt controller none is expected: the
+    /// framework makes the interrupt pending by itself. Should one come, that is done here, and the mask goes once the
+    /// guest has dealt with the timer.
     fn timer_activated(&mut self) -> Result<()> {
         self.timer_masked = true;
         self.set_redist_reg(ISPENDR0, VTIMER)

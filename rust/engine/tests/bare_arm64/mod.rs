@@ -94,8 +94,8 @@ const ADDRESS_KEYS: usize = 8;
 /// FEAT_SVE's control register; all lengths that there are.
 const ZCR_EL1: SysReg = SysReg::new(3, 0, 1, 2, 0);
 
-/// The interrupt controller's memory-mapped registers, 32 bits each (Arm IHI 0069, 12.9 and 12.11): what is written, and
-/// what must then be set in what is read.
+/// The interrupt controller's memory-mapped registers, 32 bits each (Arm IHI 0069, 12.9 and 12.11): what is written,
+/// and what must then be set in what is read.
 const CONTROLLER: [(&str, u64, u32); 13] = [
     ("GICD_CTLR", CONFIG.gicd_base, 0x12),
     ("GICD_ISENABLER1", CONFIG.gicd_base + 0x104, 0x00a5_0081),

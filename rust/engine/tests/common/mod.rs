@@ -78,7 +78,8 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // A test that fails may still have vCPUs somewhere; their memory stays then.
         if Arc::strong_count(&self.vm) == 1 && !std::thread::panicking() {
-            // SAFETY: it came from alloc_zeroed with this layout, and the VM, whose last reference this is, runs nothing.
+            // SAFETY: it came from alloc_zeroed with this layout, and the VM, whose last reference this is, runs
+            // nothing.
             unsafe { dealloc(self.ram.as_ptr(), layout()) };
         }
     }

@@ -14,8 +14,8 @@ const HEADER: usize = 64;
 /// The tree must not be longer (booting.rst, section 2).
 const MAX_FDT: usize = 2 << 20;
 
-/// Loads everything; `description.initramfs` is filled in here. The first vCPU is told the address of the device tree, in
-/// X0.
+/// Loads everything; `description.initramfs` is filled in here. The first vCPU is told the address of the device tree,
+/// in X0.
 pub fn load(
     ram: &GuestMemoryMmap<()>,
     kernel: &[u8],

@@ -30,8 +30,8 @@ use crate::power::{EntryPoint, Power};
 use crate::vcpus::{VcpuSet, Vcpus};
 
 /// What every guest gets on its command line. `panic=-1` turns a panic into a reset at once; the UART shows what goes
-/// wrong before the virtio console is there. Each of its characters is three exits, of which all that the kernel says at
-/// boot was 23,700 of 24,500, and a tenth of the software CPU's time: `quiet` comes first, to be heeded first.
+/// wrong before the virtio console is there. Each of its characters is three exits, of which all that the kernel says
+/// at boot was 23,700 of 24,500, and a tenth of the software CPU's time: `quiet` comes first, to be heeded first.
 const CMDLINE: &str = "quiet earlycon=pl011,mmio32,0x9000000 console=hvc0 panic=-1";
 
 /// An arm64 machine that is being made.

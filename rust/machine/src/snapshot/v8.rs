@@ -1,8 +1,8 @@
 //! A machine in a version 8 snapshot, the format in the field: fixed records of Hypervisor.framework's registers.
 //!
 //! What the format has no room for: PSCI's power states (only a machine all of whose vCPUs are on can be written, and
-//! all are on when it is read), the devices' types (they are by place: vsock, disks, then what a machine of this project
-//! has beyond them), and the features of the CPU.
+//! all are on when it is read), the devices' types (they are by place: vsock, disks, then what a machine of this
+//! project has beyond them), and the features of the CPU.
 
 use std::fs::File;
 
@@ -83,8 +83,8 @@ pub fn restore(
     parts.finish_restore(&state, &[], generation, &mut step)
 }
 
-/// Writes a machine that stands still into `file`, which is empty; it need not stand still to finish it. `listeners` are
-/// those of the file that it was restored from.
+/// Writes a machine that stands still into `file`, which is empty; it need not stand still to finish it. `listeners`
+/// are those of the file that it was restored from.
 pub fn write(paused: &Paused, listeners: &[v8::Listener], file: &File) -> Result<v8::Unfinished, Error> {
     let engine = paused.engine();
     let architecture = Architecture::of(engine);
@@ -132,8 +132,8 @@ fn snapshot(state: &State, memory_bytes: u64) -> Result<v8::Snapshot, Error> {
     })
 }
 
-/// The layout of the machine that a file is restored to: its writer's, or the first for those that are not this project's,
-/// where all that they do not have comes last.
+/// The layout of the machine that a file is restored to: its writer's, or the first for those that are not this
+/// project's, where all that they do not have comes last.
 fn layout(snapshot: &v8::Snapshot, disks: usize) -> Result<Layout, Error> {
     match snapshot.devices.len() {
         devices if devices == in_v8(disks) => Ok(Layout::First),

@@ -28,7 +28,8 @@ pub const API: &str = "api";
 const DISK_ELSEWHERE: &str = "disk-elsewhere";
 /// Optional: what stands behind the device of this index, where there is something to hold.
 const BACKEND: &str = "backend";
-/// Optional: where the code begins that its guest has run, for who decodes it ahead. A hint, by guest physical addresses.
+/// Optional: where the code begins that its guest has run, for who decodes it ahead. A hint, by guest physical
+/// addresses.
 const CODE: &str = "code";
 const KNOWN: [&str; 8] = [MACHINE, INTERRUPT_CONTROLLER, VCPU, DEVICE, API, DISK_ELSEWHERE, BACKEND, CODE];
 /// Places in it at most.
@@ -117,8 +118,8 @@ pub struct Origin {
 
 /// How much of RAM a snapshot holds. Found out while the machine runs: files of a chain may have many holes.
 pub enum Scope {
-    /// All of it; what the guest has not touched is as the files of its origin have it, in these bytes from the start of
-    /// RAM, and zeros elsewhere.
+    /// All of it; what the guest has not touched is as the files of its origin have it, in these bytes from the start
+    /// of RAM, and zeros elsewhere.
     Whole {
         /// In ascending order.
         below: Vec<Range<u64>>,
@@ -154,8 +155,8 @@ fn bad(error: supermachine_snapshot::Error) -> Error {
     Error::Snapshot(error)
 }
 
-/// Opens a chain: a whole snapshot, then the diffs that each build on the one before. `disks` are the files that have the
-/// disk of one that does not hold it.
+/// Opens a chain: a whole snapshot, then the diffs that each build on the one before. `disks` are the files that have
+/// the disk of one that does not hold it.
 pub fn open(files: Vec<File>, disks: Vec<File>) -> Result<Opened, Error> {
     let snapshots = files.iter().map(v9::Snapshot::open).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let pieces = v9::layers(&snapshots.iter().collect::<Vec<_>>()).map_err(bad)?;

@@ -32,7 +32,8 @@ pub(crate) trait VcpuBackend: Send + Sync + Sized + 'static {
     /// Features of the CPU that the guest may rely on.
     fn cpu_features(vcpus: &Vcpus<Self>) -> Result<Vec<String>, Error>;
 
-    /// Where code begins that was decoded, by guest physical addresses, what has run last in front; nothing where none is.
+    /// Where code begins that was decoded, by guest physical addresses, what has run last in front; nothing where none
+    /// is.
     fn decoded(vcpus: &Vcpus<Self>) -> Result<Vec<u64>, Error> {
         let _ = vcpus;
         Ok(Vec::new())

@@ -24,8 +24,8 @@ const SETUP_RNG_SEED: u32 = 9;
 
 /// What every guest gets on its command line. `panic=-1` turns a panic into a reset at once, and `reboot=t` a reset
 /// into a triple fault, which ends the machine. The UART shows what goes wrong before the virtio console is there: each
-/// of its characters is an exit, so that nothing else is shown (`quiet` comes first to be heeded first), and nobody looks for
-/// it later.
+/// of its characters is an exit, so that nothing else is shown (`quiet` comes first to be heeded first), and nobody
+/// looks for it later.
 const CMDLINE: &str = "quiet earlycon=uart8250,io,0x3f8 console=hvc0 panic=-1 reboot=t 8250.nr_uarts=0";
 
 /// Loads everything; where the first vCPU starts.

@@ -1,4 +1,5 @@
-//! The certificate authority of one machine: made by who starts it, after any snapshot was taken, and known to no guest.
+//! The certificate authority of one machine: made by who starts it, after any snapshot was taken, and known to no
+//! guest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use crate::rules::{Rule, Target};
 /// Names whose certificates are kept.
 const NAMES: usize = 64;
 
-/// The key of a new authority, and its certificate in PEM. It can vouch for names that the rules name, and for no other.
+/// The key of a new authority, and its certificate in PEM. It can vouch for names that the rules name, and for no
+/// other.
 pub fn create(hosts: &[Rule]) -> Result<(Hidden, String), Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(Error::Certificate)?;
     let mut authority = authority(&key);

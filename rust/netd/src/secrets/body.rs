@@ -57,8 +57,8 @@ impl Reader {
         self.state == State::ToTheEnd
     }
 
-    /// Takes what is the body's from the front of `input` and appends the data to `data`; trailer fields are left out, as who
-    /// passes a message on may. An error for what is no chunk.
+    /// Takes what is the body's from the front of `input` and appends the data to `data`; trailer fields are left out,
+    /// as who passes a message on may. An error for what is no chunk.
     pub fn read(&mut self, input: &mut Vec<u8>, data: &mut Vec<u8>) -> Result<(), &'static str> {
         let mut at = 0;
         let done = self.advance(input, &mut at, data);

@@ -1,7 +1,8 @@
 //! One connection that is opened: requests go on with secrets in them, responses come back without.
 //!
 //! One request is under way at a time. Heads are read whole and written anew; bodies stream through, no more than some
-//! 64 KiB ahead of who takes them, but for those of requests that secrets may be in, which are read whole up to a limit.
+//! 64 KiB ahead of who takes them, but for those of requests that secrets may be in, which are read whole up to a
+//! limit.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,5 @@
-//! Heads of requests and responses (RFC 9112), read strictly: they are written anew, so both sides read one and the same.
+//! Heads of requests and responses (RFC 9112), read strictly: they are written anew, so both sides read one and the
+//! same.
 
 use super::body::Framing;
 use crate::rules;

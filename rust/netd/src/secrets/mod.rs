@@ -1,8 +1,9 @@
-//! Secrets that a guest never gets: it has placeholders, and here their values take their place on the way to the hosts that
-//! they are for. To that end TLS with these hosts is opened, with certificates of an authority of this machine's own.
+//! Secrets that a guest never gets: it has placeholders, and here their values take their place on the way to the hosts
+//! that they are for. To that end TLS with these hosts is opened, with certificates of an authority of this machine's
+//! own.
 //!
-//! What is opened is HTTP/1.1 alone. Each such connection has a thread of its own ([`connection`]), which parses requests
-//! and responses and writes them anew, so both sides read them alike.
+//! What is opened is HTTP/1.1 alone. Each such connection has a thread of its own ([`connection`]), which parses
+//! requests and responses and writes them anew, so both sides read them alike.
 
 pub mod authority;
 pub mod body;

@@ -1,4 +1,5 @@
-//! Values and placeholders: which are for which host, where they are replaced, and how values that come back are covered.
+//! Values and placeholders: which are for which host, where they are replaced, and how values that come back are
+//! covered.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! A guest's kernel as it lies in RAM when it has been loaded: what frames are packed against.
 //!
-//! Nothing here is believed: where a file would be loaded decides how well frames pack, and a frame that was packed against
-//! another kernel has another checksum.
+//! Nothing here is believed: where a file would be loaded decides how well frames pack, and a frame that was packed
+//! against another kernel has another checksum.
 
 use std::io;
 use std::ops::Range;

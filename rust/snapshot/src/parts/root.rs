@@ -1,5 +1,5 @@
-//! Pages of RAM that are blocks of the guest's root image: what it has read is in memory as it is on disk. Whoever has the
-//! image takes them from there, and others fetch them as they do all pages.
+//! Pages of RAM that are blocks of the guest's root image: what it has read is in memory as it is on disk. Whoever has
+//! the image takes them from there, and others fetch them as they do all pages.
 //!
 //! An image is not believed to be the one that was meant: each frame of pages has a digest, and what is another is not
 //! taken.
@@ -29,8 +29,8 @@ pub struct Same {
 }
 
 impl Same {
-    /// The pages of `source`, whose RAM begins at `ram.start`, that are blocks of `root`: of the pages in `first`, and of the
-    /// others. Of the others not those that `base`, whose RAM begins there, has at the same place.
+    /// The pages of `source`, whose RAM begins at `ram.start`, that are blocks of `root`: of the pages in `first`, and
+    /// of the others. Of the others not those that `base`, whose RAM begins there, has at the same place.
     pub fn find(
         source: &File,
         ram: Range<u64>,
@@ -112,8 +112,8 @@ fn index(root: &File, watch: Watch<'_>) -> Result<HashMap<Digest32, u64>> {
     Ok(blocks)
 }
 
-/// Reads what [`Same::describe`] wrote of this part; calls `take` with each frame that is as it says, until one is not. How
-/// many were.
+/// Reads what [`Same::describe`] wrote of this part; calls `take` with each frame that is as it says, until one is not.
+/// How many were.
 pub(super) fn frames(
     part: &Part,
     root: &dyn Source,

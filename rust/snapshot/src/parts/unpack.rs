@@ -190,8 +190,8 @@ impl Unpacker {
         Ok(())
     }
 
-    /// Takes the frames of a part whose pages are blocks of a root image from that, until one is another than is `said`, as
-    /// [`super::Same::describe`] does. How many it took: the others, if any, are to be fetched.
+    /// Takes the frames of a part whose pages are blocks of a root image from that, until one is another than is
+    /// `said`, as [`super::Same::describe`] does. How many it took: the others, if any, are to be fetched.
     pub fn from_root(&self, part: usize, image: &dyn Source, said: &[u8]) -> Result<usize> {
         root::frames(self.part(part)?, image, said, |number, pages| self.write(part, number, pages))
     }

@@ -2,8 +2,8 @@
 //!
 //! In this order: u64 bytes of the disk, 32 bytes BLAKE3 of the blocks that the file holds, u32 bytes of the list that
 //! follows, that list of the stretches that the file holds, and, up to the end of the data, the list of those that are
-//! zeros whatever the parent has there. Lists are as in `ram-extents`, of blocks of 4 KiB. The blocks lie one after another
-//! behind RAM, in ascending order.
+//! zeros whatever the parent has there. Lists are as in `ram-extents`, of blocks of 4 KiB. The blocks lie one after
+//! another behind RAM, in ascending order.
 
 use std::fs::File;
 use std::io;

@@ -73,8 +73,8 @@ pub use writer::{Summary, Writer};
 
 use crate::Digest32;
 
-/// Newest minor version that this build writes; a file has the oldest that knows what is in it. A minor version only ever
-/// adds: sections, versions of sections, and flags, which older readers refuse.
+/// Newest minor version that this build writes; a file has the oldest that knows what is in it. A minor version only
+/// ever adds: sections, versions of sections, and flags, which older readers refuse.
 pub const MINOR: u32 = 1;
 /// RAM begins at a multiple of this in the file, so that hosts of any page size can map it.
 pub const RAM_ALIGNMENT: u64 = 64 << 10;

@@ -203,8 +203,8 @@ impl Writer {
         self.end(true)
     }
 
-    /// The same for a file that nobody keeps: it has no digest of RAM, so that [`super::verify`] refuses it, and no disk is
-    /// waited for.
+    /// The same for a file that nobody keeps: it has no digest of RAM, so that [`super::verify`] refuses it, and no
+    /// disk is waited for.
     pub fn finish_unkept(self) -> Result<Summary> {
         self.end(false)
     }

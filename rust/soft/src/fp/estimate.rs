@@ -1,4 +1,5 @@
-//! Reciprocal and reciprocal square root: estimates (Arm ARM, "RecipEstimate" and "RecipSqrtEstimate"), steps, exponent.
+//! Reciprocal and reciprocal square root: estimates (Arm ARM, "RecipEstimate" and "RecipSqrtEstimate"), steps,
+//! exponent.
 
 use super::lanes::Env;
 use super::softfloat::*;

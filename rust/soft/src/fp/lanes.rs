@@ -432,7 +432,8 @@ macro_rules! any_fp {
     };
 }
 
-/// Widening and narrowing: `N`/`NS` the narrow lanes, `W`/`WS` the wide ones, by narrow size; `$q` 2 is the scalar form.
+/// Widening and narrowing: `N`/`NS` the narrow lanes, `W`/`WS` the wide ones, by narrow size; `$q` 2 is the scalar
+/// form.
 macro_rules! arm_nw {
     ($n:ty, $ns:ty, $w:ty, $ws:ty, $k:literal, $body:expr) => {{
         #[allow(dead_code, reason = "not every shape uses it")]

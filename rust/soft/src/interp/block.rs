@@ -85,8 +85,8 @@ impl Block {
         self.decode_up_to(BLOCK_MAX, first, fetch);
     }
 
-    /// The same with an operation for each instruction, none of which does its neighbour's work. Where it `follows`, what a
-    /// B inside the page goes to comes behind it, so that a loop of several parts is one block.
+    /// The same with an operation for each instruction, none of which does its neighbour's work. Where it `follows`,
+    /// what a B inside the page goes to comes behind it, so that a loop of several parts is one block.
     pub(crate) fn decode_plain(&mut self, first: usize, follows: bool, fetch: impl FnMut(usize) -> u32) {
         self.plain = true;
         self.follows = follows;

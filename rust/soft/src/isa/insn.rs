@@ -98,8 +98,8 @@ pub(crate) enum Unary {
     Cls,
 }
 
-/// Which acquiring load or releasing store: LDAR and STLR; LDLAR and STLLR, which order less; LDAPR, which is LDAR here;
-/// and those with an offset, LDAPUR and STLUR.
+/// Which acquiring load or releasing store: LDAR and STLR; LDLAR and STLLR, which order less; LDAPR, which is LDAR
+/// here; and those with an offset, LDAPUR and STLUR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acquire {
     Ordered,

@@ -463,8 +463,8 @@ pub(crate) enum Simd {
         d: Reg,
         n: Reg,
     },
-    /// `upper` says that the narrow lanes are those of upper halves; `lane` which lane of `m` is meant for all, where one
-    /// is.
+    /// `upper` says that the narrow lanes are those of upper halves; `lane` which lane of `m` is meant for all, where
+    /// one is.
     Long {
         op: Long,
         signed: bool,

@@ -29,8 +29,8 @@ pub(super) trait Moves {
         None
     }
 
-    /// Of the guest registers `of` (one bit each) the one to give up, where the rest of the block is known; memory has `clean`
-    /// of them.
+    /// Of the guest registers `of` (one bit each) the one to give up, where the rest of the block is known; memory has
+    /// `clean` of them.
     fn wanted_last(&self, _vector: bool, _of: u64, _clean: u64) -> Option<u8> {
         None
     }
@@ -99,8 +99,8 @@ impl File {
         self.dirty >> g & 1 == 1
     }
 
-    /// A host register for something new: a free one, or the one that is wanted last, or else was not used for longest; and
-    /// the guest register that must be stored from it first.
+    /// A host register for something new: a free one, or the one that is wanted last, or else was not used for longest;
+    /// and the guest register that must be stored from it first.
     fn allocate(
         &mut self,
         pool: &[u8],
@@ -307,8 +307,8 @@ impl<A: Moves> Cache<A> {
         }
     }
 
-    /// Loads registers before a loop, as far as there is room, and treats those that it writes as newer than memory: so they
-    /// need not be stored each time round.
+    /// Loads registers before a loop, as far as there is room, and treats those that it writes as newer than memory: so
+    /// they need not be stored each time round.
     pub(super) fn enter_loop(&mut self, asm: &mut A, registers: &Around) {
         for g in registers.general.iter().take(A::IN_LOOPS) {
             self.read(asm, *g);

@@ -5,8 +5,8 @@ use crate::interp::block::End;
 use crate::isa::effects::Registers;
 use crate::isa::insn::{Insn, Reg};
 
-/// Before each operation, and behind the last one, whether the flags that there are may be looked at: by an instruction, or
-/// because the block may be left there.
+/// Before each operation, and behind the last one, whether the flags that there are may be looked at: by an
+/// instruction, or because the block may be left there.
 pub(super) fn flags_live(input: &Input) -> Vec<bool> {
     let mut live = vec![true; input.ops.len() + 1];
     for at in (0..input.ops.len() - 1).rev() {

@@ -7,8 +7,8 @@ use crate::interp::handlers::Flags;
 use crate::interp::op::Op;
 use crate::mem::TlbEntry;
 
-/// Defines the constants in the form that a host has use for: `cpu` makes `$field` of an offset in the CPU's state, other
-/// offsets are numbers of type `$number`.
+/// Defines the constants in the form that a host has use for: `cpu` makes `$field` of an offset in the CPU's state,
+/// other offsets are numbers of type `$number`.
 macro_rules! offsets {
     (cpu: $cpu:ident -> $field:ty, others: $number:ty) => {
         offsets! { @cpu $cpu, $field,

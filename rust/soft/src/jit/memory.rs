@@ -1,5 +1,5 @@
-//! Memory for machine code: one file, mapped twice, writable in one place and executable in the other, so that nothing is
-//! ever both.
+//! Memory for machine code: one file, mapped twice, writable in one place and executable in the other, so that nothing
+//! is ever both.
 
 use std::io;
 #[cfg(target_os = "linux")]

@@ -1,12 +1,12 @@
 //! Machine code for blocks that run often, beside the interpreter.
 //!
-//! A block's machine code is one more handler of its first operation ([`enter`]), and keeps the interpreter's contract: at
-//! every way out all registers are in memory, and the interpreter goes on at the operation that could not be done. So
-//! whatever is not translated is simply interpreted, exceptions are precise, and code that the guest has changed goes as
-//! decoded operations do (see [`Jit::forget`]). Nothing of this is in a snapshot.
+//! A block's machine code is one more handler of its first operation ([`enter`]), and keeps the interpreter's contract:
+//! at every way out all registers are in memory, and the interpreter goes on at the operation that could not be done.
+//! So whatever is not translated is simply interpreted, exceptions are precise, and code that the guest has changed
+//! goes as decoded operations do (see [`Jit::forget`]). Nothing of this is in a snapshot.
 //!
-//! What a block does is read from guest memory anew when it is translated ([`crate::isa`]); its operations are decoded again
-//! with it, each by itself, for the ways out.
+//! What a block does is read from guest memory anew when it is translated ([`crate::isa`]); its operations are decoded
+//! again with it, each by itself, for the ways out.
 
 #![cfg_attr(
     not(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux")),

@@ -71,8 +71,8 @@ fn instructions_of_handlers_use_up_turns_as_in_the_interpreter() {
 /// Four blocks by turns that the jump cache has two slots for.
 #[test]
 fn branches_that_share_a_slot_need_no_look_of_the_run_loop() {
-    // b 1f; at 0x100: 1: movz x1, #ROUNDS; movz x6, #0x4000, lsl #16; add x7, x6, #0x1024; add x8, x6, #0x9000 (by two);
-    // add x9, x8, #4; add x6, x7, #-4; 2: blr of x6 to x9; subs x1, x1, #1; b.ne 2b; hvc #0
+    // b 1f; at 0x100: 1: movz x1, #ROUNDS; movz x6, #0x4000, lsl #16; add x7, x6, #0x1024; add x8, x6, #0x9000 (by
+    // two); add x9, x8, #4; add x6, x7, #-4; 2: blr of x6 to x9; subs x1, x1, #1; b.ne 2b; hvc #0
     let main = [
         0xd280_0001 | ROUNDS << 5,
         0xd2a8_0006,

@@ -225,8 +225,8 @@ impl Writer<'_> {
         );
     }
 
-    /// `most` loads or stores by one base register, as of a structure's fields or a function's saved registers, and what computes
-    /// between them: the first may move the base before it, the last behind it.
+    /// `most` loads or stores by one base register, as of a structure's fields or a function's saved registers, and
+    /// what computes between them: the first may move the base before it, the last behind it.
     pub(crate) fn run(&mut self, most: u64) {
         let (rn, kind, vectors) = (self.base(), self.r.below(3) as u32, self.r.one_in(4));
         for n in 0..most {

@@ -250,8 +250,8 @@ fn has_exclusive(p: &Program) -> bool {
     p.pieces.iter().flat_map(|(_, words)| words).any(|word| word & 0x3f80_0000 == 0x0800_0000)
 }
 
-/// Programs that go on in another machine at random moments, interpreted and translated by turns, as a snapshot does that
-/// one has taken and another restores.
+/// Programs that go on in another machine at random moments, interpreted and translated by turns, as a snapshot does
+/// that one has taken and another restores.
 fn moved_programs(seed: u64, count: usize) {
     let mut r = Random(seed);
     let mut moments = Random(seed ^ 1);

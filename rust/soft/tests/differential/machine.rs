@@ -163,8 +163,8 @@ impl Machine {
         v.set_reg(Reg::PC, pc).expect("a register");
     }
 
-    /// Runs a program of several pieces, which are put so many bytes behind the start of `pages` fresh pages, to whatever
-    /// ends it.
+    /// Runs a program of several pieces, which are put so many bytes behind the start of `pages` fresh pages, to
+    /// whatever ends it.
     pub(crate) fn program(&mut self, s: &State, pages: usize, pieces: &[(usize, Vec<u32>)]) -> Outcome {
         self.next = self.next.next_multiple_of(4096);
         if self.next + pages * 4096 > CODE_LEN {
@@ -189,8 +189,8 @@ impl Machine {
         self.load(s, CODE + first as u64);
     }
 
-    /// The same from the first slot of new machines, one for each of `moves` and the first again behind the last: `stop`
-    /// is given what makes each leave its run, and where one does the next goes on. Gives how often one has.
+    /// The same from the first slot of new machines, one for each of `moves` and the first again behind the last:
+    /// `stop` is given what makes each leave its run, and where one does the next goes on. Gives how often one has.
     pub(crate) fn moving(
         s: &State,
         pages: usize,

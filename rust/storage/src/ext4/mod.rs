@@ -1,10 +1,11 @@
 //! An empty ext4 file system in a sparse file, made in milliseconds whatever its size.
 //!
-//! Of all block groups but the first and the last only the descriptor is written: the kernel makes their bitmaps when it
-//! first needs them (`BLOCK_UNINIT`, `INODE_UNINIT`), and inode tables are holes, which read as the zeros that they are to be
-//! (`INODE_ZEROED`). Each group has its own bitmaps and inodes at its start, since a group that held another's would have to
-//! be written. The kernel adds groups to such a file system while it is mounted: their descriptors do not follow those that are
-//! there but lie in the new groups (`meta_bg`). Layout: the kernel's Documentation/filesystems/ext4.
+//! Of all block groups but the first and the last only the descriptor is written: the kernel makes their bitmaps when
+//! it first needs them (`BLOCK_UNINIT`, `INODE_UNINIT`), and inode tables are holes, which read as the zeros that they
+//! are to be (`INODE_ZEROED`). Each group has its own bitmaps and inodes at its start, since a group that held
+//! another's would have to be written. The kernel adds groups to such a file system while it is mounted: their
+//! descriptors do not follow those that are there but lie in the new groups (`meta_bg`). Layout: the kernel's
+//! Documentation/filesystems/ext4.
 
 mod inodes;
 mod structures;
@@ -64,13 +65,13 @@ pub enum Error {
 /// Whom a file system is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
-    /// A disk of its own. It has checksums, and copies by which `e2fsck` goes when the first are damaged: of the superblock in
-    /// all groups that are to have one (`sparse_super`), of the descriptors in [`COPIED`], as those in the others would be
-    /// megabytes. The kernel writes there what it changes, and can make it larger.
+    /// A disk of its own. It has checksums, and copies by which `e2fsck` goes when the first are damaged: of the
+    /// superblock in all groups that are to have one (`sparse_super`), of the descriptors in [`COPIED`], as those in
+    /// the others would be megabytes. The kernel writes there what it changes, and can make it larger.
     Lasting,
-    /// A disk that ends with its machine. It has neither, nor places for copies (`sparse_super2`), so that it cannot grow:
-    /// what a checksum of each block that is changed would find, snapshots' own find, and of what unpacking a tree takes
-    /// the guest's processor a tenth are checksums.
+    /// A disk that ends with its machine. It has neither, nor places for copies (`sparse_super2`), so that it cannot
+    /// grow: what a checksum of each block that is changed would find, snapshots' own find, and of what unpacking a
+    /// tree takes the guest's processor a tenth are checksums.
     Passing,
 }
 
@@ -167,7 +168,8 @@ impl Layout {
     }
 }
 
-/// The first group after the first, and those whose numbers are powers of 3, 5 and 7, in ascending order (`sparse_super`).
+/// The first group after the first, and those whose numbers are powers of 3, 5 and 7, in ascending order
+/// (`sparse_super`).
 fn groups_with_copies(groups: u64) -> Vec<u64> {
     let powers = |base: u64| std::iter::successors(Some(base), move |power| power.checked_mul(base));
     let mut found = vec![1];

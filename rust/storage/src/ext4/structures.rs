@@ -13,11 +13,12 @@ use super::{BLOCK, GROUP, INODE_SIZE, INODES, Identity, Layout, Life};
 const COMPATIBLE: u32 = 0x4 | 0x8 | 0x20; // journal, extended attributes, indexed directories
 pub(super) const SPARSE_SUPER2: u32 = 0x200;
 const READ_ONLY: u32 = 0x2 | 0x8 | 0x20 | 0x40; // large and huge files, many links, large inodes
-/// Checksums of everything; and those of descriptors alone, without which groups could not be left to the kernel to make.
+/// Checksums of everything; and those of descriptors alone, without which groups could not be left to the kernel to
+/// make.
 const METADATA_CSUM: u32 = 0x400;
 const GDT_CSUM: u32 = 0x10;
-/// What a file system of a disk that ends with its machine is mounted with in any case: blocks of files are not marked as
-/// unwritten first, and as written when they are, which is for crashes, and another transaction for each file.
+/// What a file system of a disk that ends with its machine is mounted with in any case: blocks of files are not marked
+/// as unwritten first, and as written when they are, which is for crashes, and another transaction for each file.
 const MOUNT_OPTIONS: &[u8] = b"dioread_lock";
 const SPARSE_SUPER: u32 = 0x1;
 const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x80; // file types, extents, 64 bits

@@ -1,8 +1,9 @@
-//! The writable disk of a machine's root: what the machine writes goes into a sparse file of its own, and the rest is read
-//! from layers below, which machines that come of one snapshot share and nobody writes to.
+//! The writable disk of a machine's root: what the machine writes goes into a sparse file of its own, and the rest is
+//! read from layers below, which machines that come of one snapshot share and nobody writes to.
 //!
-//! A block is written to the next free place of the file. So what is there can be sealed at any moment, in no time: blocks
-//! that are written from then on get places of their own, and whoever reads what was sealed reads the disk as it was.
+//! A block is written to the next free place of the file. So what is there can be sealed at any moment, in no time:
+//! blocks that are written from then on get places of their own, and whoever reads what was sealed reads the disk as it
+//! was.
 
 #![allow(unsafe_code, reason = "holes are punched by a C call")]
 
@@ -93,7 +94,8 @@ struct Disk {
     below: Below,
     own: Arc<File>,
     map: Map,
-    /// Places of the file that have been given out, and those among them that nothing is at any more, the next one last.
+    /// Places of the file that have been given out, and those among them that nothing is at any more, the next one
+    /// last.
     places: u32,
     free: Vec<u32>,
     /// Places before it are somebody's: of a clone for as long as the disk lives, of a capture until it is done.
@@ -158,8 +160,8 @@ impl Scratch {
         }
     }
 
-    /// The disk as it is now, to be read while the machine goes on writing. One that is not to `last` is for a capture, of
-    /// which there is one at a time, and ends with what is returned; others are for clones, whose files go by it.
+    /// The disk as it is now, to be read while the machine goes on writing. One that is not to `last` is for a capture,
+    /// of which there is one at a time, and ends with what is returned; others are for clones, whose files go by it.
     pub fn seal(&self, scope: Scope, last: bool) -> Sealed {
         let mut disk = self.lock();
         let (pieces, zeros) = disk.sealed(scope);

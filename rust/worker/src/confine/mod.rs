@@ -59,8 +59,8 @@ pub(crate) struct Beneath<'a> {
     pub read_only: bool,
 }
 
-/// Confines this process; of the file system it reaches `shares` alone. Every other file that it will use is open by now,
-/// and no other thread runs yet.
+/// Confines this process; of the file system it reaches `shares` alone. Every other file that it will use is open by
+/// now, and no other thread runs yet.
 pub(crate) fn confine(engine: Engine, shares: &[Beneath<'_>]) -> Result<(), Error> {
     system::confine(engine, shares)
 }

@@ -322,7 +322,8 @@ pub(crate) fn contents(worker: &mut Worker, path: &str) -> String {
     String::from_utf8(read(&mut worker.files(), path)).unwrap()
 }
 
-/// Starts a test of this program again, with the variable set: a process that owns others, and what it says behind "owns".
+/// Starts a test of this program again, with the variable set: a process that owns others, and what it says behind
+/// "owns".
 pub(crate) fn owner(test: &str, variable: &str) -> (Child, Vec<String>) {
     let mut owner = Process::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])

@@ -9,8 +9,8 @@ use kvm_ioctls::{VcpuFd, reg_size};
 use crate::arm64::{Reg, SimdReg, SysReg};
 use crate::kvm::{Error, Named, Result};
 
-/// Where core registers are in the kernel's `struct kvm_regs`, in 32-bit words: general registers, SP_EL0, PC and PSTATE;
-/// SP_EL1, ELR_EL1 and five SPSRs with padding; vector registers, FPSR and FPCR.
+/// Where core registers are in the kernel's `struct kvm_regs`, in 32-bit words: general registers, SP_EL0, PC and
+/// PSTATE; SP_EL1, ELR_EL1 and five SPSRs with padding; vector registers, FPSR and FPCR.
 const PC: u64 = 64;
 const PSTATE: u64 = 66;
 const VECTOR: u64 = 84;
@@ -19,16 +19,16 @@ const FPCR: u64 = 213;
 
 /// Registers that a vCPU may list: as many as kvm-bindings has room for.
 const MOST: usize = 500;
-/// The virtual timer's counter, control and compare value. In the ids of the first and last KVM has exchanged CNTVCT and
-/// CNTV_CVAL, which is its interface now (arch/arm64/include/uapi/asm/kvm.h).
+/// The virtual timer's counter, control and compare value. In the ids of the first and last KVM has exchanged CNTVCT
+/// and CNTV_CVAL, which is its interface now (arch/arm64/include/uapi/asm/kvm.h).
 pub(crate) const TIMER_COUNT: u64 = system(SysReg::new(3, 3, 14, 3, 2));
 
 /// Registers of the Scalable Vector Extension: their kind, and the bytes that KVM exchanges one of the vector registers
 /// in, however long vectors are.
 const SVE: u64 = 0x15 << 16;
 const SVE_BYTES: usize = 256;
-/// The set of vector lengths that the guest may choose from. It goes first and once: it settles what the other registers
-/// of the extension are (Documentation/virt/kvm/api.rst, 4.68 and 4.119).
+/// The set of vector lengths that the guest may choose from. It goes first and once: it settles what the other
+/// registers of the extension are (Documentation/virt/kvm/api.rst, 4.68 and 4.119).
 pub(crate) const SVE_LENGTHS: u64 = KVM_REG_ARM64 | SVE | KVM_REG_SIZE_U512 | 0xffff;
 
 /// The id of a system register.

@@ -76,9 +76,9 @@ impl Vcpu {
     /// Everything that a snapshot holds of this vCPU, which is out of the guest by [`super::Exit::Canceled`] or has
     /// not been in it.
     pub fn save(&self) -> Result<Vec<u8>> {
-        // First what asking for changes: a page fault that KVM has queued and not yet injected gives CR2 its address when
-        // events are asked for (arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_get_vcpu_events; debug exceptions DR6 likewise),
-        // and INIT and SIPI that wait are taken when the state is.
+        // First what asking for changes: a page fault that KVM has queued and not yet injected gives CR2 its address
+        // when events are asked for (arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_get_vcpu_events; debug exceptions DR6
+        // likewise), and INIT and SIPI that wait are taken when the state is.
         self.fd.get_vcpu_events().named("KVM_GET_VCPU_EVENTS")?;
         let mp_state = self.fd.get_mp_state().named("KVM_GET_MP_STATE")?;
         let regs = self.registers()?;

@@ -85,8 +85,8 @@ unsafe fn cas128(p: *mut u8, old: u128, new: u128) -> u128 {
 #[cfg(target_arch = "aarch64")]
 unsafe fn cas128_arm64(p: *mut u8, old: u128, new: u128) -> u128 {
     let (lo, hi): (u64, u64);
-    // SAFETY: the memory is there and may be written, by the caller. What is loaded is one value only once a store after
-    // it has succeeded, which therefore comes in any case.
+    // SAFETY: the memory is there and may be written, by the caller. What is loaded is one value only once a store
+    // after it has succeeded, which therefore comes in any case.
     unsafe {
         core::arch::asm!(
             "2:",

@@ -1,5 +1,5 @@
-//! What operations do. Each function here is a [`crate::interp::op::Handler`]; what it expects in the operation is said in
-//! the decoder beside its use.
+//! What operations do. Each function here is a [`crate::interp::op::Handler`]; what it expects in the operation is said
+//! in the decoder beside its use.
 
 pub(crate) mod alu;
 pub(crate) mod atomic;

@@ -68,8 +68,8 @@ macro_rules! applied {
     };
 }
 
-// Every one costs a row and a column of handlers: these are the most frequent in kernels, interpreters, compilers' output
-// and hash functions.
+// Every one costs a row and a column of handlers: these are the most frequent in kernels, interpreters, compilers'
+// output and hash functions.
 steps! {
     Mov: alu::mov::<u64>, applied!(mov::<u64>);
     MovImm: alu::mov_imm::<u64>, applied!(mov_imm::<u64>);

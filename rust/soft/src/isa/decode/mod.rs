@@ -1,8 +1,8 @@
 //! From instruction words to instructions (Arm ARM, C4.1).
 //!
-//! Each part of the encoding space gives what it has found to `to`. That is a call for each kind of instruction, so that
-//! what the interpreter makes of one is compiled into the place where its kind is known: a match on [`Insn`] in `to` costs
-//! nothing there.
+//! Each part of the encoding space gives what it has found to `to`. That is a call for each kind of instruction, so
+//! that what the interpreter makes of one is compiled into the place where its kind is known: a match on [`Insn`] in
+//! `to` costs nothing there.
 
 mod alu;
 mod branch;

@@ -13,8 +13,8 @@ const SP: Reg = Regs::SP as Reg;
 const ZERO: Reg = Regs::ZERO as Reg;
 const SINK: Reg = Regs::SINK as Reg;
 
-/// The instruction `word` at `address`, as an assembler writes it; `.inst` and the word where it is unallocated or (many of
-/// floating point and SIMD) has no name here.
+/// The instruction `word` at `address`, as an assembler writes it; `.inst` and the word where it is unallocated or
+/// (many of floating point and SIMD) has no name here.
 ///
 /// What an encoding says without effect is not shown: an immediate of 0 that is shifted, and a shift by 0 of a byte's
 /// index.

@@ -51,8 +51,8 @@ impl Translator<'_> {
         }
     }
 
-    /// Looks `bytes` at `ADDRESS` up in the TLB: `ADDEND` becomes what makes it the host's; what is not there goes aside by
-    /// the jump.
+    /// Looks `bytes` at `ADDRESS` up in the TLB: `ADDEND` becomes what makes it the host's; what is not there goes
+    /// aside by the jump.
     fn translate(&mut self, store: bool, bytes: u32) -> Jump {
         self.translate_by(store, bytes, TLB, TAG)
     }
@@ -366,8 +366,8 @@ impl Translator<'_> {
         true
     }
 
-    /// Stores a pair at `ADDRESS` where the old one is, before and behind everything: `OTHER` and `ADDEND` become what was
-    /// there, and `TEMP` zero if it was stored.
+    /// Stores a pair at `ADDRESS` where the old one is, before and behind everything: `OTHER` and `ADDEND` become what
+    /// was there, and `TEMP` zero if it was stored.
     fn swap_pair(&mut self, wide: bool, old: [R; 2], new: [R; 2]) {
         let a = &mut self.asm;
         if wide {

@@ -52,8 +52,8 @@ impl State {
 /// Code behind the block's straight way.
 #[expect(clippy::large_enum_variant, reason = "there are few at a time, and boxes would cost more")]
 enum Aside {
-    /// An access that the TLB does not know: the interpreter's operation does it, and the block goes on with what it has
-    /// changed.
+    /// An access that the TLB does not know: the interpreter's operation does it, and the block goes on with what it
+    /// has changed.
     Slow { from: [Option<Jump>; 3], back: usize, before: State, after: State, changed: [u8; 3], op: usize },
     /// The interpreter goes on at this operation.
     Exit { from: Jump, state: State, op: usize },
@@ -352,8 +352,8 @@ impl Translator<'_> {
         self.goto();
     }
 
-    /// On at the address in `ADDRESS`, all state being in memory; `TEMP` is negative when there is no fuel left. The code is
-    /// here and not shared, so that the host's predictor knows each branch by itself.
+    /// On at the address in `ADDRESS`, all state being in memory; `TEMP` is negative when there is no fuel left. The
+    /// code is here and not shared, so that the host's predictor knows each branch by itself.
     fn goto(&mut self) {
         let a = &mut self.asm;
         let tired = a.tbz(63, true, TEMP);

@@ -1,7 +1,8 @@
 //! Machine code for arm64 hosts: mostly the guest's own instructions with other registers.
 //!
-//! The guest's flags are the host's wherever nothing says otherwise: no code that is made here changes the host's but for
-//! the guest's instructions and calls. Vector registers are in those of the same number. See `cache` for general ones.
+//! The guest's flags are the host's wherever nothing says otherwise: no code that is made here changes the host's but
+//! for the guest's instructions and calls. Vector registers are in those of the same number. See `cache` for general
+//! ones.
 
 mod access;
 mod asm;

@@ -554,13 +554,14 @@ impl Asm {
         self.rm(size == 3, &[0x0f, opcode - u8::from(size == 0)], r.0, m);
     }
 
-    /// Stores `new` where RAX is, in one step; RAX becomes what was there, and the zero flag says whether it was stored.
+    /// Stores `new` where RAX is, in one step; RAX becomes what was there, and the zero flag says whether it was
+    /// stored.
     pub(super) fn compare_exchange(&mut self, size: u8, m: M, new: R) {
         self.locked(size, 0xb1, new, m);
     }
 
-    /// Stores RCX:RBX where RDX:RAX is, 16 aligned bytes in one step; RDX:RAX become what was there, and the zero flag says
-    /// whether they were stored.
+    /// Stores RCX:RBX where RDX:RAX is, 16 aligned bytes in one step; RDX:RAX become what was there, and the zero flag
+    /// says whether they were stored.
     pub(super) fn compare_exchange_16(&mut self, m: M) {
         self.u8(0xf0);
         self.rm(true, &[0x0f, 0xc7], 1, m);

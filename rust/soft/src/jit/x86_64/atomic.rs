@@ -106,7 +106,8 @@ impl Translator<'_> {
         self.slow(aside, before, [t, NO_REG, NO_REG]);
     }
 
-    /// What is at RDX is replaced in one step by what `f` makes of it: in RCX, of RAX, which has what was there in the end.
+    /// What is at RDX is replaced in one step by what `f` makes of it: in RCX, of RAX, which has what was there in the
+    /// end.
     fn replace(&mut self, size: u8, f: impl Fn(&mut Asm)) {
         let a = &mut self.asm;
         a.load(size, false, false, RAX, at(RDX, 0));
@@ -147,7 +148,8 @@ impl Translator<'_> {
         self.asm.store_i(layout::MONITOR_SIZE, size);
     }
 
-    /// Looks up where an exclusive store goes: it goes aside where that is elsewhere than the load was, and fails there.
+    /// Looks up where an exclusive store goes: it goes aside where that is elsewhere than the load was, and fails
+    /// there.
     fn noted(&mut self, base: R, size: i32, bytes: i32) -> [Option<Jump>; 3] {
         self.asm.arith_mi(Arith::Cmp, layout::MONITOR_SIZE, size);
         let other = self.asm.jcc(Cc::NE);

@@ -47,8 +47,8 @@ enum Aside {
     Taken { from: Jump, cache: Cache, flags: State, op: usize, to: i64 },
 }
 
-/// Loads and stores by one base register, none of which is far from the others, and between them what does nothing but compute
-/// with general registers: the TLB is asked once for all.
+/// Loads and stores by one base register, none of which is far from the others, and between them what does nothing but
+/// compute with general registers: the TLB is asked once for all.
 pub(super) struct Run {
     pub ops: RangeInclusive<usize>,
     /// Where the first byte is for the guest, from the base on; and for the host.
@@ -524,7 +524,8 @@ impl Translator<'_> {
         }
     }
 
-    /// Whether flags are nobody's at an offset of the page: the instructions there do nothing but compute and give new ones.
+    /// Whether flags are nobody's at an offset of the page: the instructions there do nothing but compute and give new
+    /// ones.
     fn sets_flags(&self, to: i64) -> bool {
         // Words that are looked at.
         const MOST: u16 = 8;

@@ -206,9 +206,9 @@ impl Translator<'_> {
         true
     }
 
-    /// CRC-32 of `1 << size` bytes, by two multiplications without carries (Barrett's reduction): with V those bytes and
-    /// the CRC so far as a polynomial, P that of CRC-32 and Q the quotient of V x^32 by P, the new CRC is what Q P has below
-    /// x^32. Q is what V times the quotient of x^96 by P has from x^64 on. Lowest bits are highest powers.
+    /// CRC-32 of `1 << size` bytes, by two multiplications without carries (Barrett's reduction): with V those bytes
+    /// and the CRC so far as a polynomial, P that of CRC-32 and Q the quotient of V x^32 by P, the new CRC is what Q P
+    /// has below x^32. Q is what V times the quotient of x^96 by P has from x^64 on. Lowest bits are highest powers.
     fn crc32(&mut self, size: u8, d: Reg, n: Reg, m: Reg) {
         self.will_write(d);
         let (x, y) = (self.read(n), self.read(m));
@@ -305,8 +305,8 @@ impl Translator<'_> {
         true
     }
 
-    /// What the run loop looks around after, as more may come in then: where there is nothing to look at the block goes on
-    /// behind it. False when the interpreter must do it.
+    /// What the run loop looks around after, as more may come in then: where there is nothing to look at the block goes
+    /// on behind it. False when the interpreter must do it.
     pub(super) fn lets_in(&mut self, insn: Insn) -> bool {
         match insn {
             Insn::Barrier { kind: Barrier::Isb, .. } => self.undisturbed(),

@@ -265,8 +265,8 @@ impl Translator<'_> {
         self.host_flags = None;
     }
 
-    /// The host's flags tell this condition by the one returned; 14 and 15 always hold and must not come here. Uses RAX,
-    /// RCX, XMM1 and XMM2; what the host's flags were is lost unless they told already.
+    /// The host's flags tell this condition by the one returned; 14 and 15 always hold and must not come here. Uses
+    /// RAX, RCX, XMM1 and XMM2; what the host's flags were is lost unless they told already.
     pub(super) fn condition(&mut self, cond: u8) -> Cc {
         if let Some((at, kind)) = self.host_flags
             && at == self.at

@@ -2,8 +2,8 @@
 //!
 //! The host computes where that gives the same bits and leaves FPSR as it is: rounding is to nearest and nothing is
 //! flushed (looked at once in a block), IXC is set already when the result may be inexact, and the result is normal, or
-//! for sums finite (`fp::arith` says why that is enough). All else goes aside to the interpreter's operation. The host's
-//! MXCSR stays as Rust programs have it; its sticky flags are nobody's.
+//! for sums finite (`fp::arith` says why that is enough). All else goes aside to the interpreter's operation. The
+//! host's MXCSR stays as Rust programs have it; its sticky flags are nobody's.
 
 use super::asm::{Arith, Cc, Jump, RAX, RCX, RDX, X};
 use super::block::{NO_REG, Translator};

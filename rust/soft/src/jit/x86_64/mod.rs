@@ -1,8 +1,9 @@
 //! Machine code for x86-64 hosts.
 //!
-//! RBX points at the CPU's state (see `layout`); R13 is the fuel, R14 where the TLB is and R15 the tag of its entries, each of
-//! which is worth more there than what a block would do with the register; RAX, RCX, RDX and XMM0 to XMM3 are for whoever needs them; the others hold guest registers inside
-//! a block (see `cache`), none of them between blocks. The stack is as deep as `Ways::enter` makes it.
+//! RBX points at the CPU's state (see `layout`); R13 is the fuel, R14 where the TLB is and R15 the tag of its entries,
+//! each of which is worth more there than what a block would do with the register; RAX, RCX, RDX and XMM0 to XMM3 are
+//! for whoever needs them; the others hold guest registers inside a block (see `cache`), none of them between blocks.
+//! The stack is as deep as `Ways::enter` makes it.
 
 mod access;
 mod asm;

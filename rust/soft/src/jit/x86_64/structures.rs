@@ -1,7 +1,7 @@
 //! LD1 to LD4 and ST1 to ST4.
 //!
-//! What lies in memory one structure behind the other is sorted by shuffles of whole registers; each element is loaded or
-//! stored by one access in the end, as is asked for.
+//! What lies in memory one structure behind the other is sorted by shuffles of whole registers; each element is loaded
+//! or stored by one access in the end, as is asked for.
 
 use super::asm::{Arith, RAX, RCX, X, at};
 use super::block::{NO_REG, Translator};

@@ -116,12 +116,13 @@ const fn each64(x: u64) -> u128 {
     (x as u128) << 64 | x as u128
 }
 
-/// Code that all blocks share. The operation is in RSI, an address in RAX, the slot of the jump cache at four times RCX.
+/// Code that all blocks share. The operation is in RSI, an address in RAX, the slot of the jump cache at four times
+/// RCX.
 #[derive(Clone, Copy)]
 pub(super) struct Stubs {
     pub ways: Ways,
-    /// Where the jump cache has something else at RCX than the address in RAX, which has RDI for a key and RSI for a page; RDX
-    /// is where the cache is.
+    /// Where the jump cache has something else at RCX than the address in RAX, which has RDI for a key and RSI for a
+    /// page; RDX is where the cache is.
     pub beside: usize,
     /// Calls a function of `fp`.
     pub fp: usize,

@@ -1,7 +1,7 @@
 //! Shuffles for structures of three elements.
 
-/// Shuffles for structures of three: by size of an element, which register, and which part of what is in memory (or, for
-/// stores, the other way round), for PSHUFB.
+/// Shuffles for structures of three: by size of an element, which register, and which part of what is in memory (or,
+/// for stores, the other way round), for PSHUFB.
 pub(super) const TRIPLES: [[[u128; 9]; 4]; 2] = {
     const NOTHING: u8 = 0x80;
     let mut all = [[[0; 9]; 4]; 2];

@@ -473,8 +473,8 @@ impl Translator<'_> {
         true
     }
 
-    /// The lower halves of lanes of XMM0, twice as wide as `s`: to the lower half of `r`, or to the upper one above what
-    /// `z` has in its lower half.
+    /// The lower halves of lanes of XMM0, twice as wide as `s`: to the lower half of `r`, or to the upper one above
+    /// what `z` has in its lower half.
     pub(super) fn narrow(&mut self, s: usize, full: bool, r: X, z: X) {
         let a = &mut self.asm;
         match s {

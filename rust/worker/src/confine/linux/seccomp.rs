@@ -2,8 +2,8 @@
 //!
 //! A call that takes a path or an address, makes a process or reaches another one is not here, or only with arguments
 //! that do neither. `statx` and `newfstatat` take a path beside their descriptor, which a filter cannot read, so the
-//! length of an open file is asked for by `fstat`; `sendmsg` takes an address in the same way. For workers with shares see
-//! also `rust/fs/src/sealed.rs`.
+//! length of an open file is asked for by `fstat`; `sendmsg` takes an address in the same way. For workers with shares
+//! see also `rust/fs/src/sealed.rs`.
 
 use std::collections::BTreeMap;
 
