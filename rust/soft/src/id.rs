@@ -125,6 +125,8 @@ impl SysReg {
     pub const DCZID_EL0: Self = Self::new(3, 3, 0, 0, 7);
     /// The exception mask, in bits 9 to 6.
     pub const DAIF: Self = Self::new(3, 3, 4, 2, 1);
+    /// How floating point is done.
+    pub const FPCR: Self = Self::new(3, 3, 4, 4, 0);
 
     /// The performance monitor's control register.
     pub const PMCR_EL0: Self = Self::new(3, 3, 9, 12, 0);

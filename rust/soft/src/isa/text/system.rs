@@ -48,7 +48,7 @@ const OPTIONS: [&str; 16] = [
 const REGISTERS: [(SysReg, &str); 32] = [
     (SysReg::new(3, 3, 4, 2, 0), "nzcv"),
     (SysReg::DAIF, "daif"),
-    (SysReg::new(3, 3, 4, 4, 0), "fpcr"),
+    (SysReg::FPCR, "fpcr"),
     (SysReg::new(3, 3, 4, 4, 1), "fpsr"),
     (SysReg::new(3, 0, 4, 2, 0), "spsel"),
     (SysReg::new(3, 0, 4, 2, 2), "currentel"),

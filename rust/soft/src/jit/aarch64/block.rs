@@ -180,7 +180,8 @@ impl Translator<'_> {
         self.asides.push(Aside::Exit { from, state: self.state, op: self.at });
     }
 
-    fn fp_check(&mut self) {
+    /// Leaves where FP instructions trap.
+    pub(super) fn fp_check(&mut self) {
         self.asm.load(0, TEMP, CPU, layout::FP_TRAP);
         let trapped = self.asm.cbz(false, true, TEMP);
         self.exit_by(trapped);

@@ -125,6 +125,7 @@ impl Translator<'_> {
             SysReg::TPIDR_EL0 => layout::TPIDR_EL0,
             SysReg::SP_EL0 => layout::SP_EL0,
             SysReg::DAIF => layout::DAIF,
+            SysReg::FPCR => layout::FPCR,
             _ => match layout::system(register) {
                 Some(place) => place,
                 None if known.is_some() => layout::PC,
@@ -133,8 +134,10 @@ impl Translator<'_> {
         };
         // At EL0 most are undefined, and DAIF may be; SP_EL0 is where it is in use.
         let mut nonzero = Vec::new();
-        if !matches!(SysReg(register), SysReg::TPIDR_EL0 | SysReg::DCZID_EL0) {
-            nonzero.push(layout::EL);
+        match SysReg(register) {
+            SysReg::TPIDR_EL0 | SysReg::DCZID_EL0 => {}
+            SysReg::FPCR => self.fp_check(),
+            _ => nonzero.push(layout::EL),
         }
         if SysReg(register) == SysReg::SP_EL0 {
             nonzero.push(layout::SPSEL);
@@ -147,6 +150,7 @@ impl Translator<'_> {
                 self.asm.load(0, r, CPU, place);
                 self.asm.lsl_i(r, r, 6);
             }
+            (SysReg::FPCR, _) => self.asm.load(2, r, CPU, place),
             (_, Some(value)) => self.asm.mov_i(r, value),
             _ => self.asm.load(3, r, CPU, place),
         }

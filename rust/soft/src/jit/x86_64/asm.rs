@@ -115,10 +115,17 @@ impl Asm {
         self.buf.extend_from_slice(&v.to_le_bytes());
     }
 
+    /// A few: one by one takes less time than a call for so many.
+    fn bytes(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.u8(*b);
+        }
+    }
+
     /// Prefix, opcode bytes, and the operands as register field and register.
     pub(super) fn rr(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: u8) {
         self.rex(wide, reg, 0, rm, false);
-        self.buf.extend_from_slice(opcode);
+        self.bytes(opcode);
         self.u8(0xc0 | (reg & 7) << 3 | rm & 7);
     }
 
@@ -136,14 +143,14 @@ impl Asm {
     /// A register and what is at a place in the code memory.
     pub(super) fn r_at(&mut self, opcode: &[u8], reg: u8, place: usize) {
         self.rex(false, reg, 0, 0, false);
-        self.buf.extend_from_slice(opcode);
+        self.bytes(opcode);
         self.u8((reg & 7) << 3 | 5);
         self.rel32_to(place);
     }
 
     fn rm_with(&mut self, wide: bool, opcode: &[u8], reg: u8, m: M, force: bool) {
         self.rex(wide, reg, m.index.map_or(0, |(i, _)| i.0), m.base.0, force);
-        self.buf.extend_from_slice(opcode);
+        self.bytes(opcode);
         let reg = (reg & 7) << 3;
         let base = m.base.0 & 7;
         // RBP and R13 have no form without a displacement.
@@ -278,7 +285,7 @@ impl Asm {
         let mut both = |wide: bool, opcode: &[u8]| {
             // The low bytes of RSP to RDI exist with a prefix only.
             self.rex(wide, d.0, 0, s.0, byte);
-            self.buf.extend_from_slice(opcode);
+            self.bytes(opcode);
             self.u8(0xc0 | (d.0 & 7) << 3 | s.0 & 7);
         };
         match (size, signed) {

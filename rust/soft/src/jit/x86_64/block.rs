@@ -43,8 +43,15 @@ enum Aside {
     },
     /// The interpreter goes on at this operation.
     Exit { from: Jump, cache: Cache, flags: State, op: usize },
-    /// A branch that is taken.
-    Taken { from: Jump, cache: Cache, flags: State, op: usize, to: i64 },
+}
+
+/// A branch that is taken: code behind the block's straight way, too.
+struct Taken {
+    from: Jump,
+    cache: Cache,
+    flags: State,
+    op: usize,
+    to: i64,
 }
 
 /// Loads and stores by one base register, none of which is far from the others, and between them what does nothing but
@@ -90,15 +97,23 @@ pub(super) struct Translator<'a> {
     flags_live: Vec<bool>,
     pub input: &'a Input<'a>,
     asides: Vec<Aside>,
+    taken: Vec<Taken>,
     links: Vec<Link>,
     #[cfg(test)]
     left: Vec<usize>,
 }
 
+/// Bytes that most instructions take, ways aside included.
+const BYTES: usize = 128;
+
 /// Makes the code of a block that begins at `origin` of the code memory.
 pub(super) fn translate(input: &Input, origin: usize, stubs: &Stubs, features: Features) -> Code {
     let mut t = Translator {
-        asm: Asm { buf: Vec::with_capacity(4096), origin, uses: flow::Uses::new(input) },
+        asm: Asm {
+            buf: Vec::with_capacity(BYTES * (input.ops.len() + 4)),
+            origin,
+            uses: flow::Uses::new(input),
+        },
         cache: Cache::new(),
         flags: State::Memory,
         host_flags: None,
@@ -115,7 +130,8 @@ pub(super) fn translate(input: &Input, origin: usize, stubs: &Stubs, features: F
         around: None,
         flags_live: flow::flags_live(input),
         input,
-        asides: Vec::new(),
+        asides: Vec::with_capacity(input.ops.len()),
+        taken: Vec::new(),
         links: Vec::new(),
         #[cfg(test)]
         left: Vec::new(),
@@ -235,7 +251,8 @@ impl Translator<'_> {
         self.asides.push(Aside::Exit { from, cache: self.cache, flags: self.flags, op: self.at });
     }
 
-    fn fp_check(&mut self) {
+    /// Leaves where FP instructions trap.
+    pub(super) fn fp_check(&mut self) {
         self.asm.cmp_byte(layout::FP_TRAP, 0);
         self.exit_when(Cc::NE);
     }
@@ -380,7 +397,7 @@ impl Translator<'_> {
 
     fn branch_when(&mut self, cc: Cc, to: i64) {
         let from = self.asm.jcc(cc);
-        self.asides.push(Aside::Taken { from, cache: self.cache, flags: self.flags, op: self.at, to });
+        self.taken.push(Taken { from, cache: self.cache, flags: self.flags, op: self.at, to });
     }
 
     /// The last operation of the block.
@@ -613,11 +630,20 @@ impl Translator<'_> {
     }
 
     fn emit_asides(&mut self) {
-        // What is taken often comes first: the branches. Runs that are done apart have ways aside of their own.
-        self.asides.sort_by_key(|aside| !matches!(aside, Aside::Taken { .. }));
+        // What is taken often comes first.
+        for Taken { from, cache, flags, op, to } in std::mem::take(&mut self.taken) {
+            self.asm.land(from);
+            if self.input.goes_around(to) {
+                self.go_around(op, &cache, flags);
+            } else {
+                self.branch(op, to, &cache, flags);
+            }
+        }
+        // Runs that are done apart have ways aside of their own.
         while !self.asides.is_empty() {
             self.emit_some();
         }
+        debug_assert!(self.taken.is_empty(), "what is done aside does not branch");
     }
 
     fn emit_some(&mut self) {
@@ -646,14 +672,6 @@ impl Translator<'_> {
                     flags::store(&mut self.asm, &cache, flags);
                     self.asm.mov_i(RSI, self.op_address(op));
                     self.asm.jmp_to(self.stubs.ways.exit);
-                }
-                Aside::Taken { from, cache, flags, op, to } => {
-                    self.asm.land(from);
-                    if self.input.goes_around(to) {
-                        self.go_around(op, &cache, flags);
-                        continue;
-                    }
-                    self.branch(op, to, &cache, flags);
                 }
             }
         }

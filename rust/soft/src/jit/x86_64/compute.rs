@@ -241,15 +241,18 @@ impl Translator<'_> {
             SysReg::TPIDR_EL0 => layout::TPIDR_EL0,
             SysReg::SP_EL0 => layout::SP_EL0,
             SysReg::DAIF => layout::DAIF,
+            SysReg::FPCR => layout::FPCR,
             _ => match layout::system(register) {
                 Some(place) => place,
                 None if known.is_some() => layout::PC,
                 None => return false,
             },
         };
-        if !matches!(SysReg(register), SysReg::TPIDR_EL0 | SysReg::DCZID_EL0) {
-            // Most are undefined there; SP_EL0 is where it is in use.
-            self.at_el1();
+        match SysReg(register) {
+            SysReg::TPIDR_EL0 | SysReg::DCZID_EL0 => {}
+            SysReg::FPCR => self.fp_check(),
+            // Most are undefined at EL0; SP_EL0 is where it is in use.
+            _ => self.at_el1(),
         }
         if SysReg(register) == SysReg::SP_EL0 {
             self.asm.cmp_byte(layout::SPSEL, 0);
@@ -262,6 +265,7 @@ impl Translator<'_> {
                 self.asm.load(0, false, false, r, place);
                 self.asm.shift_i(Sh::Shl, false, r, 6);
             }
+            (SysReg::FPCR, _) => self.asm.load(2, false, false, r, place),
             (_, Some(value)) => self.asm.mov_i(r, value),
             _ => self.asm.load(3, false, true, r, place),
         }
