@@ -20,7 +20,7 @@ from supermachine import VM
 
 from tests.docker import databases
 
-from .snapshots import _row
+from .snapshots import quantiles
 
 PORT = "5432/tcp"
 #: Whoever comes is let in: how passwords are hashed is not what is measured.
@@ -88,8 +88,8 @@ def measure(repeats: int) -> dict[str, Any]:
                 vm.kill()
     return {
         "initdb_to_first_answer_s": round(start, 1),
-        "restore": _row(sorted(restores)),
-        "restore_to_answer": _row(sorted(wholes)),
+        "restore": quantiles(sorted(restores)),
+        "restore_to_answer": quantiles(sorted(wholes)),
     }
 
 

@@ -34,7 +34,7 @@ def measure(repeats: int, rounds: int) -> Recorded:
     """Milliseconds: of each restore to the first output; of forks, medians until ready and until all have answered."""
     from supermachine import VM
 
-    from .snapshots import ECHO, IMAGE, _restore
+    from .snapshots import ECHO, IMAGE, restore
 
     restores: dict[str, list[float]] = {memory: [] for memory in MEMORIES}
     with tempfile.TemporaryDirectory() as place:
@@ -43,12 +43,12 @@ def measure(repeats: int, rounds: int) -> Recorded:
             with VM(IMAGE, memory=memory) as vm:
                 vm.run(ECHO, check=True)
                 snapshots[memory] = vm.snapshot(Path(place, memory))
-            _restore(snapshots[memory], True)  # records what it touches
+            restore(snapshots[memory], True)  # records what it touches
         # By turns, so that other work on the machine is in both.
         for _ in range(repeats):
             for memory, snapshot in snapshots.items():
                 start = time.perf_counter()
-                _restore(snapshot, True)
+                restore(snapshot, True)
                 restores[memory].append(round((time.perf_counter() - start) * 1000, 2))
     forks: list[dict[str, float]] = []
     with VM(IMAGE, memory="256m") as vm, ThreadPoolExecutor(_THREADS) as executor:

@@ -41,7 +41,7 @@ def _times(work: Callable[[], object], repeats: int) -> list[float]:
     return sorted(found)
 
 
-def _row(times: list[float]) -> dict[str, float]:
+def quantiles(times: list[float]) -> dict[str, float]:
     last = times[min(len(times) - 1, int(len(times) * 0.95))]
     return {"p50_ms": round(statistics.median(times), 1), "p95_ms": round(last, 1), "min_ms": round(times[0], 1)}
 
@@ -53,7 +53,7 @@ def _drop(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _restore(snapshot: Snapshot, prefault: bool) -> None:
+def restore(snapshot: Snapshot, prefault: bool) -> None:
     with snapshot.restore(prefault=prefault) as vm:
         vm.run(ECHO, check=True)
 
@@ -61,7 +61,7 @@ def _restore(snapshot: Snapshot, prefault: bool) -> None:
 def _restore_decoding(snapshot: Snapshot) -> None:
     """The same without the code that another has decoded."""
     with unittest.mock.patch.object(code, "has", return_value=False):
-        _restore(snapshot, True)
+        restore(snapshot, True)
 
 
 def _restores(path: Path, memory: str, repeats: int) -> dict[str, dict[str, float]]:
@@ -70,7 +70,7 @@ def _restores(path: Path, memory: str, repeats: int) -> dict[str, dict[str, floa
         vm.run(ECHO, check=True)
         snapshot = vm.snapshot(path)
     rootfs = vm.image.rootfs
-    _restore(snapshot, True)  # records what it touches and runs
+    restore(snapshot, True)  # records what it touches and runs
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
         start = time.perf_counter()
@@ -83,14 +83,14 @@ def _restores(path: Path, memory: str, repeats: int) -> dict[str, dict[str, floa
                     _drop(snapshot.path)
                     _drop(rootfs)
                 else:
-                    _restore(snapshot, prefault)
+                    restore(snapshot, prefault)
                 how = f"{memory}, working set {'on' if prefault else 'off'}{', cold page cache' * cold}"
                 start = time.perf_counter()
-                _restore(snapshot, prefault)
+                restore(snapshot, prefault)
                 took = (time.perf_counter() - start) * 1000
                 found.setdefault(f"restore to first output, {how}", []).append(took)
     snapshot.delete()
-    return {name: _row(sorted(times)) for name, times in found.items()}
+    return {name: quantiles(sorted(times)) for name, times in found.items()}
 
 
 def _beside_qemu(place: Path, repeats: int) -> dict[str, float]:
@@ -102,11 +102,11 @@ def _beside_qemu(place: Path, repeats: int) -> dict[str, float]:
     with VM(IMAGE, memory="256m") as vm:
         vm.run(ECHO, check=True)
         snapshot = vm.snapshot(place / "beside")
-    _restore(snapshot, True)
+    restore(snapshot, True)
     here, there = [], []
     for _ in range(repeats):
         start = time.perf_counter()
-        _restore(snapshot, True)
+        restore(snapshot, True)
         here.append((time.perf_counter() - start) * 1000)
         there.append(incoming.first_output(place, kernel, initramfs, state, 256) * 1000)
     snapshot.delete()
@@ -143,7 +143,7 @@ def measure(place: Path, repeats: int, say: Callable[[str], None]) -> dict[str, 
             rows.append((taken.data_bytes, taken.path.stat().st_blocks * 512))
             taken.delete()
         data, disk = rows[-1]
-        note("capture pause, 512 MiB with 100 MiB in use", _row(sorted(pauses)))
+        note("capture pause, 512 MiB with 100 MiB in use", quantiles(sorted(pauses)))
         note("its file", {"ram_mib": round(data / 2**20, 1), "disk_mib": round(disk / 2**20, 1)})
     with VM(IMAGE, memory="256m") as vm, ThreadPoolExecutor(16) as executor:
         vm.run(ECHO, check=True)
@@ -164,11 +164,11 @@ def measure(place: Path, repeats: int, say: Callable[[str], None]) -> dict[str, 
     # The first restore records the working set, and what it came to is remembered.
     subprocess.run(command, check=True, capture_output=True)
     whole = _times(lambda: subprocess.run(command, check=True, capture_output=True), repeats)
-    note("supermachine run, whole command", _row(whole))
+    note("supermachine run, whole command", quantiles(whole))
     nothing = _times(lambda: subprocess.run([sys.executable, "-c", ""], check=True), repeats)
     imported = _times(lambda: subprocess.run([sys.executable, "-c", "import supermachine"], check=True), repeats)
-    note("python -c ''", _row(nothing))
-    note("python -c 'import supermachine'", _row(imported))
+    note("python -c ''", quantiles(nothing))
+    note("python -c 'import supermachine'", quantiles(imported))
     return results
 
 
