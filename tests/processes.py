@@ -40,3 +40,15 @@ def pipes() -> int:
         with contextlib.suppress(OSError):
             found += os.readlink(entry).startswith("pipe:")
     return found
+
+
+def children(named: str) -> list[int]:
+    """The processes of this one's whose name begins so."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            status = (process / "stat").read_text()
+            name, rest = status.split("(", 1)[1].rsplit(")", 1)
+            if int(rest.split()[1]) == os.getpid() and name.startswith(named):
+                found.append(int(process.name))
+    return found

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from supermachine import VM
+
+from ..processes import children
 
 pytestmark = pytest.mark.vm
 
@@ -132,3 +135,22 @@ def test_a_warning_of_the_library_fails_nothing(
     (tmp_path / "tree").mkdir()
     done = deaf([sys.executable, "-c", LIBRARY, busybox, str(tmp_path / "tree"), how], stderr, broken)
     assert (done.returncode, done.stdout) == (0, b"hi\nTrue\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
+def test_no_process_of_a_machine_has_what_its_owner_leaves_open_for_others(busybox: str) -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    pipe = f"pipe:[{os.fstat(write).st_ino}]"
+    try:
+        with VM(busybox) as vm:
+            # The policy process is there from then on.
+            vm.run(["nc", "-w", "5", "10.0.2.2", "9"], stdin=subprocess.DEVNULL, check=False)
+            processes = children("supermachine-")
+            assert len(processes) >= 2
+            for process in processes:
+                open_there = [os.readlink(fd) for fd in Path(f"/proc/{process}/fd").iterdir()]
+                assert pipe not in open_there
+    finally:
+        os.close(read)
+        os.close(write)

@@ -7,7 +7,6 @@ A run in continuous integration takes a few hundred of each; ``make soak`` takes
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shutil
@@ -21,6 +20,7 @@ import pytest
 from supermachine import VM
 from supermachine.errors import CommandNotFound
 
+from ..processes import children
 from .guests import answer, output, wait_for
 
 pytestmark = [
@@ -62,18 +62,6 @@ class Counts:
         # The shell that counts is there each time. The kernel's own threads come and go.
         self.agent = int(output(vm, "ls /proc/1/fd | wc -l"))
         self.processes = int(output(vm, "cat /proc/[0-9]*/statm | grep -vc '^0 '"))
-
-
-def children(named: str) -> list[int]:
-    """The processes of this one's whose name begins so."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            status = (process / "stat").read_text()
-            name, rest = status.split("(", 1)[1].rsplit(")", 1)
-            if int(rest.split()[1]) == os.getpid() and name.startswith(named):
-                found.append(int(process.name))
-    return found
 
 
 def run(vm: VM, _: int) -> None:

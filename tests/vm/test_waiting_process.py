@@ -11,6 +11,7 @@ import pytest
 from supermachine import VM, Snapshot, errors
 
 from .guests import output as _output
+from .guests import wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -107,7 +108,8 @@ def test_what_cannot_be_started_says_why(snapshot: Snapshot) -> None:
         with snapshot.restore() as vm:
             with pytest.raises(error):
                 vm.run(words)
-            assert waiting(vm) == []
+            # The host is told before its end is seen to.
+            wait_for(lambda vm=vm: waiting(vm) == [], "the end of the process")
             assert output(vm, "echo next") == "next"
     with snapshot.restore() as vm:
         (pid,) = waiting(vm)

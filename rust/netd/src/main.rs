@@ -14,7 +14,13 @@ use supermachine_proto::netd::{Command, Event, ROOTS, Start};
 /// Descriptors that it may have.
 const MAX_FILES: u64 = 64 * 1024;
 
+#[cfg_attr(target_os = "linux", allow(unsafe_code, reason = "descriptors are closed by their numbers"))]
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    // SAFETY: nothing has been opened.
+    unsafe {
+        supermachine_support::inherited::close();
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,9 +1,11 @@
 //! What several crates need and none owns: locks, entropy, page size, elapsed time, indices of 64 bits, descriptors
 //! over sockets, work for threads that have none, a tripwire for saved structures. It knows no other crate.
 
-#![allow(unsafe_code, reason = "getrandom(2), getentropy(3) and sysconf(3) are C calls")]
+#![allow(unsafe_code, reason = "getrandom(2), getentropy(3), sysconf(3) and close_range(2) are C calls")]
 
 pub mod descriptors;
+#[cfg(target_os = "linux")]
+pub mod inherited;
 pub mod side_work;
 
 use std::io;

@@ -41,8 +41,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
+#[cfg_attr(target_os = "linux", allow(unsafe_code, reason = "descriptors are closed by their numbers"))]
 fn main() -> ExitCode {
     end_with_any_panic();
+    #[cfg(target_os = "linux")]
+    // SAFETY: nothing has been opened.
+    unsafe {
+        supermachine_support::inherited::close();
+    }
     #[cfg(target_os = "linux")]
     if let Some(found) = std::env::args_os().nth(1).and_then(|argument| probe::asked(&argument)) {
         println!("{found}");

@@ -40,6 +40,8 @@ const POWER_OFF: Duration = Duration::from_secs(2);
 const END: Duration = Duration::from_secs(2);
 /// Connections that may wait for the guest's clock to be set, or for its device to be free.
 const MAX_WAITING: usize = 4096;
+/// How long the thread that makes them stays when none comes.
+const CONNECTS_FOR: Duration = Duration::from_secs(1);
 /// How long a guest's file system may take to grow: the kernel writes each group's descriptor.
 const GROWN: Duration = Duration::from_secs(60);
 /// How long a guest that ended before it was ready is listened to.
@@ -267,9 +269,19 @@ impl Session {
         owner::exit(0)
     }
 
-    /// Makes the connections that could not be made at once.
+    /// Makes the connections that could not be made at once, until none has come for a while.
     fn connect_those_that_wait(&self, waiting: &mpsc::Receiver<(u32, OwnedFd)>) {
-        for (port, fd) in waiting {
+        loop {
+            let next = waiting.recv_timeout(CONNECTS_FOR).ok().or_else(|| {
+                let mut to_here = lock(&self.waiting);
+                // Whoever sends holds the lock: one that came just now is here.
+                let last = waiting.try_recv().ok();
+                if last.is_none() {
+                    *to_here = None;
+                }
+                last
+            });
+            let Some((port, fd)) = next else { return };
             self.wall_clock.follow(&self.boot);
             self.machine.vsock().connect(port, fd);
         }
